@@ -1,0 +1,132 @@
+// A worker's line to the coordinator: registers, keeps a heartbeat, delivers assignments, reports. Plain types; gRPC inside.
+//
+// One thread named "heartbeat". It survives the coordinator's restart: while the coordinator is away it retries with back-off
+// (at most one heartbeat interval) and registers again when told to. Reports (CommitStage, FinishJob) retry until they are
+// answered, `Stop` is called or their generation is over.
+#ifndef DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
+#define DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/plan/plan.h"
+#include "common/rpc/rpc_options.h"
+#include "common/status.h"
+
+namespace distill {
+
+enum class WorkerKind { kTeacher, kStudent };
+
+// Mirrors v1.TapInfo.
+struct ServedTap {
+  std::string path, type;
+  std::vector<uint32_t> shape;
+  bool stage_end = false;
+};
+// Mirrors v1.ServedModel.
+struct ServedModelInfo {
+  std::string name, digest;
+  ModelSpec spec;
+  uint64_t parameters = 0, bytes = 0;
+  std::vector<ServedTap> taps;  // only for models whose architecture is not in the zoo
+};
+
+struct TeacherEndpoint {
+  std::string worker_id, address, model, digest;
+  bool operator==(const TeacherEndpoint&) const = default;
+};
+
+// Mirrors v1.StudentAssignment.
+struct StudentAssignment {
+  std::string job_id;
+  uint64_t generation = 0;
+  uint32_t rank = 0, world_size = 1;
+  JobPlan plan;
+  uint32_t first_stage = 0;
+  std::vector<TeacherEndpoint> teachers;
+  std::string checkpoint, checkpoint_digest;
+};
+// Mirrors v1.TeacherJob.
+struct TeacherJob {
+  std::string job_id, model;
+  std::vector<std::string> taps;
+  bool operator==(const TeacherJob&) const = default;
+};
+
+struct NamedNumber {
+  std::string name;
+  double value = 0;
+};
+// Mirrors v1.Progress.
+struct JobProgress {
+  uint32_t stage = 0;
+  uint64_t step = 0, total_step = 0;
+  double loss = 0, learning_rate = 0, images_per_second = 0;
+  std::vector<NamedNumber> terms, step_seconds;
+  double accuracy = -1, teacher_accuracy = -1;  // negative: not measured
+  double time = 0;
+  std::string phase;
+};
+struct JobStageResult {
+  uint32_t stage = 0;
+  std::string checkpoint, digest;
+  double accuracy = -1, loss = 0, seconds = 0;
+};
+struct JobArtifacts {
+  std::string safetensors, torchscript;
+  uint64_t safetensors_bytes = 0, torchscript_bytes = 0, student_parameters = 0, teacher_parameters = 0, teacher_bytes = 0;
+  double student_accuracy = -1, teacher_accuracy = -1;
+};
+enum class EventLevel { kInfo, kWarning, kError };
+
+class FleetClient {
+ public:
+  struct Options {
+    std::string coordinator;  // host:port
+    RpcSecurity security;
+    std::string worker_id;
+    WorkerKind kind = WorkerKind::kStudent;
+    std::string address;  // see RegisterRequest.address
+    std::vector<ServedModelInfo> models;
+    std::string device = "cpu";
+    // How long Start() waits for the first answer of the coordinator.
+    std::chrono::milliseconds connect_timeout{30000};
+  };
+  // Callbacks run on the heartbeat thread and must return quickly; each fires only when its value changed.
+  struct Callbacks {
+    // A new assignment (another job or generation), or nullopt: revoked, stop what you do.
+    std::function<void(std::optional<StudentAssignment>)> on_student_assignment;
+    // The list of teachers of the present assignment changed.
+    std::function<void(std::vector<TeacherEndpoint>)> on_teachers;
+    std::function<void(std::vector<TeacherJob>)> on_teacher_jobs;
+    std::function<void()> on_cancel;  // the running job was cancelled
+    std::function<uint32_t()> queue_length;  // teachers: requests waiting; may be null
+  };
+  // Registers and starts the heartbeat. kUnavailable: no coordinator answered in time (names the address);
+  // kUnauthenticated; kInvalidArgument: the coordinator refused the registration.
+  static StatusOr<std::unique_ptr<FleetClient>> Start(Options options, Callbacks callbacks);
+  virtual ~FleetClient() = default;  // Stop()
+
+  // What the worker acts on now; sent with heartbeats and after a coordinator restart. Empty job id: idle.
+  virtual void SetCurrent(const std::string& job_id, uint64_t generation, uint32_t rank) = 0;
+  // Newest wins; sent with the next heartbeat.
+  virtual void ReportProgress(const JobProgress& progress) = 0;
+  // Kept (at most 1000, oldest dropped) until a heartbeat delivered it; goes to the job's event log.
+  virtual void ReportEvent(const std::string& job_id, EventLevel level, const std::string& text) = 0;
+  // Blocking. kAborted: the generation is over. kCancelled: stopped.
+  virtual Status CommitStage(const std::string& job_id, uint64_t generation, const JobStageResult& result) = 0;
+  virtual Status FinishJob(const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts) = 0;
+  // Blocking, at most 10 s of retries.
+  virtual Status ReportFailure(const std::string& job_id, uint64_t generation, const std::string& message, bool retryable) = 0;
+  // The worker is going away: one last heartbeat says so (at most 2 s).
+  virtual void Drain() = 0;
+  virtual void Stop() = 0;
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_COMMON_FLEET_FLEET_CLIENT_H_

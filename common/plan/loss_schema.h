@@ -1,0 +1,54 @@
+// Which losses exist, what they read and which knobs they have: one table for the coordinator (which validates job files against
+// it), the student (which builds the losses from it) and the documentation (docs/job.md is checked against it by a test).
+//
+// Immutable after start-up; any thread.
+#ifndef DISTILL_COMMON_PLAN_LOSS_SCHEMA_H_
+#define DISTILL_COMMON_PLAN_LOSS_SCHEMA_H_
+
+#include <span>
+#include <string_view>
+
+#include "common/plan/plan.h"
+#include "common/status.h"
+
+namespace distill {
+
+enum class LossInput {
+  kLabels,    // student logits and labels
+  kLogits,    // student and teacher logits [N, K]
+  kFeatures,  // student and teacher maps [N, C, H, W]
+};
+
+struct KnobSchema {
+  std::string_view name;
+  enum class Type { kNumber, kFlag, kText } type;
+  std::string_view default_value;          // as written in YAML
+  double minimum = 0;                      // numbers: lower bound
+  bool minimum_exclusive = false;          // true: value > minimum, false: value >= minimum
+  std::span<const std::string_view> choices = {};  // texts: allowed values
+  std::string_view help;                   // one sentence, with unit
+};
+
+struct LossSchema {
+  std::string_view type;     // "cwd"
+  LossInput input;
+  std::string_view help;     // one sentence, with the paper
+  std::span<const KnobSchema> knobs;
+  bool adapter_allowed;      // channels may differ when an adapter lifts the student's
+};
+
+// All known losses, sorted by type.
+std::span<const LossSchema> LossSchemas();
+// Null when unknown.
+const LossSchema* FindLossSchema(std::string_view type);
+// Checks names, types, ranges of `given` and fills in defaults. kInvalidArgument names the knob and the nearest valid one.
+StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given);
+
+// Readers for completed knobs. REQUIRES: the name exists with that type (CompleteKnobs guarantees it).
+double NumberKnob(const Knobs& knobs, std::string_view name);
+bool FlagKnob(const Knobs& knobs, std::string_view name);
+const std::string& TextKnob(const Knobs& knobs, std::string_view name);
+
+}  // namespace distill
+
+#endif  // DISTILL_COMMON_PLAN_LOSS_SCHEMA_H_

@@ -1,0 +1,119 @@
+// A job's expanded plan as plain C++: the mirror of proto/distill/v1/plan.proto for code that must not see protobuf.
+//
+// Field meanings, units and defaults stand in the .proto; names agree one to one. All types are values: copyable, comparable,
+// thread-compatible. Conversion: common/plan/plan_codec.h.
+#ifndef DISTILL_COMMON_PLAN_PLAN_H_
+#define DISTILL_COMMON_PLAN_PLAN_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace distill {
+
+// number | flag | text
+using KnobValue = std::variant<double, bool, std::string>;
+using Knobs = std::map<std::string, KnobValue>;
+
+struct ModelSpec {
+  std::string arch;
+  uint32_t width = 0;
+  uint32_t num_classes = 0;
+  uint32_t in_channels = 0;
+  uint32_t image_height = 0;
+  uint32_t image_width = 0;
+  std::string weights;
+  std::vector<float> mean;
+  std::vector<float> std;
+  bool operator==(const ModelSpec&) const = default;
+};
+
+struct TeacherRef {
+  std::string model;
+  std::string digest;
+  ModelSpec spec;
+  bool operator==(const TeacherRef&) const = default;
+};
+
+struct LossPlan {
+  std::string name;
+  std::string type;
+  double weight = 1;
+  std::string student_tap;
+  std::string teacher_tap;
+  bool needs_teacher = false;
+  std::string adapter = "none";
+  uint32_t student_channels = 0;
+  uint32_t teacher_channels = 0;
+  Knobs knobs;
+  bool operator==(const LossPlan&) const = default;
+};
+
+struct OptimizerPlan {
+  std::string type = "sgd";
+  double lr = 0.1;
+  double momentum = 0.9;
+  double weight_decay = 5e-4;
+  bool nesterov = false;
+  bool operator==(const OptimizerPlan&) const = default;
+};
+
+struct SchedulePlan {
+  std::string type = "cosine";
+  double warmup = 0.05;
+  std::vector<double> milestones;
+  double gamma = 0.1;
+  bool operator==(const SchedulePlan&) const = default;
+};
+
+struct StagePlan {
+  std::string name;
+  std::vector<std::string> trainable;
+  std::string student_until;
+  std::vector<LossPlan> losses;
+  OptimizerPlan optimizer;
+  SchedulePlan schedule;
+  uint64_t steps = 0;
+  bool uses_labels = false;
+  bool needs_teacher = false;
+  std::vector<std::string> trainable_globs;
+  bool operator==(const StagePlan&) const = default;
+};
+
+struct DataPlan {
+  std::string format = "idx";
+  std::string path;
+  uint64_t train_limit = 0;
+  uint64_t test_limit = 0;
+  uint32_t crop_padding = 0;
+  bool horizontal_flip = false;
+  bool operator==(const DataPlan&) const = default;
+};
+
+struct JobPlan {
+  std::string name;
+  uint64_t seed = 0;
+  uint32_t students = 1;
+  uint32_t threads = 1;
+  uint32_t batch_size = 128;
+  ModelSpec student;
+  std::vector<TeacherRef> teachers;
+  DataPlan data;
+  std::vector<StagePlan> stages;
+  uint64_t checkpoint_every = 0;
+  uint64_t log_every = 20;
+  bool deterministic = true;
+  uint64_t prefetch_bytes = 64ull << 20;
+  std::string wire_dtype = "f32";
+  std::string preset;
+  std::string device = "auto";
+  bool evaluate_teacher = true;
+  uint64_t evaluate_every = 0;
+  bool operator==(const JobPlan&) const = default;
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_COMMON_PLAN_PLAN_H_

@@ -1,0 +1,48 @@
+// Server side of every gRPC port: listening, credentials, token check, health service, reflection, limits, orderly stop.
+#ifndef DISTILL_COMMON_RPC_SERVER_H_
+#define DISTILL_COMMON_RPC_SERVER_H_
+
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/rpc/rpc_options.h"
+#include "common/status.h"
+
+namespace distill {
+
+// Owns a running server. Thread-safe.
+class RpcServer {
+ public:
+  struct Options {
+    std::string listen = "127.0.0.1:0";  // host:port; port 0 lets the kernel choose
+    RpcSecurity security;
+  };
+  // Starts serving `services` (not owned; they outlive the server). grpc.health.v1 answers SERVING for "" at once.
+  // kInvalidArgument: bad address or certificate files, or a non-loopback address without TLS and token and without `insecure`.
+  // kUnavailable: the port is in use (message names it).
+  static StatusOr<std::unique_ptr<RpcServer>> Start(const Options& options, const std::vector<grpc::Service*>& services);
+  ~RpcServer();
+
+  int port() const { return port_; }
+  // host:port as bound.
+  const std::string& address() const { return address_; }
+  // Health answers NOT_SERVING from now on; running calls go on.
+  void SetServing(bool serving);
+  // Refuses new calls, waits for running ones at most `grace`, then cancels them. Idempotent.
+  void Stop(std::chrono::milliseconds grace);
+
+ private:
+  RpcServer() = default;
+  int port_ = 0;
+  std::string address_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_COMMON_RPC_SERVER_H_

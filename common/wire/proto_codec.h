@@ -1,0 +1,33 @@
+// Feature-stream messages to and from gRPC byte buffers, tensors spliced in and out as slices.
+//
+// Layout on the wire: the message's other fields as protobuf writes them, then field 15 (`payload`): byte-identical to what a
+// generated client would send. Decoding tolerates any field order and slice layout (peers may be generated code).
+// Header types are the generated messages, forward-declared; only proto_codec.cc and the two gRPC shells include *.pb.h.
+#ifndef DISTILL_COMMON_WIRE_PROTO_CODEC_H_
+#define DISTILL_COMMON_WIRE_PROTO_CODEC_H_
+
+#include <grpcpp/support/byte_buffer.h>
+
+#include "common/status.h"
+#include "common/wire/buffer.h"
+
+namespace google::protobuf {
+class MessageLite;
+}
+
+namespace distill {
+
+// Number of the payload field in FeatureRequest and FeatureResponse.
+inline constexpr int kPayloadField = 15;
+
+// [header fields][tag + length][payload slice]. The payload is referenced, not copied; `payload.owner` lives until gRPC is done.
+// REQUIRES: header has no payload set. An empty payload adds nothing.
+grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, const Buffer& payload);
+
+// Parses everything but the payload into `header`; `payload` refers into the received slices when they are contiguous, else it is
+// one copy. kInvalidArgument: malformed, truncated, or the payload occurs twice. On error both outputs are empty.
+Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload);
+
+}  // namespace distill
+
+#endif  // DISTILL_COMMON_WIRE_PROTO_CODEC_H_
