@@ -5,7 +5,9 @@
 #ifndef DISTILL_COMMON_PLAN_LOSS_SCHEMA_H_
 #define DISTILL_COMMON_PLAN_LOSS_SCHEMA_H_
 
+#include <limits>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "common/plan/plan.h"
@@ -25,6 +27,8 @@ struct KnobSchema {
   std::string_view default_value;          // as written in YAML
   double minimum = 0;                      // numbers: lower bound
   bool minimum_exclusive = false;          // true: value > minimum, false: value >= minimum
+  double maximum = std::numeric_limits<double>::infinity();  // numbers: upper bound
+  bool maximum_exclusive = false;          // true: value < maximum, false: value <= maximum
   std::span<const std::string_view> choices = {};  // texts: allowed values
   std::string_view help;                   // one sentence, with unit
 };
@@ -41,7 +45,8 @@ struct LossSchema {
 std::span<const LossSchema> LossSchemas();
 // Null when unknown.
 const LossSchema* FindLossSchema(std::string_view type);
-// Checks names, types, ranges of `given` and fills in defaults. kInvalidArgument names the knob and the nearest valid one.
+// Checks names, types, ranges of `given` (NaN and infinity are out of range) and fills in defaults, so that the result has every
+// knob of the schema. kInvalidArgument names the knob, the value and what is allowed, or the nearest valid knob.
 StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given);
 
 // Readers for completed knobs. REQUIRES: the name exists with that type (CompleteKnobs guarantees it).

@@ -10,8 +10,12 @@
 //                                      strides 1, 2, 4; BasicBlocks; global average pool; fc. [He et al. 2016, section 4.2]
 //   resnet18|34|50|101|152             7x7/2 stem, 3x3/2 max pool, four stages from `width` (default 64); torchvision's v1.5 layout
 //
-// Taps: every dotted path can be tapped; the value is the module's output. Residual blocks have two pseudo-modules on top of
-// torchvision's: `add` (the sum before the last ReLU: the pre-ReLU tap) and `relu` outputs of the block being the block path itself.
+// Taps: every dotted path can be tapped; the value is the module's output. The path of a residual block ("layer1.0") is its output
+// after the last ReLU; the pseudo-module `add` ("layer1.0.add"), which torchvision does not have, is the sum before that ReLU. A
+// block's own `relu`, which torchvision calls two or three times per forward, is no tap: "which call" would have no answer. At top
+// level `relu`, `maxpool`, `avgpool`, the pseudo-module `flatten` and `fc` are taps like any other.
+//
+// Immutable after creation; any thread may read.
 #ifndef DISTILL_COMMON_ZOO_ARCHITECTURE_H_
 #define DISTILL_COMMON_ZOO_ARCHITECTURE_H_
 
@@ -27,8 +31,8 @@ namespace distill {
 
 enum class ModuleKind {
   kSequential,  // children one after another
-  kBasicBlock,  // conv1 bn1 relu conv2 bn2 (+downsample) add relu
-  kBottleneck,  // conv1 bn1 relu conv2 bn2 relu conv3 bn3 (+downsample) add relu
+  kBasicBlock,  // children conv1 bn1 conv2 bn2 [downsample] add; ReLU after bn1 and after add
+  kBottleneck,  // children conv1 bn1 conv2 bn2 conv3 bn3 [downsample] add; ReLU after bn1, bn2 and add
   kConv2d,      // square kernel, zero padding, no bias
   kBatchNorm2d,
   kRelu,
@@ -68,10 +72,14 @@ struct StateEntry {
 
 class Architecture {
  public:
-  // Builds the tree for spec.arch. kInvalidArgument: unknown name (with the nearest), zero classes or channels, image too small.
+  // Builds the tree for spec.arch. kInvalidArgument: unknown name (with the nearest), zero classes or channels, sizes outside
+  // these limits: image 8 to 8192 pixels a side, width at most 4096, channels at most 4096, classes at most 1,000,000; mean or std
+  // that are neither empty nor one finite number (std > 0) per channel.
   static StatusOr<Architecture> Create(const ModelSpec& spec);
   // All zoo names, ascending by family and depth.
   static std::vector<std::string> Names();
+  // `spec` with the family's usual sizes where it has 0: cifar_resnet 10 classes, 3 x 32 x 32; resnet 1000 classes, 3 x 224 x 224.
+  static ModelSpec WithDefaults(ModelSpec spec);
 
   const ModelSpec& spec() const { return spec_; }  // with defaults (width) filled in
   const ModuleDef& root() const { return root_; }
@@ -83,7 +91,7 @@ class Architecture {
 
   // All taps in execution order, with shapes for spec().image_height/width.
   const std::vector<TapInfo>& taps() const { return taps_; }
-  // Null when there is no such path. "" finds the output.
+  // Null when there is no such path. "" finds the output, which is not in taps().
   const TapInfo* FindTap(std::string_view path) const;
   // Top-level-first module paths that own parameters, for globs: "conv1", "layer1", "layer1.0", "layer1.0.conv1", ...
   std::vector<std::string> ModulePaths() const;
@@ -98,9 +106,11 @@ class Architecture {
   ModuleDef root_;
   std::vector<std::string> stages_;
   std::vector<TapInfo> taps_;
+  TapInfo output_;
 };
 
-// Expands globs over module paths: '*' matches within one dotted part, '**' across parts; "layer1" covers everything below it.
+// Expands globs over module paths: '*' matches within one dotted part, '**' across parts ("**.conv1" also matches "conv1");
+// "layer1" covers everything below it.
 // Returns the covered paths that own parameters, minimal (no path below another one), in tree order.
 // kInvalidArgument names a glob that matches nothing, with the nearest path.
 StatusOr<std::vector<std::string>> ExpandModuleGlobs(const Architecture& arch, const std::vector<std::string>& globs);

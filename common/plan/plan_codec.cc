@@ -1,0 +1,194 @@
+#include "common/plan/plan_codec.h"
+
+#include "distill/v1/plan.pb.h"
+
+namespace distill {
+namespace {
+
+template <typename T, typename Field>
+std::vector<T> ToVector(const Field& field) {
+  return std::vector<T>(field.begin(), field.end());
+}
+
+void ToProto(const LossPlan& loss, v1::LossPlan* proto) {
+  proto->set_name(loss.name);
+  proto->set_type(loss.type);
+  proto->set_weight(loss.weight);
+  proto->set_student_tap(loss.student_tap);
+  proto->set_teacher_tap(loss.teacher_tap);
+  proto->set_needs_teacher(loss.needs_teacher);
+  proto->set_adapter(loss.adapter);
+  proto->set_student_channels(loss.student_channels);
+  proto->set_teacher_channels(loss.teacher_channels);
+  for (const auto& [name, value] : loss.knobs) {
+    v1::Knob* knob = proto->add_knobs();
+    knob->set_name(name);
+    if (const double* number = std::get_if<double>(&value)) {
+      knob->set_number(*number);
+    } else if (const bool* flag = std::get_if<bool>(&value)) {
+      knob->set_flag(*flag);
+    } else {
+      knob->set_text(std::get<std::string>(value));
+    }
+  }
+}
+
+LossPlan FromProto(const v1::LossPlan& proto) {
+  LossPlan loss;
+  loss.name = proto.name();
+  loss.type = proto.type();
+  loss.weight = proto.weight();
+  loss.student_tap = proto.student_tap();
+  loss.teacher_tap = proto.teacher_tap();
+  loss.needs_teacher = proto.needs_teacher();
+  loss.adapter = proto.adapter();
+  loss.student_channels = proto.student_channels();
+  loss.teacher_channels = proto.teacher_channels();
+  for (const v1::Knob& knob : proto.knobs()) {
+    switch (knob.value_case()) {
+      case v1::Knob::kNumber: loss.knobs[knob.name()] = knob.number(); break;
+      case v1::Knob::kFlag: loss.knobs[knob.name()] = knob.flag(); break;
+      case v1::Knob::kText: loss.knobs[knob.name()] = knob.text(); break;
+      case v1::Knob::VALUE_NOT_SET: break;  // a knob without a value is no knob
+    }
+  }
+  return loss;
+}
+
+void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
+  proto->set_name(stage.name);
+  for (const std::string& path : stage.trainable) proto->add_trainable(path);
+  proto->set_student_until(stage.student_until);
+  for (const LossPlan& loss : stage.losses) ToProto(loss, proto->add_losses());
+  v1::OptimizerPlan* optimizer = proto->mutable_optimizer();
+  optimizer->set_type(stage.optimizer.type);
+  optimizer->set_lr(stage.optimizer.lr);
+  optimizer->set_momentum(stage.optimizer.momentum);
+  optimizer->set_weight_decay(stage.optimizer.weight_decay);
+  optimizer->set_nesterov(stage.optimizer.nesterov);
+  v1::SchedulePlan* schedule = proto->mutable_schedule();
+  schedule->set_type(stage.schedule.type);
+  schedule->set_warmup(stage.schedule.warmup);
+  for (double milestone : stage.schedule.milestones) schedule->add_milestones(milestone);
+  schedule->set_gamma(stage.schedule.gamma);
+  proto->set_steps(stage.steps);
+  proto->set_uses_labels(stage.uses_labels);
+  proto->set_needs_teacher(stage.needs_teacher);
+  for (const std::string& glob : stage.trainable_globs) proto->add_trainable_globs(glob);
+}
+
+StagePlan FromProto(const v1::StagePlan& proto) {
+  StagePlan stage;
+  stage.name = proto.name();
+  stage.trainable = ToVector<std::string>(proto.trainable());
+  stage.student_until = proto.student_until();
+  for (const v1::LossPlan& loss : proto.losses()) stage.losses.push_back(FromProto(loss));
+  stage.optimizer.type = proto.optimizer().type();
+  stage.optimizer.lr = proto.optimizer().lr();
+  stage.optimizer.momentum = proto.optimizer().momentum();
+  stage.optimizer.weight_decay = proto.optimizer().weight_decay();
+  stage.optimizer.nesterov = proto.optimizer().nesterov();
+  stage.schedule.type = proto.schedule().type();
+  stage.schedule.warmup = proto.schedule().warmup();
+  stage.schedule.milestones = ToVector<double>(proto.schedule().milestones());
+  stage.schedule.gamma = proto.schedule().gamma();
+  stage.steps = proto.steps();
+  stage.uses_labels = proto.uses_labels();
+  stage.needs_teacher = proto.needs_teacher();
+  stage.trainable_globs = ToVector<std::string>(proto.trainable_globs());
+  return stage;
+}
+
+}  // namespace
+
+void ToProto(const ModelSpec& spec, v1::ModelSpec* proto) {
+  proto->Clear();
+  proto->set_arch(spec.arch);
+  proto->set_width(spec.width);
+  proto->set_num_classes(spec.num_classes);
+  proto->set_in_channels(spec.in_channels);
+  proto->set_image_height(spec.image_height);
+  proto->set_image_width(spec.image_width);
+  proto->set_weights(spec.weights);
+  for (float v : spec.mean) proto->add_mean(v);
+  for (float v : spec.std) proto->add_std(v);
+}
+
+ModelSpec FromProto(const v1::ModelSpec& proto) {
+  ModelSpec spec;
+  spec.arch = proto.arch();
+  spec.width = proto.width();
+  spec.num_classes = proto.num_classes();
+  spec.in_channels = proto.in_channels();
+  spec.image_height = proto.image_height();
+  spec.image_width = proto.image_width();
+  spec.weights = proto.weights();
+  spec.mean = ToVector<float>(proto.mean());
+  spec.std = ToVector<float>(proto.std());
+  return spec;
+}
+
+void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
+  proto->Clear();
+  proto->set_name(plan.name);
+  proto->set_seed(plan.seed);
+  proto->set_students(plan.students);
+  proto->set_threads(plan.threads);
+  proto->set_batch_size(plan.batch_size);
+  ToProto(plan.student, proto->mutable_student());
+  for (const TeacherRef& teacher : plan.teachers) {
+    v1::TeacherRef* ref = proto->add_teachers();
+    ref->set_model(teacher.model);
+    ref->set_digest(teacher.digest);
+    ToProto(teacher.spec, ref->mutable_spec());
+  }
+  v1::DataPlan* data = proto->mutable_data();
+  data->set_format(plan.data.format);
+  data->set_path(plan.data.path);
+  data->set_train_limit(plan.data.train_limit);
+  data->set_test_limit(plan.data.test_limit);
+  data->set_crop_padding(plan.data.crop_padding);
+  data->set_horizontal_flip(plan.data.horizontal_flip);
+  for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
+  proto->set_checkpoint_every(plan.checkpoint_every);
+  proto->set_log_every(plan.log_every);
+  proto->set_deterministic(plan.deterministic);
+  proto->set_prefetch_bytes(plan.prefetch_bytes);
+  proto->set_wire_dtype(plan.wire_dtype);
+  proto->set_preset(plan.preset);
+  proto->set_device(plan.device);
+  proto->set_evaluate_teacher(plan.evaluate_teacher);
+  proto->set_evaluate_every(plan.evaluate_every);
+}
+
+JobPlan FromProto(const v1::JobPlan& proto) {
+  JobPlan plan;
+  plan.name = proto.name();
+  plan.seed = proto.seed();
+  plan.students = proto.students();
+  plan.threads = proto.threads();
+  plan.batch_size = proto.batch_size();
+  plan.student = FromProto(proto.student());
+  for (const v1::TeacherRef& ref : proto.teachers()) {
+    plan.teachers.push_back({.model = ref.model(), .digest = ref.digest(), .spec = FromProto(ref.spec())});
+  }
+  plan.data.format = proto.data().format();
+  plan.data.path = proto.data().path();
+  plan.data.train_limit = proto.data().train_limit();
+  plan.data.test_limit = proto.data().test_limit();
+  plan.data.crop_padding = proto.data().crop_padding();
+  plan.data.horizontal_flip = proto.data().horizontal_flip();
+  for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
+  plan.checkpoint_every = proto.checkpoint_every();
+  plan.log_every = proto.log_every();
+  plan.deterministic = proto.deterministic();
+  plan.prefetch_bytes = proto.prefetch_bytes();
+  plan.wire_dtype = proto.wire_dtype();
+  plan.preset = proto.preset();
+  plan.device = proto.device();
+  plan.evaluate_teacher = proto.evaluate_teacher();
+  plan.evaluate_every = proto.evaluate_every();
+  return plan;
+}
+
+}  // namespace distill

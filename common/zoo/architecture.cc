@@ -1,0 +1,417 @@
+#include "common/zoo/architecture.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <optional>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "common/nearest_name.h"
+
+namespace distill {
+namespace {
+
+constexpr uint32_t kMinImage = 8;
+constexpr uint32_t kMaxImage = 8192;
+constexpr uint32_t kMaxChannels = 4096;
+constexpr uint32_t kMaxClasses = 1000000;
+
+constexpr std::array<uint32_t, 7> kCifarDepths = {8, 14, 20, 32, 44, 56, 110};
+
+struct ResNetPlan {
+  uint32_t depth;
+  bool bottleneck;
+  std::array<uint32_t, 4> blocks;
+};
+constexpr std::array<ResNetPlan, 5> kResNets = {{{18, false, {2, 2, 2, 2}},
+                                                 {34, false, {3, 4, 6, 3}},
+                                                 {50, true, {3, 4, 6, 3}},
+                                                 {101, true, {3, 4, 23, 3}},
+                                                 {152, true, {3, 8, 36, 3}}}};
+
+std::string Join(std::string_view parent, std::string_view child) {
+  return parent.empty() ? std::string(child) : absl::StrCat(parent, ".", child);
+}
+
+ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uint32_t stride) {
+  return {.name = std::move(name),
+          .kind = ModuleKind::kConv2d,
+          .in = in,
+          .out = out,
+          .kernel = kernel,
+          .stride = stride,
+          .padding = kernel / 2};
+}
+ModuleDef Plain(std::string name, ModuleKind kind, uint32_t channels) {
+  return {.name = std::move(name), .kind = kind, .in = channels, .out = channels};
+}
+ModuleDef Norm(std::string name, uint32_t channels) { return Plain(std::move(name), ModuleKind::kBatchNorm2d, channels); }
+
+// Children in the order of torchvision's constructor, which is also execution order and the order of its state dictionary.
+ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t stride) {
+  const uint32_t out = bottleneck ? planes * 4 : planes;
+  ModuleDef block{.name = std::move(name),
+                  .kind = bottleneck ? ModuleKind::kBottleneck : ModuleKind::kBasicBlock,
+                  .in = in,
+                  .out = out,
+                  .stride = stride};
+  auto& c = block.children;
+  if (bottleneck) {
+    c.push_back(Conv("conv1", in, planes, 1, 1));
+    c.push_back(Norm("bn1", planes));
+    c.push_back(Conv("conv2", planes, planes, 3, stride));  // v1.5: the stride sits on the 3x3 convolution
+    c.push_back(Norm("bn2", planes));
+    c.push_back(Conv("conv3", planes, out, 1, 1));
+    c.push_back(Norm("bn3", out));
+  } else {
+    c.push_back(Conv("conv1", in, planes, 3, stride));
+    c.push_back(Norm("bn1", planes));
+    c.push_back(Conv("conv2", planes, planes, 3, 1));
+    c.push_back(Norm("bn2", planes));
+  }
+  if (stride != 1 || in != out) {
+    ModuleDef shortcut{.name = "downsample", .kind = ModuleKind::kSequential, .in = in, .out = out};
+    shortcut.children.push_back(Conv("0", in, out, 1, stride));
+    shortcut.children.push_back(Norm("1", out));
+    c.push_back(std::move(shortcut));
+  }
+  c.push_back(Plain("add", ModuleKind::kAdd, out));
+  return block;
+}
+
+ModuleDef Layer(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t blocks, uint32_t stride) {
+  ModuleDef layer{.name = std::move(name), .kind = ModuleKind::kSequential, .in = in};
+  for (uint32_t b = 0; b < blocks; ++b) {
+    layer.children.push_back(Block(absl::StrCat(b), bottleneck, in, planes, b == 0 ? stride : 1));
+    in = layer.children.back().out;
+  }
+  layer.out = in;
+  return layer;
+}
+
+void AppendHead(ModuleDef* root, uint32_t features, uint32_t classes) {
+  root->children.push_back(Plain("avgpool", ModuleKind::kGlobalAvgPool, features));
+  root->children.push_back(Plain("flatten", ModuleKind::kFlatten, features));
+  root->children.push_back({.name = "fc", .kind = ModuleKind::kLinear, .in = features, .out = classes});
+  root->out = classes;
+}
+
+ModuleDef CifarResNet(const ModelSpec& spec, uint32_t depth) {
+  ModuleDef root{.kind = ModuleKind::kSequential, .in = spec.in_channels};
+  root.children.push_back(Conv("conv1", spec.in_channels, spec.width, 3, 1));
+  root.children.push_back(Norm("bn1", spec.width));
+  root.children.push_back(Plain("relu", ModuleKind::kRelu, spec.width));
+  uint32_t in = spec.width;
+  for (uint32_t k = 0; k < 3; ++k) {
+    root.children.push_back(Layer(absl::StrCat("layer", k + 1), false, in, spec.width << k, (depth - 2) / 6, k == 0 ? 1 : 2));
+    in = root.children.back().out;
+  }
+  AppendHead(&root, in, spec.num_classes);
+  return root;
+}
+
+ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
+  ModuleDef root{.kind = ModuleKind::kSequential, .in = spec.in_channels};
+  root.children.push_back(Conv("conv1", spec.in_channels, spec.width, 7, 2));
+  root.children.push_back(Norm("bn1", spec.width));
+  root.children.push_back(Plain("relu", ModuleKind::kRelu, spec.width));
+  ModuleDef pool = Plain("maxpool", ModuleKind::kMaxPool2d, spec.width);
+  pool.kernel = 3;
+  pool.stride = 2;
+  pool.padding = 1;
+  root.children.push_back(std::move(pool));
+  uint32_t in = spec.width;
+  for (uint32_t k = 0; k < 4; ++k) {
+    root.children.push_back(
+        Layer(absl::StrCat("layer", k + 1), plan.bottleneck, in, spec.width << k, plan.blocks[k], k == 0 ? 1 : 2));
+    in = root.children.back().out;
+  }
+  AppendHead(&root, in, spec.num_classes);
+  return root;
+}
+
+// Which network a name means: a CIFAR depth, or one of kResNets.
+std::optional<uint32_t> CifarDepth(std::string_view arch) {
+  for (uint32_t depth : kCifarDepths) {
+    if (arch == absl::StrCat("cifar_resnet", depth)) return depth;
+  }
+  return std::nullopt;
+}
+const ResNetPlan* FindResNet(std::string_view arch) {
+  for (const ResNetPlan& plan : kResNets) {
+    if (arch == absl::StrCat("resnet", plan.depth)) return &plan;
+  }
+  return nullptr;
+}
+
+Status CheckRange(const ModelSpec& spec, std::string_view field, uint64_t value, uint64_t low, uint64_t high) {
+  if (value >= low && value <= high) return OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("model ", spec.arch, ": ", field, " is ", value, ", must be from ", low, " to ", high));
+}
+
+Status CheckStatistics(const ModelSpec& spec, std::string_view field, const std::vector<float>& values, bool positive) {
+  if (values.empty()) return OkStatus();
+  if (values.size() != spec.in_channels) {
+    return absl::InvalidArgumentError(absl::StrCat("model ", spec.arch, ": ", field, " has ", values.size(), " values for ",
+                                                   spec.in_channels, " input channels; give one per channel, or none"));
+  }
+  for (float v : values) {
+    if (!std::isfinite(v) || (positive && v <= 0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("model ", spec.arch, ": ", field, " contains ", v, ", must be ", positive ? "above 0" : "finite"));
+    }
+  }
+  return OkStatus();
+}
+
+uint32_t OutputSize(uint32_t size, const ModuleDef& def) { return (size + 2 * def.padding - def.kernel) / def.stride + 1; }
+
+// Walks in execution order and appends a tap for each module below and including `def`. Returns the output's shape.
+TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShape& input, std::vector<TapInfo>* taps) {
+  TapShape shape = input;
+  switch (def.kind) {
+    case ModuleKind::kSequential:
+      for (const ModuleDef& child : def.children) shape = AppendTaps(child, Join(path, child.name), shape, taps);
+      break;
+    case ModuleKind::kBasicBlock:
+    case ModuleKind::kBottleneck:
+      for (const ModuleDef& child : def.children) {
+        // The shortcut starts from the block's input; its output has the body's shape.
+        shape = AppendTaps(child, Join(path, child.name), child.name == "downsample" ? input : shape, taps);
+      }
+      break;
+    case ModuleKind::kConv2d:
+    case ModuleKind::kMaxPool2d:
+      shape = {def.out, OutputSize(input[1], def), OutputSize(input[2], def)};
+      break;
+    case ModuleKind::kGlobalAvgPool: shape = {def.out, 1, 1}; break;
+    case ModuleKind::kFlatten:
+    case ModuleKind::kLinear: shape = {def.out}; break;
+    case ModuleKind::kBatchNorm2d:
+    case ModuleKind::kRelu:
+    case ModuleKind::kAdd: break;
+  }
+  if (!path.empty()) taps->push_back({.path = path, .kind = def.kind, .shape = shape});
+  return shape;
+}
+
+// The module's own entries (parameters, then buffers, as torch lists them), then the children's.
+void AppendState(const ModuleDef& def, const std::string& path, std::vector<StateEntry>* entries) {
+  const auto add = [&](std::string_view name, std::vector<int64_t> shape, bool buffer = false, bool integer = false) {
+    entries->push_back({Join(path, name), std::move(shape), buffer, integer});
+  };
+  if (def.kind == ModuleKind::kConv2d) {
+    add("weight", {def.out, def.in, def.kernel, def.kernel});
+  } else if (def.kind == ModuleKind::kBatchNorm2d) {
+    add("weight", {def.out});
+    add("bias", {def.out});
+    add("running_mean", {def.out}, true);
+    add("running_var", {def.out}, true);
+    add("num_batches_tracked", {}, true, true);
+  } else if (def.kind == ModuleKind::kLinear) {
+    add("weight", {def.out, def.in});
+    add("bias", {def.out});
+  }
+  for (const ModuleDef& child : def.children) AppendState(child, Join(path, child.name), entries);
+}
+
+bool OwnsParameters(const ModuleDef& def) {
+  return def.kind == ModuleKind::kConv2d || def.kind == ModuleKind::kBatchNorm2d || def.kind == ModuleKind::kLinear ||
+         std::any_of(def.children.begin(), def.children.end(), OwnsParameters);
+}
+
+void AppendPaths(const ModuleDef& def, const std::string& path, std::vector<std::string>* paths) {
+  if (!OwnsParameters(def)) return;
+  if (!path.empty()) paths->push_back(path);
+  for (const ModuleDef& child : def.children) AppendPaths(child, Join(path, child.name), paths);
+}
+
+// '*' matches any letters but dots, '**' any letters, "**." also nothing. Table over (glob, path) positions: no input is slow.
+bool GlobMatches(std::string_view glob, std::string_view path) {
+  const size_t rows = glob.size() + 1, columns = path.size() + 1;
+  std::vector<char> match(rows * columns, 0);
+  const auto at = [&](size_t g, size_t p) -> char& { return match[g * columns + p]; };
+  at(glob.size(), path.size()) = 1;
+  for (size_t g = glob.size(); g-- > 0;) {
+    for (size_t p = columns; p-- > 0;) {
+      bool ok = false;
+      if (glob.substr(g, 2) == "**") {
+        ok = at(g + 2, p) || (p < path.size() && at(g, p + 1));
+        const bool part_start = p == 0 || path[p - 1] == '.';
+        if (glob.substr(g, 3) == "**." && part_start) ok = ok || at(g + 3, p);
+      } else if (glob[g] == '*') {
+        ok = at(g + 1, p) || (p < path.size() && path[p] != '.' && at(g, p + 1));
+      } else {
+        ok = p < path.size() && glob[g] == path[p] && at(g + 1, p + 1);
+      }
+      at(g, p) = ok;
+    }
+  }
+  return at(0, 0);
+}
+
+}  // namespace
+
+std::string_view Name(ModuleKind kind) {
+  switch (kind) {
+    case ModuleKind::kSequential: return "Sequential";
+    case ModuleKind::kBasicBlock: return "BasicBlock";
+    case ModuleKind::kBottleneck: return "Bottleneck";
+    case ModuleKind::kConv2d: return "Conv2d";
+    case ModuleKind::kBatchNorm2d: return "BatchNorm2d";
+    case ModuleKind::kRelu: return "ReLU";
+    case ModuleKind::kMaxPool2d: return "MaxPool2d";
+    case ModuleKind::kGlobalAvgPool: return "AdaptiveAvgPool2d";
+    case ModuleKind::kFlatten: return "Flatten";
+    case ModuleKind::kLinear: return "Linear";
+    case ModuleKind::kAdd: return "Add";
+  }
+  return "";
+}
+
+std::vector<std::string> Architecture::Names() {
+  std::vector<std::string> names;
+  for (uint32_t depth : kCifarDepths) names.push_back(absl::StrCat("cifar_resnet", depth));
+  for (const ResNetPlan& plan : kResNets) names.push_back(absl::StrCat("resnet", plan.depth));
+  return names;
+}
+
+ModelSpec Architecture::WithDefaults(ModelSpec spec) {
+  const bool cifar = absl::StartsWith(spec.arch, "cifar_");
+  if (spec.width == 0) spec.width = cifar ? 16 : 64;
+  if (spec.num_classes == 0) spec.num_classes = cifar ? 10 : 1000;
+  if (spec.in_channels == 0) spec.in_channels = 3;
+  if (spec.image_height == 0) spec.image_height = cifar ? 32 : 224;
+  if (spec.image_width == 0) spec.image_width = cifar ? 32 : 224;
+  return spec;
+}
+
+StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
+  const std::optional<uint32_t> cifar_depth = CifarDepth(spec.arch);
+  const ResNetPlan* resnet = FindResNet(spec.arch);
+  if (!cifar_depth && resnet == nullptr) {
+    const std::vector<std::string> names = Names();
+    return absl::InvalidArgumentError(absl::StrCat("unknown architecture '", spec.arch, "'", DidYouMean(spec.arch, names),
+                                                   " (known: ", absl::StrJoin(names, ", "), ")"));
+  }
+  Architecture arch;
+  arch.spec_ = spec;
+  if (spec.width == 0) arch.spec_.width = cifar_depth ? 16 : 64;
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "width", arch.spec_.width, 1, kMaxChannels));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "num_classes", spec.num_classes, 1, kMaxClasses));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "in_channels", spec.in_channels, 1, kMaxChannels));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image height in pixels", spec.image_height, kMinImage, kMaxImage));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image width in pixels", spec.image_width, kMinImage, kMaxImage));
+  DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "mean", spec.mean, false));
+  DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "std", spec.std, true));
+  arch.root_ = cifar_depth ? CifarResNet(arch.spec_, *cifar_depth) : ResNet(arch.spec_, *resnet);
+  for (const ModuleDef& child : arch.root_.children) {
+    if (absl::StartsWith(child.name, "layer")) arch.stages_.push_back(child.name);
+  }
+  const TapShape output =
+      AppendTaps(arch.root_, "", {spec.in_channels, spec.image_height, spec.image_width}, &arch.taps_);
+  for (TapInfo& tap : arch.taps_) {
+    tap.stage_end = std::find(arch.stages_.begin(), arch.stages_.end(), tap.path) != arch.stages_.end();
+  }
+  arch.output_ = {.path = "", .kind = arch.root_.children.back().kind, .shape = output};
+  return arch;
+}
+
+std::vector<std::string> Architecture::StageModules(size_t k) const {
+  std::vector<std::string> modules;
+  if (k >= stages_.size()) return modules;
+  bool inside = k == 0;
+  for (const ModuleDef& child : root_.children) {
+    if (k > 0 && child.name == stages_[k - 1]) {
+      inside = true;
+      continue;
+    }
+    if (inside && OwnsParameters(child)) modules.push_back(child.name);
+    if (child.name == stages_[k]) break;
+  }
+  return modules;
+}
+
+std::vector<std::string> Architecture::HeadModules() const {
+  std::vector<std::string> modules;
+  bool inside = false;
+  for (const ModuleDef& child : root_.children) {
+    if (inside && OwnsParameters(child)) modules.push_back(child.name);
+    if (child.name == stages_.back()) inside = true;
+  }
+  return modules;
+}
+
+const TapInfo* Architecture::FindTap(std::string_view path) const {
+  if (path.empty()) return &output_;
+  for (const TapInfo& tap : taps_) {
+    if (tap.path == path) return &tap;
+  }
+  return nullptr;
+}
+
+std::vector<std::string> Architecture::ModulePaths() const {
+  std::vector<std::string> paths;
+  AppendPaths(root_, "", &paths);
+  return paths;
+}
+
+size_t Architecture::TopLevelIndex(std::string_view path) const {
+  for (size_t i = 0; i < root_.children.size(); ++i) {
+    if (IsUnder(path, root_.children[i].name)) return i;
+  }
+  return root_.children.size() - 1;  // "": the output
+}
+
+std::vector<StateEntry> Architecture::StateDict() const {
+  std::vector<StateEntry> entries;
+  AppendState(root_, "", &entries);
+  return entries;
+}
+
+uint64_t Architecture::ParameterCount() const {
+  uint64_t count = 0;
+  for (const StateEntry& entry : StateDict()) {
+    if (entry.is_buffer) continue;
+    uint64_t elements = 1;
+    for (int64_t d : entry.shape) elements *= static_cast<uint64_t>(d);
+    count += elements;
+  }
+  return count;
+}
+
+StatusOr<std::vector<std::string>> ExpandModuleGlobs(const Architecture& arch, const std::vector<std::string>& globs) {
+  const std::vector<std::string> paths = arch.ModulePaths();
+  std::vector<char> chosen(paths.size(), 0);
+  for (const std::string& glob : globs) {
+    bool any = false;
+    for (size_t i = 0; i < paths.size(); ++i) {
+      if (GlobMatches(glob, paths[i])) any = chosen[i] = true;
+    }
+    if (any) continue;
+    if (!glob.empty() && arch.FindTap(glob) != nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("module '", glob, "' of ", arch.spec().arch, " has no parameters, so it cannot train"));
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", glob, "' matches no module of ", arch.spec().arch, DidYouMean(glob, paths)));
+  }
+  std::vector<std::string> expanded;
+  for (size_t i = 0; i < paths.size(); ++i) {
+    // Pre-order: an ancestor that was chosen is the last one added.
+    if (chosen[i] && (expanded.empty() || !IsUnder(paths[i], expanded.back()))) expanded.push_back(paths[i]);
+  }
+  return expanded;
+}
+
+bool IsUnder(std::string_view path, std::string_view module) {
+  return absl::StartsWith(path, module) &&
+         (path.size() == module.size() || module.empty() || path[module.size()] == '.');
+}
+
+}  // namespace distill
