@@ -13,7 +13,7 @@
 #include <string>
 #include <string_view>
 
-#include "absl/strings/str_cat.h"
+#include "common/str_cat.h"
 
 namespace distill {
 
@@ -34,7 +34,7 @@ void InitLogging(const LogOptions& options);
 // A name and a printed value.
 struct LogField {
   template <typename T>
-  LogField(std::string_view field_name, const T& field_value) : name(field_name), value(absl::StrCat(field_value)) {}
+  LogField(std::string_view field_name, const T& field_value) : name(field_name), value(StrCat(field_value)) {}
   LogField(std::string_view field_name, bool field_value) : name(field_name), value(field_value ? "true" : "false") {}
   std::string_view name;  // a literal
   std::string value;
