@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
+#include "common/str_cat.h"
 
 namespace distill {
 namespace {
@@ -99,15 +99,15 @@ std::string_view TypeName(Type type) {
   return type == Type::kNumber ? "a number" : type == Type::kFlag ? "true or false" : "a text";
 }
 std::string Print(const KnobValue& value) {
-  if (const double* number = std::get_if<double>(&value)) return absl::StrCat(*number);
+  if (const double* number = std::get_if<double>(&value)) return StrCat(*number);
   if (const bool* flag = std::get_if<bool>(&value)) return *flag ? "true" : "false";
-  return absl::StrCat("'", std::get<std::string>(value), "'");
+  return StrCat("'", std::get<std::string>(value), "'");
 }
 
 Status CheckKnob(const LossSchema& loss, const KnobSchema& knob, const KnobValue& value) {
   const auto refuse = [&](std::string_view allowed) {
     return absl::InvalidArgumentError(
-        absl::StrCat("loss ", loss.type, ": ", knob.name, " is ", Print(value), ", must be ", allowed));
+        StrCat("loss ", loss.type, ": ", knob.name, " is ", Print(value), ", must be ", allowed));
   };
   switch (knob.type) {
     case Type::kNumber: {
@@ -116,9 +116,9 @@ Status CheckKnob(const LossSchema& loss, const KnobSchema& knob, const KnobValue
       const bool low = knob.minimum_exclusive ? *number > knob.minimum : *number >= knob.minimum;
       const bool high = knob.maximum_exclusive ? *number < knob.maximum : *number <= knob.maximum;
       if (std::isfinite(*number) && low && high) return OkStatus();
-      std::string range = absl::StrCat("a number ", knob.minimum_exclusive ? "above " : "of at least ", knob.minimum);
+      std::string range = StrCat("a number ", knob.minimum_exclusive ? "above " : "of at least ", knob.minimum);
       if (std::isfinite(knob.maximum)) {
-        absl::StrAppend(&range, knob.maximum_exclusive ? " and below " : " and at most ", knob.maximum);
+        StrAppend(&range, knob.maximum_exclusive ? " and below " : " and at most ", knob.maximum);
       }
       return refuse(range);
     }
@@ -132,10 +132,10 @@ Status CheckKnob(const LossSchema& loss, const KnobSchema& knob, const KnobValue
         if (*text == choice) return OkStatus();
       }
       const std::vector<std::string> choices(knob.choices.begin(), knob.choices.end());
-      return refuse(absl::StrCat("one of ", absl::StrJoin(choices, ", "), DidYouMean(*text, choices)));
+      return refuse(StrCat("one of ", absl::StrJoin(choices, ", "), DidYouMean(*text, choices)));
     }
   }
-  return absl::InvalidArgumentError(absl::StrCat("loss ", loss.type, ": ", knob.name, " is ", TypeName(value), " (",
+  return absl::InvalidArgumentError(StrCat("loss ", loss.type, ": ", knob.name, " is ", TypeName(value), " (",
                                                  Print(value), "), must be ", TypeName(knob.type)));
 }
 
@@ -143,7 +143,7 @@ KnobValue DefaultValue(const KnobSchema& knob) {
   switch (knob.type) {
     case Type::kNumber: {
       double number = 0;
-      (void)absl::SimpleAtod(knob.default_value, &number);  // the table above is checked by a test
+      (void)absl::SimpleAtod(ToAbsl(knob.default_value), &number);  // the table above is checked by a test
       return number;
     }
     case Type::kFlag: return knob.default_value == "true";
@@ -175,7 +175,7 @@ StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given) {
     if (completed.contains(name)) continue;
     std::vector<std::string> names;
     for (const KnobSchema& knob : schema.knobs) names.emplace_back(knob.name);
-    return absl::InvalidArgumentError(absl::StrCat("loss ", schema.type, " has no knob '", name, "'", DidYouMean(name, names),
+    return absl::InvalidArgumentError(StrCat("loss ", schema.type, " has no knob '", name, "'", DidYouMean(name, names),
                                                    " (it has ", absl::StrJoin(names, ", "), ")"));
   }
   return completed;

@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <functional>
 #include <optional>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 #include "common/nearest_name.h"
+#include "common/str_cat.h"
 
 namespace distill {
 namespace {
@@ -34,7 +31,7 @@ constexpr std::array<ResNetPlan, 5> kResNets = {{{18, false, {2, 2, 2, 2}},
                                                  {152, true, {3, 8, 36, 3}}}};
 
 std::string Join(std::string_view parent, std::string_view child) {
-  return parent.empty() ? std::string(child) : absl::StrCat(parent, ".", child);
+  return parent.empty() ? std::string(child) : StrCat(parent, ".", child);
 }
 
 ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uint32_t stride) {
@@ -86,7 +83,7 @@ ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes,
 ModuleDef Layer(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t blocks, uint32_t stride) {
   ModuleDef layer{.name = std::move(name), .kind = ModuleKind::kSequential, .in = in};
   for (uint32_t b = 0; b < blocks; ++b) {
-    layer.children.push_back(Block(absl::StrCat(b), bottleneck, in, planes, b == 0 ? stride : 1));
+    layer.children.push_back(Block(StrCat(b), bottleneck, in, planes, b == 0 ? stride : 1));
     in = layer.children.back().out;
   }
   layer.out = in;
@@ -107,7 +104,7 @@ ModuleDef CifarResNet(const ModelSpec& spec, uint32_t depth) {
   root.children.push_back(Plain("relu", ModuleKind::kRelu, spec.width));
   uint32_t in = spec.width;
   for (uint32_t k = 0; k < 3; ++k) {
-    root.children.push_back(Layer(absl::StrCat("layer", k + 1), false, in, spec.width << k, (depth - 2) / 6, k == 0 ? 1 : 2));
+    root.children.push_back(Layer(StrCat("layer", k + 1), false, in, spec.width << k, (depth - 2) / 6, k == 0 ? 1 : 2));
     in = root.children.back().out;
   }
   AppendHead(&root, in, spec.num_classes);
@@ -127,7 +124,7 @@ ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
   uint32_t in = spec.width;
   for (uint32_t k = 0; k < 4; ++k) {
     root.children.push_back(
-        Layer(absl::StrCat("layer", k + 1), plan.bottleneck, in, spec.width << k, plan.blocks[k], k == 0 ? 1 : 2));
+        Layer(StrCat("layer", k + 1), plan.bottleneck, in, spec.width << k, plan.blocks[k], k == 0 ? 1 : 2));
     in = root.children.back().out;
   }
   AppendHead(&root, in, spec.num_classes);
@@ -137,13 +134,13 @@ ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
 // Which network a name means: a CIFAR depth, or one of kResNets.
 std::optional<uint32_t> CifarDepth(std::string_view arch) {
   for (uint32_t depth : kCifarDepths) {
-    if (arch == absl::StrCat("cifar_resnet", depth)) return depth;
+    if (arch == StrCat("cifar_resnet", depth)) return depth;
   }
   return std::nullopt;
 }
 const ResNetPlan* FindResNet(std::string_view arch) {
   for (const ResNetPlan& plan : kResNets) {
-    if (arch == absl::StrCat("resnet", plan.depth)) return &plan;
+    if (arch == StrCat("resnet", plan.depth)) return &plan;
   }
   return nullptr;
 }
@@ -151,19 +148,19 @@ const ResNetPlan* FindResNet(std::string_view arch) {
 Status CheckRange(const ModelSpec& spec, std::string_view field, uint64_t value, uint64_t low, uint64_t high) {
   if (value >= low && value <= high) return OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("model ", spec.arch, ": ", field, " is ", value, ", must be from ", low, " to ", high));
+      StrCat("model ", spec.arch, ": ", field, " is ", value, ", must be from ", low, " to ", high));
 }
 
 Status CheckStatistics(const ModelSpec& spec, std::string_view field, const std::vector<float>& values, bool positive) {
   if (values.empty()) return OkStatus();
   if (values.size() != spec.in_channels) {
-    return absl::InvalidArgumentError(absl::StrCat("model ", spec.arch, ": ", field, " has ", values.size(), " values for ",
+    return absl::InvalidArgumentError(StrCat("model ", spec.arch, ": ", field, " has ", values.size(), " values for ",
                                                    spec.in_channels, " input channels; give one per channel, or none"));
   }
   for (float v : values) {
     if (!std::isfinite(v) || (positive && v <= 0)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("model ", spec.arch, ": ", field, " contains ", v, ", must be ", positive ? "above 0" : "finite"));
+          StrCat("model ", spec.arch, ": ", field, " contains ", v, ", must be ", positive ? "above 0" : "finite"));
     }
   }
   return OkStatus();
@@ -276,13 +273,13 @@ std::string_view Name(ModuleKind kind) {
 
 std::vector<std::string> Architecture::Names() {
   std::vector<std::string> names;
-  for (uint32_t depth : kCifarDepths) names.push_back(absl::StrCat("cifar_resnet", depth));
-  for (const ResNetPlan& plan : kResNets) names.push_back(absl::StrCat("resnet", plan.depth));
+  for (uint32_t depth : kCifarDepths) names.push_back(StrCat("cifar_resnet", depth));
+  for (const ResNetPlan& plan : kResNets) names.push_back(StrCat("resnet", plan.depth));
   return names;
 }
 
 ModelSpec Architecture::WithDefaults(ModelSpec spec) {
-  const bool cifar = absl::StartsWith(spec.arch, "cifar_");
+  const bool cifar = spec.arch.starts_with("cifar_");
   if (spec.width == 0) spec.width = cifar ? 16 : 64;
   if (spec.num_classes == 0) spec.num_classes = cifar ? 10 : 1000;
   if (spec.in_channels == 0) spec.in_channels = 3;
@@ -296,7 +293,7 @@ StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
   const ResNetPlan* resnet = FindResNet(spec.arch);
   if (!cifar_depth && resnet == nullptr) {
     const std::vector<std::string> names = Names();
-    return absl::InvalidArgumentError(absl::StrCat("unknown architecture '", spec.arch, "'", DidYouMean(spec.arch, names),
+    return absl::InvalidArgumentError(StrCat("unknown architecture '", spec.arch, "'", DidYouMean(spec.arch, names),
                                                    " (known: ", absl::StrJoin(names, ", "), ")"));
   }
   Architecture arch;
@@ -311,7 +308,7 @@ StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
   DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "std", spec.std, true));
   arch.root_ = cifar_depth ? CifarResNet(arch.spec_, *cifar_depth) : ResNet(arch.spec_, *resnet);
   for (const ModuleDef& child : arch.root_.children) {
-    if (absl::StartsWith(child.name, "layer")) arch.stages_.push_back(child.name);
+    if (child.name.starts_with("layer")) arch.stages_.push_back(child.name);
   }
   const TapShape output =
       AppendTaps(arch.root_, "", {spec.in_channels, spec.image_height, spec.image_width}, &arch.taps_);
@@ -391,15 +388,17 @@ StatusOr<std::vector<std::string>> ExpandModuleGlobs(const Architecture& arch, c
   for (const std::string& glob : globs) {
     bool any = false;
     for (size_t i = 0; i < paths.size(); ++i) {
-      if (GlobMatches(glob, paths[i])) any = chosen[i] = true;
+      if (!GlobMatches(glob, paths[i])) continue;
+      chosen[i] = 1;
+      any = true;
     }
     if (any) continue;
     if (!glob.empty() && arch.FindTap(glob) != nullptr) {
       return absl::InvalidArgumentError(
-          absl::StrCat("module '", glob, "' of ", arch.spec().arch, " has no parameters, so it cannot train"));
+          StrCat("module '", glob, "' of ", arch.spec().arch, " has no parameters, so it cannot train"));
     }
     return absl::InvalidArgumentError(
-        absl::StrCat("'", glob, "' matches no module of ", arch.spec().arch, DidYouMean(glob, paths)));
+        StrCat("'", glob, "' matches no module of ", arch.spec().arch, DidYouMean(glob, paths)));
   }
   std::vector<std::string> expanded;
   for (size_t i = 0; i < paths.size(); ++i) {
@@ -410,7 +409,7 @@ StatusOr<std::vector<std::string>> ExpandModuleGlobs(const Architecture& arch, c
 }
 
 bool IsUnder(std::string_view path, std::string_view module) {
-  return absl::StartsWith(path, module) &&
+  return path.starts_with(module) &&
          (path.size() == module.size() || module.empty() || path[module.size()] == '.');
 }
 
