@@ -45,7 +45,8 @@ function(distill_torch_library name)
 endfunction()
 
 function(distill_use_torch_pch name)
-  target_compile_options(${name} PRIVATE -fpch-preprocess -Winvalid-pch)
+  # -fPIC: the header is precompiled for libraries; executables would get -fPIE and refuse it.
+  target_compile_options(${name} PRIVATE -fpch-preprocess -Winvalid-pch -fPIC)
   target_precompile_headers(${name} REUSE_FROM distill_torch_pch)
 endfunction()
 
