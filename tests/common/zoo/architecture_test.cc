@@ -1,0 +1,218 @@
+#include "common/zoo/architecture.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/str_cat.h"
+
+namespace distill {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+ModelSpec Spec(std::string arch, uint32_t classes = 10, uint32_t channels = 3, uint32_t image = 32) {
+  return {.arch = std::move(arch), .num_classes = classes, .in_channels = channels, .image_height = image, .image_width = image};
+}
+Architecture Make(const ModelSpec& spec) {
+  StatusOr<Architecture> arch = Architecture::Create(spec);
+  EXPECT_TRUE(arch.ok()) << arch.status();
+  return *std::move(arch);
+}
+std::string Refusal(const ModelSpec& spec) {
+  const StatusOr<Architecture> arch = Architecture::Create(spec);
+  EXPECT_EQ(arch.status().code(), StatusCode::kInvalidArgument);
+  return std::string(arch.status().message());
+}
+
+// Published numbers: torchvision's model pages, and RepDistiller's CIFAR-100 table.
+TEST(ArchitectureTest, ParameterCountsAreThePublishedOnes) {
+  EXPECT_EQ(Make(Spec("resnet18", 1000, 3, 224)).ParameterCount(), 11689512u);
+  EXPECT_EQ(Make(Spec("resnet34", 1000, 3, 224)).ParameterCount(), 21797672u);
+  EXPECT_EQ(Make(Spec("resnet50", 1000, 3, 224)).ParameterCount(), 25557032u);
+  EXPECT_EQ(Make(Spec("resnet101", 1000, 3, 224)).ParameterCount(), 44549160u);
+  EXPECT_EQ(Make(Spec("resnet152", 1000, 3, 224)).ParameterCount(), 60192808u);
+  EXPECT_EQ(Make(Spec("cifar_resnet20", 100)).ParameterCount(), 278324u);
+  EXPECT_EQ(Make(Spec("cifar_resnet20", 10)).ParameterCount(), 272474u);
+}
+
+// torchvision's names, spelt out by its rule: per block conv1 bn1 conv2 bn2 [conv3 bn3], then the shortcut of the first block.
+std::vector<std::string> TorchvisionNames(const std::vector<int>& blocks, bool bottleneck) {
+  std::vector<std::string> names;
+  const auto conv = [&](const std::string& path) { names.push_back(path + ".weight"); };
+  const auto norm = [&](const std::string& path) {
+    for (const char* entry : {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}) {
+      names.push_back(path + "." + entry);
+    }
+  };
+  conv("conv1");
+  norm("bn1");
+  for (size_t k = 0; k < blocks.size(); ++k) {
+    for (int b = 0; b < blocks[k]; ++b) {
+      const std::string block = StrCat("layer", k + 1, ".", b);
+      for (int i = 1; i <= (bottleneck ? 3 : 2); ++i) {
+        conv(StrCat(block, ".conv", i));
+        norm(StrCat(block, ".bn", i));
+      }
+      if (b == 0 && (k > 0 || bottleneck)) {
+        conv(block + ".downsample.0");
+        norm(block + ".downsample.1");
+      }
+    }
+  }
+  names.push_back("fc.weight");
+  names.push_back("fc.bias");
+  return names;
+}
+
+TEST(ArchitectureTest, StateNamesAreTorchvisions) {
+  const auto names = [](const Architecture& arch) {
+    std::vector<std::string> all;
+    for (const StateEntry& entry : arch.StateDict()) all.push_back(entry.name);
+    return all;
+  };
+  EXPECT_EQ(names(Make(Spec("resnet18", 1000, 3, 224))), TorchvisionNames({2, 2, 2, 2}, false));
+  EXPECT_EQ(names(Make(Spec("resnet50", 1000, 3, 224))), TorchvisionNames({3, 4, 6, 3}, true));
+  EXPECT_EQ(names(Make(Spec("cifar_resnet8"))), TorchvisionNames({1, 1, 1}, false));
+}
+
+TEST(ArchitectureTest, StateEntriesHaveShapesAndKinds) {
+  std::map<std::string, StateEntry> state;
+  for (const StateEntry& entry : Make(Spec("resnet50", 7, 4, 64)).StateDict()) state[entry.name] = entry;
+  EXPECT_THAT(state["conv1.weight"].shape, ElementsAre(64, 4, 7, 7));
+  EXPECT_THAT(state["layer2.0.conv2.weight"].shape, ElementsAre(128, 128, 3, 3));
+  EXPECT_THAT(state["layer2.0.downsample.0.weight"].shape, ElementsAre(512, 256, 1, 1));
+  EXPECT_THAT(state["fc.weight"].shape, ElementsAre(7, 2048));
+  EXPECT_TRUE(state["bn1.running_var"].is_buffer);
+  EXPECT_FALSE(state["bn1.running_var"].is_integer);
+  EXPECT_TRUE(state["bn1.num_batches_tracked"].is_integer);
+  EXPECT_TRUE(state["bn1.num_batches_tracked"].shape.empty());
+  EXPECT_FALSE(state["bn1.weight"].is_buffer);
+}
+
+TEST(ArchitectureTest, TapsHaveShapesInExecutionOrder) {
+  const Architecture arch = Make(Spec("cifar_resnet8", 10, 1, 28));
+  std::vector<std::string> paths;
+  for (const TapInfo& tap : arch.taps()) paths.push_back(tap.path);
+  EXPECT_THAT(paths, ElementsAre("conv1", "bn1", "relu",                                                          //
+                                 "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2", "layer1.0.add",  //
+                                 "layer1.0", "layer1",                                                             //
+                                 "layer2.0.conv1", "layer2.0.bn1", "layer2.0.conv2", "layer2.0.bn2",               //
+                                 "layer2.0.downsample.0", "layer2.0.downsample.1", "layer2.0.downsample", "layer2.0.add",
+                                 "layer2.0", "layer2",                                                //
+                                 "layer3.0.conv1", "layer3.0.bn1", "layer3.0.conv2", "layer3.0.bn2",  //
+                                 "layer3.0.downsample.0", "layer3.0.downsample.1", "layer3.0.downsample", "layer3.0.add",
+                                 "layer3.0", "layer3", "avgpool", "flatten", "fc"));
+  EXPECT_THAT(arch.FindTap("relu")->shape, ElementsAre(16, 28, 28));
+  EXPECT_THAT(arch.FindTap("layer2.0.downsample.0")->shape, ElementsAre(32, 14, 14));
+  EXPECT_THAT(arch.FindTap("layer3")->shape, ElementsAre(64, 7, 7));
+  EXPECT_TRUE(arch.FindTap("layer3")->stage_end);
+  EXPECT_FALSE(arch.FindTap("layer3.0")->stage_end);
+  EXPECT_THAT(arch.FindTap("avgpool")->shape, ElementsAre(64, 1, 1));
+  EXPECT_THAT(arch.FindTap("flatten")->shape, ElementsAre(64));
+  EXPECT_THAT(arch.FindTap("")->shape, ElementsAre(10));
+  EXPECT_EQ(arch.FindTap("layer1.0.relu"), nullptr);
+  EXPECT_EQ(arch.FindTap("layer4"), nullptr);
+}
+
+TEST(ArchitectureTest, OddSizesRoundAsConvolutionsDo) {
+  ModelSpec spec = Spec("resnet50", 10, 3, 33);
+  spec.image_width = 47;
+  const Architecture arch = Make(spec);
+  EXPECT_THAT(arch.FindTap("conv1")->shape, ElementsAre(64, 17, 24));
+  EXPECT_THAT(arch.FindTap("maxpool")->shape, ElementsAre(64, 9, 12));
+  EXPECT_THAT(arch.FindTap("layer2")->shape, ElementsAre(512, 5, 6));
+  EXPECT_THAT(arch.FindTap("layer4")->shape, ElementsAre(2048, 2, 2));
+}
+
+TEST(ArchitectureTest, StagesAndHead) {
+  const Architecture cifar = Make(Spec("cifar_resnet20"));
+  EXPECT_THAT(cifar.stages(), ElementsAre("layer1", "layer2", "layer3"));
+  EXPECT_THAT(cifar.StageModules(0), ElementsAre("conv1", "bn1", "layer1"));
+  EXPECT_THAT(cifar.StageModules(1), ElementsAre("layer2"));
+  EXPECT_THAT(cifar.StageModules(3), ElementsAre());
+  EXPECT_THAT(cifar.HeadModules(), ElementsAre("fc"));
+  EXPECT_EQ(Make(Spec("resnet18", 10, 3, 64)).stages().size(), 4u);
+  EXPECT_EQ(cifar.TopLevelIndex("conv1"), 0u);
+  EXPECT_EQ(cifar.TopLevelIndex("layer2.1.conv2"), 4u);
+  EXPECT_EQ(cifar.TopLevelIndex(""), cifar.root().children.size() - 1);
+}
+
+TEST(ArchitectureTest, WidthScalesEveryStage) {
+  ModelSpec spec = Spec("cifar_resnet8");
+  EXPECT_EQ(Make(spec).spec().width, 16u);
+  spec.width = 5;
+  EXPECT_THAT(Make(spec).FindTap("layer3")->shape, ElementsAre(20, 8, 8));
+}
+
+TEST(ArchitectureTest, DefaultsAreTheFamilys) {
+  const ModelSpec cifar = Architecture::WithDefaults({.arch = "cifar_resnet8"});
+  EXPECT_TRUE(Architecture::Create(cifar).ok());
+  EXPECT_EQ(cifar.image_height, 32u);
+  const ModelSpec resnet = Architecture::WithDefaults({.arch = "resnet18", .num_classes = 5});
+  EXPECT_EQ(resnet.num_classes, 5u);
+  EXPECT_EQ(Make(resnet).FindTap("layer4")->shape, (TapShape{512, 7, 7}));
+}
+
+TEST(ArchitectureTest, EveryNameCanBeBuilt) {
+  for (const std::string& name : Architecture::Names()) EXPECT_GT(Make(Spec(name)).ParameterCount(), 0u) << name;
+}
+
+TEST(ArchitectureTest, RefusalsNameValueAndRemedy) {
+  EXPECT_THAT(Refusal(Spec("cifar_resnet21")), HasSubstr("unknown architecture 'cifar_resnet21'; did you mean 'cifar_resnet"));
+  EXPECT_THAT(Refusal(Spec("")), HasSubstr("known: cifar_resnet8"));
+  EXPECT_THAT(Refusal(Spec("resnet18", 0)), HasSubstr("num_classes is 0"));
+  EXPECT_THAT(Refusal(Spec("resnet18", 10, 0)), HasSubstr("in_channels is 0"));
+  EXPECT_THAT(Refusal(Spec("cifar_resnet8", 10, 3, 7)), HasSubstr("image height in pixels is 7, must be from 8 to 8192"));
+  EXPECT_THAT(Refusal(Spec("cifar_resnet8", 4000000000u)), HasSubstr("num_classes is 4000000000"));
+  ModelSpec spec = Spec("cifar_resnet8");
+  spec.mean = {0.5f};
+  EXPECT_THAT(Refusal(spec), HasSubstr("mean has 1 values for 3 input channels"));
+  spec.mean.clear();
+  spec.std = {1, 1, 0};
+  EXPECT_THAT(Refusal(spec), HasSubstr("std contains 0"));
+}
+
+TEST(ExpandModuleGlobsTest, StarStaysInsideOnePartAndDoubleStarCrosses) {
+  const Architecture arch = Make(Spec("cifar_resnet8"));
+  const auto expand = [&](std::vector<std::string> globs) {
+    const auto expanded = ExpandModuleGlobs(arch, globs);
+    EXPECT_TRUE(expanded.ok()) << expanded.status();
+    return expanded.ok() ? *expanded : std::vector<std::string>{};
+  };
+  EXPECT_THAT(expand({"layer1"}), ElementsAre("layer1"));
+  EXPECT_THAT(expand({"layer*"}), ElementsAre("layer1", "layer2", "layer3"));
+  EXPECT_THAT(expand({"layer1.*"}), ElementsAre("layer1.0"));
+  EXPECT_THAT(expand({"**"}), ElementsAre("conv1", "bn1", "layer1", "layer2", "layer3", "fc"));
+  EXPECT_THAT(expand({"*"}), ElementsAre("conv1", "bn1", "layer1", "layer2", "layer3", "fc"));
+  EXPECT_THAT(expand({"**.conv1"}), ElementsAre("conv1", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"));
+  EXPECT_THAT(expand({"**downsample**"}), ElementsAre("layer2.0.downsample", "layer3.0.downsample"));
+  EXPECT_THAT(expand({"layer1.0.bn*"}), ElementsAre("layer1.0.bn1", "layer1.0.bn2"));
+  EXPECT_THAT(expand({"fc", "layer2", "layer2.0.conv1"}), ElementsAre("layer2", "fc")) << "tree order, minimal";
+  EXPECT_THAT(expand({}), ElementsAre());
+}
+
+TEST(ExpandModuleGlobsTest, MatchingNothingNamesTheGlobAndTheNearestPath) {
+  const Architecture arch = Make(Spec("cifar_resnet8"));
+  const auto refusal = [&](const std::string& glob) {
+    const auto expanded = ExpandModuleGlobs(arch, {"fc", glob});
+    EXPECT_EQ(expanded.status().code(), StatusCode::kInvalidArgument);
+    return std::string(expanded.status().message());
+  };
+  EXPECT_THAT(refusal("layer4"), HasSubstr("'layer4' matches no module of cifar_resnet8; did you mean 'layer"));
+  EXPECT_THAT(refusal("relu"), HasSubstr("has no parameters"));
+  EXPECT_THAT(refusal(""), HasSubstr("matches no module"));
+  EXPECT_THAT(refusal("*.conv1"), HasSubstr("matches no module")) << "one star stays inside one part: no path is x.conv1";
+  EXPECT_THAT(refusal(std::string(60, '*') + "x"), HasSubstr("matches no module")) << "and answers at once";
+}
+
+TEST(IsUnderTest, ComparesWholeParts) {
+  EXPECT_TRUE(IsUnder("layer1", "layer1"));
+  EXPECT_TRUE(IsUnder("layer1.0.conv1", "layer1"));
+  EXPECT_FALSE(IsUnder("layer10.0", "layer1"));
+  EXPECT_FALSE(IsUnder("layer1", "layer1.0"));
+  EXPECT_TRUE(IsUnder("fc", ""));
+}
+
+}  // namespace
+}  // namespace distill
