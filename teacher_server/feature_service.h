@@ -1,0 +1,74 @@
+// The gRPC shell around a TeacherEngine: FeatureService of proto/distill/v1/features.proto, tensors spliced in and out
+// as slices.
+//
+// What a client may rely on, beyond the comments in the .proto:
+// * Every batch gets exactly one end: a response with `last`, or one with `error`. Cancelled ones end with error code
+// CANCELLED
+//   (also in the middle of an answer: chunks already sent are then void); a cancel for an unknown or ended request does
+//   nothing.
+// * Answers come in the order in which they were computed, which need not be the order of the requests. One answer's
+// chunks are not
+//   mixed with another's; errors may come between them.
+// * Chunks carry at most kChunkBytes of payload. The sum of payload bytes sent never exceeds the credit granted: when
+// less than
+//   a chunk's worth is left, a shorter chunk of exactly the remaining credit goes out, and the rest waits for more.
+//   Errors need no credit. A client that half-closes keeps getting answers as far as its credit reaches; then the
+//   stream ends with FAILED_PRECONDITION, because no more can come.
+// * A wrong batch (shape, size, too many unanswered ones) is refused in band and the stream goes on; a wrong message
+// (malformed,
+//   no `open` first, a second `open`, a request id that is still unanswered) ends the stream with INVALID_ARGUMENT.
+//
+// States of the service: loading -> serving -> draining. Loading and draining answer UNAVAILABLE; see Drain().
+#ifndef DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_
+#define DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_
+
+#include <grpcpp/impl/service_type.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+
+#include "common/metrics/metrics.h"
+#include "teacher_server/teacher_engine.h"
+
+namespace distill {
+
+// Payload bytes of one FeatureResponse. Large enough that per-message work does not count, small enough that a stream's
+// pixels and credits are not stuck behind it.
+inline constexpr uint64_t kChunkBytes = 1 << 20;
+// Largest N of one batch.
+inline constexpr uint32_t kMaxBatchImages = 4096;
+// Most taps of one stream.
+inline constexpr int kMaxTaps = 256;
+
+// Thread-safe.
+class FeatureService {
+ public:
+  // Limits of one stream. Raising them costs memory: a stream can hold the sum of the two byte limits.
+  struct Options {
+    uint32_t max_unanswered = 256;           // batches; one more gets RESOURCE_EXHAUSTED in band
+    uint64_t max_waiting_bytes = 256 << 20;  // pixels of unanswered batches; more gets RESOURCE_EXHAUSTED in band
+    // Feature bytes being computed or computed and unsent. Batches beyond it wait before they are computed (unless the
+    // stream has nothing else under way), so a client that grants no credit does not fill the server's memory.
+    uint64_t max_unsent_bytes = 256 << 20;
+    uint64_t max_answer_bytes = 1 << 30;  // one batch's features; more gets RESOURCE_EXHAUSTED in band
+  };
+
+  // `metrics` outlives the service. Order of destruction: RpcServer, then the engine (or its Stop()), then the service.
+  static std::unique_ptr<FeatureService> Create(const Options& options, MetricsRegistry* metrics);
+  virtual ~FeatureService() = default;
+
+  // For RpcServer::Start.
+  virtual grpc::Service* service() = 0;
+  // loading -> serving. The engine outlives all streams. Call once.
+  virtual void SetEngine(TeacherEngine* engine) = 0;
+  // serving -> draining: new streams and new batches get UNAVAILABLE; a stream whose accepted batches are all answered
+  // ends with UNAVAILABLE, which tells its client to take another teacher. Does not wait. Idempotent.
+  virtual void Drain() = 0;
+  // Waits until no stream is open, at most `timeout`. True when none is.
+  virtual bool WaitIdle(std::chrono::milliseconds timeout) = 0;
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_

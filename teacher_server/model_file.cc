@@ -1,0 +1,193 @@
+#include "teacher_server/model_file.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <system_error>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/nearest_name.h"
+#include "common/str_cat.h"
+
+namespace distill {
+namespace {
+
+constexpr uint32_t kMaxImageSide = 8192;  // pixels
+
+bool IsModelName(std::string_view name) {
+  auto is_alnum = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); };
+  return !name.empty() && name.size() <= 63 && is_alnum(name.front()) &&
+         std::all_of(name.begin(), name.end(), [&](char c) { return is_alnum(c) || c == '.' || c == '_' || c == '-'; });
+}
+
+StatusOr<uint32_t> Positive(const std::string& text, std::string_view key, uint32_t max) {
+  uint32_t value = 0;
+  if (!absl::SimpleAtoi(text, &value) || value < 1 || value > max) {
+    return absl::InvalidArgumentError(StrCat(key, ": '", text, "' is not a whole number in 1..", max));
+  }
+  return value;
+}
+
+StatusOr<std::vector<float>> Floats(const YAML::Node& node, std::string_view key) {
+  const auto wrong = absl::InvalidArgumentError(StrCat(key, ": must be a list of numbers, one per channel"));
+  if (!node.IsSequence()) return wrong;
+  std::vector<float> values;
+  for (const YAML::Node& item : node) {
+    float value = 0;
+    if (!item.IsScalar() || !absl::SimpleAtof(item.Scalar(), &value) || !std::isfinite(value)) return wrong;
+    values.push_back(value);
+  }
+  return values;
+}
+
+StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
+  static const std::vector<std::string> kKeys = {"arch", "width", "num_classes", "in_channels", "image", "mean", "std"};
+  ModelSpec spec;
+  if (!root.IsMap())
+    return absl::InvalidArgumentError("must be a mapping of arch, num_classes, in_channels, image, mean, std");
+  std::set<std::string> seen;
+  for (const auto& entry : root) {
+    if (!entry.first.IsScalar()) return absl::InvalidArgumentError("keys must be plain words");
+    const std::string key = entry.first.Scalar();
+    const YAML::Node& value = entry.second;
+    if (!seen.insert(key).second) return absl::InvalidArgumentError(StrCat(key, ": given twice"));
+    if (std::find(kKeys.begin(), kKeys.end(), key) == kKeys.end()) {
+      return absl::InvalidArgumentError(
+          StrCat("unknown key '", key, "'", DidYouMean(key, kKeys), " (known: ", absl::StrJoin(kKeys, ", "), ")"));
+    }
+    if (key == "mean" || key == "std") {
+      DISTILL_ASSIGN_OR_RETURN((key == "mean" ? spec.mean : spec.std), Floats(value, key));
+      continue;
+    }
+    if (!value.IsScalar()) return absl::InvalidArgumentError(StrCat(key, ": must be a single value"));
+    const std::string text = value.Scalar();
+    if (key == "arch") {
+      spec.arch = text;
+    } else if (key == "width") {
+      DISTILL_ASSIGN_OR_RETURN(spec.width, Positive(text, key, 1 << 16));
+    } else if (key == "num_classes") {
+      DISTILL_ASSIGN_OR_RETURN(spec.num_classes, Positive(text, key, 1 << 24));
+    } else if (key == "in_channels") {
+      DISTILL_ASSIGN_OR_RETURN(spec.in_channels, Positive(text, key, 1 << 10));
+    } else {  // image
+      const std::vector<std::string> sides = absl::StrSplit(text, 'x');
+      if (sides.size() != 2)
+        return absl::InvalidArgumentError(StrCat("image: '", text, "' is not HEIGHTxWIDTH, as in 224x224"));
+      DISTILL_ASSIGN_OR_RETURN(spec.image_height, Positive(sides[0], "image height", kMaxImageSide));
+      DISTILL_ASSIGN_OR_RETURN(spec.image_width, Positive(sides[1], "image width", kMaxImageSide));
+    }
+  }
+  if (torchscript) {
+    if (spec.arch.empty()) spec.arch = "torchscript";
+    if (spec.arch != "torchscript") {
+      return absl::InvalidArgumentError(
+          StrCat("arch: '", spec.arch, "', but the file is a TorchScript archive; leave arch out"));
+    }
+  } else if (spec.arch.empty() || spec.arch == "torchscript") {
+    return absl::InvalidArgumentError("arch: must name a zoo architecture, as in resnet50");
+  }
+  return spec;
+}
+
+}  // namespace
+
+StatusOr<std::vector<ModelFile>> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::vector<ModelFile> files;
+  for (const std::string& flag : flags) {
+    const std::vector<std::string> parts = absl::StrSplit(flag, absl::MaxSplits('=', 1));
+    if (parts.size() != 2 || parts[1].empty()) {
+      return absl::InvalidArgumentError(
+          StrCat("--model '", flag, "': must be NAME=FILE, as in fashion=models/teacher.safetensors"));
+    }
+    files.push_back({parts[0], parts[1]});
+  }
+  if (!folder.empty()) {
+    std::error_code error;
+    std::vector<std::string> found;
+    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+      const std::string path = it->path().string();
+      if (path.ends_with(".safetensors") || IsTorchScriptFile(path)) found.push_back(path);
+    }
+    if (error) return absl::NotFoundError(StrCat("--models '", folder, "': ", error.message()));
+    if (found.empty())
+      return absl::InvalidArgumentError(
+          StrCat("--models '", folder, "': no *.safetensors or *.pt file in this folder"));
+    std::sort(found.begin(), found.end());
+    for (const std::string& path : found) files.push_back({fs::path(path).stem().string(), path});
+  }
+  if (files.empty())
+    return absl::InvalidArgumentError("nothing to serve: give --model NAME=FILE (repeatable) or --models FOLDER");
+  std::map<std::string, std::string> path_of;
+  for (const ModelFile& file : files) {
+    if (!IsModelName(file.name)) {
+      return absl::InvalidArgumentError(StrCat("'", file.name, "' (for ", file.path,
+                                               ") is not a model name: letters, digits, '.', '_', '-', at most 63, "
+                                               "the first a letter or digit"));
+    }
+    auto [entry, fresh] = path_of.emplace(file.name, file.path);
+    if (!fresh) {
+      return absl::InvalidArgumentError(StrCat("two models are named '", file.name, "': ", entry->second, " and ",
+                                               file.path, "; give one another name"));
+    }
+  }
+  return files;
+}
+
+bool IsTorchScriptFile(std::string_view path) { return path.ends_with(".pt"); }
+
+StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path) {
+  const std::string path = model_path + ".yaml";
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return std::optional<ModelSpec>();
+  std::ifstream in(path);
+  std::stringstream text;
+  text << in.rdbuf();
+  if (!in) return absl::InvalidArgumentError(StrCat(path, ": cannot be read"));
+  try {
+    StatusOr<ModelSpec> spec = ParseSidecar(YAML::Load(text.str()), IsTorchScriptFile(model_path));
+    if (!spec.ok()) return Annotate(spec.status(), path);
+    return std::optional<ModelSpec>(*std::move(spec));
+  } catch (const YAML::Exception& e) {
+    return absl::InvalidArgumentError(StrCat(path, ": not valid YAML: ", e.what()));
+  }
+}
+
+Status CheckImageSpec(const ModelSpec& spec, const std::string& path) {
+  if (spec.in_channels == 0 || spec.image_height == 0 || spec.image_width == 0) {
+    return absl::InvalidArgumentError(StrCat(
+        path, ": in_channels and image (HEIGHTxWIDTH) must be given, in the file's metadata or in ", path, ".yaml"));
+  }
+  for (const auto* list : {&spec.mean, &spec.std}) {
+    if (!list->empty() && list->size() != spec.in_channels) {
+      return absl::InvalidArgumentError(StrCat(path, ": ", list == &spec.mean ? "mean" : "std", " has ", list->size(),
+                                               " entries for ", spec.in_channels, " channels"));
+    }
+  }
+  for (float value : spec.std) {
+    if (!(value > 0))
+      return absl::InvalidArgumentError(StrCat(path, ": std has the entry ", value, "; all must be above 0"));
+  }
+  return OkStatus();
+}
+
+std::string CanonicalText(const ModelSpec& spec) {
+  // Nine digits tell any two floats apart.
+  auto list = [](const std::vector<float>& values) {
+    return absl::StrJoin(values, ",", [](std::string* out, float value) { absl::StrAppendFormat(out, "%.9g", value); });
+  };
+  return StrCat("arch=", spec.arch, "\nwidth=", spec.width, "\nnum_classes=", spec.num_classes,
+                "\nin_channels=", spec.in_channels, "\nimage=", spec.image_height, "x", spec.image_width,
+                "\nmean=", list(spec.mean), "\nstd=", list(spec.std), "\n");
+}
+
+}  // namespace distill

@@ -1,0 +1,52 @@
+// Which model files a teacher server loads, and how a file says what is in it. No torch here.
+//
+// A model is a file with weights (*.safetensors, for networks of the zoo) or a TorchScript archive (*.pt). What the
+// weights do not say themselves stands in a sidecar, FILE.yaml beside FILE:
+//   arch: resnet50          zoo name; optional for archives, where it is "torchscript"
+//   width: 64               optional: channels of the first stage
+//   num_classes: 1000       required, except for archives (found by a dry run)
+//   in_channels: 3
+//   image: 224x224          height x width
+//   mean: [0.485, 0.456, 0.406]   per channel, of pixel/255; default 0
+//   std: [0.229, 0.224, 0.225]    default 1
+// Stateless; any thread.
+#ifndef DISTILL_TEACHER_SERVER_MODEL_FILE_H_
+#define DISTILL_TEACHER_SERVER_MODEL_FILE_H_
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/plan/plan.h"
+#include "common/status.h"
+
+namespace distill {
+
+struct ModelFile {
+  std::string name;  // under which it is served: [A-Za-z0-9] then at most 62 of [A-Za-z0-9._-]
+  std::string path;
+};
+
+// The models of the flags: each `flags` entry NAME=FILE, then all *.safetensors and *.pt in `folder` ("" for none),
+// sorted, named by their stem. kInvalidArgument: not NAME=FILE, bad or duplicate name, no model at all; kNotFound: no
+// such folder.
+StatusOr<std::vector<ModelFile>> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder);
+
+// True for *.pt.
+bool IsTorchScriptFile(std::string_view path);
+
+// The sidecar of `model_path`, or nullopt when there is none. kInvalidArgument: not YAML, unknown key (with the
+// nearest), a value of the wrong type or range; the message names the file and the key.
+StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path);
+// kInvalidArgument names the first of these that does not hold: in_channels, image_height and image_width are set; mean
+// and std are empty or have in_channels entries; std > 0.
+Status CheckImageSpec(const ModelSpec& spec, const std::string& path);
+
+// The spec as text that is equal exactly when the network is: one "key=value" line per field except `weights` (a path
+// says nothing about content). A model's digest is the sha256 of this text followed by the bytes of the weights file.
+std::string CanonicalText(const ModelSpec& spec);
+
+}  // namespace distill
+
+#endif  // DISTILL_TEACHER_SERVER_MODEL_FILE_H_

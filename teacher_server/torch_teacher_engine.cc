@@ -1,0 +1,414 @@
+#include "teacher_server/torch_teacher_engine.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <torch/cuda.h>
+#include <torch/torch.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/hash/sha256.h"
+#include "common/log.h"
+#include "common/safetensors/safetensors.h"
+#include "common/str_cat.h"
+#include "common/zoo/torchscript_net.h"
+#include "common/zoo/weights.h"
+#include "common/zoo/zoo_net.h"
+#include "teacher_server/batch_queue.h"
+
+namespace distill {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+// x: float32 (N, C, H, W), normalised -> one tensor per tap.
+using ForwardFunction =
+    std::function<StatusOr<std::vector<torch::Tensor>>(const torch::Tensor& x, const std::vector<std::string>& taps)>;
+
+double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+// The only place where what torch throws becomes a Status.
+Status FromTorchException(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+      dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
+      std::strstr(error.what(), "can't allocate memory") != nullptr) {
+    return absl::ResourceExhaustedError("out of memory while computing features; send smaller batches");
+  }
+  if (const auto* torch_error = dynamic_cast<const c10::Error*>(&error)) {
+    return absl::InternalError(torch_error->what_without_backtrace());
+  }
+  return absl::InternalError(error.what());
+}
+
+// CUDA code is in a library of its own, which CPU programs do not link; it registers itself when loaded.
+bool CudaAvailable() {
+  if (!torch::cuda::is_available() && access("/dev/nvidiactl", F_OK) == 0)
+    dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  return torch::cuda::is_available();
+}
+
+StatusOr<torch::Device> ResolveDevice(const std::string& device) {
+  if (device != "auto" && device != "cpu" && device != "cuda") {
+    return absl::InvalidArgumentError(StrCat("device '", device, "' is none of auto, cpu, cuda"));
+  }
+  if (device == "cpu") return torch::Device(torch::kCPU);
+  if (CudaAvailable()) return torch::Device(torch::kCUDA, 0);
+  if (device == "auto") return torch::Device(torch::kCPU);
+  return absl::FailedPreconditionError(
+      "device 'cuda': no CUDA device can be used here (no GPU, no driver, or LibTorch without CUDA); use --device cpu");
+}
+
+torch::ScalarType TorchType(WireDtype dtype) {
+  switch (dtype) {
+    case WireDtype::kF16:
+      return torch::kFloat16;
+    case WireDtype::kBf16:
+      return torch::kBFloat16;
+    case WireDtype::kU8:
+      return torch::kUInt8;
+    case WireDtype::kF32:
+      break;
+  }
+  return torch::kFloat32;
+}
+
+// What goes on the wire: the tap's tensor [N, C, H, W] or [N, K] on the CPU, row-major.
+torch::Tensor Reduce(torch::Tensor tensor, const TapRequest& tap) {
+  if (tap.subtract_row_max) tensor = tensor - tensor.amax({2, 3}, /*keepdim=*/true);
+  return tensor.to(TorchType(tap.dtype)).contiguous().to(torch::kCPU);
+}
+
+// Rows [begin, begin + n) of `tensor`, without a copy.
+WireTensor Slice(const torch::Tensor& tensor, WireDtype dtype, int64_t begin, int64_t n) {
+  WireTensor wire;
+  wire.dtype = dtype;
+  for (int64_t axis : tensor.sizes()) wire.shape.push_back(static_cast<uint32_t>(axis));
+  wire.shape[0] = static_cast<uint32_t>(n);
+  const uint64_t row_bytes = tensor.nbytes() / tensor.size(0);
+  auto owner = std::make_shared<const torch::Tensor>(tensor);
+  wire.bytes = Buffer{static_cast<const uint8_t*>(owner->const_data_ptr()) + begin * row_bytes, n * row_bytes, owner};
+  return wire;
+}
+
+// A loaded model before it gets its thread.
+struct LoadedModel {
+  TeacherModel info;
+  ForwardFunction forward;
+};
+
+StatusOr<std::vector<uint8_t>> ReadWholeFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) return absl::NotFoundError(StrCat(path, ": ", std::strerror(errno)));
+  const std::streamoff size = in.tellg();
+  // A folder opens, and then has no sensible size.
+  if (size < 0 || size == std::numeric_limits<std::streamoff>::max())
+    return absl::NotFoundError(StrCat(path, ": not a file that can be read"));
+  std::vector<uint8_t> bytes(static_cast<size_t>(size));
+  in.seekg(0);
+  if (!in.read(reinterpret_cast<char*>(bytes.data()), size))
+    return absl::DataLossError(StrCat(path, ": read failed after ", in.gcount(), " of ", size, " bytes"));
+  return bytes;
+}
+
+std::string Digest(const ModelSpec& spec, std::string_view file) {
+  Sha256 hash;
+  hash.Update(CanonicalText(spec));
+  hash.Update(file);
+  return hash.HexDigest();
+}
+
+StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) {
+  DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> content, ReadWholeFile(file.path));
+  const Buffer bytes = Buffer::FromVector(std::move(content));
+  DISTILL_ASSIGN_OR_RETURN(SafetensorsFile weights, ParseSafetensors(bytes, file.path));
+  DISTILL_ASSIGN_OR_RETURN(std::optional<ModelSpec> sidecar, ReadSidecar(file.path));
+  const bool described = weights.metadata.count("distill.arch") > 0;
+  if (!described && !sidecar) {
+    return absl::InvalidArgumentError(StrCat(file.path, ": the file does not say which network it is for; write ",
+                                             file.path, ".yaml with arch, num_classes, in_channels, image, mean, std"));
+  }
+  ModelSpec spec;
+  if (described) {
+    StatusOr<ModelSpec> parsed = SpecFromMetadata(weights.metadata);
+    if (!parsed.ok()) return Annotate(parsed.status(), file.path);
+    spec = *std::move(parsed);
+  } else {
+    spec = *sidecar;
+  }
+  spec.weights.clear();
+  DISTILL_RETURN_IF_ERROR(CheckImageSpec(spec, file.path));
+  StatusOr<std::shared_ptr<ZooNet>> net = ZooNet::Create(spec);
+  if (!net.ok()) return Annotate(net.status(), file.path);
+  spec = (*net)->architecture().spec();  // defaults filled in
+  if (described && sidecar) {
+    StatusOr<Architecture> other = Architecture::Create(*sidecar);
+    if (!other.ok()) return Annotate(other.status(), file.path + ".yaml");
+    if (CanonicalText(other->spec()) != CanonicalText(spec)) {
+      return absl::FailedPreconditionError(
+          StrCat(file.path, ".yaml contradicts the description inside ", file.path, "; remove the .yaml file"));
+    }
+  }
+  if (Status loaded = LoadWeights(weights, net->get()); !loaded.ok()) return Annotate(loaded, file.path);
+  (*net)->eval();
+  (*net)->to(device);
+  for (torch::Tensor& parameter : (*net)->parameters()) parameter.set_requires_grad(false);
+
+  LoadedModel model;
+  const Architecture& arch = (*net)->architecture();
+  model.info.served.name = file.name;
+  model.info.served.digest = Digest(spec, {reinterpret_cast<const char*>(bytes.data), bytes.size});
+  model.info.served.spec = spec;
+  model.info.served.parameters = arch.ParameterCount();
+  model.info.served.bytes = bytes.size;
+  for (const TapInfo& tap : arch.taps()) {
+    model.info.taps.push_back({tap.path, std::string(Name(tap.kind)), tap.shape, tap.stage_end});
+  }
+  model.info.output_shape = arch.FindTap("")->shape;
+  model.forward = [net = *net](const torch::Tensor& x, const std::vector<std::string>& taps) {
+    return net->Forward(x, taps);
+  };
+  return model;
+}
+
+class TorchTeacherEngine final : public TeacherEngine {
+ public:
+  TorchTeacherEngine(std::vector<LoadedModel> loaded, torch::Device device, const TorchTeacherOptions& options,
+                     MetricsRegistry* metrics)
+      : device_(device), threads_(options.threads) {
+    for (LoadedModel& model : loaded) {
+      const MetricLabels label = {{"model", model.info.served.name}};
+      metrics
+          ->GetGauge("distill_teacher_model_info", "Served models; always 1.",
+                     {{"model", model.info.served.name},
+                      {"digest", model.info.served.digest},
+                      {"arch", model.info.served.spec.arch}})
+          .Set(1);
+      workers_.push_back(std::unique_ptr<Worker>(new Worker{
+          .forward = std::move(model.forward),
+          .spec = model.info.served.spec,
+          .digest = model.info.served.digest,
+          .queue{options.max_batch_images},
+          .images = metrics->GetCounter("distill_teacher_images_total", "Images run through a model.", label),
+          .queue_seconds = metrics->GetHistogram("distill_teacher_queue_seconds", "Time a batch waited for its model.",
+                                                 SecondsBuckets(), label),
+          .inference_seconds =
+              metrics->GetHistogram("distill_teacher_inference_seconds",
+                                    "Time of one forward pass, with normalisation and casts.", SecondsBuckets(), label),
+          .batch_images =
+              metrics->GetHistogram("distill_teacher_batch_images", "Images per forward pass, after merging.",
+                                    {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096}, label),
+          .queue_length = metrics->GetGauge("distill_teacher_queue_length", "Batches that wait for a model.", label)}));
+      models_.push_back(std::move(model.info));
+    }
+    for (size_t i = 0; i < workers_.size(); ++i) {
+      workers_[i]->thread = std::thread([this, i] { RunWorker(*workers_[i], models_[i].served.name); });
+    }
+  }
+  ~TorchTeacherEngine() override { Stop(); }
+
+  const std::vector<TeacherModel>& models() const override { return models_; }
+
+  void Submit(TeacherRequest request, Callback done) override {
+    Worker& worker = *workers_[request.model];
+    QueuedRequest item{std::move(request), std::move(done), Clock::now()};
+    bool accept;
+    {
+      absl::MutexLock lock(&mutex_);
+      ++outstanding_;
+      accept = accepting_;
+    }
+    if (accept) {
+      worker.queue_length.Add(1);
+      if (worker.queue.Push(std::move(item))) return;
+      worker.queue_length.Add(-1);
+    }
+    Answer(item, absl::UnavailableError("this teacher is shutting down; send the batch to another one"));
+  }
+
+  void Cancel(uint64_t client, uint64_t tag) override { Drop(client, tag); }
+  void CancelClient(uint64_t client) override { Drop(client, std::nullopt); }
+
+  uint32_t QueueLength() const override {
+    size_t waiting = 0;
+    for (const auto& worker : workers_) waiting += worker->queue.size();
+    return static_cast<uint32_t>(waiting);
+  }
+
+  bool Drain(std::chrono::milliseconds timeout) override {
+    absl::MutexLock lock(&mutex_);
+    accepting_ = false;
+    return mutex_.AwaitWithTimeout(absl::Condition(
+                                       +[](uint64_t* outstanding) { return *outstanding == 0; }, &outstanding_),
+                                   absl::FromChrono(timeout));
+  }
+
+  void Stop() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      accepting_ = false;
+    }
+    for (const auto& worker : workers_) {
+      worker->queue.Close();
+      AnswerCancelled(*worker, worker->queue.Clear(), "this teacher is shutting down");
+    }
+    for (const auto& worker : workers_) {
+      if (worker->thread.joinable()) worker->thread.join();
+    }
+  }
+
+ private:
+  // One model and its thread.
+  struct Worker {
+    const ForwardFunction forward;  // called by the thread alone
+    const ModelSpec spec;
+    const std::string digest;
+    BatchQueue queue;
+    Counter& images;
+    Histogram& queue_seconds;
+    Histogram& inference_seconds;
+    Histogram& batch_images;
+    Gauge& queue_length;
+    std::thread thread;  // started by the constructor, joined by Stop()
+  };
+
+  void RunWorker(Worker& worker, const std::string& name) {
+    pthread_setname_np(pthread_self(), StrCat("tch-", name).substr(0, 15).c_str());
+    // OpenMP keeps the number per calling thread, so it is set where the work is started.
+    if (threads_ > 0) at::set_num_threads(threads_);
+    while (true) {
+      const std::vector<QueuedRequest> batch = worker.queue.PopBatch();
+      if (batch.empty()) return;
+      worker.queue_length.Add(-static_cast<double>(batch.size()));
+      const Clock::time_point start = Clock::now();
+      StatusOr<std::vector<FeatureBatch>> answers = Compute(worker, batch);
+      const double compute_seconds = Seconds(Clock::now() - start);
+      uint64_t images = 0;
+      for (const QueuedRequest& item : batch) images += item.request.images.n;
+      worker.images.Add(images);
+      worker.batch_images.Observe(images);
+      worker.inference_seconds.Observe(compute_seconds);
+      if (!answers.ok()) {
+        LogError("forward pass failed", {{"model", name}, {"images", images}, {"error", answers.status().message()}});
+      }
+      for (size_t i = 0; i < batch.size(); ++i) {
+        const double queue_seconds = Seconds(start - batch[i].since);
+        worker.queue_seconds.Observe(queue_seconds);
+        if (!answers.ok()) {
+          Answer(batch[i], answers.status());
+          continue;
+        }
+        (*answers)[i].queue_seconds = queue_seconds;
+        (*answers)[i].compute_seconds = compute_seconds;
+        Answer(batch[i], std::move((*answers)[i]));
+      }
+    }
+  }
+
+  // One forward pass for all of `batch`; the answers in the same order.
+  StatusOr<std::vector<FeatureBatch>> Compute(const Worker& worker, const std::vector<QueuedRequest>& batch) {
+    try {
+      const torch::InferenceMode no_grad;
+      std::vector<torch::Tensor> pixels;
+      for (const QueuedRequest& item : batch) {
+        const ImageBatch& images = item.request.images;
+        // from_blob wants a mutable pointer; nothing writes through it.
+        pixels.push_back(torch::from_blob(const_cast<uint8_t*>(images.pixels.data),
+                                          {images.n, images.c, images.h, images.w}, torch::kUInt8));
+      }
+      torch::Tensor x = pixels.size() == 1 ? pixels[0] : torch::cat(pixels);
+      x = NormalizePixels(x.to(device_), worker.spec, /*channels_last=*/true);
+
+      // Each path once, though it may be asked for in several dtypes.
+      const std::vector<TapRequest>& taps = *batch[0].request.taps;
+      std::vector<std::string> paths;
+      for (const TapRequest& tap : taps) {
+        if (std::find(paths.begin(), paths.end(), tap.tap) == paths.end()) paths.push_back(tap.tap);
+      }
+      DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> outputs, worker.forward(x, paths));
+
+      std::vector<FeatureBatch> answers(batch.size());
+      for (FeatureBatch& answer : answers) answer.model_digest = worker.digest;
+      for (const TapRequest& tap : taps) {
+        const size_t path = std::find(paths.begin(), paths.end(), tap.tap) - paths.begin();
+        const torch::Tensor reduced = Reduce(outputs[path], tap);
+        int64_t begin = 0;
+        for (size_t i = 0; i < batch.size(); ++i) {
+          const int64_t n = batch[i].request.images.n;
+          answers[i].taps.push_back(Slice(reduced, tap.dtype, begin, n));
+          begin += n;
+        }
+      }
+      return answers;
+    } catch (const std::exception& error) {
+      return FromTorchException(error);
+    }
+  }
+
+  void Drop(uint64_t client, std::optional<uint64_t> tag) {
+    for (const auto& worker : workers_)
+      AnswerCancelled(*worker, worker->queue.Remove(client, tag), "cancelled before it was computed");
+  }
+  void AnswerCancelled(Worker& worker, const std::vector<QueuedRequest>& items, const char* why) {
+    worker.queue_length.Add(-static_cast<double>(items.size()));
+    for (const QueuedRequest& item : items) Answer(item, absl::CancelledError(why));
+  }
+  void Answer(const QueuedRequest& item, StatusOr<FeatureBatch> answer) {
+    item.done(std::move(answer));
+    absl::MutexLock lock(&mutex_);
+    --outstanding_;
+  }
+
+  const torch::Device device_;
+  const int threads_;
+  std::vector<TeacherModel> models_;              // constant after construction
+  std::vector<std::unique_ptr<Worker>> workers_;  // as models_
+  absl::Mutex mutex_;
+  bool accepting_ ABSL_GUARDED_BY(mutex_) = true;
+  uint64_t outstanding_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted, callback not yet back
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTeacherOptions& options,
+                                                                  MetricsRegistry* metrics) {
+  DISTILL_ASSIGN_OR_RETURN(const torch::Device device, ResolveDevice(options.device));
+  // The same pixels give the same bits each time.
+  at::globalContext().setDeterministicCuDNN(true);
+  std::vector<LoadedModel> loaded;
+  for (const ModelFile& file : options.models) {
+    const Clock::time_point start = Clock::now();
+    try {
+      StatusOr<LoadedModel> model =
+          IsTorchScriptFile(file.path) ? LoadTorchScriptModel(file, device) : LoadZooModel(file, device);
+      if (!model.ok()) return Annotate(model.status(), StrCat("model '", file.name, "'"));
+      loaded.push_back(*std::move(model));
+    } catch (const std::exception& error) {
+      return Annotate(FromTorchException(error), StrCat("model '", file.name, "': ", file.path));
+    }
+    const ServedModelInfo& served = loaded.back().info.served;
+    LogInfo("model loaded", {{"model", served.name},
+                             {"arch", served.spec.arch},
+                             {"parameters", served.parameters},
+                             {"bytes", served.bytes},
+                             {"digest", served.digest},
+                             {"seconds", Seconds(Clock::now() - start)}});
+  }
+  return std::make_unique<TorchTeacherEngine>(std::move(loaded), device, options, metrics);
+}
+
+StatusOr<std::string> DescribeTeacherDevice(const std::string& device) {
+  DISTILL_ASSIGN_OR_RETURN(const torch::Device resolved, ResolveDevice(device));
+  return resolved.str();
+}
+
+}  // namespace distill
