@@ -13,6 +13,7 @@
 #ifndef DISTILL_COMMON_STATUS_H_
 #define DISTILL_COMMON_STATUS_H_
 
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"

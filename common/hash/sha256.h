@@ -22,7 +22,7 @@ class Sha256 {
   std::unique_ptr<Impl> impl_;
 };
 std::string Sha256Hex(std::string_view bytes);
-// kNotFound or kUnavailable (read error), naming the path.
+// kNotFound, or kUnavailable (no permission, a folder, read error), naming the path.
 StatusOr<std::string> Sha256File(const std::string& path);
 
 }  // namespace distill

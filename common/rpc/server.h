@@ -16,6 +16,10 @@
 namespace distill {
 
 // Owns a running server. Thread-safe.
+//
+// With a token, every call but those of grpc.health.v1 needs `authorization: Bearer <token>` (reflection too); others get
+// UNAUTHENTICATED before any handler runs, over TLS and plaintext alike. TLS when `cert_file` and `key_file` are given; with
+// `ca_file` a client certificate is asked for and, if shown, must be valid. Messages above kMaxMessageBytes are refused.
 class RpcServer {
  public:
   struct Options {
@@ -24,16 +28,17 @@ class RpcServer {
   };
   // Starts serving `services` (not owned; they outlive the server). grpc.health.v1 answers SERVING for "" at once.
   // kInvalidArgument: bad address or certificate files, or a non-loopback address without TLS and token and without `insecure`.
-  // kUnavailable: the port is in use (message names it).
+  // kUnavailable: the port is in use (message names it). Two servers never share a port (no SO_REUSEPORT).
   static StatusOr<std::unique_ptr<RpcServer>> Start(const Options& options, const std::vector<grpc::Service*>& services);
-  ~RpcServer();
+  ~RpcServer();  // Stop(0)
 
   int port() const { return port_; }
   // host:port as bound.
   const std::string& address() const { return address_; }
   // Health answers NOT_SERVING from now on; running calls go on.
   void SetServing(bool serving);
-  // Refuses new calls, waits for running ones at most `grace`, then cancels them. Idempotent.
+  // Refuses new calls, waits for running ones at most `grace`, then cancels them and waits until their handlers return.
+  // Idempotent.
   void Stop(std::chrono::milliseconds grace);
 
  private:

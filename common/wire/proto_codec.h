@@ -21,11 +21,13 @@ namespace distill {
 inline constexpr int kPayloadField = 15;
 
 // [header fields][tag + length][payload slice]. The payload is referenced, not copied; `payload.owner` lives until gRPC is done.
-// REQUIRES: header has no payload set. An empty payload adds nothing.
+// Bytes without an owner are copied. An empty payload adds nothing.
+// REQUIRES: header has no payload set, and no field above 15.
 grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, const Buffer& payload);
 
-// Parses everything but the payload into `header`; `payload` refers into the received slices when they are contiguous, else it is
-// one copy. kInvalidArgument: malformed, truncated, or the payload occurs twice. On error both outputs are empty.
+// Parses everything but the payload into `header`; `payload` refers into the received slices when it lies in one of them, else it
+// is one copy. Its address has no particular alignment. Unknown fields are kept as protobuf keeps them.
+// kInvalidArgument: malformed, truncated, or the payload occurs twice. On error both outputs are empty.
 Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload);
 
 }  // namespace distill
