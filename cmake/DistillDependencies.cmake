@@ -4,7 +4,6 @@
 # libc alone. prometheus-cpp has no archive: its core library is copied beside the binaries and found through $ORIGIN.
 
 find_package(Threads REQUIRED)
-find_package(ZLIB REQUIRED)
 
 function(distill_archive out name)
   find_library(DISTILL_ARCHIVE_${name} NAMES lib${name}.a REQUIRED)
@@ -32,8 +31,9 @@ add_library(distill_dep_absl INTERFACE)
 target_link_libraries(distill_dep_absl INTERFACE -Wl,--start-group ${distill_absl_archives} -Wl,--end-group Threads::Threads rt)
 add_library(distill::absl ALIAS distill_dep_absl)
 
+distill_static(zlib z)
 distill_static(protobuf protobuf)
-target_link_libraries(distill_dep_protobuf INTERFACE ZLIB::ZLIB)
+target_link_libraries(distill_dep_protobuf INTERFACE distill::zlib)
 distill_static(grpc grpc++ grpc gpr upb address_sorting re2 cares ssl crypto z)
 target_link_libraries(distill_dep_grpc INTERFACE distill::absl distill::protobuf dl)
 distill_archive(distill_reflection grpc++_reflection)
@@ -52,7 +52,6 @@ distill_static(openssl ssl crypto)
 target_link_libraries(distill_dep_openssl INTERFACE dl)
 distill_static(jpeg jpeg)
 distill_static(png png z)
-distill_static(zlib z)
 
 # spdlog and fmt, header-only: only common/log.cc includes them.
 add_library(distill_dep_spdlog INTERFACE)

@@ -42,7 +42,7 @@ TEST_F(JobTest, RunsToTheEndAndLeavesAStudentThatPlainPythonLoads) {
   if (!std::filesystem::exists(python)) GTEST_SKIP() << "no Python with torch in build/venv (scripts/setup.sh makes it)";
   const CommandResult check = RunCommand({python, std::string(DISTILL_SOURCE_DIR) + "/tests/integration/check_student.py",
                                           artifacts.value("safetensors", ""), artifacts.value("torchscript", ""),
-                                          std::string(kDataRoot) + "/fashion-mnist", "1000",
+                                          std::string(kDataRoot) + "/fashion-mnist", "10000",
                                           std::to_string(artifacts.value("student_accuracy", -1.0))},
                                          std::chrono::minutes(2));
   EXPECT_EQ(check.exit_code, 0) << check.out << check.err;
