@@ -1,0 +1,34 @@
+#include "student_worker/data/augment.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "student_worker/data/counter_rng.h"
+
+namespace distill {
+
+void AugmentImage(const AugmentOptions& options, uint64_t seed, uint64_t epoch, uint64_t sample_id, uint32_t channels, uint32_t height,
+                  uint32_t width, const uint8_t* in, uint8_t* out) {
+  CounterRng rng(seed, RngPurpose::kAugment, epoch, sample_id);
+  // Always three draws, so that switching one augmentation off leaves the other as it was.
+  const int64_t padding = options.crop_padding;
+  const int64_t dy = static_cast<int64_t>(rng.Below(2 * padding + 1)) - padding;
+  const int64_t dx = static_cast<int64_t>(rng.Below(2 * padding + 1)) - padding;
+  const bool flip = rng.Below(2) == 1 && options.horizontal_flip;
+
+  // Columns [begin, end) of the unflipped crop lie inside the image.
+  const int64_t begin = std::clamp<int64_t>(-dx, 0, width);
+  const int64_t end = std::clamp<int64_t>(int64_t{width} - dx, begin, width);
+  for (uint32_t c = 0; c < channels; ++c) {
+    for (int64_t y = 0; y < height; ++y) {
+      uint8_t* row = out + (uint64_t{c} * height + y) * width;
+      std::memset(row, 0, width);
+      const int64_t source_y = y + dy;
+      if (source_y < 0 || source_y >= height || begin == end) continue;
+      std::memcpy(row + begin, in + (uint64_t{c} * height + source_y) * width + begin + dx, end - begin);
+      if (flip) std::reverse(row, row + width);
+    }
+  }
+}
+
+}  // namespace distill

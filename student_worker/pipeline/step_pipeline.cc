@@ -1,0 +1,165 @@
+#include "student_worker/pipeline/step_pipeline.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <exception>
+#include <map>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+
+namespace distill {
+namespace {
+
+double SecondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+struct StepPipeline::State {
+  struct Slot {
+    StepInput input;              // without features
+    bool features_ready = false;  // features or error have come
+    Status error;
+    FeatureBatch features;
+    uint64_t ticket = 0;  // of the pool's request; 0: none
+  };
+  absl::Mutex mu;
+  bool stopped ABSL_GUARDED_BY(mu) = false;
+  Status loader_error ABSL_GUARDED_BY(mu);            // the loader has ended early
+  uint64_t next ABSL_GUARDED_BY(mu) = 0;             // first step not yet handed out
+  std::map<uint64_t, Slot> ring ABSL_GUARDED_BY(mu);  // by step; pixels and labels are complete
+};
+
+StatusOr<std::unique_ptr<StepPipeline>> StepPipeline::Create(Options options) {
+  if (options.dataset == nullptr) return absl::InvalidArgumentError("a step pipeline needs a data set");
+  if (options.depth == 0) return absl::InvalidArgumentError("a step pipeline needs a depth of at least 1 step");
+  options.sampler.dataset_size = options.dataset->size();
+  DISTILL_ASSIGN_OR_RETURN(Sampler sampler, Sampler::Create(options.sampler));
+  std::unique_ptr<StepPipeline> pipeline(new StepPipeline(std::move(options), std::move(sampler)));
+  pipeline->loader_ = std::thread([raw = pipeline.get()] {
+    pthread_setname_np(pthread_self(), "loader");
+    try {
+      raw->Load();
+    } catch (const std::exception& error) {  // out of memory
+      absl::MutexLock lock(&raw->state_->mu);
+      raw->state_->loader_error = absl::ResourceExhaustedError(absl::StrCat("loading images: ", error.what()));
+    }
+  });
+  return pipeline;
+}
+
+StepPipeline::StepPipeline(Options options, Sampler sampler)
+    : options_(std::move(options)), sampler_(std::move(sampler)), state_(std::make_shared<State>()), next_step_(options_.first_step) {
+  absl::MutexLock lock(&state_->mu);
+  state_->next = options_.first_step;
+}
+
+StepPipeline::~StepPipeline() {
+  Stop();
+  loader_.join();
+}
+
+void StepPipeline::Stop() {
+  std::map<uint64_t, State::Slot> ring;  // destroyed after the lock: gives its features' bytes back to the pool
+  {
+    absl::MutexLock lock(&state_->mu);
+    state_->stopped = true;
+    ring.swap(state_->ring);
+  }
+  for (const auto& [step, slot] : ring) {
+    if (slot.ticket != 0 && !slot.features_ready) options_.pool->Cancel(slot.ticket);
+  }
+}
+
+void StepPipeline::Load() {
+  const Dataset& data = *options_.dataset;
+  const uint64_t image_bytes = data.image_bytes();
+  for (uint64_t step = options_.first_step; step < options_.end_step; ++step) {
+    {
+      absl::MutexLock lock(&state_->mu);
+      auto room = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
+        return state_->stopped || step - state_->next < options_.depth;
+      };
+      state_->mu.Await(absl::Condition(&room));
+      if (state_->stopped) return;
+    }
+    State::Slot slot;
+    StepInput& input = slot.input;
+    input.step = step;
+    input.epoch = sampler_.Epoch(step);
+    input.sample_ids = sampler_.SampleIds(step);
+    std::vector<uint8_t> pixels(input.sample_ids.size() * image_bytes);
+    std::vector<uint8_t> original(image_bytes);
+    for (size_t i = 0; i < input.sample_ids.size(); ++i) {
+      const uint32_t id = input.sample_ids[i];
+      data.CopyImage(id, original.data());
+      AugmentImage(options_.augment, options_.sampler.seed, input.epoch, id, data.channels(), data.height(), data.width(),
+                   original.data(), pixels.data() + i * image_bytes);
+      input.labels.push_back(data.label(id));
+    }
+    input.images = ImageBatch{static_cast<uint32_t>(input.sample_ids.size()), data.channels(), data.height(), data.width(),
+                              Buffer::FromVector(std::move(pixels))};
+    const ImageBatch images = input.images;
+    slot.features_ready = options_.pool == nullptr;
+    {
+      absl::MutexLock lock(&state_->mu);
+      if (state_->stopped) return;
+      state_->ring.emplace(step, std::move(slot));
+    }
+    if (options_.pool == nullptr) continue;
+    const uint64_t ticket = options_.pool->Fetch(step, images, [state = state_, step](StatusOr<FeatureBatch> features) {
+      absl::MutexLock lock(&state->mu);
+      const auto it = state->ring.find(step);
+      if (state->stopped || it == state->ring.end()) return;  // `features` is released after the lock, with the caller's argument
+      it->second.features_ready = true;
+      if (features.ok()) {
+        it->second.features = *std::move(features);
+      } else {
+        it->second.error = features.status();
+      }
+    });
+    bool stopped = false;
+    {
+      absl::MutexLock lock(&state_->mu);
+      stopped = state_->stopped;
+      // Already handed out when the answer was quick and the consumer waiting.
+      if (const auto it = state_->ring.find(step); it != state_->ring.end()) it->second.ticket = ticket;
+    }
+    if (stopped) {
+      options_.pool->Cancel(ticket);
+      return;
+    }
+  }
+}
+
+StatusOr<StepInput> StepPipeline::Next() {
+  if (next_step_ >= options_.end_step) return absl::OutOfRangeError("all steps of the stage were delivered");
+  const auto start = std::chrono::steady_clock::now();
+  absl::MutexLock lock(&state_->mu);
+  auto loaded = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
+    return state_->stopped || !state_->loader_error.ok() || state_->ring.contains(next_step_);
+  };
+  state_->mu.Await(absl::Condition(&loaded));
+  if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
+  if (!state_->ring.contains(next_step_)) return state_->loader_error;
+  const double data_seconds = SecondsSince(start);
+  State::Slot* const slot = &state_->ring.at(next_step_);
+  auto complete = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) { return state_->stopped || slot->features_ready; };
+  state_->mu.Await(absl::Condition(&complete));
+  if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
+  if (!slot->error.ok()) return slot->error;
+  StepInput input = std::move(slot->input);
+  input.features = std::move(slot->features);
+  input.data_seconds = data_seconds;
+  input.feature_seconds = SecondsSince(start) - data_seconds;
+  state_->ring.erase(next_step_);
+  state_->next = ++next_step_;
+  return input;
+}
+
+}  // namespace distill
