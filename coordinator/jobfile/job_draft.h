@@ -1,0 +1,90 @@
+// A job file as read, before it is checked against networks and fleet: what presets write and the plan builder turns into a JobPlan.
+// Plain data; every part remembers where it came from, for messages.
+#ifndef DISTILL_COORDINATOR_JOBFILE_JOB_DRAFT_H_
+#define DISTILL_COORDINATOR_JOBFILE_JOB_DRAFT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/plan/plan.h"
+#include "coordinator/jobfile/yaml_tree.h"
+
+namespace distill {
+
+// Either of the two, never both; none: not given.
+struct LengthDraft {
+  std::optional<uint64_t> steps;
+  std::optional<double> epochs;  // passes over the training set
+  YamlMark mark;
+  bool given() const { return steps.has_value() || epochs.has_value(); }
+};
+
+struct LossDraft {
+  std::string name;  // "": made from type and tap
+  std::string type;
+  double weight = 1;
+  std::string student_tap;
+  std::string teacher_tap;
+  std::string adapter = "auto";  // auto, none, conv1x1
+  Knobs knobs;                   // as given; defaults are filled in by the builder
+  YamlMark mark;
+  YamlMark name_mark;
+  YamlMark student_mark;
+  YamlMark teacher_mark;
+  YamlMark adapter_mark;
+  bool broken = false;  // a problem was reported already; checks that build on its fields are skipped
+};
+
+struct StageDraft {
+  std::string name;
+  std::vector<std::string> trainable = {"**"};
+  std::vector<YamlMark> trainable_marks;  // parallel to `trainable`, or empty: `mark`
+  LengthDraft length;
+  OptimizerPlan optimizer;
+  SchedulePlan schedule;
+  std::vector<LossDraft> losses;
+  YamlMark mark;
+  YamlMark name_mark;
+};
+
+struct KdOptions {
+  double temperature = 4;
+  double weight = 0.9;  // of the kd term; cross-entropy gets 1 - weight
+};
+struct CwdOptions {
+  double temperature = 1;
+  double weight = 2;      // per pair of stage ends
+  double kd_weight = 0;   // of an additional kd term; cross-entropy gets 1 - kd_weight
+  double kd_temperature = 4;
+};
+struct SskdOptions {
+  std::string policy = "freeze_previous";
+  std::string adapter = "auto";
+  LengthDraft finetune;  // not given: off
+  double finetune_lr = 0.01;
+};
+
+struct JobDraft {
+  // Everything but `teachers` and `stages`.
+  JobPlan plan;
+  std::string teacher;  // name of a served model; "" for none
+  YamlMark teacher_mark;
+  YamlMark student_mark;
+  uint64_t train_size = 0;  // images in the training set; 0: not given
+  bool evaluate_teacher = true;
+  OptimizerPlan optimizer;
+  SchedulePlan schedule;
+  LengthDraft budget;
+  std::string preset;  // "": stages are written out
+  YamlMark preset_mark;
+  KdOptions kd;
+  CwdOptions cwd;
+  SskdOptions sskd;
+  std::vector<StageDraft> stages;  // as written; filled in by the preset otherwise
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_COORDINATOR_JOBFILE_JOB_DRAFT_H_

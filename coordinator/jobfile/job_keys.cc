@@ -1,0 +1,56 @@
+#include "coordinator/jobfile/job_keys.h"
+
+#include <cstdlib>
+
+namespace distill {
+namespace {
+
+constexpr std::string_view kTop[] = {"name",      "seed",   "students", "threads",   "device",   "batch_size", "student",
+                                     "teacher",   "data",   "preset",   "budget",    "kd",       "cwd",        "sskd",
+                                     "optimizer", "schedule", "checkpoint", "evaluate", "log_every", "deterministic", "prefetch",
+                                     "wire_dtype", "stages"};
+constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels", "image", "mean", "std", "weights"};
+constexpr std::string_view kData[] = {"format", "path", "train_size", "train_limit", "test_limit", "augment"};
+constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
+constexpr std::string_view kLength[] = {"epochs", "steps"};
+constexpr std::string_view kKd[] = {"temperature", "weight"};
+constexpr std::string_view kCwd[] = {"temperature", "weight", "kd_weight", "kd_temperature"};
+constexpr std::string_view kSskd[] = {"policy", "adapter", "finetune"};
+constexpr std::string_view kFinetune[] = {"epochs", "steps", "lr"};
+constexpr std::string_view kOptimizer[] = {"type", "lr", "momentum", "weight_decay", "nesterov"};
+constexpr std::string_view kSchedule[] = {"type", "warmup", "milestones", "gamma"};
+constexpr std::string_view kCheckpoint[] = {"every"};
+constexpr std::string_view kEvaluate[] = {"every", "teacher"};
+constexpr std::string_view kStage[] = {"name", "trainable", "epochs", "steps", "optimizer", "schedule", "losses"};
+constexpr std::string_view kLoss[] = {"type", "name", "weight", "student", "teacher", "adapter"};
+
+constexpr JobSection kSections[] = {
+    {"", kTop},
+    {"student", kStudent},
+    {"data", kData},
+    {"data.augment", kAugment},
+    {"budget", kLength},
+    {"kd", kKd},
+    {"cwd", kCwd},
+    {"sskd", kSskd},
+    {"sskd.finetune", kFinetune},
+    {"optimizer", kOptimizer},
+    {"schedule", kSchedule},
+    {"checkpoint", kCheckpoint},
+    {"evaluate", kEvaluate},
+    {"stages[]", kStage},
+    {"stages[].losses[]", kLoss},
+};
+
+}  // namespace
+
+std::span<const JobSection> JobSections() { return kSections; }
+
+KeyList JobSectionKeys(std::string_view name) {
+  for (const JobSection& section : kSections) {
+    if (section.name == name) return section.keys;
+  }
+  std::abort();  // a section name is a literal of this folder
+}
+
+}  // namespace distill

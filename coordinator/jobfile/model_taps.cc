@@ -1,0 +1,49 @@
+#include "coordinator/jobfile/model_taps.h"
+
+#include "absl/strings/str_join.h"
+#include "common/str_cat.h"
+
+namespace distill {
+
+const ServedTap* ModelTaps::Find(std::string_view path) const {
+  for (const ServedTap& tap : taps) {
+    if (tap.path == path) return &tap;
+  }
+  return nullptr;
+}
+
+std::vector<std::string> ModelTaps::Paths() const {
+  std::vector<std::string> paths;
+  for (const ServedTap& tap : taps) paths.push_back(tap.path);
+  return paths;
+}
+
+std::vector<ServedTap> ModelTaps::StageEnds() const {
+  std::vector<ServedTap> ends;
+  for (const ServedTap& tap : taps) {
+    if (tap.stage_end && tap.shape.size() == 3) ends.push_back(tap);
+  }
+  return ends;
+}
+
+ModelTaps TapsOf(const Architecture& architecture) {
+  ModelTaps out;
+  for (const TapInfo& tap : architecture.taps()) {
+    out.taps.push_back({tap.path, std::string(Name(tap.kind)), tap.shape, tap.stage_end});
+  }
+  out.output = architecture.FindTap("")->shape;
+  return out;
+}
+
+StatusOr<ModelTaps> TapsOf(const ServedModelInfo& model) {
+  if (!model.taps.empty()) {
+    ModelTaps out{model.taps, {model.spec.num_classes}};
+    return out;
+  }
+  DISTILL_ASSIGN_OR_RETURN(Architecture architecture, Architecture::Create(model.spec));
+  return TapsOf(architecture);
+}
+
+std::string DescribeShape(const TapShape& shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }
+
+}  // namespace distill

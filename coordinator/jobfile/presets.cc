@@ -1,0 +1,119 @@
+#include "coordinator/jobfile/presets.h"
+
+#include "common/str_cat.h"
+
+namespace distill {
+namespace {
+
+StageDraft Stage(const JobDraft& job, std::string name, uint64_t steps) {
+  StageDraft stage;
+  stage.name = std::move(name);
+  stage.mark = job.preset_mark;
+  stage.name_mark = job.preset_mark;
+  stage.optimizer = job.optimizer;
+  stage.schedule = job.schedule;
+  stage.length.steps = steps;
+  stage.length.mark = job.budget.mark;
+  return stage;
+}
+
+LossDraft Loss(const JobDraft& job, std::string type, double weight) {
+  LossDraft loss;
+  loss.type = std::move(type);
+  loss.weight = weight;
+  loss.mark = loss.name_mark = loss.student_mark = loss.teacher_mark = loss.adapter_mark = job.preset_mark;
+  return loss;
+}
+
+LossDraft KdLoss(const JobDraft& job, double weight, double temperature) {
+  LossDraft loss = Loss(job, "kd", weight);
+  loss.knobs["temperature"] = temperature;
+  return loss;
+}
+
+LossDraft FeatureLoss(const JobDraft& job, std::string type, double weight, const StagePair& pair) {
+  LossDraft loss = Loss(job, std::move(type), weight);
+  loss.student_tap = pair.student_tap;
+  loss.teacher_tap = pair.teacher_tap;
+  return loss;
+}
+
+StageDraft KdStage(const JobDraft& job, uint64_t steps) {
+  StageDraft stage = Stage(job, "train", steps);
+  if (job.kd.weight < 1) stage.losses.push_back(Loss(job, "cross_entropy", 1 - job.kd.weight));
+  stage.losses.push_back(KdLoss(job, job.kd.weight, job.kd.temperature));
+  return stage;
+}
+
+StageDraft CwdStage(const JobDraft& job, const StagePairs& pairs, uint64_t steps) {
+  StageDraft stage = Stage(job, "train", steps);
+  if (job.cwd.kd_weight < 1) stage.losses.push_back(Loss(job, "cross_entropy", 1 - job.cwd.kd_weight));
+  if (job.cwd.kd_weight > 0) stage.losses.push_back(KdLoss(job, job.cwd.kd_weight, job.cwd.kd_temperature));
+  for (const StagePair& pair : pairs.pairs) {
+    LossDraft loss = FeatureLoss(job, "cwd", job.cwd.weight, pair);
+    loss.knobs["temperature"] = job.cwd.temperature;
+    stage.losses.push_back(std::move(loss));
+  }
+  return stage;
+}
+
+std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps, uint64_t finetune_steps) {
+  const std::string& policy = job.sskd.policy;
+  const size_t phases = pairs.pairs.size();
+  // Equal split over the backbone phases and the head; the first phases take the remainder.
+  const auto share = [&](size_t phase) { return total_steps / (phases + 1) + (phase < total_steps % (phases + 1) ? 1 : 0); };
+  std::vector<StageDraft> stages;
+  const auto add_loss = [&](StageDraft* stage, const StagePair& pair) {
+    LossDraft loss = FeatureLoss(job, "l2", 1, pair);
+    loss.adapter = job.sskd.adapter;
+    stage->losses.push_back(std::move(loss));
+  };
+  std::vector<std::string> before;  // modules of the phases so far
+  uint64_t joint_steps = 0;
+  for (size_t k = 0; k < phases; ++k) {
+    const StagePair& pair = pairs.pairs[k];
+    before.insert(before.end(), pair.modules.begin(), pair.modules.end());
+    joint_steps += share(k);
+    if (policy == "joint") continue;
+    StageDraft stage = Stage(job, StrCat("mimic-", k + 1), share(k));
+    stage.trainable = policy == "freeze_previous" ? pair.modules : before;
+    for (size_t j = policy == "cumulative_sum" ? 0 : k; j <= k; ++j) add_loss(&stage, pairs.pairs[j]);
+    stages.push_back(std::move(stage));
+  }
+  if (policy == "joint") {
+    StageDraft stage = Stage(job, "mimic", joint_steps);
+    stage.trainable = before;
+    for (const StagePair& pair : pairs.pairs) add_loss(&stage, pair);
+    stages.push_back(std::move(stage));
+  }
+  StageDraft head = Stage(job, "head", share(phases));
+  head.trainable = pairs.head_modules;
+  head.losses.push_back(Loss(job, "cross_entropy", 1));
+  stages.push_back(std::move(head));
+  if (job.sskd.finetune.given()) {
+    StageDraft finetune = Stage(job, "finetune", finetune_steps);
+    finetune.length.mark = job.sskd.finetune.mark;
+    finetune.optimizer.lr = job.sskd.finetune_lr;
+    finetune.losses.push_back(Loss(job, "cross_entropy", 1));
+    stages.push_back(std::move(finetune));
+  }
+  return stages;
+}
+
+}  // namespace
+
+std::vector<std::string> PresetNames() { return {"scratch", "kd", "cwd", "sskd"}; }
+std::vector<std::string> SskdPolicies() { return {"freeze_previous", "cumulative_last", "cumulative_sum", "joint"}; }
+bool PresetNeedsTeacher(const std::string& preset) { return preset == "kd" || preset == "cwd" || preset == "sskd"; }
+bool PresetNeedsPairs(const std::string& preset) { return preset == "cwd" || preset == "sskd"; }
+
+std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps, uint64_t finetune_steps) {
+  if (job.preset == "kd") return {KdStage(job, total_steps)};
+  if (job.preset == "cwd") return {CwdStage(job, pairs, total_steps)};
+  if (job.preset == "sskd") return SskdStages(job, pairs, total_steps, finetune_steps);
+  StageDraft stage = Stage(job, "train", total_steps);
+  stage.losses.push_back(Loss(job, "cross_entropy", 1));
+  return {stage};
+}
+
+}  // namespace distill

@@ -1,0 +1,168 @@
+#include "coordinator/jobfile/stage_builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "common/plan/loss_schema.h"
+#include "common/str_cat.h"
+#include "coordinator/jobfile/loss_builder.h"
+
+namespace distill {
+namespace {
+
+constexpr size_t kOutput = SIZE_MAX;  // position of the network's output: after every tap
+
+// Position of a tap in execution order.
+size_t Position(const Architecture& arch, const std::string& tap) {
+  if (tap.empty()) return kOutput;
+  const auto& taps = arch.taps();
+  for (size_t i = 0; i < taps.size(); ++i) {
+    if (taps[i].path == tap) return i;
+  }
+  return kOutput;
+}
+
+// Modules at or below `path` that hold parameters themselves.
+std::vector<std::string> Leaves(const Architecture& arch, const std::string& path) {
+  const std::vector<std::string> all = arch.ModulePaths();
+  std::vector<std::string> leaves;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const bool has_child = i + 1 < all.size() && IsUnder(all[i + 1], all[i]);
+    if (IsUnder(all[i], path) && !has_child) leaves.push_back(all[i]);
+  }
+  return leaves;
+}
+
+// Whether the value at `tap` depends on the module `leaf`. Beside the order of execution, a residual block's shortcut and body do not
+// see each other.
+bool Reaches(const Architecture& arch, const std::string& leaf, const std::string& tap) {
+  if (Position(arch, leaf) > Position(arch, tap)) return false;
+  const size_t shortcut = tap.find(".downsample");
+  if (shortcut == std::string::npos) return true;
+  const std::string block = tap.substr(0, shortcut);
+  return !IsUnder(leaf, block) || IsUnder(leaf, block + ".downsample");
+}
+
+// Every trained parameter must get a gradient: the ranks wait for all of them in each step.
+void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architecture& arch, const std::string& where, Problems* problems) {
+  std::vector<const LossPlan*> active;
+  for (const LossPlan& loss : stage.losses) {
+    if (loss.weight != 0) active.push_back(&loss);
+  }
+  std::set<const LossPlan*> useful;
+  for (const std::string& module : stage.trainable) {
+    for (const std::string& leaf : Leaves(arch, module)) {
+      bool reached = false;
+      for (const LossPlan* loss : active) {
+        if (!Reaches(arch, leaf, loss->student_tap)) continue;
+        reached = true;
+        useful.insert(loss);
+      }
+      if (reached) continue;
+      problems->Add(draft.trainable_marks.empty() ? draft.mark : draft.trainable_marks.front(),
+                    StrCat(where, ": '", leaf, "' trains, but no loss depends on it",
+                           stage.student_until.empty() ? "" : StrCat(" (the deepest tap is '", stage.student_until, "')"),
+                           "; take it out of trainable, or add a loss after it"));
+      return;  // one message per stage: the modules behind it have the same cause
+    }
+  }
+  for (const LossPlan* loss : active) {
+    if (!useful.contains(loss)) problems->Warn(draft.mark, StrCat(where, ": the loss '", loss->name, "' depends on no trained module"));
+  }
+}
+
+std::vector<std::string> ExpandTrainable(const StageDraft& draft, const Architecture& arch, const std::string& where, Problems* problems) {
+  bool ok = true;
+  for (size_t i = 0; i < draft.trainable.size(); ++i) {
+    const StatusOr<std::vector<std::string>> one = ExpandModuleGlobs(arch, {draft.trainable[i]});
+    if (one.ok()) continue;
+    ok = false;
+    problems->Add(i < draft.trainable_marks.size() ? draft.trainable_marks[i] : draft.mark,
+                  StrCat(where, ".trainable: ", one.status().message()));
+  }
+  if (!ok) return {};
+  StatusOr<std::vector<std::string>> all = ExpandModuleGlobs(arch, draft.trainable);
+  return all.ok() ? *std::move(all) : std::vector<std::string>{};
+}
+
+// Names losses that the user did not: "kd", "cwd-layer1", with "-2" and so on when taken.
+void NameLosses(std::vector<LossPlan>* losses) {
+  std::set<std::string> taken;
+  for (const LossPlan& loss : *losses) taken.insert(loss.name);
+  for (LossPlan& loss : *losses) {
+    if (!loss.name.empty()) continue;
+    const std::string base = loss.student_tap.empty() ? loss.type : StrCat(loss.type, "-", loss.student_tap);
+    loss.name = base;
+    for (int n = 2; !taken.insert(loss.name).second; ++n) loss.name = StrCat(base, "-", n);
+  }
+}
+
+StagePlan BuildStage(const StageDraft& draft, const std::string& where, const JobDraft& job, const StageContext& context, Problems* problems) {
+  const Architecture& arch = *context.student;
+  StagePlan stage;
+  stage.name = draft.name;
+  stage.optimizer = draft.optimizer;
+  stage.schedule = draft.schedule;
+  stage.trainable_globs = draft.trainable;
+  stage.trainable = ExpandTrainable(draft, arch, where, problems);
+  if (const std::optional<uint64_t> steps = StepsOf(draft.length, job, problems)) {
+    stage.steps = *steps;
+    if (*steps == 0) problems->Warn(draft.length.mark, StrCat(where, ": 0 steps, so '", draft.name, "' leaves its modules as they are"));
+  }
+  bool complete = true;
+  for (size_t i = 0; i < draft.losses.size(); ++i) {
+    std::optional<LossPlan> loss = BuildLoss(draft.losses[i], StrCat(where, ".losses[", i, "]"), context, problems);
+    complete = complete && loss.has_value();
+    if (loss) stage.losses.push_back(*std::move(loss));
+  }
+  NameLosses(&stage.losses);
+  const LossPlan* deepest = nullptr;
+  for (const LossPlan& loss : stage.losses) {
+    if (loss.weight == 0) continue;
+    stage.needs_teacher = stage.needs_teacher || loss.needs_teacher;
+    stage.uses_labels = stage.uses_labels || FindLossSchema(loss.type)->input == LossInput::kLabels;
+    if (deepest == nullptr || Position(arch, loss.student_tap) > Position(arch, deepest->student_tap)) deepest = &loss;
+  }
+  if (!complete || stage.trainable.empty() || draft.losses.empty()) return stage;  // reported already
+  if (deepest == nullptr) {
+    problems->Add(draft.mark, StrCat(where, ": no loss has a weight above 0, so there is nothing to learn"));
+    return stage;
+  }
+  stage.student_until = deepest->student_tap;
+  CheckReach(draft, stage, arch, where, problems);
+  return stage;
+}
+
+}  // namespace
+
+std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, Problems* problems) {
+  if (length.steps) return length.steps;
+  if (!length.epochs) return std::nullopt;
+  const uint64_t limit = job.plan.data.train_limit;
+  const uint64_t images = limit == 0 ? job.train_size : job.train_size == 0 ? limit : std::min(limit, job.train_size);
+  if (images == 0) {
+    problems->Add(length.mark, "epochs need the number of training images, which the coordinator cannot see: add data.train_size (60000 for "
+                               "Fashion-MNIST), or give steps");
+    return std::nullopt;
+  }
+  const uint64_t per_epoch = images / job.plan.batch_size;
+  if (per_epoch == 0) {
+    problems->Add(length.mark, StrCat("an epoch of ", images, " images holds no whole batch of ", job.plan.batch_size));
+    return std::nullopt;
+  }
+  const double steps = std::round(*length.epochs * static_cast<double>(per_epoch));
+  return *length.epochs > 0 ? std::max<uint64_t>(1, static_cast<uint64_t>(steps)) : 0;
+}
+
+std::vector<StagePlan> BuildStages(const JobDraft& job, const StageContext& context, Problems* problems) {
+  std::vector<StagePlan> stages;
+  for (size_t i = 0; i < job.stages.size(); ++i) {
+    // Stages of a preset have no place in the file; their name says which one is meant.
+    const std::string where = job.preset.empty() ? StrCat("stages[", i, "]") : StrCat("stage '", job.stages[i].name, "' of preset ", job.preset);
+    stages.push_back(BuildStage(job.stages[i], where, job, context, problems));
+  }
+  return stages;
+}
+
+}  // namespace distill

@@ -1,0 +1,18 @@
+// Command-line overrides of a job file: "stages.1.steps=3" sets one value before the file is validated.
+#ifndef DISTILL_COORDINATOR_JOBFILE_YAML_OVERRIDE_H_
+#define DISTILL_COORDINATOR_JOBFILE_YAML_OVERRIDE_H_
+
+#include "common/status.h"
+#include "coordinator/jobfile/yaml_tree.h"
+
+namespace distill {
+
+// A copy of `root` with the override number `index` of `source` applied; shared parts stay shared, so a value reached through an
+// alias changes only where the path leads. Path parts are keys of maps (made when absent) or positions in lists, from 0. The value
+// is YAML ("[conv1, bn1]", "{type: adam}", "3").
+// kInvalidArgument names the override: no '=', empty part, position outside the list, or a path through a plain value.
+StatusOr<YamlNodePtr> ApplyOverride(const YamlNodePtr& root, const YamlSource& source, int index);
+
+}  // namespace distill
+
+#endif  // DISTILL_COORDINATOR_JOBFILE_YAML_OVERRIDE_H_

@@ -1,0 +1,75 @@
+// Jobs as the coordinator knows them: the plain types of the store. Values; the wire forms are in proto/distill/v1/job.proto.
+#ifndef DISTILL_COORDINATOR_STORE_JOB_RECORD_H_
+#define DISTILL_COORDINATOR_STORE_JOB_RECORD_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/fleet/fleet_client.h"
+#include "common/plan/plan.h"
+
+namespace distill {
+
+// Values equal those of v1.JobState. queued -> running -> succeeded | failed | cancelled; running -> queued when members are lost.
+enum class JobState { kQueued = 1, kRunning = 2, kSucceeded = 3, kFailed = 4, kCancelled = 5 };
+std::string_view Name(JobState state);  // "queued", ...
+inline bool IsEnded(JobState state) { return state != JobState::kQueued && state != JobState::kRunning; }
+
+// Who holds a rank.
+struct RankMember {
+  std::string worker_id;
+  std::string incarnation;  // of the process that was assigned; another one has lost the rank's memory
+  bool operator==(const RankMember&) const = default;
+};
+
+// What changes while a job lives.
+struct JobStatus {
+  JobState state = JobState::kQueued;
+  std::string reason;             // in words
+  uint64_t generation = 0;        // bumped at each change of membership
+  uint32_t restarts = 0;          // times the job lost its members' group
+  std::vector<RankMember> ranks;  // by rank; while queued: the last ones, so that they can get their ranks back
+  bool cancel_requested = false;
+  std::string cancel_reason;
+  double started_time = 0;   // seconds since 1970; 0: not yet
+  double finished_time = 0;  // likewise
+  bool operator==(const JobStatus&) const = default;
+};
+
+// A committed stage.
+struct StageRecord {
+  JobStageResult result;
+  double committed_time = 0;  // seconds since 1970
+};
+
+struct JobRecord {
+  std::string id;
+  std::string name;
+  double submitted_time = 0;  // seconds since 1970
+  JobPlan plan;
+  std::string yaml;       // as submitted
+  std::string file_name;  // as the user knows it
+  JobStatus status;
+  bool has_progress = false;
+  JobProgress progress;  // newest
+  std::vector<StageRecord> stages;
+  bool has_artifacts = false;
+  JobArtifacts artifacts;
+};
+
+struct EventRecord {
+  uint64_t sequence = 0;  // ascending inside the job, from 1; given by the store
+  double time = 0;        // seconds since 1970
+  EventLevel level = EventLevel::kInfo;
+  std::string source;  // "coordinator" or a worker id
+  std::string text;
+  // Workers number their events; an event of the same (source, incarnation, number) is stored once. 0: not numbered.
+  std::string source_incarnation;
+  uint64_t source_sequence = 0;
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_COORDINATOR_STORE_JOB_RECORD_H_
