@@ -10,6 +10,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 namespace distill {
 namespace {
@@ -137,20 +139,25 @@ void StepPipeline::Load() {
   }
 }
 
-StatusOr<StepInput> StepPipeline::Next() {
+StatusOr<StepInput> StepPipeline::Next(std::chrono::milliseconds timeout) {
   if (next_step_ >= options_.end_step) return absl::OutOfRangeError("all steps of the stage were delivered");
   const auto start = std::chrono::steady_clock::now();
   absl::MutexLock lock(&state_->mu);
   auto loaded = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
     return state_->stopped || !state_->loader_error.ok() || state_->ring.contains(next_step_);
   };
-  state_->mu.Await(absl::Condition(&loaded));
+  const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
+  if (!state_->mu.AwaitWithDeadline(absl::Condition(&loaded), deadline)) {
+    return absl::DeadlineExceededError(absl::StrCat("the images of step ", next_step_, " are not there yet"));
+  }
   if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
   if (!state_->ring.contains(next_step_)) return state_->loader_error;
   const double data_seconds = SecondsSince(start);
   State::Slot* const slot = &state_->ring.at(next_step_);
   auto complete = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) { return state_->stopped || slot->features_ready; };
-  state_->mu.Await(absl::Condition(&complete));
+  if (!state_->mu.AwaitWithDeadline(absl::Condition(&complete), deadline)) {
+    return absl::DeadlineExceededError(absl::StrCat("the features of step ", next_step_, " are not there yet"));
+  }
   if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
   if (!slot->error.ok()) return slot->error;
   StepInput input = std::move(slot->input);

@@ -5,6 +5,7 @@
 #ifndef DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
 #define DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -54,10 +55,10 @@ class StepPipeline {
   StepPipeline(const StepPipeline&) = delete;
   StepPipeline& operator=(const StepPipeline&) = delete;
 
-  // The next step's input; blocks until it is complete. Release the features of earlier steps first: the pool's window may have room
-  // for one batch only. kOutOfRange: after end_step. kCancelled: stopped. Otherwise the pool's error for this step; the pipeline is of no
-  // use afterwards and repeats it.
-  StatusOr<StepInput> Next();
+  // The next step's input; blocks until it is complete, at most `timeout`. Release the features of earlier steps first: the pool's window
+  // may have room for one batch only. kDeadlineExceeded: not complete yet, call again. kOutOfRange: after end_step. kCancelled: stopped.
+  // Otherwise the pool's error for this step; the pipeline is of no use afterwards and repeats it.
+  StatusOr<StepInput> Next(std::chrono::milliseconds timeout = std::chrono::hours(24 * 365));
   // Next() returns kCancelled from now on; unanswered requests are cancelled. Idempotent.
   void Stop();
 
