@@ -1,10 +1,13 @@
 // A small HTTP/1.1 server (Boost.Beast) for /metrics, /healthz, /readyz and the coordinator's status page. GET and HEAD only.
 //
-// One thread named "http". Handlers run on it: they must be quick and must not block. Requests over 16 KiB get 431, idle connections
-// are closed after 30 s, at most 64 connections are served at once.
+// One thread named "http". Handlers run on it: they must be quick and must not block; an exception they throw becomes a 500.
+// Malformed requests get 400, header sections over the limit 431, a request body over the limit 413; then the connection is closed.
+// Connections above the limit wait in the kernel's queue until another one ends.
 #ifndef DISTILL_COMMON_HTTP_HTTP_SERVER_H_
 #define DISTILL_COMMON_HTTP_HTTP_SERVER_H_
 
+#include <chrono>
+#include <cstddef>
 #include <functional>
 #include <map>
 #include <memory>
@@ -28,12 +31,22 @@ struct HttpResponse {
 };
 using HttpHandler = std::function<HttpResponse(const HttpRequest&)>;
 
+struct HttpLimits {
+  size_t header_bytes = 16 << 10;
+  size_t body_bytes = 16 << 10;         // bodies are read and ignored
+  std::chrono::milliseconds idle{30000};  // a connection that sends or takes nothing for so long is closed
+  size_t connections = 64;
+};
+
+// Thread-safe.
 class HttpServer {
  public:
-  // Routes: exact path, or a prefix ending in "/*". Unknown paths get 404, other methods 405.
-  // kUnavailable: the port is in use; kInvalidArgument: bad address.
-  static StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& listen, std::map<std::string, HttpHandler> routes);
-  virtual ~HttpServer() = default;  // stops and joins
+  // Routes: exact path, or a prefix ending in "/*" (the longest wins; an exact path wins over any). Unknown paths get 404, methods
+  // other than GET and HEAD 405.
+  // kUnavailable: the port is in use; kInvalidArgument: bad address, or not one of this machine.
+  static StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& listen, std::map<std::string, HttpHandler> routes,
+                                                     const HttpLimits& limits = {});
+  virtual ~HttpServer() = default;  // stops, closing all connections, and joins
   virtual int port() const = 0;
   virtual std::string address() const = 0;  // host:port as bound
 };

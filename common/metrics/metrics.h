@@ -1,7 +1,7 @@
 // Counters, gauges and histograms (prometheus-cpp behind a small face; its headers stay in metrics.cc).
 //
 // Names: `distill_` + thing + base unit (+ `_total` for counters). Few label values, never a step or sample id.
-// Handles stay valid as long as the registry. All operations are thread-safe.
+// Handles stay valid as long as the registry, or until Remove(). All operations are thread-safe.
 #ifndef DISTILL_COMMON_METRICS_METRICS_H_
 #define DISTILL_COMMON_METRICS_METRICS_H_
 
@@ -37,12 +37,13 @@ class MetricsRegistry {
  public:
   MetricsRegistry();
   ~MetricsRegistry();
-  // The same name and labels give the same handle. REQUIRES: one help text and one type per name.
+  // The same name and labels give the same handle (a histogram keeps its first buckets).
+  // REQUIRES: one help text and one type per name; names and label names of [a-zA-Z_][a-zA-Z0-9_]*; ascending buckets.
   Counter& GetCounter(const std::string& name, const std::string& help, const MetricLabels& labels = {});
   Gauge& GetGauge(const std::string& name, const std::string& help, const MetricLabels& labels = {});
   Histogram& GetHistogram(const std::string& name, const std::string& help, const std::vector<double>& buckets,
                           const MetricLabels& labels = {});
-  // Drops a gauge/counter/histogram (an ended job's series). Its handle is invalid afterwards.
+  // Drops a gauge/counter/histogram (an ended job's series). Its handle is invalid afterwards. No effect when there is none.
   void Remove(const std::string& name, const MetricLabels& labels);
   // Text exposition format 0.0.4.
   std::string Serialize() const;

@@ -1,0 +1,27 @@
+#include <utility>
+
+#include "common/service/service_flags.h"
+#include "common/str_cat.h"
+
+namespace distill {
+
+StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen, MetricsRegistry* metrics,
+                                                       std::function<std::string()> ready,
+                                                       std::map<std::string, HttpHandler> extra) {
+  if (listen == "off") return std::unique_ptr<HttpServer>();
+  std::map<std::string, HttpHandler> routes = std::move(extra);
+  routes["/metrics"] = [metrics](const HttpRequest&) {
+    return HttpResponse{.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics->Serialize()};
+  };
+  routes["/healthz"] = [](const HttpRequest&) { return HttpResponse{.body = "ok\n"}; };
+  routes["/readyz"] = [ready = std::move(ready)](const HttpRequest&) {
+    const std::string reason = ready();
+    if (reason.empty()) return HttpResponse{.body = "ready\n"};
+    return HttpResponse{.status = 503, .body = StrCat("not ready: ", reason, "\n")};
+  };
+  StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Start(listen, std::move(routes));
+  if (!server.ok()) return Annotate(server.status(), "--http-listen");
+  return server;
+}
+
+}  // namespace distill

@@ -1,0 +1,175 @@
+#include "common/http/http_server.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+#include <vector>
+
+#include "tests/common/http/http_test_client.h"
+
+namespace distill {
+namespace {
+
+using testing::AllOf;
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::Not;
+using testing::StartsWith;
+
+std::map<std::string, HttpHandler> Routes() {
+  return {
+      {"/hello", [](const HttpRequest&) { return HttpResponse{.body = "hello\n", .headers = {{"Cache-Control", "no-store"}}}; }},
+      {"/echo", [](const HttpRequest& request) {
+         HttpResponse response;
+         for (const auto& [name, value] : request.query) response.body += name + "=" + value + ";";
+         response.body += request.headers.contains("x-test") ? request.headers.at("x-test") : "-";
+         return response;
+       }},
+      {"/jobs/*", [](const HttpRequest& request) { return HttpResponse{.status = 202, .body = "job " + request.path}; }},
+      {"/jobs/special", [](const HttpRequest&) { return HttpResponse{.body = "special"}; }},
+      {"/throws", [](const HttpRequest&) -> HttpResponse { throw std::runtime_error("secret"); }},
+  };
+}
+
+std::unique_ptr<HttpServer> MustStart(const HttpLimits& limits = {}) {
+  auto server = HttpServer::Start("127.0.0.1:0", Routes(), limits);
+  EXPECT_TRUE(server.ok()) << server.status();
+  return server.ok() ? std::move(*server) : nullptr;
+}
+
+TEST(HttpServerTest, RoutesByPathAndPrefix) {
+  auto server = MustStart();
+  EXPECT_EQ(server->address(), "127.0.0.1:" + std::to_string(server->port()));
+  EXPECT_THAT(HttpGet(server->port(), "/hello"),
+              AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Type: text/plain; charset=utf-8\r\n"),
+                    HasSubstr("Content-Length: 6\r\n"), HasSubstr("Cache-Control: no-store\r\n"), EndsWith("\r\n\r\nhello\n")));
+  EXPECT_THAT(HttpGet(server->port(), "/jobs/7"), AllOf(StartsWith("HTTP/1.1 202 "), EndsWith("job /jobs/7")));
+  EXPECT_THAT(HttpGet(server->port(), "/jobs/7/log"), EndsWith("job /jobs/7/log"));
+  EXPECT_THAT(HttpGet(server->port(), "/jobs/special"), EndsWith("special"));
+  for (const char* target : {"/", "/hello/", "/jobs", "/jobs/../hello", "/nothing"}) {
+    const bool below_jobs = std::string(target) == "/jobs/../hello";  // a path is a name, never walked
+    EXPECT_THAT(HttpGet(server->port(), target), StartsWith(below_jobs ? "HTTP/1.1 202 " : "HTTP/1.1 404 ")) << target;
+  }
+}
+
+TEST(HttpServerTest, QueryAndHeadersReachTheHandler) {
+  auto server = MustStart();
+  HttpTestClient client(server->port());
+  client.Send("GET /echo?a=1&b=x%20y+z&c&&d=%zz%4 HTTP/1.1\r\nHost: test\r\nX-TEST: seen\r\n\r\n");
+  EXPECT_THAT(client.Receive(), EndsWith("\r\n\r\na=1;b=x y z;c=;d=%zz%4;seen"));
+}
+
+TEST(HttpServerTest, HeadHasTheLengthButNoBody) {
+  auto server = MustStart();
+  HttpTestClient client(server->port());
+  client.Send("HEAD /hello HTTP/1.1\r\nHost: test\r\n\r\n");
+  EXPECT_THAT(client.Receive(true), AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Length: 6\r\n"), EndsWith("\r\n\r\n")));
+  client.Send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n");  // the next answer follows at once: no body was in between
+  EXPECT_THAT(client.Receive(), AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), EndsWith("hello\n")));
+}
+
+TEST(HttpServerTest, OtherMethodsAreNotAllowed) {
+  auto server = MustStart();
+  for (const std::string method : {"POST", "PUT", "DELETE", "BREW"}) {
+    HttpTestClient client(server->port());
+    client.Send(method + " /hello HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\nhi");
+    EXPECT_THAT(client.Receive(), AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("Allow: GET, HEAD\r\n"))) << method;
+  }
+}
+
+TEST(HttpServerTest, MalformedRequestsGet400AndAreClosed) {
+  auto server = MustStart();
+  for (const char* bytes : {"nonsense\r\n\r\n", "GET /hello\r\n\r\n", "GET /hello HTTP/1.1\r\nno colon\r\n\r\n", "\x16\x03\x01\x02\r\n\r\n",
+                            "GET /hello HTTP/1.1\r\nContent-Length: x\r\n\r\n"}) {
+    HttpTestClient client(server->port());
+    client.Send(bytes);
+    EXPECT_THAT(client.Receive(), StartsWith("HTTP/1.1 400 ")) << bytes;
+    EXPECT_TRUE(client.ClosedByServer()) << bytes;
+  }
+  EXPECT_THAT(HttpGet(server->port(), "/hello"), StartsWith("HTTP/1.1 200 "));
+}
+
+TEST(HttpServerTest, OversizedHeadersAndBodiesAreRefused) {
+  auto server = MustStart();
+  {
+    HttpTestClient client(server->port());
+    client.Send("GET /hello HTTP/1.1\r\nX-Long: " + std::string(100 << 10, 'x') + "\r\n\r\n");
+    EXPECT_THAT(client.Receive(), StartsWith("HTTP/1.1 431 "));
+  }
+  {
+    HttpTestClient client(server->port());
+    client.Send("GET /hello HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n" + std::string(100 << 10, 'x'));
+    EXPECT_THAT(client.Receive(), StartsWith("HTTP/1.1 413 "));
+  }
+  HttpTestClient client(server->port());
+  client.Send("GET /hello HTTP/1.1\r\nX-Long: " + std::string(15 << 10, 'x') + "\r\n\r\n");
+  EXPECT_THAT(client.Receive(), StartsWith("HTTP/1.1 200 "));
+}
+
+TEST(HttpServerTest, ThrowingHandlerGives500WithoutTheText) {
+  auto server = MustStart();
+  EXPECT_THAT(HttpGet(server->port(), "/throws"), AllOf(StartsWith("HTTP/1.1 500 "), Not(HasSubstr("secret"))));
+  EXPECT_THAT(HttpGet(server->port(), "/hello"), StartsWith("HTTP/1.1 200 "));
+}
+
+TEST(HttpServerTest, PipelinedRequestsAreAnsweredInOrder) {
+  auto server = MustStart();
+  HttpTestClient client(server->port());
+  client.Send("GET /jobs/1 HTTP/1.1\r\nHost: t\r\n\r\nGET /jobs/2 HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_THAT(client.Receive(), EndsWith("job /jobs/1"));
+  EXPECT_THAT(client.Receive(), EndsWith("job /jobs/2"));
+}
+
+TEST(HttpServerTest, IdleConnectionsAreClosed) {
+  auto server = MustStart({.idle = std::chrono::milliseconds(50)});
+  HttpTestClient silent(server->port()), half(server->port());
+  half.Send("GET /hello HTT");
+  EXPECT_TRUE(silent.ClosedByServer());
+  EXPECT_TRUE(half.ClosedByServer());
+}
+
+TEST(HttpServerTest, ConnectionsAboveTheLimitWait) {
+  auto server = MustStart({.connections = 2});
+  auto first = std::make_unique<HttpTestClient>(server->port());
+  HttpTestClient second(server->port()), third(server->port());
+  for (HttpTestClient* client : {first.get(), &second}) {
+    client->Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
+    EXPECT_THAT(client->Receive(), StartsWith("HTTP/1.1 200 "));
+  }
+  third.Send("GET /jobs/3 HTTP/1.1\r\nHost: t\r\n\r\n");
+  first.reset();  // makes room
+  EXPECT_THAT(third.Receive(), EndsWith("job /jobs/3"));
+}
+
+TEST(HttpServerTest, StopClosesOpenConnections) {
+  for (size_t connections : {2, 64}) {  // also while the acceptor is paused
+    auto server = MustStart({.connections = connections});
+    HttpTestClient silent(server->port()), half(server->port());
+    half.Send("GET /hello HTTP/1.1\r\n");
+    {
+      HttpTestClient probe(server->port());  // shows that the loop runs, when it may
+      if (connections > 2) {
+        probe.Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
+        EXPECT_THAT(probe.Receive(), StartsWith("HTTP/1.1 200 "));
+      }
+    }
+    const int port = server->port();
+    server.reset();
+    EXPECT_TRUE(silent.ClosedByServer());
+    EXPECT_TRUE(half.ClosedByServer());
+    EXPECT_FALSE(HttpTestClient(port).connected());
+  }
+}
+
+TEST(HttpServerTest, PortInUseAndBadAddressesAreNamed) {
+  auto server = MustStart();
+  const Status taken = HttpServer::Start(server->address(), {}).status();
+  EXPECT_EQ(taken.code(), StatusCode::kUnavailable) << taken;
+  EXPECT_THAT(std::string(taken.message()), HasSubstr("port " + std::to_string(server->port()) + " is in use"));
+  EXPECT_EQ(HttpServer::Start("nonsense", {}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(HttpServer::Start("192.0.2.1:0", {}).status().code(), StatusCode::kInvalidArgument);  // not ours
+}
+
+}  // namespace
+}  // namespace distill
