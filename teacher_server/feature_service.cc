@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "common/log.h"
@@ -284,7 +283,8 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     std::vector<std::vector<uint32_t>> shapes;
     uint64_t image_answer_bytes = 0;
     for (const v1::TapRequest& asked : open.taps()) {
-      const std::vector<uint32_t>* shape = asked.tap().empty() ? &model.output_shape : nullptr;
+      const std::vector<uint32_t>* shape =
+          asked.tap().empty() && !model.output_shape.empty() ? &model.output_shape : nullptr;
       for (const ServedTap& tap : model.taps) {
         if (shape == nullptr && tap.path == asked.tap()) shape = &tap.shape;
       }

@@ -22,6 +22,8 @@
 #include "common/log.h"
 #include "common/safetensors/safetensors.h"
 #include "common/str_cat.h"
+#include "common/zoo/model_metadata.h"
+#include "common/zoo/torch_status.h"
 #include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
@@ -36,19 +38,6 @@ using ForwardFunction =
     std::function<StatusOr<std::vector<torch::Tensor>>(const torch::Tensor& x, const std::vector<std::string>& taps)>;
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
-
-// The only place where what torch throws becomes a Status.
-Status FromTorchException(const std::exception& error) {
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
-      dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
-      std::strstr(error.what(), "can't allocate memory") != nullptr) {
-    return absl::ResourceExhaustedError("out of memory while computing features; send smaller batches");
-  }
-  if (const auto* torch_error = dynamic_cast<const c10::Error*>(&error)) {
-    return absl::InternalError(torch_error->what_without_backtrace());
-  }
-  return absl::InternalError(error.what());
-}
 
 // CUDA code is in a library of its own, which CPU programs do not link; it registers itself when loaded.
 bool CudaAvailable() {
@@ -177,6 +166,32 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
   model.forward = [net = *net](const torch::Tensor& x, const std::vector<std::string>& taps) {
     return net->Forward(x, taps);
   };
+  return model;
+}
+
+StatusOr<LoadedModel> LoadTorchScriptModel(const ModelFile& file, torch::Device device) {
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<uint8_t> content, ReadWholeFile(file.path));
+  DISTILL_ASSIGN_OR_RETURN(std::optional<ModelSpec> spec, ReadSidecar(file.path));
+  if (!spec) {
+    return absl::InvalidArgumentError(StrCat(file.path, ": an archive does not say which images it takes; write ",
+                                             file.path, ".yaml with in_channels, image, mean, std"));
+  }
+  DISTILL_RETURN_IF_ERROR(CheckImageSpec(*spec, file.path));
+  DISTILL_ASSIGN_OR_RETURN(std::shared_ptr<TorchScriptNet> net, TorchScriptNet::Load(file.path, *spec, device.str()));
+
+  LoadedModel model;
+  for (const TapInfo& tap : net->taps()) {
+    model.info.taps.push_back({tap.path, std::string(Name(tap.kind)), tap.shape, tap.stage_end});
+    if (tap.path.empty()) model.info.output_shape = tap.shape;
+  }
+  if (model.info.output_shape.size() == 1) spec->num_classes = model.info.output_shape[0];
+  model.info.served.name = file.name;
+  model.info.served.digest = Digest(*spec, {reinterpret_cast<const char*>(content.data()), content.size()});
+  model.info.served.spec = *spec;
+  model.info.served.parameters = net->ParameterCount();
+  model.info.served.bytes = content.size();
+  model.info.served.taps = model.info.taps;
+  model.forward = [net](const torch::Tensor& x, const std::vector<std::string>& taps) { return net->Forward(x, taps); };
   return model;
 }
 
@@ -350,7 +365,7 @@ class TorchTeacherEngine final : public TeacherEngine {
       }
       return answers;
     } catch (const std::exception& error) {
-      return FromTorchException(error);
+      return TorchStatus(error, "forward pass");
     }
   }
 
@@ -393,7 +408,7 @@ StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTea
       if (!model.ok()) return Annotate(model.status(), StrCat("model '", file.name, "'"));
       loaded.push_back(*std::move(model));
     } catch (const std::exception& error) {
-      return Annotate(FromTorchException(error), StrCat("model '", file.name, "': ", file.path));
+      return TorchStatus(error, StrCat("model '", file.name, "': ", file.path));
     }
     const ServedModelInfo& served = loaded.back().info.served;
     LogInfo("model loaded", {{"model", served.name},

@@ -1,0 +1,136 @@
+#include "teacher_server/model_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/harness/process.h"
+
+namespace distill {
+namespace {
+
+using ::distill::testing::TempDir;
+using ::distill::testing::WriteFile;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::string Message(const Status& status) { return std::string(status.message()); }
+
+TEST(ModelFileTest, FlagsComeFirstThenTheFolderSortedByName) {
+  TempDir dir;
+  WriteFile(dir / "b.safetensors", "");
+  WriteFile(dir / "a.pt", "");
+  WriteFile(dir / "notes.txt", "");
+  StatusOr<std::vector<ModelFile>> files = CollectModelFiles({"z=/somewhere/x=y.safetensors"}, dir.path());
+  ASSERT_TRUE(files.ok()) << files.status();
+  ASSERT_EQ(files->size(), 3);
+  EXPECT_EQ((*files)[0].name, "z");
+  EXPECT_EQ((*files)[0].path, "/somewhere/x=y.safetensors");
+  EXPECT_EQ((*files)[1].name, "a");
+  EXPECT_EQ((*files)[2].name, "b");
+}
+
+TEST(ModelFileTest, WrongFlagsAreRefusedWithTheReason) {
+  TempDir dir;
+  const struct {
+    std::vector<std::string> flags;
+    std::string folder;
+    StatusCode code;
+    std::string text;
+  } kCases[] = {
+      {{}, "", StatusCode::kInvalidArgument, "nothing to serve"},
+      {{"teacher.safetensors"}, "", StatusCode::kInvalidArgument, "must be NAME=FILE"},
+      {{"a="}, "", StatusCode::kInvalidArgument, "must be NAME=FILE"},
+      {{"=x.pt"}, "", StatusCode::kInvalidArgument, "not a model name"},
+      {{"a/b=x.pt"}, "", StatusCode::kInvalidArgument, "'a/b'"},
+      {{"a=x.pt", "a=y.pt"}, "", StatusCode::kInvalidArgument, "two models are named 'a'"},
+      {{}, dir.path(), StatusCode::kInvalidArgument, "no *.safetensors or *.pt"},
+      {{}, dir / "gone", StatusCode::kNotFound, "gone"},
+  };
+  for (const auto& c : kCases) {
+    StatusOr<std::vector<ModelFile>> files = CollectModelFiles(c.flags, c.folder);
+    EXPECT_EQ(files.status().code(), c.code) << c.text;
+    EXPECT_THAT(Message(files.status()), HasSubstr(c.text));
+  }
+}
+
+TEST(ModelFileTest, SidecarGivesTheSpec) {
+  TempDir dir;
+  EXPECT_FALSE(ReadSidecar(dir / "none.safetensors").value().has_value());
+  WriteFile(dir / "r.safetensors.yaml",
+            "arch: resnet50\nnum_classes: 1000\nin_channels: 3\nimage: 224x192\nmean: [0.485, 0.456, 0.406]\nstd: "
+            "[0.229, 0.224, 0.225]\n");
+  StatusOr<std::optional<ModelSpec>> spec = ReadSidecar(dir / "r.safetensors");
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(**spec, (ModelSpec{.arch = "resnet50",
+                               .num_classes = 1000,
+                               .in_channels = 3,
+                               .image_height = 224,
+                               .image_width = 192,
+                               .mean = {0.485f, 0.456f, 0.406f},
+                               .std = {0.229f, 0.224f, 0.225f}}));
+  EXPECT_TRUE(CheckImageSpec(**spec, "r").ok());
+  WriteFile(dir / "t.pt.yaml", "in_channels: 1\nimage: 28x28\n");
+  EXPECT_EQ((*ReadSidecar(dir / "t.pt"))->arch, "torchscript");
+}
+
+TEST(ModelFileTest, WrongSidecarsAreRefusedWithFileKeyAndNearestName) {
+  TempDir dir;
+  const struct {
+    std::string yaml, text;
+  } kCases[] = {
+      {"archh: resnet50\n", "did you mean 'arch'"},
+      {"arch: resnet50\nnum_classes: many\n", "num_classes: 'many'"},
+      {"arch: resnet50\nin_channels: 0\n", "in_channels: '0'"},
+      {"arch: resnet50\nimage: 224\n", "HEIGHTxWIDTH"},
+      {"arch: resnet50\nimage: 99999x2\n", "image height"},
+      {"arch: resnet50\nmean: 0.5\n", "mean: must be a list"},
+      {"arch: resnet50\nstd: [.nan]\n", "std: must be a list"},
+      {"arch: resnet50\narch: resnet18\n", "given twice"},
+      {"num_classes: 10\n", "arch: must name"},
+      {"- 1\n", "must be a mapping"},
+      {"arch: [\n", "not valid YAML"},
+  };
+  for (const auto& c : kCases) {
+    WriteFile(dir / "m.safetensors.yaml", c.yaml);
+    StatusOr<std::optional<ModelSpec>> spec = ReadSidecar(dir / "m.safetensors");
+    EXPECT_EQ(spec.status().code(), StatusCode::kInvalidArgument) << c.yaml;
+    EXPECT_THAT(Message(spec.status()), AllOf(HasSubstr("m.safetensors.yaml"), HasSubstr(c.text)));
+  }
+}
+
+TEST(ModelFileTest, ImageSpecMustBeComplete) {
+  const ModelSpec good{.in_channels = 1, .image_height = 28, .image_width = 28, .mean = {0.3f}, .std = {0.4f}};
+  EXPECT_TRUE(CheckImageSpec(good, "f").ok());
+  ModelSpec spec = good;
+  spec.image_width = 0;
+  EXPECT_THAT(Message(CheckImageSpec(spec, "f")), HasSubstr("HEIGHTxWIDTH"));
+  spec = good;
+  spec.mean = {1, 2};
+  EXPECT_THAT(Message(CheckImageSpec(spec, "f")), HasSubstr("mean has 2 entries for 1 channels"));
+  spec = good;
+  spec.std = {0};
+  EXPECT_THAT(Message(CheckImageSpec(spec, "f")), HasSubstr("std"));
+}
+
+TEST(ModelFileTest, CanonicalTextTellsNetworksApartAndIgnoresThePath) {
+  const ModelSpec a{.arch = "cifar_resnet20",
+                    .width = 16,
+                    .num_classes = 10,
+                    .in_channels = 1,
+                    .image_height = 28,
+                    .image_width = 28,
+                    .weights = "a.safetensors",
+                    .mean = {0.1f},
+                    .std = {0.2f}};
+  EXPECT_EQ(
+      CanonicalText(a),
+      "arch=cifar_resnet20\nwidth=16\nnum_classes=10\nin_channels=1\nimage=28x28\nmean=0.100000001\nstd=0.200000003\n");
+  ModelSpec b = a;
+  b.weights = "b.safetensors";
+  EXPECT_EQ(CanonicalText(a), CanonicalText(b));
+  b.mean = {std::nextafter(0.1f, 1.0f)};
+  EXPECT_NE(CanonicalText(a), CanonicalText(b));
+}
+
+}  // namespace
+}  // namespace distill
