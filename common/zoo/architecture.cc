@@ -191,7 +191,8 @@ TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShap
     case ModuleKind::kLinear: shape = {def.out}; break;
     case ModuleKind::kBatchNorm2d:
     case ModuleKind::kRelu:
-    case ModuleKind::kAdd: break;
+    case ModuleKind::kAdd:
+    case ModuleKind::kOpaque: break;
   }
   if (!path.empty()) taps->push_back({.path = path, .kind = def.kind, .shape = shape});
   return shape;
@@ -267,6 +268,7 @@ std::string_view Name(ModuleKind kind) {
     case ModuleKind::kFlatten: return "Flatten";
     case ModuleKind::kLinear: return "Linear";
     case ModuleKind::kAdd: return "Add";
+    case ModuleKind::kOpaque: return "TorchScript";
   }
   return "";
 }

@@ -41,6 +41,7 @@ enum class ModuleKind {
   kFlatten,        // [N,C,1,1] -> [N,C]
   kLinear,         // with bias
   kAdd,            // inside blocks: body + shortcut, before the ReLU
+  kOpaque,         // output of a TorchScript archive: what made it is not known
 };
 std::string_view Name(ModuleKind kind);  // "Conv2d", "BasicBlock", ... as in torch.nn / torchvision
 

@@ -1,0 +1,61 @@
+#include "common/zoo/model_metadata.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace distill {
+namespace {
+
+using ::testing::HasSubstr;
+
+const ModelSpec kSpec = {.arch = "cifar_resnet8",
+                         .width = 8,
+                         .num_classes = 10,
+                         .in_channels = 3,
+                         .image_height = 28,
+                         .image_width = 30,
+                         .mean = {0.286f, 1.0f / 3.0f, 0},
+                         .std = {0.353f, 1e-20f, 7}};
+
+TEST(ModelMetadataTest, RoundTripIsExact) {
+  const auto metadata = SpecToMetadata(kSpec);
+  EXPECT_EQ(metadata.at("distill.image"), "28x30");
+  EXPECT_EQ(metadata.at("format"), "pt");
+  EXPECT_THAT(metadata.at("distill.mean"), HasSubstr("0.286,"));
+  const StatusOr<ModelSpec> spec = SpecFromMetadata(metadata);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(*spec, kSpec);
+
+  ModelSpec bare = kSpec;
+  bare.mean.clear();
+  bare.std.clear();
+  EXPECT_EQ(*SpecFromMetadata(SpecToMetadata(bare)), bare);
+}
+
+TEST(ModelMetadataTest, MissingKeysAreNamed) {
+  for (const auto& [key, value] : SpecToMetadata(kSpec)) {
+    if (key == "format") continue;
+    auto metadata = SpecToMetadata(kSpec);
+    metadata.erase(key);
+    const Status status = SpecFromMetadata(metadata).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(key));
+  }
+}
+
+TEST(ModelMetadataTest, MalformedValuesAreNamed) {
+  const std::pair<std::string, std::string> bad[] = {
+      {"distill.width", "x8"},   {"distill.width", "-1"},      {"distill.num_classes", "99999999999"}, {"distill.in_channels", ""},
+      {"distill.image", "28"},   {"distill.image", "28x"},     {"distill.image", "28x30x1"},           {"distill.mean", "0.1,"},
+      {"distill.std", "a"},      {"distill.std", "1,,1"},      {"distill.mean", "0.1 0.2"}};
+  for (const auto& [key, value] : bad) {
+    auto metadata = SpecToMetadata(kSpec);
+    metadata[key] = value;
+    const Status status = SpecFromMetadata(metadata).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << key << "=" << value;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(key));
+  }
+}
+
+}  // namespace
+}  // namespace distill

@@ -1,0 +1,101 @@
+// Files cross between this program and plain Python (torch, torchvision, safetensors), both ways.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "common/str_cat.h"
+#include "common/zoo/weights.h"
+
+namespace distill {
+namespace {
+
+namespace fs = std::filesystem;
+
+class PythonTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const char* python = std::getenv("DISTILL_TEST_PYTHON");
+    const char* script = std::getenv("DISTILL_TEST_ZOO_SCRIPT");
+    if (python == nullptr || script == nullptr || !fs::exists(python)) {
+      GTEST_SKIP() << "needs a Python with torch, torchvision and safetensors: run through ctest, or set DISTILL_TEST_PYTHON and "
+                      "DISTILL_TEST_ZOO_SCRIPT";
+    }
+    command_ = StrCat("'", python, "' '", script, "'");
+    if (std::system((command_ + " probe").c_str()) != 0) GTEST_SKIP() << python << " lacks torchvision or safetensors";
+    folder_ = fs::path(::testing::TempDir()) / StrCat("zoo_python_test_", ::getpid());
+    fs::create_directories(folder_);
+  }
+  void TearDown() override {
+    if (!folder_.empty()) fs::remove_all(folder_);
+  }
+  int RunScript(const std::string& verb) { return std::system(StrCat(command_, " ", verb, " '", folder_.string(), "'").c_str()); }
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
+
+  const ModelSpec specs_[3] = {
+      {.arch = "resnet18", .width = 64, .num_classes = 7, .in_channels = 3, .image_height = 40, .image_width = 48},
+      {.arch = "resnet50", .width = 64, .num_classes = 7, .in_channels = 3, .image_height = 40, .image_width = 48},
+      {.arch = "cifar_resnet20", .width = 16, .num_classes = 7, .in_channels = 3, .image_height = 40, .image_width = 48}};
+  std::string command_;
+  fs::path folder_;
+};
+
+torch::Tensor AsTensor(const SafeTensor& tensor) {
+  torch::Tensor copy = torch::empty(tensor.shape);
+  std::memcpy(copy.data_ptr(), tensor.bytes.data, tensor.bytes.size);
+  return copy;
+}
+SafeTensor FromTensor(const torch::Tensor& tensor) {
+  const torch::Tensor held = tensor.detach().contiguous();
+  return {"F32", held.sizes().vec(),
+          Buffer{static_cast<const uint8_t*>(held.data_ptr()), held.nbytes(), std::make_shared<torch::Tensor>(held)}};
+}
+
+TEST_F(PythonTest, TorchvisionsWeightsLoadAndGiveItsLogits) {
+  ASSERT_EQ(RunScript("write"), 0);
+  for (const ModelSpec& spec : specs_) {
+    const auto weights = ReadSafetensors(Path(spec.arch + ".safetensors"));
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    const auto net = *ZooNet::Create(spec);
+    const Status status = LoadWeights(*weights, net.get());
+    ASSERT_TRUE(status.ok()) << status;
+    net->eval();
+    const auto values = ReadSafetensors(Path(spec.arch + ".values.safetensors"));
+    ASSERT_TRUE(values.ok()) << values.status();
+    const torch::NoGradGuard no_grad;
+    const auto got = *net->Forward(AsTensor(values->tensors.at("x")), {"layer2", ""});
+    for (const auto& [name, value] : {std::pair("layer2", got[0]), std::pair("logits", got[1])}) {
+      const torch::Tensor expected = AsTensor(values->tensors.at(name));
+      EXPECT_TRUE(torch::allclose(value, expected, 1e-4, 1e-4))
+          << spec.arch << " " << name << ": largest difference " << (value - expected).abs().max().item<float>();
+    }
+  }
+}
+
+TEST_F(PythonTest, PythonLoadsOurWeightsAndArchives) {
+  for (const ModelSpec& spec : specs_) {
+    const auto net = *ZooNet::Create(spec);
+    net->InitWeights(7);
+    const torch::Tensor x = torch::linspace(-2, 2, 2 * 3 * 40 * 48).view({2, 3, 40, 48});
+    net->train();
+    ASSERT_TRUE(net->Forward(x, {""}).ok());
+    net->eval();
+    const torch::NoGradGuard no_grad;
+    const auto values = *net->Forward(x, {"layer1.0.add", "layer2", ""});
+    SafetensorsFile io;
+    io.tensors["x"] = FromTensor(x);
+    io.tensors["layer1.0.add"] = FromTensor(values[0]);
+    io.tensors["layer2"] = FromTensor(values[1]);
+    io.tensors["logits"] = FromTensor(values[2]);
+    ASSERT_TRUE(WriteSafetensors(Path(spec.arch + ".values.safetensors"), io).ok());
+    ASSERT_TRUE(WriteSafetensors(Path(spec.arch + ".safetensors"), SaveWeights(*net)).ok());
+    ASSERT_TRUE(SaveTorchScript(*net, Path(spec.arch + ".pt")).ok());
+    ASSERT_TRUE(SaveTorchScript(*net, Path(spec.arch + ".taps.pt"), {"layer1.0.add", "layer2"}).ok());
+  }
+  EXPECT_EQ(RunScript("read"), 0) << "the script says above what differs";
+}
+
+}  // namespace
+}  // namespace distill

@@ -1,0 +1,131 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/script.h>
+#include <torch/torch.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "common/str_cat.h"
+#include "common/zoo/torchscript_net.h"
+#include "common/zoo/weights.h"
+
+namespace distill {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+class TorchScriptTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(::testing::TempDir()) / StrCat("torchscript_test_", ::getpid());
+    fs::create_directories(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
+
+  std::shared_ptr<ZooNet> Net(const ModelSpec& spec) {
+    auto net = *ZooNet::Create(spec);
+    net->InitWeights(1);
+    net->train();
+    EXPECT_TRUE(net->Forward(Input(), {""}).ok());  // statistics away from their start
+    net->eval();
+    return net;
+  }
+  torch::Tensor Input() const { return torch::linspace(-1, 1, 4 * 3 * 32 * 32).view({4, 3, 32, 32}); }
+  // An archive with this forward method.
+  void WriteArchive(const std::string& name, const std::string& forward) {
+    torch::jit::Module module("Odd");
+    module.register_attribute("training", c10::BoolType::get(), true);
+    module.define(forward);
+    module.save(Path(name));
+  }
+  Status LoadError(const std::string& name) { return TorchScriptNet::Load(Path(name), spec_).status(); }
+
+  const ModelSpec spec_ = {.arch = "resnet50",
+                           .width = 4,
+                           .num_classes = 7,
+                           .in_channels = 3,
+                           .image_height = 32,
+                           .image_width = 32};
+  fs::path folder_;
+};
+
+TEST_F(TorchScriptTest, ArchiveComputesWhatTheNetComputes) {
+  for (const char* arch : {"resnet50", "cifar_resnet8"}) {
+    ModelSpec spec = spec_;
+    spec.arch = arch;
+    const auto net = Net(spec);
+    ASSERT_TRUE(SaveTorchScript(*net, Path("net.pt")).ok());
+    const auto loaded = TorchScriptNet::Load(Path("net.pt"), spec);
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    const auto expected = *net->Forward(Input(), {""});
+    const auto got = (*loaded)->Forward(Input(), {""});
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_TRUE(torch::equal((*got)[0], expected[0])) << arch;
+    EXPECT_FALSE((*got)[0].requires_grad());
+    EXPECT_EQ((*loaded)->ParameterCount(), net->architecture().ParameterCount());
+    ASSERT_EQ((*loaded)->taps().size(), 1u);
+    EXPECT_THAT((*loaded)->taps()[0].shape, ElementsAre(7));
+  }
+}
+
+TEST_F(TorchScriptTest, ArchiveWithTapsReturnsThemByName) {
+  const auto net = Net(spec_);
+  const std::vector<std::string> taps = {"layer1.0.add", "layer4", "layer2.0.downsample", "flatten", "maxpool"};
+  ASSERT_TRUE(SaveTorchScript(*net, Path("taps.pt"), taps).ok());
+  const auto loaded = TorchScriptNet::Load(Path("taps.pt"), spec_);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  std::vector<std::string> paths;
+  for (const TapInfo& tap : (*loaded)->taps()) {
+    paths.push_back(tap.path);
+    EXPECT_EQ(tap.shape, net->architecture().FindTap(tap.path)->shape) << tap.path;
+  }
+  EXPECT_THAT(paths, ElementsAre("", "flatten", "layer1.0.add", "layer2.0.downsample", "layer4", "maxpool"));
+  std::vector<std::string> wanted = taps;
+  wanted.push_back("");
+  const auto expected = *net->Forward(Input(), wanted);
+  const auto got = *(*loaded)->Forward(Input(), wanted);
+  for (size_t i = 0; i < wanted.size(); ++i) EXPECT_TRUE(torch::equal(got[i], expected[i])) << wanted[i];
+  EXPECT_THAT(std::string((*loaded)->Forward(Input(), {"layer3"}).status().message()), HasSubstr("no tap 'layer3'; did you mean"));
+}
+
+TEST_F(TorchScriptTest, UnknownTapIsRefusedAndNothingWritten) {
+  const Status status = SaveTorchScript(*Net(spec_), Path("net.pt"), {"layer5"});
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_FALSE(fs::exists(Path("net.pt")));
+}
+
+TEST_F(TorchScriptTest, DamagedArchivesAreDataLoss) {
+  ASSERT_TRUE(SaveTorchScript(*Net(spec_), Path("net.pt")).ok());
+  const auto size = fs::file_size(Path("net.pt"));
+  for (const double share : {0.0, 0.01, 0.5, 0.9, 0.999}) {
+    fs::copy_file(Path("net.pt"), Path("cut.pt"), fs::copy_options::overwrite_existing);
+    fs::resize_file(Path("cut.pt"), static_cast<uintmax_t>(static_cast<double>(size) * share));
+    const Status status = LoadError("cut.pt");
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss) << share << " " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("cut.pt"));
+  }
+  std::ofstream(Path("text.pt")) << "this is no archive";
+  EXPECT_EQ(LoadError("text.pt").code(), StatusCode::kDataLoss);
+  EXPECT_EQ(LoadError("none.pt").code(), StatusCode::kNotFound);
+}
+
+TEST_F(TorchScriptTest, ArchivesThatBreakTheContractAreRefusedWithTheReason) {
+  WriteArchive("int.pt", "def forward(self, x: Tensor) -> int:\n    return 1\n");
+  EXPECT_THAT(std::string(LoadError("int.pt").message()), HasSubstr("must return a Tensor or a Dict"));
+  WriteArchive("batch.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.flatten(x)\n");
+  EXPECT_THAT(std::string(LoadError("batch.pt").message()), HasSubstr("batch as first axis"));
+  WriteArchive("long.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.argmax(torch.flatten(x, 1), 1, True)\n");
+  EXPECT_THAT(std::string(LoadError("long.pt").message()), HasSubstr("floating-point"));
+  WriteArchive("shape.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.reshape(x, [2, 5])\n");
+  const Status status = LoadError("shape.pt");
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("fails on a float (2, 3, 32, 32) input"));
+}
+
+}  // namespace
+}  // namespace distill

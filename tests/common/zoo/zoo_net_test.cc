@@ -1,0 +1,301 @@
+#include "common/zoo/zoo_net.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include "common/str_cat.h"
+#include "common/zoo/weights.h"
+
+namespace distill {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelSpec Spec(std::string arch, uint32_t width, uint32_t channels = 1, uint32_t image = 16) {
+  return {.arch = std::move(arch),
+          .width = width,
+          .num_classes = 7,
+          .in_channels = channels,
+          .image_height = image,
+          .image_width = image};
+}
+std::shared_ptr<ZooNet> Make(const ModelSpec& spec, uint64_t seed = 1) {
+  auto net = ZooNet::Create(spec);
+  EXPECT_TRUE(net.ok()) << net.status();
+  (*net)->InitWeights(seed);
+  return *net;
+}
+torch::Tensor Input(const ModelSpec& spec, int64_t n = 3) {
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(uint64_t{5});
+  return torch::empty({n, spec.in_channels, spec.image_height, spec.image_width}).normal_(0, 1, generator);
+}
+std::vector<torch::Tensor> Forward(ZooNet& net, const torch::Tensor& x, const std::vector<std::string>& taps) {
+  auto values = net.Forward(x, taps);
+  EXPECT_TRUE(values.ok()) << values.status();
+  return *std::move(values);
+}
+std::vector<std::string> TapPaths(const Architecture& arch) {
+  std::vector<std::string> paths;
+  for (const TapInfo& tap : arch.taps()) paths.push_back(tap.path);
+  return paths;
+}
+torch::Tensor BufferOf(ZooNet& net, const std::string& name) { return net.named_buffers()[name]; }
+
+TEST(ZooNetTest, StateHasTheArchitecturesNamesOrderAndShapes) {
+  for (const auto& spec : {Spec("cifar_resnet14", 4), Spec("resnet18", 4, 3, 32), Spec("resnet50", 4, 3, 32)}) {
+    const auto net = Make(spec);
+    std::vector<std::string> parameters, expected;
+    for (const auto& item : net->named_parameters()) parameters.push_back(item.key());
+    for (const StateEntry& entry : net->architecture().StateDict()) {
+      if (!entry.is_buffer) expected.push_back(entry.name);
+      const torch::Tensor value = entry.is_buffer ? net->named_buffers()[entry.name] : net->named_parameters()[entry.name];
+      EXPECT_EQ(value.sizes().vec(), entry.shape) << entry.name;
+      EXPECT_EQ(value.scalar_type(), entry.is_integer ? torch::kInt64 : torch::kFloat32) << entry.name;
+    }
+    EXPECT_EQ(parameters, expected);
+    EXPECT_EQ(parameters.size() + net->named_buffers().size(), net->architecture().StateDict().size());
+  }
+}
+
+TEST(ZooNetTest, EveryTapHasTheShapeTheArchitectureSays) {
+  for (const auto& spec : {Spec("cifar_resnet14", 4, 1, 17), Spec("resnet18", 4, 3, 33), Spec("resnet50", 4, 3, 40)}) {
+    const auto net = Make(spec);
+    const std::vector<std::string> paths = TapPaths(net->architecture());
+    const auto values = Forward(*net, Input(spec), paths);
+    for (size_t i = 0; i < paths.size(); ++i) {
+      std::vector<int64_t> expected = {3};
+      for (uint32_t d : net->architecture().taps()[i].shape) expected.push_back(d);
+      EXPECT_EQ(values[i].sizes().vec(), expected) << spec.arch << " " << paths[i];
+    }
+  }
+}
+
+// All taps at once forbid every in-place operation; one tap alone allows nearly all.
+TEST(ZooNetTest, ATapHasTheSameValueAloneAndInCompany) {
+  for (const auto& spec : {Spec("cifar_resnet8", 4), Spec("resnet50", 4, 3, 32)}) {
+    const auto net = Make(spec);
+    net->eval();
+    const torch::NoGradGuard no_grad;
+    const torch::Tensor x = Input(spec);
+    const torch::Tensor x_before = x.clone();
+    const std::vector<std::string> paths = TapPaths(net->architecture());
+    const auto together = Forward(*net, x, paths);
+    for (size_t i = 0; i < paths.size(); ++i) {
+      EXPECT_TRUE(torch::equal(Forward(*net, x, {paths[i]})[0], together[i])) << spec.arch << " " << paths[i];
+    }
+    EXPECT_TRUE(torch::equal(x, x_before));
+  }
+}
+
+TEST(ZooNetTest, TapsMeanWhatTheirNamesSay) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto net = Make(spec);
+  net->eval();
+  const auto v = Forward(*net, Input(spec),
+                     {"bn1", "relu", "layer2.0.bn2", "layer2.0.downsample", "layer2.0.downsample.1", "layer2.0.add", "layer2.0",
+                      "layer2", "layer3", "avgpool", "flatten", "fc", "", "layer2"});
+  EXPECT_TRUE(torch::equal(v[1], v[0].relu()));
+  EXPECT_TRUE(torch::equal(v[3], v[4]));
+  EXPECT_TRUE(torch::equal(v[5], v[2] + v[3]));
+  EXPECT_TRUE(torch::equal(v[6], v[5].relu()));
+  EXPECT_TRUE(torch::equal(v[7], v[6]));
+  EXPECT_TRUE(torch::allclose(v[9].flatten(1), v[8].mean({2, 3})));
+  EXPECT_TRUE(torch::equal(v[10], v[9].flatten(1)));
+  EXPECT_TRUE(torch::equal(v[12], v[11]));
+  EXPECT_TRUE(torch::equal(v[13], v[7])) << "the same tap twice";
+  EXPECT_LT(v[5].min().item<float>(), 0) << "add is the pre-ReLU tap";
+}
+
+TEST(ZooNetTest, PrefixExecutionStopsRightAfterTheLastTap) {
+  const auto spec = Spec("cifar_resnet14", 4);
+  const auto net = Make(spec);
+  net->train();
+  Forward(*net, Input(spec), {"layer1", "layer2.0.bn1"});
+  const auto count = [&](const std::string& bn) { return BufferOf(*net, bn + ".num_batches_tracked").item<int64_t>(); };
+  EXPECT_EQ(count("bn1"), 1);
+  EXPECT_EQ(count("layer1.1.bn2"), 1);
+  EXPECT_EQ(count("layer2.0.bn1"), 1);
+  EXPECT_EQ(count("layer2.0.bn2"), 0);
+  EXPECT_EQ(count("layer2.1.bn1"), 0);
+  EXPECT_EQ(count("layer3.0.bn1"), 0);
+}
+
+TEST(ZooNetTest, FrozenPrefixKeepsItsStatisticsWhileTheRestTrains) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto net = Make(spec);
+  net->train();
+  for (const std::string& path : net->architecture().StageModules(0)) {
+    net->FindModule(path)->eval();
+    for (torch::Tensor& p : net->FindModule(path)->parameters()) p.requires_grad_(false);
+  }
+  const torch::Tensor mean_before = BufferOf(*net, "layer1.0.bn1.running_mean").clone();
+  const auto values = Forward(*net, Input(spec), {"layer1", ""});
+  values[1].sum().backward();
+  EXPECT_TRUE(torch::equal(BufferOf(*net, "layer1.0.bn1.running_mean"), mean_before));
+  EXPECT_EQ(BufferOf(*net, "bn1.num_batches_tracked").item<int64_t>(), 0);
+  EXPECT_EQ(BufferOf(*net, "layer2.0.bn1.num_batches_tracked").item<int64_t>(), 1);
+  EXPECT_FALSE(values[0].requires_grad());
+  EXPECT_FALSE(net->named_parameters()["conv1.weight"].grad().defined());
+  EXPECT_TRUE(net->named_parameters()["layer2.0.conv1.weight"].grad().defined());
+}
+
+TEST(ZooNetTest, GradientsDoNotDependOnWhichTapsAreTaken) {
+  const auto spec = Spec("resnet50", 4, 3, 32);
+  const auto gradient = [&](const std::vector<std::string>& extra) {
+    const auto net = Make(spec);
+    net->train();
+    std::vector<std::string> taps = extra;
+    taps.push_back("");
+    torch::nn::functional::cross_entropy(Forward(*net, Input(spec), taps).back(), torch::tensor({0, 1, 2})).backward();
+    std::vector<torch::Tensor> gradients;
+    for (const torch::Tensor& p : net->parameters()) gradients.push_back(p.grad().flatten());
+    return torch::cat(gradients);
+  };
+  const torch::Tensor plain = gradient({});
+  EXPECT_GT(plain.abs().max().item<float>(), 0);
+  EXPECT_TRUE(torch::equal(plain, gradient(TapPaths(Make(spec)->architecture()))));
+}
+
+TEST(ZooNetTest, GradientFlowsFromATapInTheMiddle) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto net = Make(spec);
+  net->train();
+  Forward(*net, Input(spec), {"layer2.0.add"})[0].pow(2).sum().backward();
+  EXPECT_GT(net->named_parameters()["conv1.weight"].grad().abs().max().item<float>(), 0);
+  EXPECT_FALSE(net->named_parameters()["layer3.0.conv1.weight"].grad().defined());
+}
+
+TEST(ZooNetTest, InitialWeightsDependOnTheSeedAlone) {
+  const auto spec = Spec("cifar_resnet8", 16);
+  torch::manual_seed(1);
+  const auto a = Make(spec, 3);
+  torch::manual_seed(2);
+  const auto b = Make(spec, 3);
+  const auto c = Make(spec, 4);
+  for (const auto& item : a->named_parameters()) {
+    EXPECT_TRUE(torch::equal(item.value(), b->named_parameters()[item.key()])) << item.key();
+  }
+  EXPECT_FALSE(torch::equal(a->named_parameters()["conv1.weight"], c->named_parameters()["conv1.weight"]));
+  // He et al. 2015, fan out: std = sqrt(2 / (64 * 9)) for the last convolution; 36,864 samples.
+  const torch::Tensor last = a->named_parameters()["layer3.0.conv2.weight"];
+  EXPECT_NEAR(last.std().item<double>(), std::sqrt(2.0 / (64 * 9)), 0.001);
+  EXPECT_LE(a->named_parameters()["fc.weight"].abs().max().item<double>(), 1.0 / 8);
+  EXPECT_EQ(a->named_parameters()["bn1.weight"].min().item<float>(), 1);
+}
+
+TEST(ZooNetTest, InputAndTapErrorsSayWhatIsExpected) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto net = Make(spec);
+  const auto refusal = [&](const torch::Tensor& x, const std::vector<std::string>& taps) {
+    const auto values = net->Forward(x, taps);
+    EXPECT_EQ(values.status().code(), StatusCode::kInvalidArgument);
+    return std::string(values.status().message());
+  };
+  const torch::Tensor x = Input(spec);
+  EXPECT_THAT(refusal(x, {"layer9"}), HasSubstr("no tap 'layer9'; did you mean 'layer"));
+  EXPECT_THAT(refusal(x, {}), HasSubstr("no tap was asked for"));
+  EXPECT_THAT(refusal(torch::zeros({3, 2, 16, 16}), {""}), HasSubstr("Float (3, 2, 16, 16), must be floating point (N, 1, 16, 16)"));
+  EXPECT_THAT(refusal(torch::zeros({1, 16, 16}), {""}), HasSubstr("must be"));
+  EXPECT_THAT(refusal(x.to(torch::kUInt8), {""}), HasSubstr("Byte"));
+  EXPECT_THAT(refusal(torch::Tensor(), {""}), HasSubstr("nothing"));
+  EXPECT_EQ(net->Forward(x.to(torch::kFloat64), {""}).status().code(), StatusCode::kInternal) << "torch's own complaint is a Status";
+}
+
+TEST(ZooNetTest, FindModuleKnowsWhatHasParameters) {
+  const auto net = Make(Spec("cifar_resnet8", 4));
+  for (const std::string& path : net->architecture().ModulePaths()) EXPECT_NE(net->FindModule(path), nullptr) << path;
+  EXPECT_EQ(net->FindModule(""), net.get());
+  EXPECT_EQ(net->FindModule("layer2.0.downsample.1")->parameters().size(), 2u);
+  for (const char* path : {"relu", "layer1.0.add", "layer1.1", "layer9", "layer1.", "layer"}) {
+    EXPECT_EQ(net->FindModule(path), nullptr) << path;
+  }
+}
+
+TEST(ZooNetTest, ChannelsLastGivesTheSameValues) {
+  const auto spec = Spec("resnet18", 8, 3, 32);
+  const auto net = Make(spec);
+  net->eval();
+  const torch::Tensor x = Input(spec);
+  const torch::Tensor a = Forward(*net, x, {""})[0];
+  const torch::Tensor b = Forward(*net, x.contiguous(torch::MemoryFormat::ChannelsLast), {""})[0];
+  EXPECT_TRUE(torch::allclose(a, b, 1e-4, 1e-5)) << (a - b).abs().max();
+}
+
+TEST(NormalizePixelsTest, SubtractsMeanAndDividesByStdPerChannel) {
+  ModelSpec spec = Spec("cifar_resnet8", 4, 2, 8);
+  const torch::Tensor pixels = torch::arange(0, 256, torch::kUInt8).view({2, 2, 8, 8});
+  const torch::Tensor plain = NormalizePixels(pixels, spec, false);
+  EXPECT_EQ(plain.scalar_type(), torch::kFloat32);
+  EXPECT_EQ(plain.max().item<float>(), 1.0f);
+  spec.mean = {0.5f, 0.25f};
+  spec.std = {0.5f, 2.0f};
+  const torch::Tensor x = NormalizePixels(pixels, spec, true);
+  EXPECT_TRUE(x.is_contiguous(torch::MemoryFormat::ChannelsLast));
+  EXPECT_FLOAT_EQ(x[1][0][0][0].item<float>(), (128 / 255.0f - 0.5f) / 0.5f);
+  EXPECT_FLOAT_EQ(x[0][1][7][7].item<float>(), (127 / 255.0f - 0.25f) / 2.0f);
+  EXPECT_EQ(pixels.max().item<uint8_t>(), 255) << "the pixels stay";
+}
+
+TEST(WeightsTest, RoundTripIsExactAndCarriesTheSpec) {
+  ModelSpec spec = Spec("cifar_resnet8", 4);
+  spec.mean = {0.25f};
+  spec.std = {0.5f};
+  const auto a = Make(spec, 1);
+  a->train();
+  Forward(*a, Input(spec), {""});  // statistics away from their start
+  const SafetensorsFile file = SaveWeights(*a);
+  EXPECT_EQ(*SpecFromMetadata(file.metadata), spec);
+  const auto b = Make(spec, 2);
+  ASSERT_TRUE(LoadWeights(file, b.get()).ok());
+  for (const auto& item : a->named_parameters()) EXPECT_TRUE(torch::equal(item.value(), b->named_parameters()[item.key()]));
+  for (const auto& item : a->named_buffers()) EXPECT_TRUE(torch::equal(item.value(), b->named_buffers()[item.key()]));
+  EXPECT_TRUE(b->named_parameters()["conv1.weight"].requires_grad());
+}
+
+TEST(WeightsTest, SavedBytesDoNotChangeWithTheNet) {
+  const auto net = Make(Spec("cifar_resnet8", 4));
+  const SafetensorsFile file = SaveWeights(*net);
+  const float before = reinterpret_cast<const float*>(file.tensors.at("fc.bias").bytes.data)[0];
+  net->InitWeights(99);
+  EXPECT_EQ(reinterpret_cast<const float*>(file.tensors.at("fc.bias").bytes.data)[0], before);
+}
+
+TEST(WeightsTest, MismatchesAreNamedWithCountsAndNothingIsLoaded) {
+  const auto net = Make(Spec("cifar_resnet8", 4), 1);
+  SafetensorsFile file = SaveWeights(*Make(Spec("cifar_resnet8", 4), 2));
+  file.tensors["extra.weight"] = file.tensors["fc.weight"];
+  file.tensors.erase("bn1.weight");
+  file.tensors.erase("bn1.bias");
+  file.tensors["fc.weight"].shape = {16, 7};
+  file.tensors["conv1.weight"].dtype = "I32";
+  const torch::Tensor before = net->named_parameters()["layer1.0.conv1.weight"].clone();
+  const Status status = LoadWeights(file, net.get());
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  const std::string message(status.message());
+  EXPECT_THAT(message, HasSubstr("2 missing (first: bn1.weight)"));
+  EXPECT_THAT(message, HasSubstr("1 unexpected (first: extra.weight)"));
+  EXPECT_THAT(message, HasSubstr("1 of another shape (first: fc.weight is [16, 7], needs [7, 16])"));
+  EXPECT_THAT(message, HasSubstr("1 of another dtype (first: conv1.weight is I32)"));
+  EXPECT_TRUE(torch::equal(net->named_parameters()["layer1.0.conv1.weight"], before));
+}
+
+TEST(WeightsTest, OldFilesWithoutBatchCountsAndHalfPrecisionFilesLoad) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto source = Make(spec, 2);
+  SafetensorsFile file = SaveWeights(*source);
+  for (const StateEntry& entry : source->architecture().StateDict()) {
+    if (entry.is_integer) file.tensors.erase(entry.name);
+  }
+  const torch::Tensor half = source->named_parameters()["fc.weight"].detach().to(torch::kFloat16);
+  file.tensors["fc.weight"].dtype = "F16";
+  file.tensors["fc.weight"].bytes = {static_cast<const uint8_t*>(half.data_ptr()), half.nbytes(),
+                                     std::make_shared<torch::Tensor>(half)};
+  const auto net = Make(spec, 1);
+  const Status status = LoadWeights(file, net.get());
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(torch::equal(net->named_parameters()["fc.weight"], half.to(torch::kFloat32)));
+}
+
+}  // namespace
+}  // namespace distill
