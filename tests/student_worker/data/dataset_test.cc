@@ -1,0 +1,416 @@
+#include "student_worker/data/dataset.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <png.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "student_worker/data/image_decoder.h"
+#include "student_worker/data/sampler.h"
+#include "tests/student_worker/data/image_files.h"
+
+namespace distill {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using testing::EncodeJpeg;
+using testing::EncodePalettePng;
+using testing::EncodePng;
+using testing::Gzip;
+using testing::Idx;
+using testing::TarEnd;
+using testing::TarMember;
+using testing::WriteFile;
+
+constexpr uint32_t kImages = 0x803, kLabels = 0x801;
+
+std::vector<uint8_t> Image(const Dataset& data, uint64_t index) {
+  std::vector<uint8_t> pixels(data.image_bytes());
+  data.CopyImage(index, pixels.data());
+  return pixels;
+}
+
+// A data root of its own for each test.
+class DatasetTest : public ::testing::Test {
+ protected:
+  DatasetTest() {
+    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+    base_ = fs::temp_directory_path() / ("distill_data_" + std::string(info->name()) + "_" + std::to_string(getpid()));
+    fs::remove_all(base_);
+    fs::create_directories(base_ / "root");
+    root_ = (base_ / "root").string();
+  }
+  ~DatasetTest() override { fs::remove_all(base_); }
+
+  std::string Path(const std::string& name) const { return root_ + "/" + name; }
+  // 6 training and 3 test images of 2x3 pixels; image i is filled with 10 * i (test: 10 * i + 1), label i % 3.
+  void WriteIdx(const std::string& folder, bool gzip = false) const {
+    auto write = [&](const std::string& name, const std::string& bytes) {
+      WriteFile(Path(folder + "/" + name + (gzip ? ".gz" : "")), gzip ? Gzip(bytes) : bytes);
+    };
+    write("train-images-idx3-ubyte", Idx(kImages, {6, 2, 3}, Pixels(6, 0)));
+    write("train-labels-idx1-ubyte", Idx(kLabels, {6}, std::string("\0\1\2\0\1\2", 6)));
+    write("t10k-images-idx3-ubyte", Idx(kImages, {3, 2, 3}, Pixels(3, 1)));
+    write("t10k-labels-idx1-ubyte", Idx(kLabels, {3}, std::string("\0\1\2", 3)));
+  }
+  static std::string Pixels(int count, int offset) {
+    std::string pixels;
+    for (int i = 0; i < count; ++i) pixels += std::string(6, static_cast<char>(10 * i + offset));
+    return pixels;
+  }
+  StatusOr<DataSplits> Open(const DataPlan& plan, uint64_t seed = 1, uint32_t classes = 0) const {
+    return OpenDataset(plan, root_, seed, classes);
+  }
+  Status Error(const DataPlan& plan, uint32_t classes = 0) const { return Open(plan, 1, classes).status(); }
+
+  fs::path base_;
+  std::string root_;
+};
+
+TEST_F(DatasetTest, ReadsPlainAndGzippedIdx) {
+  WriteIdx("plain");
+  WriteIdx("packed", true);
+  for (const char* folder : {"plain", "packed"}) {
+    auto splits = Open({.format = "idx", .path = folder});
+    ASSERT_TRUE(splits.ok()) << splits.status();
+    const Dataset& train = *splits->train;
+    EXPECT_EQ(train.size(), 6);
+    EXPECT_EQ(train.channels(), 1);
+    EXPECT_EQ(train.height(), 2);
+    EXPECT_EQ(train.width(), 3);
+    EXPECT_EQ(train.classes(), 3);
+    EXPECT_EQ(Image(train, 4), std::vector<uint8_t>(6, 40));
+    EXPECT_EQ(train.label(4), 1);
+    EXPECT_EQ(splits->test->size(), 3);
+    EXPECT_EQ(Image(*splits->test, 2), std::vector<uint8_t>(6, 21));
+  }
+}
+
+TEST_F(DatasetTest, LimitKeepsTheFirstOfAShuffleKeyedBySeed) {
+  WriteIdx("d");
+  auto splits = Open({.format = "idx", .path = "d", .train_limit = 4, .test_limit = 2}, 77);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  ASSERT_EQ(splits->train->size(), 4);
+  const std::vector<uint32_t> order = SubsetOrder(77, 6, 4);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(Image(*splits->train, i)[0], 10 * order[i]) << "image " << i;
+    EXPECT_EQ(splits->train->label(i), order[i] % 3) << "image " << i;
+  }
+  ASSERT_EQ(splits->test->size(), 2);
+  EXPECT_EQ(Image(*splits->test, 0)[0], 10 * SubsetOrder(0, 3, 2)[0] + 1);
+  splits = Open({.format = "idx", .path = "d", .train_limit = 100}, 77);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  EXPECT_EQ(splits->train->size(), 6);
+}
+
+TEST_F(DatasetTest, MissingFolderAndFileNameThePathAndTheRemedy) {
+  Status status = Error({.format = "idx", .path = "nowhere"});
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("nowhere' does not exist; correct data.path"));
+  WriteIdx("d");
+  fs::remove(Path("d/t10k-labels-idx1-ubyte"));
+  status = Error({.format = "idx", .path = "d"});
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no file 't10k-labels-idx1-ubyte'"));
+  status = OpenDataset({.format = "idx", .path = "d"}, root_ + "/no-root", 1).status();
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("data root"));
+  EXPECT_EQ(Error({.format = "csv", .path = "d"}).code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(DatasetTest, PathMayNotLeaveTheRoot) {
+  WriteIdx("d");
+  WriteFile((base_ / "outside/train-images-idx3-ubyte").string(), "secret");
+  fs::create_directory_symlink(base_ / "outside", Path("link"));
+  fs::create_directory_symlink(Path("d"), Path("inside_link"));
+  fs::create_directories(base_ / "root_sibling");
+  for (const std::string& path : {std::string("../outside"), std::string("d/../../outside"), std::string("link"), std::string("/etc"),
+                                  (base_ / "root_sibling").string(), std::string("../root_sibling"), std::string("d/\0x", 4)}) {
+    EXPECT_EQ(Error({.format = "idx", .path = path}).code(), StatusCode::kInvalidArgument) << path;
+  }
+  for (const std::string& path : {std::string("d"), std::string("x/../d"), std::string("inside_link"), Path("d"), std::string("d/")}) {
+    EXPECT_TRUE(Open({.format = "idx", .path = path}).ok()) << path << ": " << Error({.format = "idx", .path = path});
+  }
+  // A file that links out of the root is refused, too.
+  fs::remove(Path("d/train-images-idx3-ubyte"));
+  fs::create_symlink(base_ / "outside/train-images-idx3-ubyte", Path("d/train-images-idx3-ubyte"));
+  EXPECT_EQ(Error({.format = "idx", .path = "d"}).code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(DatasetTest, DamagedIdxIsRefused) {
+  struct Case {
+    const char* file;
+    std::string bytes;
+    StatusCode code;
+    const char* message;
+  };
+  const std::string good = Idx(kImages, {6, 2, 3}, Pixels(6, 0));
+  const std::string packed = Gzip(good + "");
+  std::string flipped = packed;
+  flipped[flipped.size() - 6] ^= 1;  // the stored checksum
+  const Case cases[] = {
+      {"train-images-idx3-ubyte", Idx(0x802, {6, 2, 3}, Pixels(6, 0)), StatusCode::kDataLoss, "magic number 0x00000802"},
+      {"train-images-idx3-ubyte", good.substr(0, good.size() - 1), StatusCode::kDataLoss, "truncated"},
+      {"train-images-idx3-ubyte", good.substr(0, 10), StatusCode::kDataLoss, "the IDX header"},
+      {"train-images-idx3-ubyte", "", StatusCode::kDataLoss, "the IDX header"},
+      {"train-images-idx3-ubyte", good + "x", StatusCode::kDataLoss, "goes on after"},
+      {"train-images-idx3-ubyte", Idx(kImages, {0, 2, 3}, ""), StatusCode::kDataLoss, "no entries"},
+      {"train-images-idx3-ubyte", Idx(kImages, {6, 0, 3}, ""), StatusCode::kDataLoss, "side of 0"},
+      {"train-images-idx3-ubyte", Idx(kImages, {6, 16384, 16384}, "x"), StatusCode::kDataLoss, "header announces"},
+      {"train-images-idx3-ubyte", Idx(kImages, {5, 2, 3}, Pixels(5, 0)), StatusCode::kFailedPrecondition, "do not belong together"},
+      {"train-labels-idx1-ubyte", Idx(kImages, {6}, "abcdef"), StatusCode::kDataLoss, "need 0x00000801"},
+      {"train-images-idx3-ubyte.gz", packed.substr(0, packed.size() - 12), StatusCode::kDataLoss, "damaged or truncated"},
+      {"train-images-idx3-ubyte.gz", packed.substr(0, packed.size() - 4), StatusCode::kDataLoss, "damaged or truncated"},
+      {"train-images-idx3-ubyte.gz", flipped, StatusCode::kDataLoss, "damaged or truncated"},
+      {"train-images-idx3-ubyte.gz", good, StatusCode::kDataLoss, "not gzip data"},
+      {"t10k-images-idx3-ubyte", Idx(kImages, {3, 3, 3}, std::string(27, 'x')), StatusCode::kFailedPrecondition, "test images [1, 3, 3]"},
+  };
+  for (const Case& c : cases) {
+    fs::remove_all(Path("d"));
+    WriteIdx("d");
+    if (std::string(c.file).ends_with(".gz")) fs::remove(Path("d/train-images-idx3-ubyte"));
+    WriteFile(Path(std::string("d/") + c.file), c.bytes);
+    const Status status = Error({.format = "idx", .path = "d"});
+    EXPECT_EQ(status.code(), c.code) << c.message << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.message));
+  }
+}
+
+TEST_F(DatasetTest, AHeaderThatAnnouncesTerabytesIsRefusedBeforeMemoryIsAskedFor) {
+  WriteIdx("d");
+  WriteFile(Path("d/train-images-idx3-ubyte"), Idx(kImages, {400000, 16384, 16384}, "x"));
+  WriteFile(Path("d/train-labels-idx1-ubyte"), Idx(kLabels, {400000}, std::string(400000, '\0')));
+  const Status status = Error({.format = "idx", .path = "d"});
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("over the limit"));
+}
+
+TEST_F(DatasetTest, LabelBeyondTheStudentsClassesIsRefused) {
+  WriteIdx("d");
+  EXPECT_TRUE(Open({.format = "idx", .path = "d"}, 1, 3).ok());
+  const Status status = Error({.format = "idx", .path = "d"}, 2);
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("label 2 of image 2"));
+  auto splits = Open({.format = "idx", .path = "d"}, 1, 10);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  EXPECT_EQ(splits->train->classes(), 10);
+}
+
+TEST_F(DatasetTest, FitIsCheckedAgainstTheStudent) {
+  WriteIdx("d");
+  auto splits = Open({.format = "idx", .path = "d"});
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  ModelSpec student{.num_classes = 3, .in_channels = 1, .image_height = 2, .image_width = 3};
+  EXPECT_TRUE(CheckDatasetFits(*splits->train, student).ok());
+  ModelSpec colour = student;
+  colour.in_channels = 3;
+  EXPECT_THAT(std::string(CheckDatasetFits(*splits->train, colour).message()), HasSubstr("[1, 2, 3], the student takes [3, 2, 3]"));
+  ModelSpec narrow = student;
+  narrow.num_classes = 2;
+  EXPECT_EQ(CheckDatasetFits(*splits->train, narrow).code(), StatusCode::kInvalidArgument);
+}
+
+// Smooth 8x8 pictures, [H, W, C]: JPEG keeps them within a few grey levels.
+std::vector<uint8_t> Picture(int index, int channels) {
+  std::vector<uint8_t> pixels;
+  for (int y = 0; y < 8; ++y) {
+    for (int x = 0; x < 8; ++x) {
+      for (int c = 0; c < channels; ++c) pixels.push_back(static_cast<uint8_t>(20 * index + 4 * y + 2 * x + 30 * c));
+    }
+  }
+  return pixels;
+}
+
+int WorstDifference(const std::vector<uint8_t>& chw, const std::vector<uint8_t>& hwc, int channels) {
+  int worst = 0;
+  const int plane = static_cast<int>(chw.size()) / channels;
+  for (int i = 0; i < plane; ++i) {
+    for (int c = 0; c < channels; ++c) worst = std::max(worst, std::abs(int{chw[c * plane + i]} - int{hwc[i * channels + c]}));
+  }
+  return worst;
+}
+
+TEST_F(DatasetTest, ImageFolderAndArchivesGiveTheSameImages) {
+  // Classes "ant" and "bee"; written in an order that is not the alphabetical one.
+  std::string members;
+  const std::pair<const char*, int> files[] = {{"bee/b.jpg", 3}, {"ant/z.png", 1}, {"bee/a.JPEG", 2}, {"ant/a.jpg", 0}};
+  for (const auto& [name, index] : files) {
+    const bool png = std::string(name).ends_with(".png");
+    const std::string bytes = png ? EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(index, 3)) : EncodeJpeg(8, 8, 3, Picture(index, 3));
+    for (const char* split : {"train", "test"}) WriteFile(Path(std::string("folder/") + split + "/" + name), bytes);
+    members += TarMember(std::string("./") + name, bytes);
+  }
+  for (const char* split : {"train", "test"}) WriteFile(Path(std::string("folder/") + split + "/ant/readme.txt"), "not an image");
+  members = TarMember("ant/", "", '5') + TarMember("notes.txt", "hello") + members;
+  WriteFile(Path("tar/train.tar"), members + TarEnd());
+  WriteFile(Path("tar/test.tar"), members + TarEnd());
+  WriteFile(Path("tgz/train.tar.gz"), Gzip(members + TarEnd()));
+  WriteFile(Path("tgz/test.tar.gz"), Gzip(members + TarEnd()));
+
+  for (const char* folder : {"folder", "tar", "tgz"}) {
+    auto splits = Open({.format = "image_folder", .path = folder}, 1, 2);
+    ASSERT_TRUE(splits.ok()) << folder << ": " << splits.status();
+    const Dataset& train = *splits->train;
+    ASSERT_EQ(train.size(), 4);
+    EXPECT_EQ(train.channels(), 3);
+    for (int i = 0; i < 4; ++i) {
+      EXPECT_EQ(train.label(i), i / 2);
+      EXPECT_LE(WorstDifference(Image(train, i), Picture(i, 3), 3), i == 1 ? 0 : 4) << folder << " image " << i;
+    }
+    auto limited = Open({.format = "image_folder", .path = folder, .train_limit = 2}, 5);
+    ASSERT_TRUE(limited.ok()) << limited.status();
+    ASSERT_EQ(limited->train->size(), 2);
+    for (int i = 0; i < 2; ++i) EXPECT_EQ(Image(*limited->train, i), Image(train, SubsetOrder(5, 4, 2)[i]));
+    EXPECT_EQ(limited->train->classes(), 2);
+  }
+}
+
+TEST_F(DatasetTest, GreyFilesInAColourSetGetThreeChannelsAndGreySetsStayGrey) {
+  for (const char* split : {"train", "test"}) {
+    const std::string base = std::string("/") + split + "/a/";
+    WriteFile(Path("mixed" + base + "0.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1)));
+    WriteFile(Path("mixed" + base + "1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(1, 3)));
+    WriteFile(Path("grey" + base + "0.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1)));
+    WriteFile(Path("grey" + base + "1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_GRAY, 8, Picture(1, 1)));
+  }
+  auto mixed = Open({.format = "image_folder", .path = "mixed"});
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_EQ(mixed->train->channels(), 3);
+  const std::vector<uint8_t> pixels = Image(*mixed->train, 0);
+  for (int i = 0; i < 64; ++i) {
+    ASSERT_EQ(pixels[i], pixels[64 + i]);
+    ASSERT_EQ(pixels[i], pixels[128 + i]);
+  }
+  auto grey = Open({.format = "image_folder", .path = "grey"});
+  ASSERT_TRUE(grey.ok()) << grey.status();
+  EXPECT_EQ(grey->train->channels(), 1);
+  EXPECT_EQ(Image(*grey->train, 1), Picture(1, 1));
+}
+
+TEST_F(DatasetTest, BadImageFoldersAreRefused) {
+  const std::string jpeg = EncodeJpeg(8, 8, 3, Picture(0, 3));
+  auto make = [&](const std::string& bytes, const std::string& name = "b.jpg") {
+    fs::remove_all(Path("d"));
+    for (const char* split : {"train", "test"}) {
+      WriteFile(Path(std::string("d/") + split + "/x/a.jpg"), jpeg);
+      WriteFile(Path(std::string("d/") + split + "/x/" + name), bytes);
+    }
+    return Error({.format = "image_folder", .path = "d"});
+  };
+  EXPECT_TRUE(make(jpeg).ok()) << make(jpeg);
+  Status status = make(jpeg.substr(0, jpeg.size() / 2));
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/d/train/x/b.jpg"));
+  EXPECT_EQ(make("not an image").code(), StatusCode::kDataLoss);
+  EXPECT_EQ(make("").code(), StatusCode::kDataLoss);
+  status = make(EncodeJpeg(8, 4, 3, Picture(0, 3)));
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("4x8 pixels"));
+  const std::string png = EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3));
+  EXPECT_EQ(make(png.substr(0, png.size() - 20), "b.png").code(), StatusCode::kDataLoss);
+
+  EXPECT_TRUE(make(jpeg).ok());
+  WriteFile(Path("d/test/y/a.jpg"), jpeg);
+  EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kFailedPrecondition);  // class only in test
+  WriteFile(Path("d/train/y/a.jpg"), jpeg);
+  EXPECT_TRUE(Error({.format = "image_folder", .path = "d"}).ok());
+  EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d"}, 1).message()), HasSubstr("2 class folders"));
+  WriteFile((base_ / "outside/secret.jpg").string(), jpeg);
+  fs::create_symlink(base_ / "outside/secret.jpg", Path("d/train/y/b.jpg"));
+  EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kInvalidArgument);
+  fs::remove_all(Path("d/train"));
+  EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d"}).message()), HasSubstr("no 'train/', 'train.tar'"));
+  fs::create_directories(Path("d/train"));
+  EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kNotFound);
+}
+
+TEST_F(DatasetTest, BadArchivesAreRefused) {
+  const std::string member = TarMember("x/a.jpg", EncodeJpeg(8, 8, 3, Picture(0, 3)));
+  auto make = [&](const std::string& bytes, const char* ending = ".tar") {
+    fs::remove_all(Path("d"));
+    for (const char* split : {"train", "test"}) WriteFile(Path(std::string("d/") + split + ending), bytes);
+    return Error({.format = "image_folder", .path = "d"});
+  };
+  EXPECT_TRUE(make(member + TarEnd()).ok()) << make(member + TarEnd());
+  EXPECT_EQ(make(member).code(), StatusCode::kDataLoss);  // cut between two members
+  EXPECT_EQ(make(member.substr(0, 700)).code(), StatusCode::kDataLoss);
+  EXPECT_EQ(make("").code(), StatusCode::kDataLoss);
+  std::string damaged = member + TarEnd();
+  damaged[3] ^= 1;
+  EXPECT_THAT(std::string(make(damaged).message()), HasSubstr("bad header checksum"));
+  const std::string packed = Gzip(member + TarEnd());
+  EXPECT_EQ(make(packed.substr(0, packed.size() - 4), ".tar.gz").code(), StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(make(TarMember("deep/x/a.jpg", "x") + TarEnd()).message()), HasSubstr("is not CLASS/NAME"));
+  EXPECT_TRUE(make(TarMember("train/x/a.jpg", EncodeJpeg(8, 8, 3, Picture(0, 3))) + TarEnd()).code() != StatusCode::kOk);  // in test.tar
+  // Long names: GNU and pax.
+  const std::string name = "x/" + std::string(150, 'n') + ".jpg";
+  const std::string jpeg = EncodeJpeg(8, 8, 3, Picture(0, 3));
+  const std::string record = " path=" + name + "\n";
+  const std::string pax = std::to_string(record.size() + 3) + record;
+  for (const std::string& long_name : {TarMember("././@LongLink", name + '\0', 'L'), TarMember("pax", pax, 'x')}) {
+    EXPECT_TRUE(make(long_name + TarMember("cut-off", jpeg) + TarEnd()).ok()) << make(long_name + TarMember("cut-off", jpeg) + TarEnd());
+  }
+}
+
+TEST(ImageDecoderTest, PngKindsBecomeEightBitPixelsWithoutAlpha) {
+  auto decode = [](const std::string& file) {
+    auto info = ReadImageInfo(file);
+    EXPECT_TRUE(info.ok()) << info.status();
+    std::vector<uint8_t> out(info->channels * info->height * info->width);
+    EXPECT_TRUE(DecodeImage(file, *info, out.data()).ok());
+    return out;
+  };
+  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_RGB_ALPHA, 8, {1, 2, 3, 0, 4, 5, 6, 128})), (std::vector<uint8_t>{1, 4, 2, 5, 3, 6}));
+  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY_ALPHA, 8, {7, 0, 9, 255})), (std::vector<uint8_t>{7, 9}));
+  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY, 16, {7, 200, 9, 1})), (std::vector<uint8_t>{7, 9}));
+  EXPECT_EQ(decode(EncodePalettePng(1, 2, {1, 0}, {10, 20, 30, 40, 50, 60})), (std::vector<uint8_t>{40, 10, 50, 20, 60, 30}));
+}
+
+TEST(ImageDecoderTest, EveryTruncationIsAnErrorAndNoByteFlipCrashes) {
+  for (const std::string& file : {EncodeJpeg(8, 8, 3, Picture(1, 3)), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(1, 3))}) {
+    std::vector<uint8_t> out(3 * 8 * 8);
+    ASSERT_TRUE(DecodeImage(file, {3, 8, 8}, out.data()).ok());
+    // The end marks themselves (JPEG: 2 bytes; PNG: IEND with 12) may be the only thing missing.
+    for (size_t size = 0; size + 12 < file.size(); ++size) {
+      EXPECT_FALSE(DecodeImage(file.substr(0, size), {3, 8, 8}, out.data()).ok()) << size << " of " << file.size() << " bytes";
+    }
+    for (size_t i = 0; i < file.size(); ++i) {
+      std::string flipped = file;
+      flipped[i] ^= 0x55;
+      (void)DecodeImage(flipped, {3, 8, 8}, out.data());
+    }
+  }
+  std::vector<uint8_t> out(3 * 8 * 8);
+  EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {1, 8, 8}, out.data()).ok());  // colour into grey
+  EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {3, 8, 7}, out.data()).ok());
+}
+
+TEST(MemoryDatasetTest, RefusesContradictions) {
+  EXPECT_TRUE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, 1}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3}, {0, 1}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, 2}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, -1}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {}, {}).ok());
+}
+
+// The real images of Debian's package dataset-fashion-mnist.
+TEST(FashionMnistTest, LoadsWhenInstalled) {
+  const std::string root = "/usr/share/datasets";
+  if (!fs::exists(root + "/fashion-mnist")) GTEST_SKIP() << "package dataset-fashion-mnist is not installed";
+  auto splits = OpenDataset({.format = "idx", .path = "fashion-mnist"}, root, 1, 10);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  EXPECT_EQ(splits->train->size(), 60000);
+  EXPECT_EQ(splits->test->size(), 10000);
+  EXPECT_EQ(splits->train->image_bytes(), 28 * 28);
+  std::vector<int> count(10);
+  for (uint64_t i = 0; i < 60000; ++i) ++count[splits->train->label(i)];
+  EXPECT_EQ(count, std::vector<int>(10, 6000));
+  EXPECT_EQ(splits->train->label(0), 9);  // an ankle boot, as the data set's page shows
+}
+
+}  // namespace
+}  // namespace distill

@@ -1,0 +1,29 @@
+// Makes the small files that the data tests read: JPEG, PNG, IDX, gzip, tar.
+#ifndef DISTILL_TESTS_STUDENT_WORKER_DATA_IMAGE_FILES_H_
+#define DISTILL_TESTS_STUDENT_WORKER_DATA_IMAGE_FILES_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace distill::testing {
+
+// Pixels are [H, W, C] with C = 1 or 3.
+std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality = 95);
+// color_type is one of libpng's; `depth` 8 or 16; pixels as the file stores them.
+std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels);
+// A palette image: indices and RGB entries.
+std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices, const std::vector<uint8_t>& palette);
+
+std::string Gzip(const std::string& bytes);
+// One ustar member, padded to 512 bytes.
+std::string TarMember(const std::string& name, const std::string& content, char type = '0');
+std::string TarEnd();
+// Magic, sizes (big-endian), data.
+std::string Idx(uint32_t magic, const std::vector<uint32_t>& sizes, const std::string& data);
+
+void WriteFile(const std::string& path, const std::string& bytes);  // makes missing folders
+
+}  // namespace distill::testing
+
+#endif  // DISTILL_TESTS_STUDENT_WORKER_DATA_IMAGE_FILES_H_
