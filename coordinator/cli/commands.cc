@@ -1,0 +1,322 @@
+#include "coordinator/cli/commands.h"
+
+#include <unistd.h>
+
+#include <random>
+
+#include "absl/strings/str_format.h"
+#include "common/str_cat.h"
+#include "coordinator/cli/completion.h"
+#include "coordinator/cli/fleet_view.h"
+#include "coordinator/cli/job_client.h"
+#include "coordinator/cli/job_file.h"
+#include "coordinator/cli/job_progress.h"
+#include "coordinator/cli/job_view.h"
+#include "coordinator/cli/plan_view.h"
+#include "coordinator/cli/printing.h"
+#include "coordinator/cli/progress_view.h"
+#include "coordinator/cli/results_view.h"
+#include "coordinator/cli/terminal.h"
+#include "coordinator/cli/watch.h"
+
+namespace distill::cli {
+namespace {
+
+using Stub = v1::JobService::Stub;
+
+ExitCode Fail(const Status& status) {
+  PrintError(status);
+  return ExitCodeFor(status, /*submitting=*/false);
+}
+
+TextOptions OutputText(const Options& options) { return DetectText(STDOUT_FILENO, options.color); }
+
+StatusOr<v1::Job> FetchJob(JobClient& client, const std::string& job) {
+  v1::GetJobRequest request;
+  request.set_job(job);
+  v1::GetJobResponse response;
+  DISTILL_RETURN_IF_ERROR(client.Call(&Stub::GetJob, request, &response));
+  return std::move(*response.mutable_job());
+}
+
+// A random (version 4) UUID.
+std::string RandomUuid() {
+  std::random_device random;
+  uint32_t words[4];
+  for (uint32_t& word : words) word = random();
+  words[1] = (words[1] & 0xffff0fff) | 0x4000;
+  words[2] = (words[2] & 0x3fffffff) | 0x80000000;
+  return absl::StrFormat("%08x-%04x-%04x-%04x-%04x%08x", words[0], words[1] >> 16, words[1] & 0xffff, words[2] >> 16,
+                         words[2] & 0xffff, words[3]);
+}
+
+// The coordinator's messages about the file ("job.yaml:3:5: ..."), one a line, as editors understand them.
+void PrintRefusal(const Status& status, const std::string& file) {
+  std::string_view rest = ToStd(status.message());
+  while (!rest.empty()) {
+    const size_t end = rest.find('\n');
+    if (end != 0) PrintNote(rest.substr(0, end));
+    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
+  }
+  PrintNote(StrCat("error: ", file, " was refused; nothing was submitted"));
+}
+
+ExitCode RunSubmit(JobClient& client, const Options& options) {
+  const StatusOr<JobFile> file = ReadJobFile(options.file);
+  if (!file.ok()) {
+    PrintError(file.status());
+    return absl::IsNotFound(file.status()) ? kExitUsage : kExitInvalidJob;
+  }
+  v1::SubmitJobRequest request;
+  request.set_request_id(options.request_id.empty() ? RandomUuid() : options.request_id);
+  request.set_yaml(file->content);
+  request.set_file_name(file->name);
+  request.set_dry_run(options.dry_run);
+  for (const std::string& item : options.overrides) request.add_overrides(item);
+  if (!options.name.empty()) request.add_overrides(StrCat("name=", options.name));
+  for (const std::string& item : request.overrides()) {
+    if (!FindInvalidUtf8(item).has_value()) continue;
+    PrintError(absl::InvalidArgumentError(StrCat("'", item, "' is not UTF-8")));
+    return kExitUsage;
+  }
+  if (FindInvalidUtf8(request.request_id()).has_value() || FindInvalidUtf8(request.file_name()).has_value()) {
+    PrintError(absl::InvalidArgumentError(
+        StrCat("the request id or the file name is not UTF-8: ", request.request_id(), ", ", request.file_name())));
+    return kExitUsage;
+  }
+  if (options.verbose) PrintNote(StrCat("request id: ", request.request_id()));
+
+  v1::SubmitJobResponse response;
+  bool told = false;
+  const Status status = client.CallWithRetry(&Stub::SubmitJob, request, &response, [&](const Status& why) {
+    if (options.quiet || (told && !options.verbose)) return;
+    PrintNote(StrCat(why.message(), "; trying again"));
+    told = true;
+  });
+  if (!status.ok()) {
+    if (ExitCodeFor(status, /*submitting=*/true) == kExitInvalidJob) {
+      PrintRefusal(status, file->name);
+    } else {
+      PrintError(status);
+    }
+    return ExitCodeFor(status, /*submitting=*/true);
+  }
+  for (const std::string& warning : response.warnings()) PrintNote(StrCat("warning: ", warning));
+  if (options.dry_run) {
+    Print(options.json() ? ToJson(response, true) : RenderPlan(response.plan(), OutputText(options)));
+    return kExitOk;
+  }
+  if (options.quiet && !options.json()) {
+    Print(StrCat(Printable(response.job_id()), "\n"));
+  } else if (!options.json()) {
+    Print(StrCat(response.existed() ? "this request was submitted before: job " : "submitted job ",
+                 Printable(response.job_id()), " (", Printable(response.plan().name()), ")\n"));
+    if (!options.watch) PrintNote(StrCat("follow it: distillctl watch ", response.job_id()));
+  } else if (!options.watch) {
+    Print(ToJson(response, true));
+  }
+  if (!options.watch) return kExitOk;
+  v1::Job job;
+  job.set_id(response.job_id());
+  job.set_name(response.plan().name());
+  job.set_state(v1::JOB_STATE_QUEUED);
+  *job.mutable_plan() = response.plan();
+  job.set_submitted_time(Now());
+  return WatchJob(client, job, options);
+}
+
+ExitCode RunList(JobClient& client, const Options& options) {
+  v1::ListJobsRequest request;
+  request.set_limit(options.limit);
+  v1::ListJobsResponse response;
+  if (const Status status = client.Call(&Stub::ListJobs, request, &response); !status.ok()) return Fail(status);
+  if (options.json()) {
+    Print(ToJson(response, true));
+  } else if (options.quiet) {
+    for (const v1::Job& job : response.jobs()) Print(StrCat(Printable(job.id()), "\n"));
+  } else {
+    Print(RenderJobList(response, Now(), OutputText(options)));
+  }
+  return kExitOk;
+}
+
+ExitCode RunDescribe(JobClient& client, const Options& options) {
+  const StatusOr<v1::Job> job = FetchJob(client, options.job);
+  if (!job.ok()) return Fail(job.status());
+  Print(options.json() ? ToJson(*job, true) : RenderJob(*job, Now(), OutputText(options)));
+  return kExitOk;
+}
+
+ExitCode RunWatch(JobClient& client, const Options& options) {
+  // By id from here on: a newer job of the same name must not take over after a reconnect.
+  const StatusOr<v1::Job> job = FetchJob(client, options.job);
+  if (!job.ok()) return Fail(job.status());
+  return WatchJob(client, *job, options);
+}
+
+ExitCode RunLogs(JobClient& client, const Options& options) {
+  const StatusOr<v1::Job> job = FetchJob(client, options.job);
+  if (!job.ok()) return Fail(job.status());
+  if (options.follow) return FollowEvents(client, *job, options);
+
+  const StatusOr<JobClient::Connection> connection = client.Connect();
+  if (!connection.ok()) return Fail(connection.status());
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + client.timeout());
+  v1::StreamEventsRequest request;
+  request.set_job(job->id());
+  request.set_after(options.after);
+  const auto reader = connection->stub->StreamEvents(&context, request);
+  const TextOptions text = OutputText(options);
+  std::string array;  // JSON: one document, so it is printed once all is known to be there
+  v1::JobEvent event;
+  while (reader->Read(&event)) {
+    if (options.json()) {
+      StrAppend(&array, array.empty() ? "\n " : ",\n ", ToJson(event, false));
+    } else {
+      Print(RenderEvent(event, text));
+    }
+  }
+  const Status status = client.Translate(reader->Finish(), connection->channel.get());
+  if (!status.ok()) return Fail(status);
+  if (options.json()) Print(StrCat("{\"events\": [", array, "]}\n"));
+  return kExitOk;
+}
+
+ExitCode RunCancel(JobClient& client, const Options& options) {
+  v1::CancelJobRequest request;
+  request.set_job(options.job);
+  request.set_reason(options.reason);
+  v1::CancelJobResponse response;
+  if (const Status status = client.Call(&Stub::CancelJob, request, &response); !status.ok()) return Fail(status);
+  v1::Job& job = *response.mutable_job();
+  if (options.wait) {
+    if (!IsEnded(job.state()) && !options.quiet) PrintNote(StrCat("waiting until job ", job.id(), " has stopped"));
+    if (const Status status = WaitForEnd(client, &job, options); !status.ok()) {
+      if (absl::IsCancelled(status)) {
+        if (!options.quiet) PrintNote(StrCat("interrupted; job ", job.id(), " is asked to stop all the same"));
+        return kExitInterrupted;
+      }
+      return EndFollow(status, job, options);
+    }
+  }
+  if (options.json()) {
+    Print(ToJson(job, true));
+  } else if (IsEnded(job.state())) {
+    Print(RenderOutcome(job, OutputText(options)));
+  } else if (!options.quiet) {
+    Print(StrCat("job ", Printable(job.id()), " (", Printable(job.name()), ") is asked to stop\n"));
+  }
+  return kExitOk;
+}
+
+ExitCode RunFleet(JobClient& client, const Options& options) {
+  v1::GetFleetResponse response;
+  if (const Status status = client.Call(&Stub::GetFleet, v1::GetFleetRequest(), &response); !status.ok())
+    return Fail(status);
+  Print(options.json() ? ToJson(response, true) : RenderFleet(response, OutputText(options)));
+  return kExitOk;
+}
+
+ExitCode RunTaps(JobClient& client, const Options& options) {
+  v1::ListTapsRequest request;
+  request.set_model(options.model);
+  request.set_width(options.width);
+  request.set_num_classes(options.classes);
+  request.set_in_channels(options.channels);
+  uint32_t height = 0, width = 0;
+  if (!options.image.empty() && ParseImageSize(options.image, &height, &width)) {
+    request.set_image_height(height);
+    request.set_image_width(width);
+  }
+  v1::ListTapsResponse response;
+  if (const Status status = client.Call(&Stub::ListTaps, request, &response); !status.ok()) return Fail(status);
+  Print(options.json() ? ToJson(response, true) : RenderTaps(response, OutputText(options)));
+  return kExitOk;
+}
+
+ExitCode RunHistory(JobClient& client, const Options& options) {
+  const StatusOr<v1::Job> job = FetchJob(client, options.job);
+  if (!job.ok()) return Fail(job.status());
+  v1::GetHistoryRequest request;
+  request.set_job(job->id());
+  v1::GetHistoryResponse response;
+  if (const Status status = client.Call(&Stub::GetHistory, request, &response); !status.ok()) return Fail(status);
+  if (options.csv) {
+    Print(HistoryCsv(*job, response, options.limit));
+  } else if (options.json()) {
+    const int extra = options.limit == 0 ? 0 : response.points_size() - static_cast<int>(options.limit);
+    if (extra > 0) response.mutable_points()->DeleteSubrange(0, extra);
+    Print(ToJson(response, true));
+  } else {
+    Print(RenderHistory(*job, response, options.limit, OutputText(options)));
+  }
+  return kExitOk;
+}
+
+ExitCode RunResults(JobClient& client, const Options& options) {
+  std::vector<v1::Job> jobs;
+  for (const std::string& name : options.jobs) {
+    StatusOr<v1::Job> job = FetchJob(client, name);
+    if (!job.ok()) return Fail(job.status());
+    jobs.push_back(*std::move(job));
+  }
+  Print(options.json() ? ResultsJson(jobs) : RenderResults(jobs, OutputText(options)));
+  return kExitOk;
+}
+
+struct Command {
+  std::string_view name;
+  ExitCode (*run)(JobClient& client, const Options& options);
+};
+constexpr Command kCommands[] = {
+    {"submit", RunSubmit},   {"list", RunList},       {"describe", RunDescribe}, {"watch", RunWatch},
+    {"logs", RunLogs},       {"cancel", RunCancel},   {"fleet", RunFleet},       {"taps", RunTaps},
+    {"history", RunHistory}, {"results", RunResults},
+};
+
+}  // namespace
+
+ExitCode ExitCodeFor(const Status& status, bool submitting) {
+  switch (status.code()) {
+    case StatusCode::kOk:
+      return kExitOk;
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+      return kExitUnreachable;
+    case StatusCode::kUnauthenticated:
+      return kExitUnauthenticated;
+    // The coordinator refuses what the file says, a model that nobody serves, or a request id used for another file.
+    case StatusCode::kInvalidArgument:
+    case StatusCode::kOutOfRange:
+      return submitting ? kExitInvalidJob : kExitUsage;
+    case StatusCode::kNotFound:
+      return submitting ? kExitInvalidJob : kExitNotFound;
+    case StatusCode::kFailedPrecondition:
+    case StatusCode::kAlreadyExists:
+      return submitting ? kExitInvalidJob : kExitInternal;
+    default:
+      return kExitInternal;
+  }
+}
+
+ExitCode RunCommand(const std::string& name, const Options& options, const CLI::App& app) {
+  if (name == "completion") {
+    Print(BashCompletion(app));
+    return kExitOk;
+  }
+  for (const Command& command : kCommands) {
+    if (command.name != name) continue;
+    const StatusOr<std::unique_ptr<JobClient>> client =
+        JobClient::Create(options.coordinator, options.security, options.timeout);
+    if (!client.ok()) {
+      PrintError(client.status());
+      return kExitUsage;
+    }
+    return command.run(**client, options);
+  }
+  PrintError(absl::InternalError(StrCat("command '", name, "' is declared but not implemented")));
+  return kExitInternal;
+}
+
+}  // namespace distill::cli

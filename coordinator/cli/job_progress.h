@@ -1,0 +1,56 @@
+// Where a job stands, derived from what the coordinator tells: current stage, steps, time that is probably left.
+//
+// Pure functions; time is an argument (seconds since 1970). They take any Job, also one whose numbers make no sense.
+#ifndef DISTILL_COORDINATOR_CLI_JOB_PROGRESS_H_
+#define DISTILL_COORDINATOR_CLI_JOB_PROGRESS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "coordinator/cli/text.h"
+#include "distill/v1/job.pb.h"
+
+namespace distill::cli {
+
+// SUCCEEDED, FAILED or CANCELLED.
+bool IsEnded(v1::JobState state);
+// "queued", "running", ...; "unknown" for states of a newer coordinator.
+std::string StateName(v1::JobState state);
+Style StateStyle(v1::JobState state);
+
+// True when rank 0 has reported at least once.
+bool HasProgress(const v1::Job& job);
+// True when the job has left files.
+bool HasArtifacts(const v1::Job& job);
+// The committed result of a stage, null when it is not committed.
+const v1::StageResult* ResultOf(const v1::Job& job, int stage);
+
+struct JobPosition {
+  int stage = 0;             // first stage that is not done; equal to the number of stages when all are
+  uint64_t step = 0;         // steps done in it, at most stage_steps
+  uint64_t stage_steps = 0;  // 0 when all stages are done
+  uint64_t done_steps = 0;   // over all stages
+  uint64_t total_steps = 0;
+};
+JobPosition PositionOf(const v1::Job& job);
+
+// Newest measured test accuracy of the student and of the teacher, in [0, 1]; negative: not measured.
+double StudentAccuracy(const v1::Job& job);
+double TeacherAccuracy(const v1::Job& job);
+
+// Seconds since the job started (since it was submitted while it has not), up to its end or `now`; never negative.
+double ElapsedSeconds(const v1::Job& job, double now);
+
+// Seconds left, estimated from the newest images/s and counted down since that report. Set only while the job runs and
+// has reported a rate. Evaluations and checkpoints are not foreseen; later stages are taken to be as fast as the
+// current one.
+struct Eta {
+  std::optional<double> stage_seconds;
+  std::optional<double> job_seconds;
+};
+Eta EstimateEta(const v1::Job& job, double now);
+
+}  // namespace distill::cli
+
+#endif  // DISTILL_COORDINATOR_CLI_JOB_PROGRESS_H_

@@ -1,0 +1,144 @@
+#include "coordinator/cli/plan_view.h"
+
+#include <vector>
+
+#include "absl/strings/str_join.h"
+#include "common/str_cat.h"
+#include "coordinator/cli/table.h"
+#include "coordinator/cli/units.h"
+
+namespace distill::cli {
+namespace {
+
+constexpr int kMaxTrainsWidth = 32;
+
+std::string Line(std::string_view label, std::string_view text) {
+  return StrCat("  ", PadRight(label, 9), Printable(text), "\n");
+}
+
+std::string Plural(uint64_t count, std::string_view noun) { return StrCat(count, " ", noun, count == 1 ? "" : "s"); }
+
+std::string DataText(const v1::DataPlan& data) {
+  std::string text = StrCat(data.format(), " ", data.path());
+  StrAppend(&text, ", ",
+            data.train_limit() == 0 ? "all training images" : StrCat(data.train_limit(), " training images"));
+  StrAppend(&text, ", ", data.test_limit() == 0 ? "all test images" : StrCat(data.test_limit(), " test images"));
+  if (data.crop_padding() > 0) StrAppend(&text, ", random crop with padding ", data.crop_padding());
+  if (data.horizontal_flip()) StrAppend(&text, ", horizontal flip");
+  return text;
+}
+
+std::string TrainingText(const v1::JobPlan& plan) {
+  std::string text =
+      StrCat("seed ", plan.seed(), ", ", Plural(plan.students(), "student"), " with ", Plural(plan.threads(), "thread"),
+             ", batch ", plan.batch_size(), ", device ", plan.device());
+  if (!plan.teachers().empty()) {
+    StrAppend(&text, ", features as ", plan.wire_dtype(), ", prefetch ", FormatBytes(plan.prefetch_bytes()));
+  }
+  if (plan.deterministic()) StrAppend(&text, ", deterministic");
+  if (plan.checkpoint_every() > 0) StrAppend(&text, ", checkpoint every ", Plural(plan.checkpoint_every(), "step"));
+  return text;
+}
+
+std::string KnobText(const v1::Knob& knob) {
+  switch (knob.value_case()) {
+    case v1::Knob::kNumber:
+      return StrCat(knob.name(), "=", FormatNumber(knob.number()));
+    case v1::Knob::kFlag:
+      return StrCat(knob.name(), "=", knob.flag() ? "true" : "false");
+    case v1::Knob::kText:
+      return StrCat(knob.name(), "=", knob.text());
+    default:
+      return knob.name();
+  }
+}
+
+// "kd temperature=4"; the term's own name in front when it is not the type's.
+std::string LossText(const v1::LossPlan& loss) {
+  std::string text =
+      loss.name() == loss.type() || loss.name().empty() ? loss.type() : StrCat(loss.name(), ": ", loss.type());
+  for (const v1::Knob& knob : loss.knobs()) StrAppend(&text, " ", KnobText(knob));
+  if (!loss.adapter().empty() && loss.adapter() != "none") {
+    StrAppend(&text, " ", loss.adapter(), " ", loss.student_channels(), "->", loss.teacher_channels());
+  }
+  return text;
+}
+
+std::string RateText(const v1::OptimizerPlan& optimizer, const v1::SchedulePlan& schedule) {
+  std::string text = StrCat(optimizer.type(), " ", FormatNumber(optimizer.lr()), " ", schedule.type());
+  if (schedule.type() == "step") {
+    StrAppend(&text, " x", FormatNumber(schedule.gamma()), " at ",
+              absl::StrJoin(schedule.milestones(), ", ",
+                            [](std::string* out, double share) { StrAppend(out, FormatNumber(share * 100), "%"); }));
+  }
+  if (schedule.warmup() > 0) StrAppend(&text, ", warm-up ", FormatNumber(schedule.warmup() * 100), "%");
+  return text;
+}
+
+std::string TrainsText(const v1::StagePlan& stage) {
+  return absl::StrJoin(stage.trainable_globs().empty() ? stage.trainable() : stage.trainable_globs(), ", ");
+}
+
+std::string TapText(const std::string& tap) { return tap.empty() ? "(output)" : tap; }
+
+}  // namespace
+
+std::string ModelText(const v1::ModelSpec& spec) {
+  std::string text = spec.arch();
+  if (spec.width() > 0) StrAppend(&text, ", width ", spec.width());
+  if (spec.num_classes() > 0) StrAppend(&text, ", ", spec.num_classes(), " classes");
+  if (spec.in_channels() > 0) {
+    StrAppend(&text, ", input ", spec.in_channels(), "x", spec.image_height(), "x", spec.image_width());
+  }
+  if (!spec.weights().empty()) StrAppend(&text, ", from ", spec.weights());
+  return text;
+}
+
+std::string RenderPlan(const v1::JobPlan& plan, const TextOptions& options) {
+  std::string out = StrCat("Plan of ", Paint(Printable(plan.name()), Style::kBold, options.color),
+                           plan.preset().empty() ? "" : StrCat(" (preset ", Printable(plan.preset()), ")"), "\n");
+  out += Line("student", ModelText(plan.student()));
+  for (const v1::TeacherRef& teacher : plan.teachers()) {
+    std::string text = StrCat(teacher.model(), " (", ModelText(teacher.spec()), ")");
+    if (!teacher.digest().empty()) StrAppend(&text, ", digest ", teacher.digest().substr(0, 12));
+    out += Line("teacher", text);
+  }
+  if (plan.teachers().empty()) out += Line("teacher", "none");
+  out += Line("data", DataText(plan.data()));
+  out += Line("training", TrainingText(plan));
+  out += "\n";
+
+  Table table({Right("#"), Left("STAGE"), Right("STEPS"), Left("TRAINS"), Left("LOSS"), Right("WEIGHT"),
+               Left("STUDENT TAP"), Left("TEACHER TAP"), Left("TEACHER"), Left("LEARNING RATE")});
+  uint64_t steps = 0;
+  for (int i = 0; i < plan.stages_size(); ++i) {
+    const v1::StagePlan& stage = plan.stages(i);
+    steps += stage.steps();
+    // One row a loss; what belongs to the stage stands in its first row only.
+    for (int j = 0; j == 0 || j < stage.losses_size(); ++j) {
+      std::vector<Span> row(10);
+      if (j == 0) {
+        row[0].text = StrCat(i + 1);
+        row[1] = {stage.name(), Style::kBold};
+        row[2].text = StrCat(stage.steps());
+        row[3].text = Truncate(Printable(TrainsText(stage)), kMaxTrainsWidth, options.utf8);
+        row[8].text = stage.needs_teacher() ? "needed" : "not needed";
+        row[9].text = RateText(stage.optimizer(), stage.schedule());
+      }
+      if (j < stage.losses_size()) {
+        const v1::LossPlan& loss = stage.losses(j);
+        row[4].text = LossText(loss);
+        row[5].text = FormatNumber(loss.weight());
+        row[6].text = TapText(loss.student_tap());
+        row[7].text = loss.needs_teacher() ? TapText(loss.teacher_tap()) : "-";
+      }
+      table.AddRow(std::move(row));
+    }
+  }
+  out += table.Render(options);
+  StrAppend(&out, "\n", Plural(plan.stages_size(), "stage"), ", ", Plural(steps, "step"), ", ",
+            FormatCount(steps * plan.batch_size()), " images\n");
+  return out;
+}
+
+}  // namespace distill::cli
