@@ -65,6 +65,7 @@ struct EventRecord {
   EventLevel level = EventLevel::kInfo;
   std::string source;  // "coordinator" or a worker id
   std::string text;
+  std::string job_id;  // only in events on their way from a worker to the store
   // Workers number their events; an event of the same (source, incarnation, number) is stored once. 0: not numbered.
   std::string source_incarnation;
   uint64_t source_sequence = 0;

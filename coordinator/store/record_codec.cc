@@ -147,6 +147,7 @@ EventRecord DecodeWorkerEvent(const v1::JobEvent& proto) {
   event.time = proto.time();
   event.level = static_cast<EventLevel>(std::clamp(static_cast<int>(proto.level()), 1, 3) - 1);
   event.text = proto.text();
+  event.job_id = proto.job_id();
   event.source_sequence = proto.sequence();
   return event;
 }

@@ -53,6 +53,7 @@ class SqliteJobStore : public JobStore {
     DISTILL_RETURN_IF_ERROR(db_->Query("INSERT INTO jobs (id, name, submitted, plan, yaml, file_name, state, reason) VALUES (?,?,?,?,?,?,?,?)")
                                 .Text(job.id).Text(job.name).Double(job.submitted_time).Blob(plan.SerializeAsString()).Text(job.yaml)
                                 .Text(job.file_name).Int(static_cast<int>(job.status.state)).Text(job.status.reason).Run());
+    DISTILL_RETURN_IF_ERROR(WriteStatus(job.id, job.status));
     if (!request_id.empty()) {
       DISTILL_RETURN_IF_ERROR(db_->Query("INSERT INTO requests (request_id, content_sha256, job_id) VALUES (?,?,?)")
                                   .Text(request_id).Text(content_sha256).Text(job.id).Run());

@@ -1,0 +1,200 @@
+// The users' side of the coordinator.
+#include <random>
+
+#include "common/hash/sha256.h"
+#include "common/log.h"
+#include "common/nearest_name.h"
+#include "common/str_cat.h"
+#include "coordinator/core/coordinator.h"
+#include "coordinator/core/teachers.h"
+#include "coordinator/jobfile/text_checks.h"
+
+namespace distill {
+namespace {
+
+constexpr size_t kMaxActiveJobs = 1000;
+constexpr size_t kMaxRequestIdBytes = 128;
+
+// "NAME-1a2b3c4d": readable, and different from the ids of an earlier life of the state folder, whose checkpoints may still lie about.
+std::string MakeJobId(const std::string& name) {
+  std::random_device random;
+  const uint32_t number = random();
+  std::string hex;
+  for (int shift = 28; shift >= 0; shift -= 4) hex += "0123456789abcdef"[(number >> shift) & 15];
+  return StrCat(name, "-", hex);
+}
+
+// Lengths in front of each part, so that no two different contents print alike.
+std::string ContentDigest(const JobFileInput& file) {
+  std::string content = StrCat(file.yaml.size(), ":", file.yaml);
+  for (const std::string& one : file.overrides) StrAppend(&content, one.size(), ":", one);
+  return Sha256Hex(content);
+}
+
+Status CheckRequestId(const SubmitRequest& request) {
+  const std::string& id = request.request_id;
+  if (id.empty() && request.dry_run) return OkStatus();
+  if (id.empty() || id.size() > kMaxRequestIdBytes || id.find('\n') != std::string::npos || FirstInvalidByte(id) != std::string_view::npos) {
+    return absl::InvalidArgumentError(StrCat("request_id: expected 1 to ", kMaxRequestIdBytes, " printable bytes, unique per job, got '", Shorten(id), "'"));
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<SubmitResult> Coordinator::FindSubmitted(const SubmitRequest& request, const std::string& digest, bool* found) {
+  *found = false;
+  DISTILL_ASSIGN_OR_RETURN(const std::optional<JobStore::Known> known, store_->FindRequest(request.request_id));
+  if (!known) return SubmitResult{};
+  if (known->content_sha256 != digest) {
+    return absl::AlreadyExistsError(StrCat("request id '", request.request_id, "' was used for job ", known->job_id,
+                                           " with another job file; take a new request id"));
+  }
+  *found = true;
+  DISTILL_ASSIGN_OR_RETURN(JobRecord job, store_->Get(known->job_id));
+  return SubmitResult{job.id, std::move(job.plan), true, {}};
+}
+
+StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
+  const auto refuse = [&](const Status& status) {
+    metrics_.CountSubmission("refused");
+    return status;
+  };
+  if (const Status status = CheckRequestId(request); !status.ok()) return refuse(status);
+  const std::string digest = ContentDigest(request.file);
+  if (!request.dry_run) {
+    bool found = false;
+    StatusOr<SubmitResult> known = FindSubmitted(request, digest, &found);
+    if (!known.ok()) return refuse(known.status());
+    if (found) {
+      metrics_.CountSubmission("existed");
+      return known;
+    }
+  }
+  StatusOr<ExpandedJob> expanded = ExpandJobFile(request.file, SnapshotFleet());
+  if (!expanded.ok()) return refuse(expanded.status());
+  if (request.dry_run) {
+    metrics_.CountSubmission("dry_run");
+    return SubmitResult{"", std::move(expanded->plan), false, std::move(expanded->warnings)};
+  }
+  JobRecord record;
+  record.id = MakeJobId(expanded->plan.name);
+  record.name = expanded->plan.name;
+  record.submitted_time = clock_.Wall();
+  record.plan = expanded->plan;
+  record.yaml = request.file.yaml;
+  record.file_name = request.file.file_name;
+  record.status.reason = "submitted";
+  record.status.generation = 1;  // that of the first group
+  std::vector<EventRecord> events = {OwnEvent(EventLevel::kInfo, StrCat("submitted: ", record.plan.stages.size(), " stage(s), ", record.plan.students, " student(s)"))};
+  for (const std::string& warning : expanded->warnings) events.push_back(OwnEvent(EventLevel::kWarning, warning));
+  Effects effects;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!health_.ok()) return refuse(absl::UnavailableError(StrCat("the coordinator is stopping: ", health_.message())));
+    if (state_.jobs.size() >= kMaxActiveJobs) {
+      return refuse(absl::ResourceExhaustedError(StrCat(kMaxActiveJobs, " jobs wait or run already; wait, or cancel some")));
+    }
+    const Status stored = NoteHealth(store_->Insert(record, request.request_id, digest, events));
+    if (absl::IsAlreadyExists(stored)) {
+      // The same request on two connections at once: the other one won.
+      bool found = false;
+      StatusOr<SubmitResult> known = FindSubmitted(request, digest, &found);
+      if (known.ok() && found) {
+        metrics_.CountSubmission("existed");
+        return known;
+      }
+      return refuse(known.ok() ? stored : known.status());
+    }
+    if (!stored.ok()) return refuse(stored);
+    ActiveJob job;
+    job.id = record.id;
+    job.name = record.name;
+    job.plan = std::make_shared<const JobPlan>(record.plan);
+    job.status = record.status;
+    state_.jobs.push_back(std::move(job));
+    DecideAndStore(&effects);
+  }
+  Perform(effects);
+  metrics_.CountSubmission("accepted");
+  LogInfo("job submitted", {{"job", record.id}, {"stages", record.plan.stages.size()}, {"students", record.plan.students}});
+  return SubmitResult{record.id, std::move(record.plan), false, std::move(expanded->warnings)};
+}
+
+StatusOr<JobRecord> Coordinator::Cancel(const std::string& job_name, const std::string& reason) {
+  DISTILL_ASSIGN_OR_RETURN(JobRecord record, store_->Get(job_name));
+  Effects effects;
+  {
+    absl::MutexLock lock(&mutex_);
+    ActiveJob* job = FindJob(record.id);
+    if (job == nullptr || job->status.cancel_requested) return store_->Get(record.id);
+    JobStatus status = job->status;
+    status.cancel_requested = true;
+    status.cancel_reason = Shorten(reason);
+    JobChange change;
+    change.job_id = job->id;
+    change.status = status;
+    change.events = {OwnEvent(EventLevel::kInfo, StrCat("cancel requested", reason.empty() ? "" : ": ", Shorten(reason)))};
+    DISTILL_RETURN_IF_ERROR(Write({change}));
+    job->status = status;
+    effects.changed_jobs.insert(job->id);
+    DecideAndStore(&effects);
+  }
+  Perform(effects);
+  return store_->Get(record.id);
+}
+
+StatusOr<JobRecord> Coordinator::Get(const std::string& job) { return store_->Get(job); }
+StatusOr<std::vector<JobRecord>> Coordinator::List(size_t limit) { return store_->List(limit); }
+StatusOr<std::vector<EventRecord>> Coordinator::Events(const std::string& job_id, uint64_t after, size_t limit) {
+  return store_->Events(job_id, after, limit);
+}
+StatusOr<std::vector<JobProgress>> Coordinator::History(const std::string& job) {
+  DISTILL_ASSIGN_OR_RETURN(const JobRecord record, store_->Get(job));
+  return store_->History(record.id);
+}
+
+std::vector<WorkerStatus> Coordinator::Fleet() {
+  absl::MutexLock lock(&mutex_);
+  const double now = clock_.Monotonic();
+  std::vector<WorkerStatus> fleet;
+  for (const auto& [id, worker] : state_.workers) {
+    WorkerStatus status{worker, "idle", now - worker.last_seen, {}};
+    if (worker.kind == WorkerKind::kTeacher) {
+      for (const TeacherJob& job : JobsOf(worker, state_)) status.jobs.push_back(job.job_id);
+      if (!status.jobs.empty()) status.state = "serving";
+    } else {
+      for (const ActiveJob& job : state_.jobs) {
+        if (job.status.state != JobState::kRunning) continue;
+        for (const RankMember& member : job.status.ranks) {
+          if (member.worker_id == id && member.incarnation == worker.incarnation) status.jobs.push_back(job.id);
+        }
+      }
+      if (!status.jobs.empty()) status.state = "training";
+    }
+    if (worker.draining) status.state = "draining";
+    if (status.heartbeat_age > options_.lease_seconds) status.state = "lost";
+    fleet.push_back(std::move(status));
+  }
+  return fleet;
+}
+
+StatusOr<TapListing> Coordinator::ListTaps(const ModelSpec& spec) {
+  const FleetView fleet = SnapshotFleet();
+  std::vector<std::string> names = Architecture::Names();
+  for (const std::string& name : names) {
+    if (name != spec.arch) continue;
+    DISTILL_ASSIGN_OR_RETURN(const Architecture architecture, Architecture::Create(Architecture::WithDefaults(spec)));
+    return TapListing{architecture.spec(), TapsOf(architecture).taps};
+  }
+  for (const ServedModelInfo& model : fleet.models) {
+    names.push_back(model.name);
+    if (model.name != spec.arch) continue;
+    DISTILL_ASSIGN_OR_RETURN(const ModelTaps taps, TapsOf(model));
+    return TapListing{model.spec, taps.taps};
+  }
+  return absl::NotFoundError(StrCat("'", Shorten(spec.arch), "' is neither an architecture of the zoo nor a model that a live teacher serves",
+                                    DidYouMean(spec.arch, names)));
+}
+
+}  // namespace distill

@@ -1,0 +1,32 @@
+#include "coordinator/core/ticker.h"
+
+#include <pthread.h>
+
+namespace distill {
+
+Ticker::Ticker(const std::string& name, absl::Duration interval, std::function<void()> tick)
+    : thread_([this, interval, tick = std::move(tick)] { Loop(interval, tick); }) {
+  pthread_setname_np(thread_.native_handle(), name.c_str());
+}
+
+Ticker::~Ticker() { Stop(); }
+
+void Ticker::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stop_ = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void Ticker::Loop(absl::Duration interval, const std::function<void()>& tick) {
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (mutex_.AwaitWithTimeout(absl::Condition(&stop_), interval)) return;
+    }
+    tick();
+  }
+}
+
+}  // namespace distill

@@ -1,0 +1,146 @@
+// distill-coordinator: job files, stages, membership. See --help; docs/design.md says what it is for.
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "common/exit_codes.h"
+#include "common/log.h"
+#include "common/rpc/server.h"
+#include "common/service/service_flags.h"
+#include "common/str_cat.h"
+#include "coordinator/core/coordinator.h"
+#include "coordinator/core/ticker.h"
+#include "coordinator/services/fleet_service.h"
+#include "coordinator/services/job_service.h"
+#include "coordinator/services/store_service.h"
+
+namespace distill {
+namespace {
+
+struct Flags {
+  std::string listen = "127.0.0.1:7070";
+  std::string state_dir = "distill-state";
+  double lease = 5;
+  double heartbeat = 1;
+  uint32_t max_restarts = 10;
+  ServiceFlags service;
+};
+
+int ExitCodeOf(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kResourceExhausted:
+    case StatusCode::kPermissionDenied:
+      return kExitDiskFull;
+    case StatusCode::kUnavailable: return kExitTemporary;
+    case StatusCode::kInternal: return kExitInternal;
+    default: return kExitConfiguration;
+  }
+}
+
+Status MakeStateDir(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return absl::PermissionDeniedError(StrCat("--state-dir ", path, " cannot be made: ", error.message()));
+  if (access(path.c_str(), W_OK | X_OK) != 0) {
+    return absl::PermissionDeniedError(StrCat("--state-dir ", path, " is not writable: ", std::strerror(errno)));
+  }
+  return OkStatus();
+}
+
+StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, MetricsRegistry* metrics) {
+  DISTILL_RETURN_IF_ERROR(MakeStateDir(flags.state_dir));
+  DISTILL_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, OpenSqliteJobStore(flags.state_dir + "/coordinator.db"));
+  Coordinator::Options options;
+  options.heartbeat_seconds = flags.heartbeat;
+  options.lease_seconds = flags.lease;
+  options.max_restarts = flags.max_restarts;
+  options.version = VersionString();
+  return Coordinator::Create(options, std::move(store), SystemClock(), metrics);
+}
+
+// Serves until a signal comes or the store is lost. The result is the reason to stop; ok for a signal.
+Status Serve(const Flags& flags) {
+  MetricsRegistry metrics;
+  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Coordinator> coordinator, OpenCoordinator(flags, &metrics));
+  const std::unique_ptr<grpc::Service> jobs = MakeJobService(coordinator.get());
+  const std::unique_ptr<grpc::Service> fleet = MakeFleetService(coordinator.get());
+  const std::unique_ptr<grpc::Service> store = MakeStoreService(&coordinator->rendezvous());
+  RpcServer::Options rpc;
+  rpc.listen = flags.listen;
+  rpc.security = flags.service.security;
+  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {jobs.get(), fleet.get(), store.get()}));
+  const auto ready = [&]() -> std::string {
+    const Status health = coordinator->health();
+    return health.ok() ? "" : std::string(health.message());
+  };
+  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, StartServiceHttp(flags.service.http_listen, &metrics, ready));
+  // A quarter of a heartbeat: leases are seen to end within that.
+  Ticker ticker("coord-tick", absl::Seconds(flags.heartbeat / 4), [&] {
+    coordinator->Tick();
+    if (!coordinator->health().ok()) RequestStop();
+  });
+  std::map<std::string, std::string> addresses = {{"address", server->address()}};
+  if (http != nullptr) addresses["http"] = http->address();
+  DISTILL_RETURN_IF_ERROR(WriteReadyFile(flags.service.ready_file, addresses));
+  LogInfo("coordinator ready", {{"address", server->address()},
+                                {"http", http == nullptr ? "off" : http->address()},
+                                {"state_dir", flags.state_dir},
+                                {"epoch", coordinator->epoch()}});
+  const int signal = WaitForSignal();
+  LogInfo("stopping", {{"signal", signal}});
+  server->SetServing(false);
+  ticker.Stop();
+  // Watchers hang on open streams; they learn of the end by these being cancelled.
+  server->Stop(std::chrono::milliseconds(500));
+  return coordinator->health();
+}
+
+int Main(int argc, char** argv) {
+  BlockSignals();
+  Flags flags;
+  CLI::App app("distill-coordinator: keeps jobs, gathers students and teachers, runs stages one by one.");
+  app.add_option("--listen", flags.listen, "host:port for users and workers")->capture_default_str();
+  app.add_option("--state-dir", flags.state_dir, "folder of the job store; made when absent")->capture_default_str();
+  app.add_option("--heartbeat", flags.heartbeat, "seconds between heartbeats of workers")->capture_default_str()->check(CLI::Range(0.05, 60.0));
+  app.add_option("--lease", flags.lease, "seconds of silence after which a worker is lost")->capture_default_str()->check(CLI::Range(0.1, 600.0));
+  app.add_option("--max-restarts", flags.max_restarts, "times a job's group is re-formed before the job fails")->capture_default_str();
+  AddServiceFlags(&app, &flags.service);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  LogOptions log;
+  log.json = flags.service.log_json;
+  log.service = "coordinator";
+  if (!ParseLogLevel(flags.service.log_level, &log.level)) {
+    std::fprintf(stderr, "--log-level %s: expected debug, info, warning or error\n", flags.service.log_level.c_str());
+    return kExitUsage;
+  }
+  InitLogging(log);
+  const Status status = Serve(flags);
+  if (status.ok()) return kExitTerminated;
+  LogError("coordinator stopped", {{"error", status.message()}});
+  return ExitCodeOf(status);
+}
+
+}  // namespace
+}  // namespace distill
+
+int main(int argc, char** argv) {
+  try {
+    return distill::Main(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "distill-coordinator: %s\n", error.what());
+    return distill::kExitInternal;
+  }
+}

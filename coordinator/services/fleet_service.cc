@@ -1,0 +1,91 @@
+#include "coordinator/services/fleet_service.h"
+
+#include "coordinator/services/rpc_answer.h"
+#include "coordinator/store/record_codec.h"
+#include "distill/v1/fleet.grpc.pb.h"
+
+namespace distill {
+namespace {
+
+using Context = grpc::CallbackServerContext;
+using Reactor = grpc::ServerUnaryReactor;
+
+class FleetService : public v1::FleetService::CallbackService {
+ public:
+  explicit FleetService(Coordinator* coordinator) : coordinator_(coordinator) {}
+
+  Reactor* Register(Context* context, const v1::RegisterRequest* request, v1::RegisterResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      RegisterInput input;
+      input.worker_id = request->worker_id();
+      input.incarnation = request->incarnation();
+      if (request->kind() != v1::WORKER_KIND_TEACHER && request->kind() != v1::WORKER_KIND_STUDENT) {
+        return absl::InvalidArgumentError(StrCat("worker kind ", static_cast<int>(request->kind()), " is unknown to this coordinator"));
+      }
+      input.kind = request->kind() == v1::WORKER_KIND_TEACHER ? WorkerKind::kTeacher : WorkerKind::kStudent;
+      input.address = request->address();
+      for (const v1::ServedModel& model : request->models()) input.models.push_back(Decode(model));
+      input.device = request->device();
+      input.version = request->version();
+      input.current_job = request->current_job();
+      input.current_generation = request->current_generation();
+      DISTILL_ASSIGN_OR_RETURN(const RegisterResult result, coordinator_->Register(input));
+      response->set_coordinator_epoch(result.epoch);
+      response->set_heartbeat_seconds(result.heartbeat_seconds);
+      response->set_lease_seconds(result.lease_seconds);
+      return OkStatus();
+    });
+  }
+
+  Reactor* Heartbeat(Context* context, const v1::HeartbeatRequest* request, v1::HeartbeatResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      HeartbeatInput input;
+      input.worker_id = request->worker_id();
+      input.incarnation = request->incarnation();
+      input.job_id = request->job_id();
+      input.generation = request->generation();
+      if (request->has_progress()) input.progress = Decode(request->progress());
+      for (const v1::JobEvent& event : request->events()) input.events.push_back(DecodeWorkerEvent(event));
+      input.draining = request->draining();
+      input.queue_length = request->queue_length();
+      DISTILL_ASSIGN_OR_RETURN(const HeartbeatResult result, coordinator_->Heartbeat(input));
+      response->set_coordinator_epoch(result.epoch);
+      if (result.student) Encode(*result.student, response->mutable_student());
+      for (const TeacherJob& job : result.teacher_jobs) {
+        v1::TeacherJob* added = response->mutable_teacher()->add_jobs();
+        added->set_job_id(job.job_id);
+        added->set_model(job.model);
+        for (const std::string& tap : job.taps) added->add_taps(tap);
+      }
+      response->set_cancel(result.cancel);
+      return OkStatus();
+    });
+  }
+
+  Reactor* CommitStage(Context* context, const v1::CommitStageRequest* request, v1::CommitStageResponse*) override {
+    return AnswerUnary(context, [&] {
+      return coordinator_->CommitStage(request->worker_id(), request->job_id(), request->generation(), Decode(request->result()).result);
+    });
+  }
+
+  Reactor* FinishJob(Context* context, const v1::FinishJobRequest* request, v1::FinishJobResponse*) override {
+    return AnswerUnary(context, [&] {
+      return coordinator_->FinishJob(request->worker_id(), request->job_id(), request->generation(), Decode(request->artifacts()));
+    });
+  }
+
+  Reactor* ReportFailure(Context* context, const v1::ReportFailureRequest* request, v1::ReportFailureResponse*) override {
+    return AnswerUnary(context, [&] {
+      return coordinator_->ReportFailure(request->worker_id(), request->job_id(), request->generation(), request->message(), request->retryable());
+    });
+  }
+
+ private:
+  Coordinator* const coordinator_;  // not owned: outlives the service
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeFleetService(Coordinator* coordinator) { return std::make_unique<FleetService>(coordinator); }
+
+}  // namespace distill

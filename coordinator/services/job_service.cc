@@ -1,0 +1,182 @@
+#include "coordinator/services/job_service.h"
+
+#include <algorithm>
+#include <deque>
+
+#include "common/plan/plan_codec.h"
+#include "coordinator/services/feed_stream.h"
+#include "coordinator/services/rpc_answer.h"
+#include "coordinator/store/record_codec.h"
+#include "distill/v1/job.grpc.pb.h"
+
+namespace distill {
+namespace {
+
+using Context = grpc::CallbackServerContext;
+using Reactor = grpc::ServerUnaryReactor;
+
+constexpr uint32_t kListDefault = 100;
+constexpr uint32_t kListMost = 1000;
+constexpr size_t kEventsPerRead = 256;
+
+// The job now, then at each change, until it ends.
+class WatchStream : public FeedStream<v1::JobUpdate> {
+ public:
+  WatchStream(Coordinator* coordinator, std::string job_id)
+      : FeedStream(&coordinator->feed()), coordinator_(coordinator), job_id_(std::move(job_id)) {}
+
+ private:
+  StatusOr<Next> NextMessage(v1::JobUpdate* update) override {
+    if (ended_) return Next::kEnd;
+    DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_id_));
+    Encode(job, update->mutable_job());
+    ended_ = IsEnded(job.status.state);
+    std::string bytes = update->SerializeAsString();
+    if (bytes == last_) return ended_ ? Next::kEnd : Next::kNothing;
+    last_ = std::move(bytes);
+    return Next::kMessage;
+  }
+
+  Coordinator* const coordinator_;  // not owned: outlives the server
+  const std::string job_id_;
+  std::string last_;  // as sent
+  bool ended_ = false;
+};
+
+// Stored events, and with `follow` the new ones until the job ends.
+class EventStream : public FeedStream<v1::JobEvent> {
+ public:
+  EventStream(Coordinator* coordinator, std::string job_id, uint64_t after, bool follow)
+      : FeedStream(&coordinator->feed()), coordinator_(coordinator), job_id_(std::move(job_id)), after_(after), follow_(follow) {}
+
+ private:
+  StatusOr<Next> NextMessage(v1::JobEvent* message) override {
+    if (ready_.empty()) {
+      // The state is read before the events: an ended job has all its own events stored.
+      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_id_));
+      DISTILL_ASSIGN_OR_RETURN(std::vector<EventRecord> events, coordinator_->Events(job_id_, after_, kEventsPerRead));
+      ready_.assign(std::make_move_iterator(events.begin()), std::make_move_iterator(events.end()));
+      if (ready_.empty()) return follow_ && !IsEnded(job.status.state) ? Next::kNothing : Next::kEnd;
+    }
+    Encode(ready_.front(), message);
+    after_ = ready_.front().sequence;
+    ready_.pop_front();
+    return Next::kMessage;
+  }
+
+  Coordinator* const coordinator_;  // not owned: outlives the server
+  const std::string job_id_;
+  uint64_t after_;
+  const bool follow_;
+  std::deque<EventRecord> ready_;
+};
+
+class JobService : public v1::JobService::CallbackService {
+ public:
+  explicit JobService(Coordinator* coordinator) : coordinator_(coordinator) {}
+
+  Reactor* SubmitJob(Context* context, const v1::SubmitJobRequest* request, v1::SubmitJobResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      SubmitRequest submit;
+      submit.request_id = request->request_id();
+      submit.file = {request->yaml(), request->file_name(), {request->overrides().begin(), request->overrides().end()}};
+      submit.dry_run = request->dry_run();
+      DISTILL_ASSIGN_OR_RETURN(const SubmitResult result, coordinator_->Submit(submit));
+      response->set_job_id(result.job_id);
+      ToProto(result.plan, response->mutable_plan());
+      response->set_existed(result.existed);
+      for (const std::string& warning : result.warnings) response->add_warnings(warning);
+      return OkStatus();
+    });
+  }
+
+  Reactor* ListJobs(Context* context, const v1::ListJobsRequest* request, v1::ListJobsResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      const uint32_t limit = request->limit() == 0 ? kListDefault : std::min(request->limit(), kListMost);
+      DISTILL_ASSIGN_OR_RETURN(const std::vector<JobRecord> jobs, coordinator_->List(limit));
+      for (const JobRecord& job : jobs) Encode(job, response->add_jobs());
+      return OkStatus();
+    });
+  }
+
+  Reactor* GetJob(Context* context, const v1::GetJobRequest* request, v1::GetJobResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(request->job()));
+      Encode(job, response->mutable_job());
+      return OkStatus();
+    });
+  }
+
+  Reactor* CancelJob(Context* context, const v1::CancelJobRequest* request, v1::CancelJobResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Cancel(request->job(), request->reason()));
+      Encode(job, response->mutable_job());
+      return OkStatus();
+    });
+  }
+
+  grpc::ServerWriteReactor<v1::JobUpdate>* WatchJob(Context*, const v1::WatchJobRequest* request) override {
+    const StatusOr<JobRecord> job = coordinator_->Get(request->job());
+    auto stream = std::make_shared<WatchStream>(coordinator_, job.ok() ? job->id : "");
+    return job.ok() ? WatchStream::Start(stream, job->id) : WatchStream::Refuse(stream, job.status());
+  }
+
+  grpc::ServerWriteReactor<v1::JobEvent>* StreamEvents(Context*, const v1::StreamEventsRequest* request) override {
+    const StatusOr<JobRecord> job = coordinator_->Get(request->job());
+    auto stream = std::make_shared<EventStream>(coordinator_, job.ok() ? job->id : "", request->after(), request->follow());
+    return job.ok() ? EventStream::Start(stream, job->id) : EventStream::Refuse(stream, job.status());
+  }
+
+  Reactor* GetFleet(Context* context, const v1::GetFleetRequest*, v1::GetFleetResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      for (const WorkerStatus& status : coordinator_->Fleet()) {
+        v1::WorkerInfo* info = response->add_workers();
+        info->set_id(status.worker.id);
+        info->set_kind(status.worker.kind == WorkerKind::kTeacher ? "teacher" : "student");
+        info->set_address(status.worker.address);
+        info->set_state(status.state);
+        info->set_heartbeat_age(status.heartbeat_age);
+        for (const ServedModelInfo& model : status.worker.models) Encode(model, info->add_models());
+        for (const std::string& job : status.jobs) info->add_jobs(job);
+        info->set_device(status.worker.device);
+        info->set_version(status.worker.version);
+      }
+      response->set_coordinator_epoch(coordinator_->epoch());
+      response->set_coordinator_version(coordinator_->options().version);
+      return OkStatus();
+    });
+  }
+
+  Reactor* ListTaps(Context* context, const v1::ListTapsRequest* request, v1::ListTapsResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      ModelSpec spec;
+      spec.arch = request->model();
+      spec.width = request->width();
+      spec.num_classes = request->num_classes();
+      spec.in_channels = request->in_channels();
+      spec.image_height = request->image_height();
+      spec.image_width = request->image_width();
+      DISTILL_ASSIGN_OR_RETURN(const TapListing listing, coordinator_->ListTaps(spec));
+      ToProto(listing.spec, response->mutable_spec());
+      for (const ServedTap& tap : listing.taps) Encode(tap, response->add_taps());
+      return OkStatus();
+    });
+  }
+
+  Reactor* GetHistory(Context* context, const v1::GetHistoryRequest* request, v1::GetHistoryResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      DISTILL_ASSIGN_OR_RETURN(const std::vector<JobProgress> points, coordinator_->History(request->job()));
+      for (const JobProgress& point : points) Encode(point, response->add_points());
+      return OkStatus();
+    });
+  }
+
+ private:
+  Coordinator* const coordinator_;  // not owned: outlives the service
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeJobService(Coordinator* coordinator) { return std::make_unique<JobService>(coordinator); }
+
+}  // namespace distill

@@ -1,0 +1,18 @@
+// distill.v1.StoreService: the ranks' rendezvous, over gRPC. Waiting calls hold no thread. Thread-safe.
+#ifndef DISTILL_COORDINATOR_SERVICES_STORE_SERVICE_H_
+#define DISTILL_COORDINATOR_SERVICES_STORE_SERVICE_H_
+
+#include <grpcpp/impl/codegen/service_type.h>
+
+#include <memory>
+
+#include "coordinator/core/rendezvous_store.h"
+
+namespace distill {
+
+// `store` is not owned and outlives the service.
+std::unique_ptr<grpc::Service> MakeStoreService(RendezvousStore* store);
+
+}  // namespace distill
+
+#endif  // DISTILL_COORDINATOR_SERVICES_STORE_SERVICE_H_
