@@ -201,28 +201,12 @@ class TorchTeacherEngine final : public TeacherEngine {
                      MetricsRegistry* metrics)
       : device_(device), threads_(options.threads) {
     for (LoadedModel& model : loaded) {
-      const MetricLabels label = {{"model", model.info.served.name}};
+      const ServedModelInfo& served = model.info.served;
       metrics
           ->GetGauge("distill_teacher_model_info", "Served models; always 1.",
-                     {{"model", model.info.served.name},
-                      {"digest", model.info.served.digest},
-                      {"arch", model.info.served.spec.arch}})
+                     {{"model", served.name}, {"digest", served.digest}, {"arch", served.spec.arch}})
           .Set(1);
-      workers_.push_back(std::unique_ptr<Worker>(new Worker{
-          .forward = std::move(model.forward),
-          .spec = model.info.served.spec,
-          .digest = model.info.served.digest,
-          .queue{options.max_batch_images},
-          .images = metrics->GetCounter("distill_teacher_images_total", "Images run through a model.", label),
-          .queue_seconds = metrics->GetHistogram("distill_teacher_queue_seconds", "Time a batch waited for its model.",
-                                                 SecondsBuckets(), label),
-          .inference_seconds =
-              metrics->GetHistogram("distill_teacher_inference_seconds",
-                                    "Time of one forward pass, with normalisation and casts.", SecondsBuckets(), label),
-          .batch_images =
-              metrics->GetHistogram("distill_teacher_batch_images", "Images per forward pass, after merging.",
-                                    {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096}, label),
-          .queue_length = metrics->GetGauge("distill_teacher_queue_length", "Batches that wait for a model.", label)}));
+      workers_.push_back(std::make_unique<Worker>(model, options.max_batch_images, metrics));
       models_.push_back(std::move(model.info));
     }
     for (size_t i = 0; i < workers_.size(); ++i) {
@@ -284,6 +268,23 @@ class TorchTeacherEngine final : public TeacherEngine {
  private:
   // One model and its thread.
   struct Worker {
+    Worker(const LoadedModel& model, uint32_t max_batch_images, MetricsRegistry* metrics)
+        : Worker(model, max_batch_images, metrics, {{"model", model.info.served.name}}) {}
+    Worker(const LoadedModel& model, uint32_t max_batch_images, MetricsRegistry* metrics, const MetricLabels& label)
+        : forward(model.forward),
+          spec(model.info.served.spec),
+          digest(model.info.served.digest),
+          queue(max_batch_images),
+          images(metrics->GetCounter("distill_teacher_images_total", "Images run through a model.", label)),
+          queue_seconds(metrics->GetHistogram("distill_teacher_queue_seconds", "Time a batch waited for its model.",
+                                              SecondsBuckets(), label)),
+          inference_seconds(metrics->GetHistogram("distill_teacher_inference_seconds",
+                                                  "Time of one forward pass, with normalisation and casts.",
+                                                  SecondsBuckets(), label)),
+          batch_images(metrics->GetHistogram("distill_teacher_batch_images", "Images per forward pass, after merging.",
+                                             {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096}, label)),
+          queue_length(metrics->GetGauge("distill_teacher_queue_length", "Batches that wait for a model.", label)) {}
+
     const ForwardFunction forward;  // called by the thread alone
     const ModelSpec spec;
     const std::string digest;

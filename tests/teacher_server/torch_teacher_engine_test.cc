@@ -33,11 +33,6 @@ ImageBatch MakeImages(uint32_t n, uint32_t seed = 1) {
   for (uint8_t& pixel : pixels) pixel = (state = state * 1664525u + 1013904223u) >> 24;
   return ImageBatch{n, 3, kSide, kSide, Buffer::FromVector(std::move(pixels))};
 }
-ImageBatch Join(const ImageBatch& a, const ImageBatch& b) {
-  std::vector<uint8_t> pixels(a.pixels.data, a.pixels.data + a.pixels.size);
-  pixels.insert(pixels.end(), b.pixels.data, b.pixels.data + b.pixels.size);
-  return ImageBatch{a.n + b.n, a.c, a.h, a.w, Buffer::FromVector(std::move(pixels))};
-}
 std::vector<float> Floats(const WireTensor& tensor) {
   std::vector<float> values(tensor.bytes.size / 4);
   std::memcpy(values.data(), tensor.bytes.data, tensor.bytes.size);
@@ -226,7 +221,6 @@ TEST_F(TorchTeacherEngineTest, HalfPrecisionIsRoundedToNearestAfterTheRowMaximum
   }
 }
 
-// Holds the model busy with a large batch, so that what is submitted meanwhile is merged.
 TEST_F(TorchTeacherEngineTest, AMergedResultEqualsTheSingleOneAndIsSplitRight) {
   StartEngine(/*max_batch=*/64);
   const ImageBatch a = MakeImages(3, 11), b = MakeImages(5, 12);
