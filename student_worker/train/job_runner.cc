@@ -1,0 +1,639 @@
+#include "student_worker/train/job_runner.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "common/log.h"
+#include "common/str_cat.h"
+#include "common/zoo/weights.h"
+#include "common/zoo/zoo_net.h"
+#include "student_worker/train/artifacts.h"
+#include "student_worker/train/checkpoint_store.h"
+#include "student_worker/train/evaluate.h"
+#include "student_worker/train/plan_digest.h"
+#include "student_worker/train/stage_runner.h"
+#include "student_worker/train/teacher_accuracy.h"
+
+namespace distill {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+double WallClock() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+
+// Inputs from the pipeline, following changes of the list of teachers while it waits.
+class PipelineSource : public StepSource {
+ public:
+  PipelineSource(StepPipeline* pipeline, TeacherPool* pool, const JobControl* control)
+      : pipeline_(pipeline), pool_(pool), control_(control) {}
+
+  StatusOr<StepInput> Next(std::chrono::milliseconds timeout) override {
+    const auto deadline = Clock::now() + timeout;
+    while (true) {
+      if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
+      FollowTeachers();
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+      const auto slice = std::clamp(left, std::chrono::milliseconds(1), std::chrono::milliseconds(200));
+      auto input = pipeline_->Next(slice);
+      if (input.status().code() != StatusCode::kDeadlineExceeded || left <= slice) return input;
+    }
+  }
+
+ private:
+  void FollowTeachers() {
+    std::vector<TeacherEndpoint> teachers;
+    if (pool_ != nullptr && control_->TeachersChanged(&teachers_version_, &teachers)) pool_->SetTeachers(std::move(teachers));
+  }
+
+  StepPipeline* const pipeline_;     // not owned: the stage owns all three and outlives this
+  TeacherPool* const pool_;          // null: no teacher
+  const JobControl* const control_;
+  uint64_t teachers_version_ = 0;
+};
+
+StatusOr<torch::Device> ChooseDevice(const std::string& flag, const std::string& plan_device) {
+  const std::string wanted = flag == "auto" || flag.empty() ? plan_device : flag;
+  const bool available = torch::cuda::is_available();
+  if (wanted == "cpu" || ((wanted == "auto" || wanted.empty()) && !available)) return torch::Device(torch::kCPU);
+  if (wanted == "cuda" || wanted == "auto") {
+    if (!available) {
+      return absl::FailedPreconditionError("device cuda was asked for, but this worker finds no usable GPU; use --device cpu, or check driver "
+                                           "and CUDA_VISIBLE_DEVICES");
+    }
+    return torch::Device(torch::kCUDA, 0);
+  }
+  return absl::InvalidArgumentError(StrCat("unknown device '", wanted, "'; use auto, cpu or cuda"));
+}
+
+// Job ids become folder names.
+Status CheckJobId(const std::string& job_id) {
+  const bool plain = !job_id.empty() && job_id.size() <= 200 && job_id[0] != '.' &&
+                     std::all_of(job_id.begin(), job_id.end(), [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; });
+  if (!plain) return absl::InvalidArgumentError(StrCat("the job id '", job_id, "' cannot be a folder's name"));
+  return OkStatus();
+}
+
+bool TrainsHead(const Architecture& architecture, const StagePlan& stage) {
+  for (const std::string& head : architecture.HeadModules()) {
+    for (const std::string& path : stage.trainable) {
+      if (IsUnder(head, path) || IsUnder(path, head)) return true;
+    }
+  }
+  return false;
+}
+
+std::vector<std::pair<std::string, double>> Parts(const StepSeconds& s) {
+  return {{"data", s.data},         {"wait_features", s.wait_features}, {"forward", s.forward},    {"loss", s.loss},
+          {"sync", s.sync}, {"backward", s.backward},           {"optimizer", s.optimizer}};
+}
+
+// Where the job stands; equal on all ranks.
+struct Position {
+  uint32_t stage = 0;  // the next stage to run or continue
+  uint64_t step = 0;   // steps done in it
+  double accuracy = -1;
+  double teacher_accuracy = -1;
+};
+
+class Job {
+ public:
+  Job(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control)
+      : assignment_(assignment), plan_(assignment.plan), environment_(environment), control_(control) {}
+  ~Job() { control_->SetAbort(nullptr); }
+
+  // OK: `*end` says how it ended.
+  Status Run(JobEnd* end);
+  bool peer_failed() const { return lockstep_ != nullptr && lockstep_->peer_failed(); }
+
+ private:
+  bool leader() const { return assignment_.rank == 0; }
+  std::string job_folder() const { return StrCat(environment_.work_dir, "/", assignment_.job_id); }
+  uint64_t StepsBefore(uint32_t stage) const {
+    uint64_t steps = 0;
+    for (uint32_t s = 0; s < stage; ++s) steps += plan_.stages[s].steps;
+    return steps;
+  }
+
+  Status SetUp();
+  Status FormGroup();
+  Status Load();
+  Status LoadInitialWeights();
+  Status Resume();
+  Status MeasureTeacher();
+  // Runs the rest of a stage. `*end` is set when the job stops inside it.
+  Status RunStage(uint32_t stage, std::optional<JobEnd>* end);
+  Status FinishStage(uint32_t stage, double seconds);
+  StatusOr<std::unique_ptr<TeacherPool>> MakePool(const std::vector<TapRequest>& taps);
+  Status WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner);
+  Status Commit(uint32_t stage, double seconds);
+  Status Evaluate(uint32_t stage);
+  Status Export();
+
+  // Work of rank 0 alone, which the others wait for in lock-step.
+  Status LeaderDoes(const char* thread_name, const std::function<Status()>& work) {
+    return lockstep_->Together(thread_name, leader() ? work : nullptr);
+  }
+  void Phase(const std::string& phase);
+  void Event(EventLevel level, const std::string& text);
+
+  const StudentAssignment& assignment_;
+  const JobPlan& plan_;
+  const JobEnvironment& environment_;
+  JobControl* const control_;  // not owned: the agent keeps it for as long as the job runs
+
+  std::string plan_digest_;
+  torch::Device device_ = torch::kCPU;
+  std::shared_ptr<CollectiveGroup> group_;  // shared with JobControl's abort function, which another thread may be inside of
+  std::unique_ptr<Lockstep> lockstep_;
+  DataSplits data_;
+  std::shared_ptr<ZooNet> net_;
+  std::optional<CheckpointStore> store_;  // rank 0
+  Position position_;
+  SafetensorsFile resumed_optimizer_;     // rank 0, until the stage has taken it
+  std::string last_checkpoint_, last_digest_;
+  double last_loss_ = 0;
+  JobProgress progress_;
+};
+
+void Job::Phase(const std::string& phase) {
+  if (!leader()) return;
+  progress_.phase = phase;
+  progress_.time = WallClock();
+  progress_.accuracy = position_.accuracy;
+  progress_.teacher_accuracy = position_.teacher_accuracy;
+  environment_.fleet->ReportProgress(progress_);
+}
+
+void Job::Event(EventLevel level, const std::string& text) {
+  Log(level == EventLevel::kInfo ? LogLevel::kInfo : level == EventLevel::kWarning ? LogLevel::kWarning : LogLevel::kError, text,
+      {{"job", assignment_.job_id}, {"generation", assignment_.generation}, {"rank", assignment_.rank}});
+  environment_.fleet->ReportEvent(assignment_.job_id, level, text);
+}
+
+Status Job::Run(JobEnd* end) {
+  DISTILL_RETURN_IF_ERROR(SetUp());
+  DISTILL_RETURN_IF_ERROR(FormGroup());
+  Phase("loading");
+  DISTILL_RETURN_IF_ERROR(lockstep_->Together("job-load", [this] { return Load(); }));
+  DISTILL_RETURN_IF_ERROR(Resume());
+  DISTILL_RETURN_IF_ERROR(MeasureTeacher());
+  while (position_.stage < plan_.stages.size()) {
+    std::optional<JobEnd> stopped;
+    DISTILL_RETURN_IF_ERROR(RunStage(position_.stage, &stopped));
+    if (stopped.has_value()) {
+      *end = *stopped;
+      return OkStatus();
+    }
+  }
+  DISTILL_RETURN_IF_ERROR(Export());
+  *end = JobEnd::kFinished;
+  return OkStatus();
+}
+
+Status Job::SetUp() {
+  DISTILL_RETURN_IF_ERROR(CheckJobId(assignment_.job_id));
+  if (assignment_.world_size == 0 || assignment_.rank >= assignment_.world_size || plan_.batch_size % assignment_.world_size != 0) {
+    return absl::InvalidArgumentError(StrCat("rank ", assignment_.rank, " of ", assignment_.world_size, " ranks with a batch of ",
+                                             plan_.batch_size, " images: the batch must divide evenly"));
+  }
+  if (plan_.stages.empty()) return absl::InvalidArgumentError("the plan has no stages");
+  plan_digest_ = PlanDigest(plan_);
+  DISTILL_ASSIGN_OR_RETURN(device_, ChooseDevice(environment_.device, plan_.device));
+  // Results repeat bit for bit only at a fixed number of threads, so the plan states it.
+  at::set_num_threads(std::max<int>(1, static_cast<int>(plan_.threads)));
+  torch::manual_seed(plan_.seed);
+  at::globalContext().setDeterministicAlgorithms(plan_.deterministic, /*warn_only=*/true);
+  // Filling fresh memory with NaN is for finding bugs and costs a pass over every tensor.
+  at::globalContext().setDeterministicFillUninitializedMemory(false);
+  at::globalContext().setDeterministicCuDNN(plan_.deterministic);
+  at::globalContext().setBenchmarkCuDNN(!plan_.deterministic);
+  return OkStatus();
+}
+
+Status Job::FormGroup() {
+  std::shared_ptr<KvClient> store;
+  if (assignment_.world_size > 1) {
+    DISTILL_ASSIGN_OR_RETURN(store, environment_.make_store(assignment_.job_id, assignment_.generation));
+    // Ranks learn of their assignment at different times and may still be unwinding the one before. They wait for one another here,
+    // for as long as the generation lasts, so that forming the group is bounded by the collective timeout without racing them.
+    DISTILL_RETURN_IF_ERROR(store->Set(StrCat("arrived/", assignment_.rank), "1"));
+    std::vector<std::string> keys;
+    for (uint32_t rank = 0; rank < assignment_.world_size; ++rank) keys.push_back(StrCat("arrived/", rank));
+    while (true) {
+      if (control_->revoked() || control_->cancelled() || control_->terminating()) {
+        return absl::CancelledError("stopped while waiting for the other ranks");
+      }
+      const Status arrived = store->Wait(keys, std::chrono::milliseconds(1000));
+      if (arrived.ok()) break;
+      if (arrived.code() == StatusCode::kAborted) return absl::CancelledError("the generation is over");
+      if (arrived.code() != StatusCode::kDeadlineExceeded && arrived.code() != StatusCode::kUnavailable) return arrived;
+    }
+  }
+  CollectiveGroup::Options options;
+  options.rank = assignment_.rank;
+  options.world_size = assignment_.world_size;
+  options.device = device_.is_cuda() ? "cuda" : "cpu";
+  options.host = environment_.host;
+  options.timeout = environment_.collective_timeout;
+  DISTILL_ASSIGN_OR_RETURN(group_, CollectiveGroup::Form(options, store));
+  control_->SetAbort([group = group_] { group->Abort(); });
+  lockstep_ = std::make_unique<Lockstep>(group_.get(), control_, device_,
+                                         std::clamp(environment_.collective_timeout / 8, std::chrono::milliseconds(50), std::chrono::milliseconds(500)));
+  return OkStatus();
+}
+
+Status Job::Load() {
+  DISTILL_ASSIGN_OR_RETURN(data_, OpenDataset(plan_.data, environment_.data_root, plan_.seed, plan_.student.num_classes));
+  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.train, plan_.student));
+  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.test, plan_.student));
+  DISTILL_ASSIGN_OR_RETURN(net_, ZooNet::Create(plan_.student));
+  DISTILL_RETURN_IF_ERROR(LoadInitialWeights());
+  if (leader()) {
+    DISTILL_ASSIGN_OR_RETURN(store_, CheckpointStore::Open(StrCat(job_folder(), "/checkpoints")));
+  }
+  return OkStatus();
+}
+
+Status Job::LoadInitialWeights() {
+  if (plan_.student.weights.empty()) {
+    net_->InitWeights(plan_.seed);
+    return OkStatus();
+  }
+  if (environment_.model_root.empty()) {
+    return absl::InvalidArgumentError(StrCat("the job starts from weights '", plan_.student.weights,
+                                             "', but this student was started without --model-root"));
+  }
+  DISTILL_ASSIGN_OR_RETURN(const std::string path, ResolveBelow(environment_.model_root, plan_.student.weights));
+  DISTILL_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
+  return Annotate(LoadWeights(file, net_.get()), path);
+}
+
+Status Job::Resume() {
+  std::optional<StoredCheckpoint> newest;
+  const Status loaded = LeaderDoes("ckpt-load", [&]() -> Status {
+    std::vector<std::string> skipped;
+    DISTILL_ASSIGN_OR_RETURN(newest, store_->LoadNewest(assignment_.job_id, plan_digest_, &skipped));
+    for (const std::string& reason : skipped) Event(EventLevel::kWarning, StrCat("checkpoint not used: ", reason));
+    if (!newest.has_value()) return OkStatus();
+    const CheckpointState& state = newest->checkpoint.state;
+    if (state.stage >= plan_.stages.size() || state.step > plan_.stages[state.stage].steps) {
+      return absl::DataLossError(StrCat(newest->path, " is at stage ", state.stage, " step ", state.step, ", which the plan does not have"));
+    }
+    return LoadWeights(newest->checkpoint.model, net_.get());
+  });
+  DISTILL_RETURN_IF_ERROR(loaded);
+  if (newest.has_value()) {
+    const CheckpointState& state = newest->checkpoint.state;
+    position_ = {state.stage, state.step, state.accuracy, state.teacher_accuracy};
+    last_checkpoint_ = newest->path;
+    last_digest_ = newest->digest;
+    last_loss_ = state.loss;
+    resumed_optimizer_ = std::move(newest->checkpoint.optimizer);
+    Event(EventLevel::kInfo, StrCat("resuming from ", newest->path));
+  } else if (leader() && assignment_.first_stage > 0) {
+    Event(EventLevel::kWarning, StrCat("no usable checkpoint in ", store_->root(), ", although ", assignment_.first_stage,
+                                       " stages are committed; training starts over"));
+  }
+  // Rank 0's position and net are everybody's.
+  torch::Tensor numbers = torch::tensor({static_cast<double>(position_.stage), static_cast<double>(position_.step), position_.accuracy,
+                                         position_.teacher_accuracy, newest.has_value() ? 1.0 : 0.0},
+                                        torch::kFloat64);
+  net_->to(device_);
+  if (group_->world_size() > 1) {
+    std::vector<torch::Tensor> tensors = {numbers.to(device_)};
+    DISTILL_RETURN_IF_ERROR(group_->Broadcast(tensors, 0));
+    numbers = tensors[0].to(torch::kCPU);
+  }
+  DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/false));
+  const double* n = numbers.data_ptr<double>();
+  position_ = {static_cast<uint32_t>(n[0]), static_cast<uint64_t>(n[1]), n[2], n[3]};
+  const bool resumed = n[4] > 0;
+  if (resumed && position_.step == plan_.stages[position_.stage].steps) {
+    // The stage is complete. Its commit may have been lost with whoever was about to send it.
+    const uint32_t done = position_.stage;
+    if (done >= assignment_.first_stage) DISTILL_RETURN_IF_ERROR(Commit(done, 0));
+    position_.stage = done + 1;
+    position_.step = 0;
+    resumed_optimizer_ = SafetensorsFile();
+  }
+  return OkStatus();
+}
+
+StatusOr<std::unique_ptr<TeacherPool>> Job::MakePool(const std::vector<TapRequest>& taps) {
+  if (plan_.teachers.empty()) return absl::InvalidArgumentError("the stage reads a teacher, but the plan names none");
+  const TeacherRef& teacher = plan_.teachers[0];
+  TeacherPool::Options options;
+  options.model = teacher.model;
+  options.digest = teacher.digest;
+  options.taps = taps;
+  // Known shapes let the pool grant credit exactly from the first request on.
+  if (auto architecture = Architecture::Create(teacher.spec); architecture.ok()) {
+    for (const TapRequest& tap : taps) {
+      const TapInfo* info = architecture->FindTap(tap.tap);
+      if (info != nullptr) options.tap_shapes.push_back(info->shape);
+    }
+    if (options.tap_shapes.size() != taps.size()) options.tap_shapes.clear();
+  }
+  options.exclusive_batches = plan_.deterministic;
+  options.security = environment_.security;
+  options.client = StrCat(assignment_.job_id, "/", environment_.worker_id);
+  options.window_bytes = plan_.prefetch_bytes;
+  options.metrics = environment_.registry;
+  return TeacherPool::Create(std::move(options));
+}
+
+Status Job::MeasureTeacher() {
+  if (!plan_.evaluate_teacher || plan_.teachers.empty() || position_.teacher_accuracy >= 0) return OkStatus();
+  Phase("evaluating");
+  double accuracy = -1;
+  const Status measured = LeaderDoes("teacher-eval", [&]() -> Status {
+    DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<TeacherPool> pool, MakePool({{"", WireDtype::kF32, false}}));
+    uint64_t version = 0;
+    const auto tick = [&] {
+      std::vector<TeacherEndpoint> teachers;
+      if (control_->TeachersChanged(&version, &teachers)) pool->SetTeachers(std::move(teachers));
+      return !control_->revoked() && !control_->cancelled() && !control_->terminating();
+    };
+    tick();
+    const uint32_t batch = std::max<uint32_t>(1, plan_.batch_size / assignment_.world_size);
+    auto result = MeasureTeacherAccuracy(pool.get(), *data_.test, batch, tick);
+    // Asked to stop: the stage's first step finds the ranks' common end.
+    if (result.status().code() == StatusCode::kCancelled) return OkStatus();
+    DISTILL_RETURN_IF_ERROR(result.status());
+    accuracy = *result;
+    return OkStatus();
+  });
+  DISTILL_RETURN_IF_ERROR(measured);
+  // Only rank 0 writes and reports it.
+  position_.teacher_accuracy = accuracy;
+  if (leader() && accuracy >= 0) {
+    environment_.metrics->SetTeacherAccuracy(accuracy);
+    Event(EventLevel::kInfo, StrCat("teacher '", plan_.teachers[0].model, "' has test accuracy ", accuracy));
+  }
+  return OkStatus();
+}
+
+Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
+  const StagePlan& stage = plan_.stages[stage_index];
+  const auto stage_start = Clock::now();
+  environment_.metrics->SetPosition(assignment_.generation, stage_index);
+  progress_ = JobProgress();
+  progress_.stage = stage_index;
+  progress_.step = position_.step;
+  progress_.total_step = StepsBefore(stage_index) + position_.step;
+  Phase("loading");
+
+  // Set-up may fail on one rank alone; all ranks learn of it together.
+  std::unique_ptr<StageRunner> runner;
+  std::unique_ptr<TeacherPool> pool;
+  std::unique_ptr<StepPipeline> pipeline;
+  const auto set_up = [&]() -> Status {
+    DISTILL_ASSIGN_OR_RETURN(runner, StageRunner::Create({.plan = &plan_, .stage = stage_index, .net = net_.get(),
+                                                          .lockstep = lockstep_.get(), .device = device_}));
+    if (position_.step > 0 && leader()) {
+      DISTILL_RETURN_IF_ERROR(Annotate(runner->LoadState(resumed_optimizer_), last_checkpoint_));
+      resumed_optimizer_ = SafetensorsFile();
+    }
+    if (!runner->teacher_taps().empty()) {
+      DISTILL_ASSIGN_OR_RETURN(pool, MakePool(runner->teacher_taps()));
+    }
+    StepPipeline::Options options;
+    options.dataset = data_.train;
+    options.sampler.seed = plan_.seed;
+    options.sampler.batch_size = plan_.batch_size;
+    options.sampler.world_size = assignment_.world_size;
+    options.sampler.rank = assignment_.rank;
+    options.augment.crop_padding = plan_.data.crop_padding;
+    options.augment.horizontal_flip = plan_.data.horizontal_flip;
+    options.pool = pool.get();
+    // Steps are counted over the whole job, so that a new stage goes on through the data instead of starting over.
+    options.first_step = StepsBefore(stage_index) + position_.step;
+    options.end_step = StepsBefore(stage_index) + stage.steps;
+    DISTILL_ASSIGN_OR_RETURN(pipeline, StepPipeline::Create(std::move(options)));
+    return OkStatus();
+  };
+  const Status ready = set_up();
+  DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round all_ready, lockstep_->Meet({.failed = !ready.ok(), .waiting = false, .values = {}}));
+  DISTILL_RETURN_IF_ERROR(ready);
+  if (all_ready.failed > 0) return absl::AbortedError("another rank failed; it reports why");
+  if (position_.step > 0) DISTILL_RETURN_IF_ERROR(runner->BroadcastState());
+  PipelineSource source(pipeline.get(), pool.get(), control_);
+
+  const uint32_t images_per_rank = plan_.batch_size / assignment_.world_size;
+  const bool trains_head = TrainsHead(net_->architecture(), stage);
+  // Sums since the last report.
+  uint64_t steps = 0;
+  std::vector<double> terms(runner->names().size(), 0.0);
+  std::vector<std::pair<std::string, double>> seconds = Parts({});
+  auto last_report = Clock::now();
+  Phase("training");
+  for (uint64_t step = position_.step; step < stage.steps;) {
+    DISTILL_ASSIGN_OR_RETURN(const StepResult result, runner->Step(&source, step));
+    if (result.stepped) {
+      position_.step = ++step;
+      last_loss_ = result.loss;
+      ++steps;
+      const auto parts = Parts(result.seconds);
+      std::vector<std::pair<std::string, double>> named_terms;
+      for (size_t i = 0; i < terms.size(); ++i) {
+        terms[i] += result.terms[i];
+        named_terms.emplace_back(runner->names()[i], result.terms[i]);
+      }
+      for (size_t i = 0; i < parts.size(); ++i) seconds[i].second += parts[i].second;
+      environment_.metrics->ObserveStep(images_per_rank, result.loss, result.learning_rate, parts, named_terms);
+    }
+    const bool stage_done = step == stage.steps;
+    const bool report = plan_.log_every > 0 && step % plan_.log_every == 0;
+    if (leader() && steps > 0 && (report || stage_done || SecondsSince(last_report) > 5)) {
+      const double count = static_cast<double>(steps);
+      progress_.step = step;
+      progress_.total_step = StepsBefore(stage_index) + step;
+      progress_.learning_rate = result.learning_rate;
+      progress_.images_per_second = count * plan_.batch_size / std::max(1e-9, SecondsSince(last_report));
+      progress_.terms.clear();
+      progress_.step_seconds.clear();
+      for (double& term : terms) term /= count;
+      double loss = 0;
+      for (size_t i = 0, active = 0; i < stage.losses.size(); ++i) {
+        if (stage.losses[i].weight == 0) continue;
+        loss += stage.losses[i].weight * terms[active];
+        progress_.terms.push_back({stage.losses[i].name, terms[active++]});
+      }
+      progress_.loss = loss;
+      for (const auto& [part, total] : seconds) progress_.step_seconds.push_back({part, total / count});
+      Phase("training");
+      steps = 0;
+      std::fill(terms.begin(), terms.end(), 0.0);
+      seconds = Parts({});
+      last_report = Clock::now();
+    }
+    if (stage_done) break;
+    if (result.cancel || result.terminate) {
+      DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage_index, step, runner.get()));
+      *end = result.cancel ? JobEnd::kCancelled : JobEnd::kTerminated;
+      if (leader()) {
+        Event(EventLevel::kInfo, StrCat(result.cancel ? "cancelled" : "stopped for a rank that is shutting down", "; checkpoint ", last_checkpoint_));
+      }
+      return OkStatus();
+    }
+    if (plan_.evaluate_every > 0 && trains_head && step % plan_.evaluate_every == 0) {
+      DISTILL_RETURN_IF_ERROR(Evaluate(stage_index));
+      last_report = Clock::now();
+    }
+    if (plan_.checkpoint_every > 0 && step % plan_.checkpoint_every == 0) {
+      DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage_index, step, runner.get()));
+      Phase("training");
+      last_report = Clock::now();
+    }
+  }
+  // Teachers are let go before the evaluation: nothing more is read from them in this stage.
+  pipeline.reset();
+  pool.reset();
+  runner.reset();
+  return FinishStage(stage_index, SecondsSince(stage_start));
+}
+
+Status Job::FinishStage(uint32_t stage, double seconds) {
+  if (TrainsHead(net_->architecture(), plan_.stages[stage])) {
+    DISTILL_RETURN_IF_ERROR(Evaluate(stage));
+  } else {
+    position_.accuracy = -1;
+  }
+  position_.step = plan_.stages[stage].steps;
+  DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage, position_.step, nullptr));
+  DISTILL_RETURN_IF_ERROR(Commit(stage, seconds));
+  position_.stage = stage + 1;
+  position_.step = 0;
+  return OkStatus();
+}
+
+Status Job::Evaluate(uint32_t stage) {
+  Phase("evaluating");
+  DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/true));
+  DISTILL_ASSIGN_OR_RETURN(position_.accuracy,
+                           EvaluateAccuracy(net_.get(), *data_.test, plan_.student, lockstep_.get(), *control_, device_));
+  environment_.metrics->SetAccuracy(position_.accuracy);
+  if (leader()) {
+    LogInfo("evaluated", {{"job", assignment_.job_id}, {"stage", stage}, {"step", position_.step}, {"accuracy", position_.accuracy}});
+  }
+  Phase("training");
+  return OkStatus();
+}
+
+Status Job::WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner) {
+  Phase("checkpointing");
+  DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/true));
+  const auto start = Clock::now();
+  const Status status = LeaderDoes("ckpt-write", [&]() -> Status {
+    Checkpoint checkpoint;
+    CheckpointState& state = checkpoint.state;
+    state.job_id = assignment_.job_id;
+    state.plan_digest = plan_digest_;
+    state.stage = stage;
+    state.step = step;
+    state.total_step = StepsBefore(stage) + step;
+    state.stage_end = step == plan_.stages[stage].steps;
+    state.seed = plan_.seed;
+    state.world_size = assignment_.world_size;
+    state.threads = plan_.threads;
+    state.generation = assignment_.generation;
+    state.accuracy = position_.accuracy;
+    state.teacher_accuracy = position_.teacher_accuracy;
+    state.loss = last_loss_;
+    checkpoint.model = SaveWeights(*net_);
+    if (runner != nullptr) checkpoint.optimizer = runner->State();
+    // A revoked rank must not touch the folder any more: the next generation's rank 0 owns it.
+    if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
+    DISTILL_ASSIGN_OR_RETURN(const StoredCheckpoint stored, store_->Write(checkpoint));
+    last_checkpoint_ = stored.path;
+    last_digest_ = stored.digest;
+    return OkStatus();
+  });
+  if (leader()) {
+    if (status.ok()) {
+      environment_.metrics->ObserveCheckpoint(SecondsSince(start));
+    } else if (!control_->revoked()) {
+      environment_.metrics->CountCheckpointFailure();
+    }
+  }
+  return status;
+}
+
+Status Job::Commit(uint32_t stage, double seconds) {
+  JobStageResult result;
+  result.stage = stage;
+  result.checkpoint = last_checkpoint_;
+  result.digest = last_digest_;
+  result.accuracy = position_.accuracy;
+  result.loss = last_loss_;
+  result.seconds = seconds;
+  return LeaderDoes("stage-commit",
+                    [&] { return environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result); });
+}
+
+Status Job::Export() {
+  Phase("exporting");
+  return LeaderDoes("job-export", [&]() -> Status {
+    JobArtifacts artifacts;
+    artifacts.safetensors = StrCat(job_folder(), "/student.safetensors");
+    artifacts.torchscript = StrCat(job_folder(), "/student.pt");
+    artifacts.student_accuracy = position_.accuracy;
+    artifacts.teacher_accuracy = position_.teacher_accuracy;
+    artifacts.student_parameters = net_->architecture().ParameterCount();
+    if (!plan_.teachers.empty()) {
+      if (auto teacher = Architecture::Create(plan_.teachers[0].spec); teacher.ok()) artifacts.teacher_parameters = teacher->ParameterCount();
+    }
+    if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
+    DISTILL_RETURN_IF_ERROR(WriteSafetensors(artifacts.safetensors, SaveWeights(*net_)));
+    DISTILL_RETURN_IF_ERROR(SaveTorchScript(*net_, artifacts.torchscript));
+    DISTILL_RETURN_IF_ERROR(MeasureFiles(&artifacts));
+    DISTILL_RETURN_IF_ERROR(WriteResult(StrCat(job_folder(), "/result.json"), assignment_.job_id, plan_, plan_digest_, artifacts));
+    return environment_.fleet->FinishJob(assignment_.job_id, assignment_.generation, artifacts);
+  });
+}
+
+}  // namespace
+
+bool IsRetryable(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kAborted:
+    case StatusCode::kUnavailable:
+    case StatusCode::kDeadlineExceeded:
+    case StatusCode::kCancelled: return true;
+    default: return false;
+  }
+}
+
+StatusOr<std::string> DescribeDevice(const std::string& device) {
+  DISTILL_ASSIGN_OR_RETURN(const torch::Device chosen, ChooseDevice(device, "auto"));
+  return chosen.str();
+}
+
+JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control) {
+  JobOutcome outcome;
+  try {
+    Job job(assignment, environment, control);
+    outcome.status = job.Run(&outcome.end);
+    if (outcome.status.ok()) return outcome;
+    if (control->revoked()) {
+      outcome.end = JobEnd::kRevoked;
+    } else if (control->cancelled() && outcome.status.code() == StatusCode::kCancelled) {
+      outcome.end = JobEnd::kCancelled;
+    } else if (control->terminating()) {
+      outcome.end = JobEnd::kTerminated;
+    } else if (job.peer_failed()) {
+      outcome.end = JobEnd::kPeerFailed;
+    }
+  } catch (const std::exception& error) {
+    outcome.status = absl::InternalError(StrCat("unexpected exception: ", error.what()));
+  }
+  outcome.retryable = IsRetryable(outcome.status);
+  return outcome;
+}
+
+}  // namespace distill

@@ -1,0 +1,57 @@
+#include "student_worker/train/lr_schedule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "common/nearest_name.h"
+#include "common/str_cat.h"
+
+namespace distill {
+
+StatusOr<LrSchedule> LrSchedule::Create(const SchedulePlan& plan, uint64_t steps) {
+  const std::vector<std::string> types = {"constant", "cosine", "step"};
+  if (std::find(types.begin(), types.end(), plan.type) == types.end()) {
+    return absl::InvalidArgumentError(StrCat("unknown schedule type '", plan.type, "'", DidYouMean(plan.type, types),
+                                                   "; this student knows constant, cosine and step"));
+  }
+  if (!(plan.warmup >= 0 && plan.warmup < 1)) {
+    return absl::InvalidArgumentError(StrCat("schedule warmup is ", plan.warmup, "; it must be in [0, 1)"));
+  }
+  if (plan.type == "step") {
+    double previous = 0;
+    for (double milestone : plan.milestones) {
+      if (!(milestone > previous && milestone < 1)) {
+        return absl::InvalidArgumentError(
+            StrCat("schedule milestone ", milestone, " after ", previous, "; milestones must ascend inside (0, 1)"));
+      }
+      previous = milestone;
+    }
+    if (!(plan.gamma > 0)) return absl::InvalidArgumentError(StrCat("schedule gamma is ", plan.gamma, "; it must be > 0"));
+  }
+  return LrSchedule(plan, steps);
+}
+
+LrSchedule::LrSchedule(SchedulePlan plan, uint64_t steps)
+    : plan_(std::move(plan)),
+      steps_(std::max<uint64_t>(steps, 1)),
+      warmup_steps_(std::min<uint64_t>(std::llround(plan_.warmup * static_cast<double>(steps_)), steps_ - 1)) {}
+
+double LrSchedule::Factor(uint64_t step) const {
+  step = std::min(step, steps_ - 1);
+  double factor = 1;
+  if (step < warmup_steps_) {
+    factor = static_cast<double>(step + 1) / static_cast<double>(warmup_steps_ + 1);
+  } else if (plan_.type == "cosine") {
+    const double done = static_cast<double>(step - warmup_steps_) / static_cast<double>(steps_ - warmup_steps_);
+    factor = 0.5 * (1 + std::cos(std::numbers::pi * done));
+  }
+  if (plan_.type == "step") {
+    for (double milestone : plan_.milestones) {
+      if (static_cast<double>(step) >= milestone * static_cast<double>(steps_)) factor *= plan_.gamma;
+    }
+  }
+  return factor;
+}
+
+}  // namespace distill

@@ -1,0 +1,204 @@
+// distill-student: one rank of training jobs, job after job. Flags: --help and docs/cli.md. Exit codes: common/exit_codes.h.
+//
+// Life: check folders and device, register (/readyz 503 until then), run assignments; on SIGTERM or SIGINT the running job writes a
+// checkpoint at its next step, the coordinator is told, and the process exits with 143 or 130.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <system_error>
+
+#include <signal.h>
+
+#include "common/exit_codes.h"
+#include "common/fleet/fleet_client.h"
+#include "common/log.h"
+#include "common/metrics/metrics.h"
+#include "common/rendezvous/kv_client.h"
+#include "common/service/service_flags.h"
+#include "common/str_cat.h"
+#include "student_worker/train/job_runner.h"
+#include "student_worker/train/student_agent.h"
+
+namespace distill {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Flags {
+  ServiceFlags service;
+  std::string coordinator;
+  std::string data_root;
+  std::string work_dir;
+  std::string model_root;
+  std::string id;
+  std::string host = "127.0.0.1";
+  std::string device = "auto";
+  double collective_timeout = 20;  // seconds
+  double grace = 20;               // seconds; below Kubernetes' default of 30
+};
+
+std::string HostName() {
+  char name[256] = {};
+  if (gethostname(name, sizeof name - 1) != 0) return "localhost";
+  return name;
+}
+
+int Fail(const Status& status, int exit_code) {
+  LogError(ToStd(status.message()));
+  return exit_code;
+}
+
+int ExitCodeFor(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kUnavailable: return kExitUnreachable;
+    case StatusCode::kUnauthenticated: return kExitUnauthenticated;
+    case StatusCode::kResourceExhausted:
+    case StatusCode::kPermissionDenied: return kExitDiskFull;
+    default: return kExitConfiguration;
+  }
+}
+
+Status CheckFolders(const Flags& flags) {
+  std::error_code error;
+  if (!fs::is_directory(flags.data_root, error)) {
+    return absl::InvalidArgumentError(StrCat("--data-root ", flags.data_root, " is not a folder; give the folder that holds the data sets"));
+  }
+  if (!flags.model_root.empty() && !fs::is_directory(flags.model_root, error)) {
+    return absl::InvalidArgumentError(StrCat("--model-root ", flags.model_root, " is not a folder"));
+  }
+  fs::create_directories(flags.work_dir, error);
+  if (error || access(flags.work_dir.c_str(), W_OK) != 0) {
+    return absl::InvalidArgumentError(StrCat("--work-dir ", flags.work_dir, " cannot be made or written to",
+                                             error ? ": " + error.message() : std::string(), "; choose a writable folder"));
+  }
+  return OkStatus();
+}
+
+// Tries until the coordinator answers, `patience` is over, or a signal comes (then kCancelled).
+StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& options, const FleetClient::Callbacks& callbacks) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (true) {
+    auto client = FleetClient::Start(options, callbacks);
+    if (client.ok() || client.status().code() != StatusCode::kUnavailable || std::chrono::steady_clock::now() >= end) return client;
+    sigset_t pending;
+    sigpending(&pending);
+    if (sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1) {
+      return absl::CancelledError("stopped while waiting for the coordinator");
+    }
+    LogWarning("the coordinator does not answer yet", {{"coordinator", options.coordinator}});
+  }
+}
+
+int Serve(const Flags& flags) {
+  if (const Status folders = CheckFolders(flags); !folders.ok()) return Fail(folders, kExitConfiguration);
+  const auto device = DescribeDevice(flags.device);
+  if (!device.ok()) return Fail(device.status(), kExitConfiguration);
+
+  MetricsRegistry registry;
+  std::atomic<const char*> not_ready = "registering at the coordinator";  // literals; "" when ready. Read by the HTTP thread.
+  std::unique_ptr<HttpServer> http;
+  if (flags.service.http_listen != "off") {
+    auto started = StartServiceHttp(flags.service.http_listen, &registry, [&] { return std::string(not_ready.load()); });
+    if (!started.ok()) return Fail(started.status(), kExitConfiguration);
+    http = std::move(*started);
+  }
+  TrainMetrics metrics(&registry);
+
+  JobEnvironment environment;
+  environment.metrics = &metrics;
+  environment.registry = &registry;
+  environment.make_store = [&flags](const std::string& job_id, uint64_t generation) {
+    return MakeCoordinatorKvClient(flags.coordinator, flags.service.security, job_id, generation);
+  };
+  environment.security = flags.service.security;
+  environment.worker_id = flags.id;
+  environment.data_root = flags.data_root;
+  environment.work_dir = flags.work_dir;
+  environment.model_root = flags.model_root;
+  environment.host = flags.host;
+  environment.device = flags.device;
+  environment.collective_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.collective_timeout * 1000));
+  StudentAgent agent(environment);
+
+  FleetClient::Options options;
+  options.coordinator = flags.coordinator;
+  options.security = flags.service.security;
+  options.worker_id = flags.id;
+  options.kind = WorkerKind::kStudent;
+  options.address = flags.host;
+  options.device = *device;
+  options.connect_timeout = std::chrono::seconds(3);
+  auto fleet = Register(options, agent.callbacks());
+  if (fleet.status().code() == StatusCode::kCancelled) return kExitTerminated;
+  if (!fleet.ok()) return Fail(fleet.status(), ExitCodeFor(fleet.status()));
+  agent.Start(fleet->get());
+  not_ready.store("");
+  LogInfo("registered", {{"coordinator", flags.coordinator}, {"device", *device}, {"work_dir", flags.work_dir}});
+  if (const Status written = WriteReadyFile(flags.service.ready_file, {{"id", flags.id}, {"http", http == nullptr ? "off" : http->address()}});
+      !written.ok()) {
+    agent.Shutdown(std::chrono::milliseconds(0));
+    (*fleet)->Stop();
+    return Fail(written, kExitConfiguration);
+  }
+
+  const int signal = WaitForSignal();
+  LogInfo("stopping", {{"signal", signal == SIGINT ? "SIGINT" : "SIGTERM"}, {"grace_seconds", flags.grace}});
+  not_ready.store("stopping");
+  agent.Shutdown(std::chrono::milliseconds(static_cast<int64_t>(flags.grace * 1000)));
+  (*fleet)->Drain();
+  (*fleet)->Stop();
+  LogInfo("stopped");
+  return signal == SIGINT ? kExitInterrupted : kExitTerminated;
+}
+
+int Main(int argc, char** argv) {
+  BlockSignals();
+  Flags flags;
+  CLI::App app("Trains students: one rank of data-parallel jobs that the coordinator assigns.", "distill-student");
+  app.add_option("--coordinator", flags.coordinator, "Where to register")->type_name("HOST:PORT")->required();
+  app.add_option("--data-root", flags.data_root, "Folder below which jobs find their data")->type_name("FOLDER")->required();
+  app.add_option("--work-dir", flags.work_dir, "Folder for checkpoints and results, one subfolder a job")->type_name("FOLDER")->required();
+  app.add_option("--model-root", flags.model_root, "Folder below which jobs find initial weights; none: such jobs are refused")
+      ->type_name("FOLDER");
+  app.add_option("--id", flags.id, "Stable name of this worker; default: host name and process id");
+  app.add_option("--host", flags.host, "Address at which the other ranks reach this one")->capture_default_str();
+  app.add_option("--device", flags.device, "Where jobs run; auto: as the job says, a GPU if there is one")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--collective-timeout", flags.collective_timeout, "Seconds after which a silent peer counts as lost")
+      ->transform(CLI::AsNumberWithUnit(std::map<std::string, double>{{"ms", 1e-3}, {"s", 1}, {"m", 60}},
+                                        CLI::AsNumberWithUnit::CASE_SENSITIVE, "SECONDS"))
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  app.add_option("--grace", flags.grace, "Seconds that a running job gets after SIGTERM to write its checkpoint")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  AddServiceFlags(&app, &flags.service);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  if (flags.id.empty()) flags.id = StrCat(HostName(), "-", getpid());
+  LogOptions log;
+  ParseLogLevel(flags.service.log_level, &log.level);  // the flag accepts valid levels only
+  log.json = flags.service.log_json;
+  log.service = flags.id;
+  InitLogging(log);
+  try {
+    return Serve(flags);
+  } catch (const std::exception& error) {
+    LogError("stopped by an unexpected error", {{"error", error.what()}});
+    return kExitInternal;
+  }
+}
+
+}  // namespace
+}  // namespace distill
+
+int main(int argc, char** argv) { return distill::Main(argc, argv); }

@@ -1,0 +1,99 @@
+#include "student_worker/train/stage_optimizer.h"
+
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/nearest_name.h"
+#include "common/str_cat.h"
+
+namespace distill {
+
+StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const OptimizerPlan& plan, std::vector<NamedTensor> parameters) {
+  const std::vector<std::string> types = {"adam", "sgd"};
+  if (std::find(types.begin(), types.end(), plan.type) == types.end()) {
+    return absl::InvalidArgumentError(
+        StrCat("unknown optimizer type '", plan.type, "'", DidYouMean(plan.type, types), "; this student knows adam and sgd"));
+  }
+  for (const auto& [name, value] : {std::pair{"lr", plan.lr}, {"momentum", plan.momentum}, {"weight_decay", plan.weight_decay}}) {
+    if (!(std::isfinite(value) && value >= 0)) {
+      return absl::InvalidArgumentError(StrCat("optimizer ", name, " is ", value, "; it must be a number of at least 0"));
+    }
+  }
+  if (plan.type == "sgd" && plan.nesterov && plan.momentum == 0) {
+    return absl::InvalidArgumentError("optimizer sgd with nesterov needs a momentum above 0");
+  }
+  if (parameters.empty()) return absl::InvalidArgumentError("the stage trains no parameter; name modules with weights in `trainable`");
+
+  std::unique_ptr<StageOptimizer> result(new StageOptimizer);
+  result->adam_ = plan.type == "adam";
+  result->momentum_ = plan.momentum;
+  result->parameters_ = std::move(parameters);
+  std::vector<torch::Tensor> tensors;
+  for (const NamedTensor& parameter : result->parameters_) tensors.push_back(parameter.tensor);
+  if (result->adam_) {
+    result->optimizer_ =
+        std::make_unique<torch::optim::Adam>(tensors, torch::optim::AdamOptions(plan.lr).weight_decay(plan.weight_decay));
+  } else {
+    result->optimizer_ = std::make_unique<torch::optim::SGD>(
+        tensors,
+        torch::optim::SGDOptions(plan.lr).momentum(plan.momentum).weight_decay(plan.weight_decay).nesterov(plan.nesterov));
+  }
+  return result;
+}
+
+void StageOptimizer::SetLearningRate(double rate) {
+  for (torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) group.options().set_lr(rate);
+}
+
+void StageOptimizer::ZeroGrad() { optimizer_->zero_grad(/*set_to_none=*/true); }
+
+void StageOptimizer::Step() { optimizer_->step(); }
+
+std::vector<NamedTensor> StageOptimizer::StateTensors() {
+  std::vector<NamedTensor> tensors;
+  if (!adam_ && momentum_ == 0) return tensors;
+  for (const NamedTensor& parameter : parameters_) {
+    auto& slot = optimizer_->state()[parameter.tensor.unsafeGetTensorImpl()];
+    const std::string prefix = StrCat("optimizer.", parameter.name, ".");
+    const auto zeros = [&] { return torch::zeros_like(parameter.tensor, torch::TensorOptions().requires_grad(false)).detach(); };
+    if (adam_) {
+      if (slot == nullptr) {
+        auto fresh = std::make_unique<torch::optim::AdamParamState>();
+        fresh->step(0);
+        fresh->exp_avg(zeros());
+        fresh->exp_avg_sq(zeros());
+        slot = std::move(fresh);
+      }
+      auto& state = static_cast<torch::optim::AdamParamState&>(*slot);
+      tensors.push_back({prefix + "exp_avg", state.exp_avg()});
+      tensors.push_back({prefix + "exp_avg_sq", state.exp_avg_sq()});
+    } else {
+      if (slot == nullptr) {
+        auto fresh = std::make_unique<torch::optim::SGDParamState>();
+        fresh->momentum_buffer(zeros());
+        slot = std::move(fresh);
+      }
+      tensors.push_back({prefix + "momentum_buffer", static_cast<torch::optim::SGDParamState&>(*slot).momentum_buffer()});
+    }
+  }
+  return tensors;
+}
+
+int64_t StageOptimizer::StepCount() {
+  int64_t count = 0;
+  if (!adam_) return count;
+  for (auto& [key, state] : optimizer_->state()) {
+    count = std::max(count, static_cast<torch::optim::AdamParamState&>(*state).step());
+  }
+  return count;
+}
+
+void StageOptimizer::SetStepCount(int64_t count) {
+  if (!adam_) return;
+  StateTensors();
+  for (auto& [key, state] : optimizer_->state()) static_cast<torch::optim::AdamParamState&>(*state).step(count);
+}
+
+}  // namespace distill

@@ -1,0 +1,52 @@
+// The optimizer of one stage over exactly the parameters that train in it: torch's SGD or Adam, with its state by name.
+#ifndef DISTILL_STUDENT_WORKER_TRAIN_STAGE_OPTIMIZER_H_
+#define DISTILL_STUDENT_WORKER_TRAIN_STAGE_OPTIMIZER_H_
+
+#include <torch/optim/optimizer.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/plan/plan.h"
+#include "common/safetensors/safetensors.h"
+#include "common/status.h"
+#include "student_worker/train/tensor_io.h"
+
+namespace distill {
+
+// Owned by the training thread.
+class StageOptimizer {
+ public:
+  // "sgd": momentum, weight decay, Nesterov as in torch.optim.SGD without dampening. "adam": betas 0.9 and 0.999, epsilon 1e-8, weight
+  // decay added to the gradient, as in torch.optim.Adam; `momentum` and `nesterov` are not read.
+  // kInvalidArgument: unknown type, a negative or non-finite number, Nesterov without momentum, no parameters.
+  static StatusOr<std::unique_ptr<StageOptimizer>> Create(const OptimizerPlan& plan, std::vector<NamedTensor> parameters);
+
+  void SetLearningRate(double rate);
+  // Gradients become undefined, not zero: a parameter that no loss reaches must not move through weight decay either.
+  void ZeroGrad();
+  // Throws c10::Error when torch does.
+  void Step();
+
+  const std::vector<NamedTensor>& parameters() const { return parameters_; }
+
+  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (Adam). Parameters that
+  // were never stepped get their zeros here, which is what torch would start from. SGD without momentum has none.
+  std::vector<NamedTensor> StateTensors();
+  // Adam's step count, equal for all parameters; 0 for SGD.
+  int64_t StepCount();
+  void SetStepCount(int64_t count);
+
+ private:
+  StageOptimizer() = default;
+
+  bool adam_ = false;
+  double momentum_ = 0;
+  std::vector<NamedTensor> parameters_;
+  std::unique_ptr<torch::optim::Optimizer> optimizer_;
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_STUDENT_WORKER_TRAIN_STAGE_OPTIMIZER_H_

@@ -1,0 +1,202 @@
+#include "student_worker/train/stage_runner.h"
+
+#include <torch/torch.h>
+
+#include <chrono>
+#include <set>
+
+#include "common/str_cat.h"
+#include "student_worker/train/trainable_set.h"
+
+namespace distill {
+namespace {
+
+constexpr char kStepCountKey[] = "step_count";
+
+// Seconds since the last call.
+class Stopwatch {
+ public:
+  double Lap() {
+    const auto now = std::chrono::steady_clock::now();
+    const double seconds = std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+    return seconds;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+// The graph from parameters to the objective, and the terms' values.
+struct StageRunner::Forwarded {
+  Objective::Value value;
+};
+
+StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& options) {
+  const StagePlan& stage = options.plan->stages[options.stage];
+  const std::string where = StrCat("stage '", stage.name, "'");
+  auto objective = Objective::Create(*options.plan, stage);
+  if (!objective.ok()) return Annotate(objective.status(), where);
+  objective->MoveTo(options.device);
+  auto schedule = LrSchedule::Create(stage.schedule, stage.steps);
+  if (!schedule.ok()) return Annotate(schedule.status(), where);
+  auto parameters = ApplyTrainable(options.net, stage.trainable);
+  if (!parameters.ok()) return Annotate(parameters.status(), where);
+  for (NamedTensor& adapter : objective->AdapterParameters()) parameters->push_back(std::move(adapter));
+  std::vector<torch::Tensor> tensors;
+  for (const NamedTensor& parameter : *parameters) tensors.push_back(parameter.tensor);
+  auto optimizer = StageOptimizer::Create(stage.optimizer, std::move(*parameters));
+  if (!optimizer.ok()) return Annotate(optimizer.status(), where);
+
+  std::unique_ptr<StageRunner> runner(new StageRunner(options, std::move(*objective), std::move(*schedule)));
+  runner->optimizer_ = std::move(*optimizer);
+  DISTILL_ASSIGN_OR_RETURN(runner->reducer_, options.lockstep->group()->MakeReducer(tensors));
+  return runner;
+}
+
+StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, StepSeconds* seconds) {
+  Stopwatch watch;
+  DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
+  const torch::Tensor labels = torch::tensor(input.labels, torch::kInt64).to(options_.device);  // (n)
+  if (input.features.taps.size() != teacher_taps().size()) {
+    return absl::InvalidArgumentError(
+        StrCat("the teacher delivered ", input.features.taps.size(), " taps, the stage reads ", teacher_taps().size()));
+  }
+  std::vector<torch::Tensor> teacher;
+  for (const WireTensor& tap : input.features.taps) {
+    DISTILL_ASSIGN_OR_RETURN(torch::Tensor tensor, FromWireTensor(tap));
+    teacher.push_back(tensor.to(options_.device));
+  }
+  DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
+  // The parallel convolutions of this size are two to four times faster with channels last.
+  const torch::Tensor x = NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> student, options_.net->Forward(x, objective_.student_taps()));
+  seconds->forward += watch.Lap();
+  Forwarded result;
+  DISTILL_ASSIGN_OR_RETURN(result.value, objective_.Compute(student, teacher, labels));
+  seconds->loss += watch.Lap();
+  return result;
+}
+
+StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
+  StepResult result;
+  Stopwatch watch;
+  optimizer_->ZeroGrad();
+  std::optional<Forwarded> forwarded;
+  Status own;
+  Lockstep::Round round;
+  while (true) {
+    bool waiting = false;
+    if (own.ok() && !forwarded.has_value()) {
+      auto input = source->Next(options_.lockstep->beat());
+      const double waited = watch.Lap();
+      if (input.ok()) {
+        // Next() may have been called more than once: what pixels did not cost, features did.
+        result.seconds.data += std::min(waited, input->data_seconds);
+        result.seconds.wait_features += std::max(0.0, waited - input->data_seconds);
+        try {
+          auto computed = Forward(std::move(*input), &result.seconds);
+          if (computed.ok()) {
+            forwarded = std::move(*computed);
+          } else {
+            own = computed.status();
+          }
+        } catch (const std::exception& error) {
+          own = CollectiveStatus(error);
+        }
+        watch.Lap();
+      } else if (input.status().code() == StatusCode::kDeadlineExceeded) {
+        waiting = true;
+        result.seconds.wait_features += waited;
+      } else {
+        own = input.status();
+      }
+    }
+    Lockstep::Report report{.failed = !own.ok(), .waiting = waiting, .values = {}};
+    report.values = forwarded.has_value() ? forwarded->value.terms : std::vector<double>(names().size(), 0.0);
+    DISTILL_ASSIGN_OR_RETURN(round, options_.lockstep->Meet(report));
+    result.seconds.sync += watch.Lap();
+    if (!own.ok()) return Annotate(own, StrCat("stage '", stage_.name, "' step ", step));
+    if (round.failed > 0) {
+      return absl::AbortedError(StrCat("stage '", stage_.name, "' step ", step, ": another rank failed; it reports why"));
+    }
+    result.cancel = round.cancel;
+    result.terminate = round.terminate;
+    if (round.waiting == 0) break;
+    // Somebody waits for a teacher, perhaps for long: stop here rather than then.
+    if (round.cancel || round.terminate) return result;
+  }
+
+  const double ranks = options_.lockstep->group()->world_size();
+  for (double sum : round.sums) result.terms.push_back(sum / ranks);
+  result.loss = objective_.Total(result.terms);
+  result.learning_rate = stage_.optimizer.lr * schedule_.Factor(step);
+  try {
+    DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({forwarded->value.total}));
+    forwarded->value.total.backward();
+    result.seconds.backward = watch.Lap();
+    optimizer_->SetLearningRate(result.learning_rate);
+    optimizer_->Step();
+    result.seconds.optimizer = watch.Lap();
+  } catch (const std::exception& error) {
+    return Annotate(CollectiveStatus(error), StrCat("stage '", stage_.name, "' step ", step));
+  }
+  result.stepped = true;
+  return result;
+}
+
+std::vector<NamedTensor> StageRunner::StateTensors() {
+  std::vector<NamedTensor> tensors = optimizer_->StateTensors();
+  for (NamedTensor& adapter : objective_.AdapterParameters()) tensors.push_back(std::move(adapter));
+  return tensors;
+}
+
+SafetensorsFile StageRunner::State() {
+  SafetensorsFile file;
+  file.metadata[kStepCountKey] = StrCat(optimizer_->StepCount());
+  for (const NamedTensor& item : StateTensors()) file.tensors[item.name] = ToSafeTensor(item.tensor);
+  return file;
+}
+
+Status StageRunner::LoadState(const SafetensorsFile& state) {
+  std::vector<NamedTensor> tensors = StateTensors();
+  if (tensors.size() != state.tensors.size()) {
+    return absl::FailedPreconditionError(
+        StrCat("the optimizer state has ", state.tensors.size(), " tensors, the stage needs ", tensors.size()));
+  }
+  for (NamedTensor& item : tensors) {
+    const auto found = state.tensors.find(item.name);
+    if (found == state.tensors.end()) return absl::FailedPreconditionError(StrCat("the optimizer state lacks '", item.name, "'"));
+    DISTILL_RETURN_IF_ERROR(CopyInto(found->second, item.name, &item.tensor));
+  }
+  const auto count = state.metadata.find(kStepCountKey);
+  optimizer_->SetStepCount(count == state.metadata.end() ? 0 : std::atoll(count->second.c_str()));
+  return OkStatus();
+}
+
+Status StageRunner::BroadcastState() {
+  CollectiveGroup* group = options_.lockstep->group();
+  if (group->world_size() == 1) return OkStatus();
+  torch::NoGradGuard no_grad;
+  torch::Tensor count = torch::tensor({optimizer_->StepCount()}, torch::kInt64).to(options_.device);
+  std::vector<torch::Tensor> tensors = {count};
+  for (const NamedTensor& item : StateTensors()) tensors.push_back(item.tensor.detach());
+  DISTILL_RETURN_IF_ERROR(group->Broadcast(tensors, 0));
+  optimizer_->SetStepCount(count.item<int64_t>());
+  return OkStatus();
+}
+
+Status BroadcastNet(CollectiveGroup* group, ZooNet* net, bool buffers_only) {
+  if (group->world_size() == 1) return OkStatus();
+  torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> tensors;
+  if (!buffers_only) {
+    for (const torch::Tensor& parameter : net->parameters()) tensors.push_back(parameter.detach());
+  }
+  for (const torch::Tensor& buffer : net->buffers()) tensors.push_back(buffer);
+  return group->Broadcast(tensors, 0);
+}
+
+}  // namespace distill

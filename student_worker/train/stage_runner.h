@@ -1,0 +1,107 @@
+// Runs one stage of a plan, step by step: freezes what does not train, makes a new optimizer, schedule and gradient reducer over exactly
+// what does, and holds the stage's own state (optimizer, adapters).
+//
+// A step: input -> normalised pixels -> student forward up to the deepest tap -> losses in float32 -> the ranks meet -> backward with
+// gradient averaging -> optimizer. The meeting comes before backward, where all ranks' collectives must match: there they learn whether
+// one of them failed (then nobody steps), is still waiting for its input, or was asked to stop.
+#ifndef DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_
+#define DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_
+
+#include <torch/types.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/collective/collective_group.h"
+#include "common/plan/plan.h"
+#include "common/safetensors/safetensors.h"
+#include "common/status.h"
+#include "common/zoo/zoo_net.h"
+#include "student_worker/train/lockstep.h"
+#include "student_worker/train/lr_schedule.h"
+#include "student_worker/train/objective.h"
+#include "student_worker/train/stage_optimizer.h"
+#include "student_worker/train/step_source.h"
+
+namespace distill {
+
+// Seconds of one step by part. On CUDA, time to enqueue: the device is waited for in `loss` only.
+struct StepSeconds {
+  double data = 0;           // waiting for pixels
+  double wait_features = 0;  // waiting for teachers
+  double forward = 0;        // normalisation and student forward
+  double loss = 0;           // adapters and losses
+  double sync = 0;           // meeting the other ranks: mostly waiting for the slowest
+  double backward = 0;       // with gradient averaging
+  double optimizer = 0;
+};
+
+struct StepResult {
+  bool stepped = false;       // false: the ranks agreed to stop before this step, nothing moved
+  bool cancel = false;        // agreed by all ranks: checkpoint and stop after this step
+  bool terminate = false;     // likewise
+  std::vector<double> terms;  // unweighted losses, mean over ranks, in the order of names()
+  double loss = 0;            // weighted sum of terms
+  double learning_rate = 0;
+  StepSeconds seconds;
+};
+
+// Owned by the training thread. After an error the runner is of no use and the group must be dropped.
+class StageRunner {
+ public:
+  struct Options {
+    const JobPlan* plan = nullptr;  // none of the pointers is owned; all outlive the runner
+    uint32_t stage = 0;
+    ZooNet* net = nullptr;  // on `device`
+    Lockstep* lockstep = nullptr;
+    torch::Device device = torch::kCPU;
+  };
+  // Freezes and unfreezes the net's modules. All ranks call it together. kInvalidArgument: the stage contradicts the student (module or
+  // tap that does not exist, unknown loss, optimizer or schedule); the message names the stage.
+  static StatusOr<std::unique_ptr<StageRunner>> Create(const Options& options);
+
+  // What the teacher must deliver; empty: the stage needs no teacher.
+  const std::vector<TapRequest>& teacher_taps() const { return objective_.teacher_taps(); }
+  const std::vector<std::string>& names() const { return objective_.names(); }
+
+  // Takes step `step` (0-based, inside the stage). All ranks call it together.
+  // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps); kAborted: a peer failed or is lost;
+  // kCancelled: revoked.
+  StatusOr<StepResult> Step(StepSource* source, uint64_t step);
+
+  // Optimizer state and adapters, by name, for a checkpoint.
+  SafetensorsFile State();
+  // The inverse. kFailedPrecondition: a tensor is missing, superfluous or of another shape (names it).
+  Status LoadState(const SafetensorsFile& state);
+  // Gives all ranks rank 0's optimizer state and adapters.
+  Status BroadcastState();
+
+ private:
+  StageRunner(const Options& options, Objective objective, LrSchedule schedule)
+      : options_(options),
+        stage_(options.plan->stages[options.stage]),
+        objective_(std::move(objective)),
+        schedule_(std::move(schedule)) {}
+  struct Forwarded;
+  StatusOr<Forwarded> Forward(StepInput input, StepSeconds* seconds);
+  std::vector<NamedTensor> StateTensors();
+
+  const Options options_;
+  const StagePlan& stage_;
+  Objective objective_;
+  LrSchedule schedule_;
+  std::unique_ptr<StageOptimizer> optimizer_;
+  std::unique_ptr<GradientReducer> reducer_;
+};
+
+// Gives all ranks rank 0's parameters and buffers. Ranks' batch-norm statistics drift apart while they train, since each sees its own
+// part of the batch; they are made equal again at checkpoints, before evaluation and at stage ends. Train-mode forward does not read
+// them, so these broadcasts change no gradient, and a resumed job finds the same state as an undisturbed one.
+Status BroadcastNet(CollectiveGroup* group, ZooNet* net, bool buffers_only);
+
+}  // namespace distill
+
+#endif  // DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_

@@ -1,0 +1,76 @@
+#include "student_worker/train/tensor_io.h"
+
+#include <torch/torch.h>
+
+#include <cstring>
+
+#include "absl/strings/str_join.h"
+#include "common/str_cat.h"
+
+namespace distill {
+namespace {
+
+std::string ShapeText(at::IntArrayRef shape) { return StrCat("[", absl::StrJoin(shape.vec(), ", "), "]"); }
+
+// torch::from_blob takes a mutable pointer; nobody writes through these tensors.
+torch::Tensor Share(const Buffer& buffer, std::vector<int64_t> shape, torch::ScalarType dtype) {
+  return torch::from_blob(
+      const_cast<uint8_t*>(buffer.data), shape, [owner = buffer.owner](void*) {}, torch::TensorOptions().dtype(dtype));
+}
+
+}  // namespace
+
+SafeTensor ToSafeTensor(const torch::Tensor& tensor) {
+  const torch::Tensor plain = tensor.detach().to(torch::kCPU).contiguous();
+  const auto* bytes = static_cast<const uint8_t*>(plain.const_data_ptr());
+  SafeTensor result;
+  result.dtype = plain.scalar_type() == torch::kInt64 ? "I64" : "F32";
+  result.shape = plain.sizes().vec();
+  result.bytes = Buffer::FromVector(std::vector<uint8_t>(bytes, bytes + plain.nbytes()));
+  return result;
+}
+
+Status CopyInto(const SafeTensor& from, const std::string& name, torch::Tensor* to) {
+  const std::string dtype = to->scalar_type() == torch::kInt64 ? "I64" : "F32";
+  if (from.dtype != dtype || to->sizes() != at::IntArrayRef(from.shape)) {
+    return absl::FailedPreconditionError(StrCat("tensor '", name, "' is ", from.dtype, " ", ShapeText(from.shape), " in the file, but ", dtype,
+                                                " ", ShapeText(to->sizes()), " is needed"));
+  }
+  torch::NoGradGuard no_grad;
+  torch::Tensor plain = torch::empty(to->sizes(), torch::TensorOptions().dtype(to->scalar_type()));
+  if (plain.nbytes() > 0) std::memcpy(plain.data_ptr(), from.bytes.data, plain.nbytes());
+  to->copy_(plain);
+  return OkStatus();
+}
+
+StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor) {
+  const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());
+  if (tensor.bytes.size != ByteSize(tensor.shape, tensor.dtype)) {
+    return absl::InvalidArgumentError(StrCat("a teacher's tensor of shape ", ShapeText(shape), " and dtype ", Name(tensor.dtype), " has ",
+                                             tensor.bytes.size, " bytes, not ", ByteSize(tensor.shape, tensor.dtype)));
+  }
+  torch::ScalarType dtype;
+  switch (tensor.dtype) {
+    case WireDtype::kF32: dtype = torch::kFloat32; break;
+    case WireDtype::kF16: dtype = torch::kFloat16; break;
+    case WireDtype::kBf16: dtype = torch::kBFloat16; break;
+    default: return absl::InvalidArgumentError(StrCat("a teacher sent dtype ", Name(tensor.dtype), ", which this student does not read"));
+  }
+  // Slices of a received message start anywhere.
+  if (reinterpret_cast<uintptr_t>(tensor.bytes.data) % SizeOf(tensor.dtype) != 0) {
+    torch::Tensor aligned = torch::empty(shape, torch::TensorOptions().dtype(dtype));
+    std::memcpy(aligned.data_ptr(), tensor.bytes.data, tensor.bytes.size);
+    return aligned.to(torch::kFloat32);
+  }
+  return Share(tensor.bytes, shape, dtype).to(torch::kFloat32);
+}
+
+StatusOr<torch::Tensor> FromImages(const ImageBatch& images) {
+  if (images.pixels.size != uint64_t{images.n} * images.c * images.h * images.w) {
+    return absl::InvalidArgumentError(StrCat("an image batch of ", images.n, "x", images.c, "x", images.h, "x", images.w, " has ",
+                                             images.pixels.size, " bytes"));
+  }
+  return Share(images.pixels, {images.n, images.c, images.h, images.w}, torch::kUInt8);
+}
+
+}  // namespace distill

@@ -1,0 +1,36 @@
+// Freezing: which of the student's parameters train in a stage.
+//
+// Frozen means more than "no gradient": frozen modules run in eval mode, so that batch-norm statistics (buffers) stay where they are,
+// and their parameters are in no optimizer and have no gradient tensor, so that neither weight decay nor momentum moves them.
+#ifndef DISTILL_STUDENT_WORKER_TRAIN_TRAINABLE_SET_H_
+#define DISTILL_STUDENT_WORKER_TRAIN_TRAINABLE_SET_H_
+
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+#include "common/zoo/zoo_net.h"
+#include "student_worker/train/tensor_io.h"
+
+namespace distill {
+
+// Freezes the whole net, then unfreezes the modules at `trainable` (dotted paths) and puts them in train mode. Returns their
+// parameters in the net's order. All gradients are undefined afterwards.
+// kInvalidArgument: no module at a path, with the nearest one; the net is frozen then.
+StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable);
+
+// Puts the net in eval mode and back into the modes it had, module by module.
+class EvalModeGuard {
+ public:
+  explicit EvalModeGuard(ZooNet* net);
+  ~EvalModeGuard();
+  EvalModeGuard(const EvalModeGuard&) = delete;
+  EvalModeGuard& operator=(const EvalModeGuard&) = delete;
+
+ private:
+  std::vector<std::shared_ptr<torch::nn::Module>> training_;  // the modules that were in train mode
+};
+
+}  // namespace distill
+
+#endif  // DISTILL_STUDENT_WORKER_TRAIN_TRAINABLE_SET_H_
