@@ -1,0 +1,18 @@
+// channel_kl for one instruction set; this file's compiler flags (CMakeLists.txt) choose it.
+#include <cstdint>
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+#include "common/kernels/channel_kl_simd.h"
+
+namespace distill::channel_kl {
+namespace {
+#include "common/kernels/simd_vector.inc"
+// The functions on vectors come first.
+#include "common/kernels/channel_kl_simd.inc"
+}  // namespace
+
+const Kernels& Avx512Kernels() { return kKernels; }
+
+}  // namespace distill::channel_kl

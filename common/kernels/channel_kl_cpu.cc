@@ -1,0 +1,459 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/kernels/channel_kl.h"
+#include "common/kernels/channel_kl_reference.h"
+#include "common/kernels/channel_kl_simd.h"
+
+namespace distill {
+namespace {
+
+using channel_kl::Block;
+using channel_kl::ColumnMaps;
+using channel_kl::Columns;
+using channel_kl::FarSums;
+using channel_kl::kBlock;
+using channel_kl::kColumnBlock;
+using channel_kl::Kernels;
+using channel_kl::kMaxLanes;
+using channel_kl::kNearLimit;
+using channel_kl::Scale;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+// A gradient larger than this is written past the caches: they would not hold it until it is read.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+// Channels last: values per task, and values in flight between the two sweeps over a group of samples.
+constexpr int64_t kSegmentValues = int64_t{1} << 18;
+constexpr int64_t kGroupValues = int64_t{1} << 22;
+
+const Kernels& KernelsFor(SimdLevel level) {
+#ifdef DISTILL_KERNELS_X86
+  if (level == SimdLevel::kAvx512) return channel_kl::Avx512Kernels();
+  if (level == SimdLevel::kAvx2) return channel_kl::Avx2Kernels();
+#endif
+  static_cast<void>(level);
+  return channel_kl::PortableKernels();
+}
+
+constexpr int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using FloatArray = std::unique_ptr<float[], Free>;
+// 64-byte aligned, with room for whole vectors at the end; not initialised.
+FloatArray NewFloats(int64_t count) {
+  return FloatArray(static_cast<float*>(std::aligned_alloc(64, std::max<int64_t>(64, RoundUp(count * 4, 64)))));
+}
+
+const void* At(const void* map, ElementType type, int64_t index) { return static_cast<const char*>(map) + index * SizeOf(type); }
+void* At(void* map, ElementType type, int64_t index) { return static_cast<char*>(map) + index * SizeOf(type); }
+
+float Value(const void* map, ElementType type, int64_t index) {
+  return DispatchElement(type, [&](auto* tag) { return ToFloat(static_cast<const std::remove_pointer_t<decltype(tag)>*>(map)[index]); });
+}
+void SetValue(void* map, ElementType type, int64_t index, float value) {
+  DispatchElement(type, [&](auto* tag) { FromFloat(value, static_cast<decltype(tag)>(map) + index); });
+}
+
+// The shift taken off the student before it is compared with the teacher. Only a large constant between the maps needs one: a shift
+// rounds, and maps that nearly agree are compared exactly without it.
+float StudentOffset(float student, float teacher, double temperature) {
+  const float offset = student - teacher;
+  return std::isfinite(offset) && std::fabs(offset) > 16 * temperature ? offset : 0.0f;
+}
+
+// One row of either layout as the kernels see it: contiguous.
+struct Row {
+  const void* student;
+  ElementType student_type;
+  const void* teacher;
+  ElementType teacher_type;
+  const uint8_t* mask;  // or null
+  void* gradient;       // or null
+  ElementType gradient_type;
+};
+
+// Computes rows one after the other with one set of scratch arrays. Thread-compatible: one per thread.
+class RowWorker {
+ public:
+  RowWorker(const Kernels& kernels, const ChannelKlMaps& maps, const ChannelKlOptions& options, bool stream)
+      : kernels_(kernels), hw_(maps.hw), temperature_(options.temperature), divergence_(options.divergence), stream_(stream),
+        gradient_factor_(ChannelKlScale(maps, options) / options.temperature), p_(NewFloats(RoundUp(hw_, kMaxLanes))),
+        u_(NewFloats(RoundUp(hw_, kMaxLanes))), blocks_((hw_ + kBlock - 1) / kBlock), alpha_(blocks_.size()), beta_(blocks_.size()) {
+    scale_.exponent = static_cast<float>(1.4426950408889634 / temperature_);
+    scale_.lowest = -125 / scale_.exponent;
+    scale_.inverse_t = static_cast<float>(1 / temperature_);
+    scale_.offset = 0;
+  }
+
+  const Scale& scale() const { return scale_; }
+
+  // The row's divergence, kl_t_s or ce; writes its gradient. NaN for a row that is not finite.
+  double Run(const Row& row) {
+    const int64_t first = FirstInUse(row);
+    if (first == hw_) {
+      ZeroGradient(row);
+      return 0;
+    }
+    double divergence = 0;
+    // A single position: p = q = 1, and rounding must not say otherwise.
+    if (hw_ == 1 || !Near(row, first, &divergence)) divergence = Far(row);
+    if (divergence_ == Divergence::kCrossEntropy && std::isfinite(divergence)) {
+      kernels_.row_to_float(row.teacher, row.teacher_type, row.mask, hw_, p_.get());
+      divergence += kernels_.row_entropy(p_.get(), hw_, scale_);
+    }
+    return divergence;
+  }
+
+ private:
+  int64_t FirstInUse(const Row& row) const {
+    if (row.mask == nullptr) return 0;
+    return std::find_if(row.mask, row.mask + hw_, [](uint8_t keep) { return keep != 0; }) - row.mask;
+  }
+
+  void ZeroGradient(const Row& row) const {
+    // All bits 0 is 0 in every element type.
+    if (row.gradient != nullptr) std::memset(row.gradient, 0, hw_ * SizeOf(row.gradient_type));
+  }
+
+  // Returns false, with the gradient untouched, if the row needs the far form or is not finite.
+  bool Near(const Row& row, int64_t first, double* divergence) {
+    scale_.offset = StudentOffset(Value(row.student, row.student_type, first), Value(row.teacher, row.teacher_type, first), temperature_);
+    kernels_.row_stats(row.student, row.student_type, row.teacher, row.teacher_type, row.mask, hw_, scale_, p_.get(), u_.get(),
+                       blocks_.data());
+    // Any NaN or infinity in a block makes its shift c one.
+    float m = channel_kl::kExcluded;
+    for (const Block& b : blocks_) m = std::max(m, b.m);
+    double z = 0, zc = 0;
+    for (Block& b : blocks_) {
+      if (b.z == 0) continue;  // outside the mask
+      const double r = b.m == m ? 1 : std::exp((static_cast<double>(b.m) - m) / temperature_);
+      b.z *= r;
+      b.zy *= r;
+      b.zw *= r;
+      z += b.z;
+      zc += b.z * b.c;
+    }
+    const double c = zc / z;
+    if (!std::isfinite(c)) return false;
+    double zy = 0, zw = 0;
+    for (const Block& b : blocks_) {
+      const double d = b.c - c;  // y grows by so much
+      if (!(b.spread + std::fabs(d) <= kNearLimit)) return false;
+      const double e = std::expm1(d);
+      zy += b.zy + d * b.z;
+      zw += b.zw * (1 + e) + b.zy * e + b.z * (e - d);
+    }
+    const double a = zy / z, sum = a + zw / z;
+    if (!std::isfinite(sum)) return false;
+    *divergence = std::max(0.0, std::log1p(sum) - a);
+    if (row.gradient == nullptr) return true;
+    // q - p = p / z_block * r * (e^d u + e^d - 1 - Y) / (1 + Y)
+    for (size_t k = 0; k < blocks_.size(); ++k) {
+      const Block& b = blocks_[k];
+      const double r = b.z == 0 ? 0 : b.m == m ? 1 : std::exp((static_cast<double>(b.m) - m) / temperature_);
+      const double e = std::expm1(b.c - c);
+      const double factor = gradient_factor_ * r / z / (1 + sum);
+      alpha_[k] = static_cast<float>(factor * (1 + e));
+      beta_[k] = static_cast<float>(factor * (e - sum));
+    }
+    kernels_.row_gradient(p_.get(), u_.get(), hw_, alpha_.data(), beta_.data(), row.gradient, row.gradient_type, stream_);
+    return true;
+  }
+
+  double Far(const Row& row) {
+    if (!kernels_.row_to_float(row.teacher, row.teacher_type, row.mask, hw_, p_.get()) ||
+        !kernels_.row_to_float(row.student, row.student_type, row.mask, hw_, u_.get())) {
+      ZeroGradient(row);
+      return kNan;
+    }
+    if (hw_ == 1) {
+      ZeroGradient(row);
+      return 0;
+    }
+    const FarSums sums = kernels_.row_far(p_.get(), u_.get(), hw_, scale_);
+    if (row.gradient != nullptr) {
+      kernels_.row_far_gradient(p_.get(), u_.get(), hw_, static_cast<float>(gradient_factor_ / sums.z_teacher),
+                                static_cast<float>(gradient_factor_ / sums.z_student), row.gradient, row.gradient_type);
+    }
+    return std::max(0.0, sums.a / sums.z_teacher - std::log(sums.z_teacher) + std::log(sums.z_student));
+  }
+
+  const Kernels& kernels_;
+  const int64_t hw_;
+  const double temperature_;
+  const Divergence divergence_;
+  const bool stream_;
+  const double gradient_factor_;  // of q - p
+  Scale scale_;
+  FloatArray p_, u_;
+  std::vector<Block> blocks_;
+  std::vector<float> alpha_, beta_;
+};
+
+struct Job {
+  const ChannelKlMaps& maps;
+  const ChannelKlOptions& options;
+  const ChannelKlOutput& output;
+  const ParallelFor& parallel_for;
+  const Kernels& kernels;
+  bool stream;
+  double* row_divergence;  // [N, C]
+};
+
+int64_t RowGrain(int64_t hw) { return std::max<int64_t>(1, 16384 / hw); }
+
+// [N, C, H*W].
+void RunRows(const Job& job) {
+  const ChannelKlMaps& maps = job.maps;
+  job.parallel_for(0, maps.n * maps.c, RowGrain(maps.hw), [&](int64_t begin, int64_t end) {
+    RowWorker worker(job.kernels, maps, job.options, job.stream);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t at = r * maps.hw;
+      job.row_divergence[r] = worker.Run(
+          {At(maps.student, maps.student_type, at), maps.student_type, At(maps.teacher, maps.teacher_type, at), maps.teacher_type,
+           maps.mask == nullptr ? nullptr : maps.mask + r / maps.c * maps.hw,
+           job.output.gradient == nullptr ? nullptr : At(job.output.gradient, job.output.gradient_type, at), job.output.gradient_type});
+    }
+  });
+}
+
+// Rows of [N, H*W, C], gathered one by one: for few channels, and for rows that need the far form.
+void RunGatheredRows(const Job& job, const std::vector<int64_t>& rows) {
+  const ChannelKlMaps& maps = job.maps;
+  job.parallel_for(0, rows.size(), RowGrain(maps.hw), [&](int64_t begin, int64_t end) {
+    RowWorker worker(job.kernels, maps, job.options, false);
+    const FloatArray student = NewFloats(maps.hw), teacher = NewFloats(maps.hw), gradient = NewFloats(maps.hw);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t n = rows[k] / maps.c, first = n * maps.hw * maps.c + rows[k] % maps.c;
+      for (int64_t i = 0; i < maps.hw; ++i) {
+        student[i] = Value(maps.student, maps.student_type, first + i * maps.c);
+        teacher[i] = Value(maps.teacher, maps.teacher_type, first + i * maps.c);
+      }
+      job.row_divergence[rows[k]] =
+          worker.Run({student.get(), ElementType::kFloat32, teacher.get(), ElementType::kFloat32,
+                      maps.mask == nullptr ? nullptr : maps.mask + n * maps.hw,
+                      job.output.gradient == nullptr ? nullptr : gradient.get(), ElementType::kFloat32});
+      if (job.output.gradient == nullptr) continue;
+      for (int64_t i = 0; i < maps.hw; ++i) SetValue(job.output.gradient, job.output.gradient_type, first + i * maps.c, gradient[i]);
+    }
+  });
+}
+
+// [N, H*W, C] with lanes across channels. A group of samples at a time: sums of segments of positions, merged per sample in order,
+// then the gradient from a second sweep, which finds the group in the last-level cache.
+void RunColumns(const Job& job) {
+  const ChannelKlMaps& maps = job.maps;
+  const int64_t channels = maps.c, hw = maps.hw, padded = RoundUp(channels, kMaxLanes);
+  const int64_t block = std::clamp<int64_t>(65536 / channels, 16, kColumnBlock);
+  const int64_t segment = block * std::max<int64_t>(1, kSegmentValues / (channels * block));
+  const int64_t segments = (hw + segment - 1) / segment;
+  const int64_t group = std::clamp<int64_t>(kGroupValues / (channels * hw), 1, maps.n);
+  const double factor = ChannelKlScale(maps, job.options) / job.options.temperature;
+  const Scale scale = RowWorker(job.kernels, maps, job.options, false).scale();
+
+  // Sums [group][segments][6][C]; the merged ones replace segment 0's. Zeroed because whole vectors reach beyond C.
+  std::vector<float> sums(group * segments * 6 * padded);
+  std::vector<uint8_t> in_use(group * segments);
+  std::vector<float> offsets(group * padded), alpha(group * padded), beta(group * padded);
+  auto columns = [&](int64_t sample, int64_t k) {
+    float* at = sums.data() + (sample * segments + k) * 6 * padded;
+    return Columns{at, at + padded, at + 2 * padded, at + 3 * padded, at + 4 * padded, at + 5 * padded};
+  };
+  std::vector<int64_t> far_rows;
+
+  for (int64_t first = 0; first < maps.n; first += group) {
+    const int64_t samples = std::min(group, maps.n - first);
+    auto run_of = [&](int64_t sample, int64_t begin, int64_t end) {
+      const int64_t at = ((first + sample) * hw + begin) * channels;
+      return ColumnMaps{At(maps.student, maps.student_type, at), At(maps.teacher, maps.teacher_type, at), maps.student_type,
+                        maps.teacher_type, maps.mask == nullptr ? nullptr : maps.mask + (first + sample) * hw + begin, end - begin,
+                        channels, offsets.data() + sample * padded};
+    };
+    job.parallel_for(0, samples, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t sample = begin; sample < end; ++sample) {
+        int64_t position = 0;
+        if (maps.mask != nullptr) {
+          const uint8_t* mask = maps.mask + (first + sample) * hw;
+          position = std::find_if(mask, mask + hw, [](uint8_t keep) { return keep != 0; }) - mask;
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t at = ((first + sample) * hw + position) * channels + c;
+          offsets[sample * padded + c] =
+              position == hw ? 0.0f
+                             : StudentOffset(Value(maps.student, maps.student_type, at), Value(maps.teacher, maps.teacher_type, at),
+                                             job.options.temperature);
+        }
+      }
+    });
+    job.parallel_for(0, samples * segments, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(2 * kColumnBlock * kMaxLanes + 6 * padded);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t sample = task / segments, k = task % segments;
+        bool any = false;
+        for (int64_t at = k * segment; at < std::min(hw, (k + 1) * segment); at += block) {
+          const ColumnMaps run = run_of(sample, at, std::min({hw, (k + 1) * segment, at + block}));
+          any = job.kernels.column_stats(run, scale, !any, columns(sample, k), scratch.data()) || any;
+        }
+        in_use[task] = any;
+      }
+    });
+    job.parallel_for(0, samples, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t sample = begin; sample < end; ++sample) {
+        const Columns merged = columns(sample, 0);
+        bool any = in_use[sample * segments] != 0;
+        for (int64_t k = 1; k < segments; ++k) {
+          if (in_use[sample * segments + k] == 0) continue;
+          const Columns from = columns(sample, k);
+          if (any) {
+            job.kernels.column_merge(channels, scale, from, merged);
+          } else {
+            std::copy(from.m, from.m + 6 * padded, merged.m);
+          }
+          any = true;
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+          double* divergence = &job.row_divergence[(first + sample) * channels + c];
+          float* a = &alpha[sample * padded + c];
+          float* b = &beta[sample * padded + c];
+          *a = *b = 0;
+          *divergence = 0;
+          if (!any) continue;
+          const double z = merged.z[c], mean = merged.zy[c] / z, sum = mean + merged.zw[c] / z;
+          if (!std::isfinite(sum) || !std::isfinite(merged.c[c]) || !(merged.spread[c] <= kNearLimit)) {
+            *divergence = kNan;  // marks the row for the far form
+            continue;
+          }
+          *divergence = std::max(0.0, std::log1p(sum) - mean);
+          *a = static_cast<float>(factor / z / (1 + sum));
+          *b = static_cast<float>(-factor * sum / z / (1 + sum));
+        }
+      }
+    });
+    if (job.output.gradient != nullptr) {
+      job.parallel_for(0, samples * segments, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t sample = task / segments, k = task % segments;
+          const ColumnMaps run = run_of(sample, k * segment, std::min(hw, (k + 1) * segment));
+          const Columns merged = columns(sample, 0);
+          job.kernels.column_gradient(run, scale, merged.m, merged.c, alpha.data() + sample * padded, beta.data() + sample * padded,
+                                      At(job.output.gradient, job.output.gradient_type, ((first + sample) * hw + k * segment) * channels),
+                                      job.output.gradient_type, job.stream);
+        }
+      });
+    }
+    for (int64_t r = first * channels; r < (first + samples) * channels; ++r) {
+      if (std::isnan(job.row_divergence[r])) far_rows.push_back(r);
+    }
+  }
+  if (!far_rows.empty()) RunGatheredRows(job, far_rows);
+}
+
+// Any divergence, by the reference's code in double.
+void RunReferenceRows(const Job& job) {
+  const ChannelKlMaps& maps = job.maps;
+  const double factor = ChannelKlScale(maps, job.options);
+  const bool last = maps.layout == MapLayout::kChannelsLast;
+  job.parallel_for(0, maps.n * maps.c, std::max<int64_t>(1, 1024 / maps.hw), [&](int64_t begin, int64_t end) {
+    std::vector<double> teacher(maps.hw), student(maps.hw), gradient(maps.hw);
+    std::vector<int64_t> index(maps.hw);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t n = r / maps.c;
+      const int64_t first = last ? n * maps.hw * maps.c + r % maps.c : r * maps.hw, step = last ? maps.c : 1;
+      int64_t count = 0;
+      bool finite = true;
+      for (int64_t i = 0; i < maps.hw; ++i) {
+        const int64_t at = first + i * step;
+        if (job.output.gradient != nullptr) SetValue(job.output.gradient, job.output.gradient_type, at, 0);
+        if (maps.mask != nullptr && maps.mask[n * maps.hw + i] == 0) continue;
+        teacher[count] = Value(maps.teacher, maps.teacher_type, at);
+        student[count] = Value(maps.student, maps.student_type, at);
+        finite = finite && std::isfinite(teacher[count]) && std::isfinite(student[count]);
+        index[count++] = at;
+      }
+      job.row_divergence[r] = !finite ? kNan
+                                      : RowDivergence<double>(job.options.divergence, job.options.temperature, teacher.data(),
+                                                              student.data(), count, gradient.data());
+      if (!finite || job.output.gradient == nullptr) continue;
+      for (int64_t i = 0; i < count; ++i) {
+        SetValue(job.output.gradient, job.output.gradient_type, index[i], static_cast<float>(factor * gradient[i]));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+double ChannelKlScale(const ChannelKlMaps& maps, const ChannelKlOptions& options) {
+  double scale = options.weight;
+  if (options.scale_t2) scale *= options.temperature * options.temperature;
+  if (options.reduction != MapReduction::kSum) scale /= std::max<int64_t>(1, maps.n);
+  if (options.reduction == MapReduction::kMean) scale /= std::max<int64_t>(1, maps.c);
+  return scale;
+}
+
+Status ValidateChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output) {
+  if (maps.n < 0 || maps.c < 0 || maps.hw < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("channel_kl: negative shape [", maps.n, ", ", maps.c, ", ", maps.hw, "]"));
+  }
+  if (maps.n * maps.c * maps.hw > 0 && (maps.student == nullptr || maps.teacher == nullptr)) {
+    return absl::InvalidArgumentError("channel_kl: student or teacher map is null");
+  }
+  if (!(options.temperature >= 1e-6 && options.temperature <= 1e6)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("channel_kl: temperature is ", options.temperature, ", must lie between 1e-6 and 1e6 (the paper uses 4)"));
+  }
+  if (!std::isfinite(options.weight)) {
+    return absl::InvalidArgumentError(absl::StrCat("channel_kl: weight is ", options.weight, ", must be finite"));
+  }
+  if (output.gradient != nullptr && output.gradient_type != ElementType::kFloat32 && output.gradient_type != maps.student_type) {
+    return absl::InvalidArgumentError(absl::StrCat("channel_kl: gradient is ", Name(output.gradient_type), ", must be float32 or the student's ",
+                                                   Name(maps.student_type)));
+  }
+  return OkStatus();
+}
+
+StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output,
+                                    const ParallelFor& parallel_for, SimdLevel level) {
+  DISTILL_RETURN_IF_ERROR(ValidateChannelKl(maps, options, output));
+  const int64_t rows = maps.n * maps.c;
+  std::vector<double> own(output.row_divergence == nullptr ? rows : 0);
+  double* row_divergence = output.row_divergence == nullptr ? own.data() : output.row_divergence;
+  const Kernels& kernels = KernelsFor(level);
+  const Job job{maps, options, output, parallel_for, kernels, rows * maps.hw * SizeOf(output.gradient_type) >= kStreamBytes, row_divergence};
+  if (rows == 0 || maps.hw == 0) {
+    std::fill(row_divergence, row_divergence + rows, 0.0);
+  } else if (options.divergence != Divergence::kTeacherStudent && options.divergence != Divergence::kCrossEntropy) {
+    RunReferenceRows(job);
+  } else if (maps.layout == MapLayout::kChannelsFirst || maps.c == 1) {
+    RunRows(job);
+  } else if (maps.c < kernels.lanes || maps.hw == 1 || options.divergence == Divergence::kCrossEntropy) {
+    std::vector<int64_t> all(rows);
+    std::iota(all.begin(), all.end(), 0);
+    RunGatheredRows(job, all);
+  } else {
+    RunColumns(job);
+  }
+
+  ChannelKlResult result;
+  double sum = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (std::isnan(row_divergence[r])) {
+      if (result.nonfinite_rows++ == 0) result.first_nonfinite_row = r;
+    }
+    sum += row_divergence[r];
+  }
+  result.loss = result.nonfinite_rows > 0 ? kNan : ChannelKlScale(maps, options) * sum;
+  return result;
+}
+
+}  // namespace distill
