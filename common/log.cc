@@ -69,7 +69,8 @@ void AppendText(std::string_view s, bool quoted, std::string* out) {
     } else if (length == 0 || (length == 1 && (static_cast<unsigned char>(c) < 0x20 || c == 0x7F))) {
       absl::StrAppendFormat(out, "\\x%02X", static_cast<unsigned>(static_cast<unsigned char>(c)));
     } else if (IsHiddenControl(s.substr(0, length))) {
-      for (size_t i = 0; i < length; ++i) absl::StrAppendFormat(out, "\\x%02X", static_cast<unsigned>(static_cast<unsigned char>(s[i])));
+      for (size_t i = 0; i < length; ++i)
+        absl::StrAppendFormat(out, "\\x%02X", static_cast<unsigned>(static_cast<unsigned char>(s[i])));
     } else {
       out->append(s.substr(0, length));
     }
@@ -92,20 +93,28 @@ bool IsJsonBare(const LogField& field) {
 
 std::string_view LevelName(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return "debug";
-    case LogLevel::kInfo: return "info";
-    case LogLevel::kWarning: return "warning";
-    case LogLevel::kError: return "error";
+    case LogLevel::kDebug:
+      return "debug";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kWarning:
+      return "warning";
+    case LogLevel::kError:
+      return "error";
   }
   return "info";
 }
 
 spdlog::level::level_enum SpdlogLevel(LogLevel level) {
   switch (level) {
-    case LogLevel::kDebug: return spdlog::level::debug;
-    case LogLevel::kInfo: return spdlog::level::info;
-    case LogLevel::kWarning: return spdlog::level::warn;
-    case LogLevel::kError: return spdlog::level::err;
+    case LogLevel::kDebug:
+      return spdlog::level::debug;
+    case LogLevel::kInfo:
+      return spdlog::level::info;
+    case LogLevel::kWarning:
+      return spdlog::level::warn;
+    case LogLevel::kError:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }
@@ -120,7 +129,7 @@ struct Logger {
     absl::MutexLock lock(&mutex);
     return options;
   }
-  spdlog::logger spd;  // thread-safe; the sink writes one line at a time
+  spdlog::logger spd;                            // thread-safe; the sink writes one line at a time
   std::atomic<LogLevel> level{LogLevel::kInfo};  // read without the mutex, so that disabled levels cost nothing
   absl::Mutex mutex;
   // Shared: a record being written keeps the options it began with.
@@ -193,8 +202,7 @@ std::string FormatLogRecord(const LogOptions& options, int64_t unix_ms, LogLevel
 void Log(LogLevel level, std::string_view message, std::initializer_list<LogField> fields) {
   Logger& logger = TheLogger();
   if (level < logger.level.load(std::memory_order_relaxed)) return;
-  const std::string line =
-      FormatLogRecord(*logger.Options(), absl::ToUnixMillis(absl::Now()), level, message, fields);
+  const std::string line = FormatLogRecord(*logger.Options(), absl::ToUnixMillis(absl::Now()), level, message, fields);
   logger.spd.log(SpdlogLevel(level), spdlog::string_view_t(line.data(), line.size()));
 }
 

@@ -3,10 +3,10 @@
 // A thin face over spdlog, whose headers clash with torch's: only log.cc includes them.
 //   LogInfo("teacher connected", {{"teacher", id}, {"model", name}});
 // text:  2026-11-20T12:00:00.123Z I student-0 teacher connected teacher=t0 model=fashion
-// json:  {"time":"2026-11-20T12:00:00.123Z","level":"info","service":"student-0","message":"teacher connected","teacher":"t0",...}
-// Times are UTC. A record is always one line: control characters are escaped (\n), bytes that are not UTF-8 become \xNN in text
-// and U+FFFD in JSON. Text values with spaces or quotes stand in quotes; numbers and bools are unquoted in JSON. A field named
-// time, level, service or message gets a trailing '_' in JSON.
+// json:  {"time":"2026-11-20T12:00:00.123Z","level":"info","service":"student-0","message":"teacher
+// connected","teacher":"t0",...} Times are UTC. A record is always one line: control characters are escaped (\n), bytes
+// that are not UTF-8 become \xNN in text and U+FFFD in JSON. Text values with spaces or quotes stand in quotes; numbers
+// and bools are unquoted in JSON. A field named time, level, service or message gets a trailing '_' in JSON.
 // Thread-safe. Lines go to standard error.
 #ifndef DISTILL_COMMON_LOG_H_
 #define DISTILL_COMMON_LOG_H_

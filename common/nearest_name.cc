@@ -5,7 +5,6 @@
 
 #include "common/str_cat.h"
 
-
 namespace distill {
 namespace {
 
@@ -35,7 +34,8 @@ std::string NearestName(std::string_view name, std::span<const std::string> cand
   size_t best = limit + 1;
   std::string nearest;
   for (const std::string& candidate : candidates) {
-    const size_t apart = candidate.size() > name.size() ? candidate.size() - name.size() : name.size() - candidate.size();
+    const size_t apart =
+        candidate.size() > name.size() ? candidate.size() - name.size() : name.size() - candidate.size();
     if (apart >= best) continue;  // the distance is at least the difference of the lengths
     const size_t distance = EditDistance(name, candidate);
     if (distance < best) {

@@ -8,8 +8,8 @@
 
 namespace distill {
 
-// The candidate with the smallest edit distance (Levenshtein; a transposition counts 1), or "" when none is within half of the
-// name's length (at least 2). Ties: the first.
+// The candidate with the smallest edit distance (Levenshtein; a transposition counts 1), or "" when none is within half
+// of the name's length (at least 2). Ties: the first.
 std::string NearestName(std::string_view name, std::span<const std::string> candidates);
 // "; did you mean 'x'?" or "" when nothing is near.
 std::string DidYouMean(std::string_view name, std::span<const std::string> candidates);

@@ -1,6 +1,7 @@
 // Status and StatusOr: how fallible functions of this project report what may happen.
 //
-// The vocabulary is Abseil's, whose codes are gRPC's, so a code means the same in process and on the wire. A code is an instruction:
+// The vocabulary is Abseil's, whose codes are gRPC's, so a code means the same in process and on the wire. A code is an
+// instruction:
 //   kInvalidArgument     the caller's input is wrong; do not retry
 //   kNotFound            the named thing does not exist
 //   kFailedPrecondition  the world is not as required (digest changed, file corrupt); do not retry
@@ -33,10 +34,10 @@ Status Annotate(const Status& status, std::string_view context);
 
 #define DISTILL_CONCAT_INNER(a, b) a##b
 #define DISTILL_CONCAT(a, b) DISTILL_CONCAT_INNER(a, b)
-#define DISTILL_RETURN_IF_ERROR(expr)                    \
-  do {                                                   \
-    ::distill::Status distill_status = (expr);           \
-    if (!distill_status.ok()) return distill_status;     \
+#define DISTILL_RETURN_IF_ERROR(expr)                \
+  do {                                               \
+    ::distill::Status distill_status = (expr);       \
+    if (!distill_status.ok()) return distill_status; \
   } while (false)
 #define DISTILL_ASSIGN_OR_RETURN(lhs, expr) \
   DISTILL_ASSIGN_OR_RETURN_IMPL(DISTILL_CONCAT(distill_status_or_, __LINE__), lhs, expr)

@@ -1,8 +1,8 @@
 // StrCat: printed values, one after another, as a string.
 //
-// Debian's Abseil is built with its own string_view class, so absl::StrCat refuses std::string_view and absl::Status::message() is
-// not one. This StrCat takes both; use it instead of absl's. Numbers print as absl's do: integers in full, floating point with six
-// significant digits ("%g"), bool as 0 or 1.
+// Debian's Abseil is built with its own string_view class, so absl::StrCat refuses std::string_view and
+// absl::Status::message() is not one. This StrCat takes both; use it instead of absl's. Numbers print as absl's do:
+// integers in full, floating point with six significant digits ("%g"), bool as 0 or 1.
 #ifndef DISTILL_COMMON_STR_CAT_H_
 #define DISTILL_COMMON_STR_CAT_H_
 

@@ -1,8 +1,10 @@
-// A worker's line to the coordinator: registers, keeps a heartbeat, delivers assignments, reports. Plain types; gRPC inside.
+// A worker's line to the coordinator: registers, keeps a heartbeat, delivers assignments, reports. Plain types; gRPC
+// inside.
 //
-// One thread named "heartbeat". It survives the coordinator's restart: while the coordinator is away it retries with back-off
-// (at most one heartbeat interval) and registers again when told to. Reports (CommitStage, FinishJob) retry until they are
-// answered, `Stop` is called or their generation is over.
+// One thread named "heartbeat". It survives the coordinator's restart: while the coordinator is away it retries with
+// back-off (at most one heartbeat interval) and registers again, under the same id and incarnation, when told to.
+// Reports (CommitStage, FinishJob) retry until they are answered, `Stop` is called or their generation is over. Answers
+// of an older coordinator epoch than the last seen are ignored.
 #ifndef DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
 #define DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
 
@@ -78,11 +80,13 @@ struct JobStageResult {
 };
 struct JobArtifacts {
   std::string safetensors, torchscript;
-  uint64_t safetensors_bytes = 0, torchscript_bytes = 0, student_parameters = 0, teacher_parameters = 0, teacher_bytes = 0;
+  uint64_t safetensors_bytes = 0, torchscript_bytes = 0, student_parameters = 0, teacher_parameters = 0,
+           teacher_bytes = 0;
   double student_accuracy = -1, teacher_accuracy = -1;
 };
 enum class EventLevel { kInfo, kWarning, kError };
 
+// Thread-safe.
 class FleetClient {
  public:
   struct Options {
@@ -96,34 +100,44 @@ class FleetClient {
     // How long Start() waits for the first answer of the coordinator.
     std::chrono::milliseconds connect_timeout{30000};
   };
-  // Callbacks run on the heartbeat thread and must return quickly; each fires only when its value changed.
+  // Callbacks run on the heartbeat thread and must return quickly; each fires only when its value changed. Those that
+  // are null are not called. They may call the client, but not Stop(), Drain() or the blocking reports. The first may
+  // run before Start() has returned; none runs after Stop() has.
   struct Callbacks {
     // A new assignment (another job or generation), or nullopt: revoked, stop what you do.
     std::function<void(std::optional<StudentAssignment>)> on_student_assignment;
-    // The list of teachers of the present assignment changed.
+    // The list of teachers of the present assignment changed (a new assignment brings its own and does not fire this).
     std::function<void(std::vector<TeacherEndpoint>)> on_teachers;
+    // Teachers: the jobs that need this server now; it begins as none.
     std::function<void(std::vector<TeacherJob>)> on_teacher_jobs;
-    std::function<void()> on_cancel;  // the running job was cancelled
-    std::function<uint32_t()> queue_length;  // teachers: requests waiting; may be null
+    // The job of the present assignment was cancelled; once per assignment.
+    std::function<void()> on_cancel;
+    std::function<uint32_t()> queue_length;  // teachers: requests waiting; asked before each heartbeat
   };
   // Registers and starts the heartbeat. kUnavailable: no coordinator answered in time (names the address);
   // kUnauthenticated; kInvalidArgument: the coordinator refused the registration.
   static StatusOr<std::unique_ptr<FleetClient>> Start(Options options, Callbacks callbacks);
   virtual ~FleetClient() = default;  // Stop()
 
-  // What the worker acts on now; sent with heartbeats and after a coordinator restart. Empty job id: idle.
+  // What the worker acts on now; sent with a heartbeat at once, with later ones and after a coordinator restart. Empty
+  // job id: idle.
   virtual void SetCurrent(const std::string& job_id, uint64_t generation, uint32_t rank) = 0;
-  // Newest wins; sent with the next heartbeat.
+  // Progress of the current job (SetCurrent). Newest wins; sent with the next heartbeat, dropped when the current job
+  // changes first.
   virtual void ReportProgress(const JobProgress& progress) = 0;
-  // Kept (at most 1000, oldest dropped) until a heartbeat delivered it; goes to the job's event log.
+  // Kept (at most 1000, oldest dropped; texts are cut at 4 KiB) until a heartbeat delivered it; goes to the job's event
+  // log, once, even if the coordinator's answer was lost.
   virtual void ReportEvent(const std::string& job_id, EventLevel level, const std::string& text) = 0;
-  // Blocking. kAborted: the generation is over. kCancelled: stopped.
+  // Blocking. kAborted: the generation is over. kCancelled: stopped. kNotFound: the coordinator knows neither worker
+  // nor job, also after 10 s. Other codes: the coordinator refused the report; do not retry.
   virtual Status CommitStage(const std::string& job_id, uint64_t generation, const JobStageResult& result) = 0;
   virtual Status FinishJob(const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts) = 0;
   // Blocking, at most 10 s of retries.
-  virtual Status ReportFailure(const std::string& job_id, uint64_t generation, const std::string& message, bool retryable) = 0;
+  virtual Status ReportFailure(const std::string& job_id, uint64_t generation, const std::string& message,
+                               bool retryable) = 0;
   // The worker is going away: one last heartbeat says so (at most 2 s).
   virtual void Drain() = 0;
+  // Ends the heartbeat, unblocks all calls (kCancelled) and joins the thread. Idempotent.
   virtual void Stop() = 0;
 };
 

@@ -27,7 +27,9 @@ void MustBeOne(int result) {
 }
 }  // namespace
 
-Sha256::Sha256() : impl_(std::make_unique<Impl>()) { MustBeOne(EVP_DigestInit_ex(impl_->context, EVP_sha256(), nullptr)); }
+Sha256::Sha256() : impl_(std::make_unique<Impl>()) {
+  MustBeOne(EVP_DigestInit_ex(impl_->context, EVP_sha256(), nullptr));
+}
 Sha256::~Sha256() = default;
 
 void Sha256::Update(std::string_view bytes) { MustBeOne(EVP_DigestUpdate(impl_->context, bytes.data(), bytes.size())); }
@@ -58,7 +60,8 @@ StatusOr<std::string> Sha256File(const std::string& path) {
     const size_t n = std::fread(block.data(), 1, block.size(), file.get());
     sha.Update(std::string_view(block.data(), n));
     if (n == block.size()) continue;
-    if (std::ferror(file.get())) return absl::UnavailableError(StrCat("cannot read '", path, "': ", std::strerror(errno)));
+    if (std::ferror(file.get()))
+      return absl::UnavailableError(StrCat("cannot read '", path, "': ", std::strerror(errno)));
     return sha.HexDigest();
   }
 }

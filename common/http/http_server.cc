@@ -90,7 +90,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
 class Server : public HttpServer {
  public:
-  Server(std::map<std::string, HttpHandler> routes, const HttpLimits& limits) : routes_(std::move(routes)), limits_(limits) {}
+  Server(std::map<std::string, HttpHandler> routes, const HttpLimits& limits)
+      : routes_(std::move(routes)), limits_(limits) {}
   ~Server() override {
     if (context_ == nullptr) return;
     context_->stop();
@@ -141,7 +142,9 @@ class Server : public HttpServer {
 
   HttpResponse Handle(const HttpRequest& request) {
     if (request.method != "GET" && request.method != "HEAD") {
-      return {.status = 405, .body = StrCat("method ", request.method, " is not allowed; use GET or HEAD\n"), .headers = {{"Allow", "GET, HEAD"}}};
+      return {.status = 405,
+              .body = StrCat("method ", request.method, " is not allowed; use GET or HEAD\n"),
+              .headers = {{"Allow", "GET, HEAD"}}};
     }
     const HttpHandler* const handler = Find(request.path);
     if (handler == nullptr) return {.status = 404, .body = "no such page\n"};
@@ -166,7 +169,8 @@ class Server : public HttpServer {
   const HttpHandler* Find(const std::string& path) const {
     if (auto found = routes_.find(path); found != routes_.end() && !path.ends_with("/*")) return &found->second;
     // "/a/b" is looked for as "/a/*", then "/*".
-    for (size_t slash = path.rfind('/'); slash != std::string::npos; slash = slash == 0 ? std::string::npos : path.rfind('/', slash - 1)) {
+    for (size_t slash = path.rfind('/'); slash != std::string::npos;
+         slash = slash == 0 ? std::string::npos : path.rfind('/', slash - 1)) {
       if (auto found = routes_.find(path.substr(0, slash + 1) + "*"); found != routes_.end()) return &found->second;
     }
     return nullptr;
@@ -204,7 +208,9 @@ class Server : public HttpServer {
   std::thread thread_;
 };
 
-Session::Session(tcp::socket socket, Server* server) : server_(server), stream_(std::move(socket)) { server_->SessionOpened(); }
+Session::Session(tcp::socket socket, Server* server) : server_(server), stream_(std::move(socket)) {
+  server_->SessionOpened();
+}
 Session::~Session() { server_->SessionClosed(); }
 
 void Session::Read() {
@@ -212,14 +218,16 @@ void Session::Read() {
   parser_->header_limit(static_cast<std::uint32_t>(server_->limits().header_bytes));
   parser_->body_limit(server_->limits().body_bytes);
   stream_.expires_after(server_->limits().idle);
-  http::async_read(stream_, buffer_, *parser_, [self = shared_from_this()](beast::error_code error, size_t) { self->OnRead(error); });
+  http::async_read(stream_, buffer_, *parser_,
+                   [self = shared_from_this()](beast::error_code error, size_t) { self->OnRead(error); });
 }
 
 void Session::OnRead(beast::error_code error) {
-  if (error == http::error::header_limit) return Send({.status = 431, .body = "request header too large\n"}, false, false);
+  if (error == http::error::header_limit)
+    return Send({.status = 431, .body = "request header too large\n"}, false, false);
   if (error == http::error::body_limit) return Send({.status = 413, .body = "request body too large\n"}, false, false);
-  if (error && error.category() == http::make_error_code(http::error::end_of_stream).category() && error != http::error::end_of_stream &&
-      error != http::error::partial_message) {
+  if (error && error.category() == http::make_error_code(http::error::end_of_stream).category() &&
+      error != http::error::end_of_stream && error != http::error::partial_message) {
     return Send({.status = 400, .body = StrCat("bad request: ", error.message(), "\n")}, false, false);
   }
   if (error) return;  // the peer left, or was idle for too long
@@ -265,7 +273,8 @@ void Session::Send(HttpResponse response, bool keep_alive, bool head) {
   }
 }
 
-// Closing a socket with unread bytes resets the connection, and the peer may lose the answer: read until it has closed its side.
+// Closing a socket with unread bytes resets the connection, and the peer may lose the answer: read until it has closed
+// its side.
 void Session::Discard() {
   buffer_.clear();
   stream_.async_read_some(buffer_.prepare(4096), [self = shared_from_this()](beast::error_code error, size_t) {
@@ -275,7 +284,8 @@ void Session::Discard() {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& listen, std::map<std::string, HttpHandler> routes,
+StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& listen,
+                                                        std::map<std::string, HttpHandler> routes,
                                                         const HttpLimits& limits) {
   DISTILL_ASSIGN_OR_RETURN(const HostPort host_port, ParseHostPort(listen));
   auto server = std::make_unique<Server>(std::move(routes), limits);

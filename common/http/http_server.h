@@ -1,8 +1,9 @@
-// A small HTTP/1.1 server (Boost.Beast) for /metrics, /healthz, /readyz and the coordinator's status page. GET and HEAD only.
+// A small HTTP/1.1 server (Boost.Beast) for /metrics, /healthz, /readyz and the coordinator's status page. GET and HEAD
+// only.
 //
-// One thread named "http". Handlers run on it: they must be quick and must not block; an exception they throw becomes a 500.
-// Malformed requests get 400, header sections over the limit 431, a request body over the limit 413; then the connection is closed.
-// Connections above the limit wait in the kernel's queue until another one ends.
+// One thread named "http". Handlers run on it: they must be quick and must not block; an exception they throw becomes a
+// 500. Malformed requests get 400, header sections over the limit 431, a request body over the limit 413; then the
+// connection is closed. Connections above the limit wait in the kernel's queue until another one ends.
 #ifndef DISTILL_COMMON_HTTP_HTTP_SERVER_H_
 #define DISTILL_COMMON_HTTP_HTTP_SERVER_H_
 
@@ -19,8 +20,8 @@ namespace distill {
 
 struct HttpRequest {
   std::string method;
-  std::string path;                          // without the query
-  std::map<std::string, std::string> query;  // decoded
+  std::string path;                            // without the query
+  std::map<std::string, std::string> query;    // decoded
   std::map<std::string, std::string> headers;  // names in lower case
 };
 struct HttpResponse {
@@ -33,7 +34,7 @@ using HttpHandler = std::function<HttpResponse(const HttpRequest&)>;
 
 struct HttpLimits {
   size_t header_bytes = 16 << 10;
-  size_t body_bytes = 16 << 10;         // bodies are read and ignored
+  size_t body_bytes = 16 << 10;           // bodies are read and ignored
   std::chrono::milliseconds idle{30000};  // a connection that sends or takes nothing for so long is closed
   size_t connections = 64;
 };
@@ -41,10 +42,11 @@ struct HttpLimits {
 // Thread-safe.
 class HttpServer {
  public:
-  // Routes: exact path, or a prefix ending in "/*" (the longest wins; an exact path wins over any). Unknown paths get 404, methods
-  // other than GET and HEAD 405.
-  // kUnavailable: the port is in use; kInvalidArgument: bad address, or not one of this machine.
-  static StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& listen, std::map<std::string, HttpHandler> routes,
+  // Routes: exact path, or a prefix ending in "/*" (the longest wins; an exact path wins over any). Unknown paths get
+  // 404, methods other than GET and HEAD 405. kUnavailable: the port is in use; kInvalidArgument: bad address, or not
+  // one of this machine.
+  static StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& listen,
+                                                     std::map<std::string, HttpHandler> routes,
                                                      const HttpLimits& limits = {});
   virtual ~HttpServer() = default;  // stops, closing all connections, and joins
   virtual int port() const = 0;

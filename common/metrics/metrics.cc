@@ -47,7 +47,8 @@ class PrometheusGauge : public Gauge {
 };
 class PrometheusHistogram : public Histogram {
  public:
-  PrometheusHistogram(prometheus::Family<prometheus::Histogram>* family, const Labels& labels, const std::vector<double>& buckets)
+  PrometheusHistogram(prometheus::Family<prometheus::Histogram>* family, const Labels& labels,
+                      const std::vector<double>& buckets)
       : family_(family), metric_(&family->Add(labels, buckets)) {}
   ~PrometheusHistogram() override { family_->Remove(metric_); }
   void Observe(double value) override { metric_->Observe(value); }
@@ -87,7 +88,8 @@ struct Families {
   std::map<std::string, Entry> entries;
 
   template <typename Build>
-  typename Families::Entry& Get(prometheus::Registry* registry, const std::string& name, const std::string& help, Build build) {
+  typename Families::Entry& Get(prometheus::Registry* registry, const std::string& name, const std::string& help,
+                                Build build) {
     Entry& entry = entries[name];
     if (entry.family == nullptr) entry.family = &build().Name(name).Help(EscapeHelp(help)).Register(*registry);
     return entry;
@@ -102,7 +104,7 @@ struct Families {
 
 struct MetricsRegistry::Impl {
   mutable absl::Mutex mutex;
-  prometheus::Registry registry;                               // thread-safe by itself
+  prometheus::Registry registry;                                                     // thread-safe by itself
   std::map<std::string, std::pair<char, std::string>> kinds ABSL_GUARDED_BY(mutex);  // type letter and help by name
   Families<prometheus::Counter, Counter> counters ABSL_GUARDED_BY(mutex);
   Families<prometheus::Gauge, Gauge> gauges ABSL_GUARDED_BY(mutex);
@@ -136,8 +138,8 @@ Gauge& MetricsRegistry::GetGauge(const std::string& name, const std::string& hel
   return *handle;
 }
 
-Histogram& MetricsRegistry::GetHistogram(const std::string& name, const std::string& help, const std::vector<double>& buckets,
-                                         const MetricLabels& labels) {
+Histogram& MetricsRegistry::GetHistogram(const std::string& name, const std::string& help,
+                                         const std::vector<double>& buckets, const MetricLabels& labels) {
   absl::MutexLock lock(&impl_->mutex);
   impl_->CheckKind('h', name, help);
   if (!std::is_sorted(buckets.begin(), buckets.end())) Misused(name, "has buckets that do not ascend");
@@ -154,7 +156,9 @@ void MetricsRegistry::Remove(const std::string& name, const MetricLabels& labels
   impl_->histograms.Remove(name, labels);
 }
 
-std::string MetricsRegistry::Serialize() const { return prometheus::TextSerializer().Serialize(impl_->registry.Collect()); }
+std::string MetricsRegistry::Serialize() const {
+  return prometheus::TextSerializer().Serialize(impl_->registry.Collect());
+}
 
 std::vector<double> SecondsBuckets() {
   std::vector<double> buckets;

@@ -43,7 +43,8 @@ class MetricsRegistry {
   Gauge& GetGauge(const std::string& name, const std::string& help, const MetricLabels& labels = {});
   Histogram& GetHistogram(const std::string& name, const std::string& help, const std::vector<double>& buckets,
                           const MetricLabels& labels = {});
-  // Drops a gauge/counter/histogram (an ended job's series). Its handle is invalid afterwards. No effect when there is none.
+  // Drops a gauge/counter/histogram (an ended job's series). Its handle is invalid afterwards. No effect when there is
+  // none.
   void Remove(const std::string& name, const MetricLabels& labels);
   // Text exposition format 0.0.4.
   std::string Serialize() const;

@@ -13,7 +13,9 @@
 namespace distill {
 namespace {
 
-bool IsHostCharacter(char c) { return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '.' || c == '_'; }
+bool IsHostCharacter(char c) {
+  return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '.' || c == '_';
+}
 
 }  // namespace
 
@@ -28,7 +30,8 @@ StatusOr<HostPort> ParseHostPort(std::string_view address) {
     host = address.substr(1, end - 1);
     in6_addr parsed;
     // A zone ("fe80::1%eth0") follows the address and is not part of what inet_pton reads.
-    if (inet_pton(AF_INET6, std::string(host.substr(0, host.find('%'))).c_str(), &parsed) != 1) return bad("no IPv6 address between the brackets");
+    if (inet_pton(AF_INET6, std::string(host.substr(0, host.find('%'))).c_str(), &parsed) != 1)
+      return bad("no IPv6 address between the brackets");
     port = address.substr(end + 1);
     if (!port.starts_with(':')) return bad("the port is missing");
     port.remove_prefix(1);
@@ -38,7 +41,8 @@ StatusOr<HostPort> ParseHostPort(std::string_view address) {
     host = address.substr(0, colon);
     port = address.substr(colon + 1);
     if (host.empty()) return bad("the host is missing");
-    if (!std::all_of(host.begin(), host.end(), IsHostCharacter)) return bad("the host has characters that no host name has");
+    if (!std::all_of(host.begin(), host.end(), IsHostCharacter))
+      return bad("the host has characters that no host name has");
   }
   uint32_t number = 0;
   const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);

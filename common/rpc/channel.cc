@@ -14,8 +14,8 @@
 namespace distill {
 namespace {
 
-// Adds the token to each call's headers. gRPC's own call credentials refuse plaintext channels, and plaintext on loopback is how a
-// single machine runs.
+// Adds the token to each call's headers. gRPC's own call credentials refuse plaintext channels, and plaintext on
+// loopback is how a single machine runs.
 class TokenInterceptor : public grpc::experimental::Interceptor {
  public:
   explicit TokenInterceptor(const std::string& header) : header_(header) {}
@@ -45,7 +45,8 @@ class TokenInterceptorFactory : public grpc::experimental::ClientInterceptorFact
 StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address, const RpcSecurity& security) {
   InstallGrpcLogging();
   DISTILL_ASSIGN_OR_RETURN(const HostPort host_port, ParseHostPort(address));
-  if (host_port.port == 0) return absl::InvalidArgumentError(StrCat("bad address '", address, "': port 0 cannot be connected to"));
+  if (host_port.port == 0)
+    return absl::InvalidArgumentError(StrCat("bad address '", address, "': port 0 cannot be connected to"));
   DISTILL_ASSIGN_OR_RETURN(const SecurityFiles files, ReadSecurityFiles(security));
   std::shared_ptr<grpc::ChannelCredentials> credentials;
   if (!files.ca.empty() || !files.cert.empty()) {
@@ -53,8 +54,9 @@ StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address,
   } else if (IsLoopback(host_port.host) || security.insecure) {
     credentials = grpc::InsecureChannelCredentials();
   } else {
-    return absl::InvalidArgumentError(StrCat("refusing to speak plaintext to ", address,
-                                                   ", which is not loopback: give --tls-ca, or --insecure on a network you trust"));
+    return absl::InvalidArgumentError(
+        StrCat("refusing to speak plaintext to ", address,
+               ", which is not loopback: give --tls-ca, or --insecure on a network you trust"));
   }
 
   grpc::ChannelArguments arguments;
@@ -75,12 +77,14 @@ StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address,
 
   std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
   if (!files.token.empty()) interceptors.push_back(std::make_unique<TokenInterceptorFactory>(files.token));
-  return grpc::experimental::CreateCustomChannelWithInterceptors(ToString(host_port), credentials, arguments, std::move(interceptors));
+  return grpc::experimental::CreateCustomChannelWithInterceptors(ToString(host_port), credentials, arguments,
+                                                                 std::move(interceptors));
 }
 
 Status FromGrpc(const grpc::Status& status, std::string_view what, std::string_view address) {
   if (status.ok()) return OkStatus();
-  return Status(static_cast<StatusCode>(status.error_code()), StrCat(what, " at ", address, ": ", status.error_message()));
+  return Status(static_cast<StatusCode>(status.error_code()),
+                StrCat(what, " at ", address, ": ", status.error_message()));
 }
 
 grpc::Status ToGrpc(const Status& status) {

@@ -17,15 +17,16 @@ namespace distill {
 // Largest message either side accepts, in bytes. Bigger ones fail with kResourceExhausted; the process goes on.
 inline constexpr int kMaxMessageBytes = 64 << 20;
 
-// A channel to host:port of its own (gRPC would silently share connections between equal channels). It connects at the first call
-// and reconnects within about a second of a server's return; a dead peer is noticed within 30 s (keepalive). Proxy variables of the
-// environment are ignored.
-// TLS when `ca_file` or `cert_file` is given: the server's certificate must chain to ca_file (the system's roots without one) and
-// carry the host of `address`. The token, if any, goes with every call, also over plaintext.
-// kInvalidArgument: bad address, unreadable or unparsable file, plaintext to a non-loopback address without `insecure`.
+// A channel to host:port of its own (gRPC would silently share connections between equal channels). It connects at the
+// first call and reconnects within about a second of a server's return; a dead peer is noticed within 30 s (keepalive).
+// Proxy variables of the environment are ignored. TLS when `ca_file` or `cert_file` is given: the server's certificate
+// must chain to ca_file (the system's roots without one) and carry the host of `address`. The token, if any, goes with
+// every call, also over plaintext. kInvalidArgument: bad address, unreadable or unparsable file, plaintext to a
+// non-loopback address without `insecure`.
 StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address, const RpcSecurity& security);
 
-// gRPC's answer as a Status with the same code and the message "<what> at <address>: <gRPC's text>"; `what` names the call.
+// gRPC's answer as a Status with the same code and the message "<what> at <address>: <gRPC's text>"; `what` names the
+// call.
 Status FromGrpc(const grpc::Status& status, std::string_view what, std::string_view address);
 // Same code, same message.
 grpc::Status ToGrpc(const Status& status);

@@ -27,7 +27,8 @@ StatusOr<std::string> ReadSmallFile(const std::string& path, std::string_view fl
   if (!file) return absl::InvalidArgumentError(StrCat(flag, ": cannot open '", path, "': ", std::strerror(errno)));
   std::string content(kLimit + 1, '\0');
   content.resize(std::fread(content.data(), 1, content.size(), file.get()));
-  if (std::ferror(file.get())) return absl::InvalidArgumentError(StrCat(flag, ": cannot read '", path, "': ", std::strerror(errno)));
+  if (std::ferror(file.get()))
+    return absl::InvalidArgumentError(StrCat(flag, ": cannot read '", path, "': ", std::strerror(errno)));
   if (content.size() > kLimit) return absl::InvalidArgumentError(StrCat(flag, ": '", path, "' is larger than 1 MiB"));
   return content;
 }
@@ -36,7 +37,9 @@ using BioPtr = std::unique_ptr<BIO, int (*)(BIO*)>;
 using X509Ptr = std::unique_ptr<X509, void (*)(X509*)>;
 using KeyPtr = std::unique_ptr<EVP_PKEY, void (*)(EVP_PKEY*)>;
 
-BioPtr MemoryBio(const std::string& pem) { return BioPtr(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())), &BIO_free); }
+BioPtr MemoryBio(const std::string& pem) {
+  return BioPtr(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size())), &BIO_free);
+}
 
 X509Ptr ParseCertificate(const std::string& pem) {
   X509Ptr parsed(PEM_read_bio_X509(MemoryBio(pem).get(), nullptr, nullptr, nullptr), &X509_free);
@@ -78,18 +81,19 @@ StatusOr<SecurityFiles> ReadSecurityFiles(const RpcSecurity& security) {
     ERR_clear_error();
     if (!match) {
       return absl::InvalidArgumentError(StrCat("--tls-key: the key in '", security.key_file,
-                                                     "' does not belong to the certificate in '", security.cert_file, "'"));
+                                               "' does not belong to the certificate in '", security.cert_file, "'"));
     }
   }
   if (!security.token_file.empty()) {
     DISTILL_ASSIGN_OR_RETURN(const std::string content, ReadSmallFile(security.token_file, "--token-file"));
     files.token = std::string(absl::StripAsciiWhitespace(content));
-    if (files.token.empty()) return absl::InvalidArgumentError(StrCat("--token-file: '", security.token_file, "' holds no token"));
+    if (files.token.empty())
+      return absl::InvalidArgumentError(StrCat("--token-file: '", security.token_file, "' holds no token"));
     // HTTP/2 headers carry visible ASCII; gRPC keeps them below 8 KiB.
     if (files.token.size() > 4096 ||
         !std::all_of(files.token.begin(), files.token.end(), [](unsigned char c) { return absl::ascii_isgraph(c); })) {
       return absl::InvalidArgumentError(StrCat("--token-file: '", security.token_file,
-                                                     "' must hold one line of at most 4096 visible ASCII characters"));
+                                               "' must hold one line of at most 4096 visible ASCII characters"));
     }
   }
   return files;
@@ -102,7 +106,8 @@ void InstallGrpcLogging() {
       // What gRPC calls an error is mostly a peer that went away: the caller's status says so too.
       const LogLevel level = args->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kWarning : LogLevel::kDebug;
       const char* const slash = std::strrchr(args->file, '/');
-      Log(level, args->message, {{"library", "grpc"}, {"at", StrCat(slash == nullptr ? args->file : slash + 1, ":", args->line)}});
+      Log(level, args->message,
+          {{"library", "grpc"}, {"at", StrCat(slash == nullptr ? args->file : slash + 1, ":", args->line)}});
     });
     // Peers can provoke these at will ("string is not UTF-8"); the call's status tells of them too.
     google::protobuf::SetLogHandler([](google::protobuf::LogLevel, const char*, int, const std::string& message) {

@@ -15,8 +15,8 @@ struct SecurityFiles {
   std::string token;
 };
 
-// kInvalidArgument, naming the flag and the file: unreadable, not PEM, certificate without key or the other way round, a key that
-// does not belong to the certificate, a token that is empty or cannot stand in a header.
+// kInvalidArgument, naming the flag and the file: unreadable, not PEM, certificate without key or the other way round,
+// a key that does not belong to the certificate, a token that is empty or cannot stand in a header.
 StatusOr<SecurityFiles> ReadSecurityFiles(const RpcSecurity& security);
 
 // Messages of gRPC and protobuf become records of common/log.h. Harmless to repeat.

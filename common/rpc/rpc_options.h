@@ -8,7 +8,8 @@ namespace distill {
 
 // All files are PEM. Empty strings: not used.
 struct RpcSecurity {
-  // Clients: whom they trust. Servers: a client that shows a certificate must have one from here; showing one is optional.
+  // Clients: whom they trust. Servers: a client that shows a certificate must have one from here; showing one is
+  // optional.
   std::string ca_file;
   std::string cert_file;   // this process's certificate ...
   std::string key_file;    // ... and private key

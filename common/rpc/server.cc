@@ -64,8 +64,8 @@ struct TokenCheck {
   static void Destroy(void* state) { delete static_cast<TokenCheck*>(state); }
 };
 
-// grpc++ offers a check of metadata for TLS servers only; the core beneath has it for plaintext too, and that is what this uses.
-// (An interceptor cannot do it: it can change a call's status but not keep the handler from running.)
+// grpc++ offers a check of metadata for TLS servers only; the core beneath has it for plaintext too, and that is what
+// this uses. (An interceptor cannot do it: it can change a call's status but not keep the handler from running.)
 class CheckedServerCredentials : public grpc::ServerCredentials {
  public:
   explicit CheckedServerCredentials(const SecurityFiles& files) {
@@ -75,12 +75,12 @@ class CheckedServerCredentials : public grpc::ServerCredentials {
       grpc_ssl_pem_key_cert_pair pair{files.key.c_str(), files.cert.c_str()};
       credentials_ = grpc_ssl_server_credentials_create_ex(
           files.ca.empty() ? nullptr : files.ca.c_str(), &pair, 1,
-          files.ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY, nullptr);
+          files.ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY,
+          nullptr);
     }
     if (!files.token.empty()) {
       grpc_server_credentials_set_auth_metadata_processor(
-          credentials_,
-          {&TokenCheck::Process, &TokenCheck::Destroy, new TokenCheck{StrCat("Bearer ", files.token)}});
+          credentials_, {&TokenCheck::Process, &TokenCheck::Destroy, new TokenCheck{StrCat("Bearer ", files.token)}});
     }
   }
   ~CheckedServerCredentials() override { grpc_server_credentials_release(credentials_); }
@@ -115,23 +115,26 @@ Status WhyNotBound(const HostPort& listen) {
   freeaddrinfo(found);
   if (error == EADDRINUSE) {
     return absl::UnavailableError(StrCat("cannot listen on ", ToString(listen), ": port ", listen.port,
-                                               " is in use by another process; stop it or choose another port"));
+                                         " is in use by another process; stop it or choose another port"));
   }
-  if (error != 0) return absl::InvalidArgumentError(StrCat("cannot listen on ", ToString(listen), ": ", std::strerror(error)));
+  if (error != 0)
+    return absl::InvalidArgumentError(StrCat("cannot listen on ", ToString(listen), ": ", std::strerror(error)));
   return absl::UnavailableError(StrCat("cannot listen on ", ToString(listen), ": gRPC gave no reason; try again"));
 }
 
 }  // namespace
 
-StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options, const std::vector<grpc::Service*>& services) {
+StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
+                                                      const std::vector<grpc::Service*>& services) {
   InstallGrpcLogging();
   DISTILL_ASSIGN_OR_RETURN(const HostPort listen, ParseHostPort(options.listen));
   DISTILL_ASSIGN_OR_RETURN(const SecurityFiles files, ReadSecurityFiles(options.security));
   if (!IsLoopback(listen.host) && !options.security.insecure && (files.cert.empty() || files.token.empty())) {
-    return absl::InvalidArgumentError(
-        StrCat("refusing to listen on ", options.listen, ", which is not loopback, without ",
-                     files.cert.empty() ? "TLS (--tls-cert, --tls-key)" : "", files.cert.empty() && files.token.empty() ? " and " : "",
-                     files.token.empty() ? "a token (--token-file)" : "", "; give them, or --insecure on a network you trust"));
+    return absl::InvalidArgumentError(StrCat(
+        "refusing to listen on ", options.listen, ", which is not loopback, without ",
+        files.cert.empty() ? "TLS (--tls-cert, --tls-key)" : "",
+        files.cert.empty() && files.token.empty() ? " and " : "", files.token.empty() ? "a token (--token-file)" : "",
+        "; give them, or --insecure on a network you trust"));
   }
 
   // Both are process-wide switches of gRPC that act on servers built later.

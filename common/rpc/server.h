@@ -1,4 +1,5 @@
-// Server side of every gRPC port: listening, credentials, token check, health service, reflection, limits, orderly stop.
+// Server side of every gRPC port: listening, credentials, token check, health service, reflection, limits, orderly
+// stop.
 #ifndef DISTILL_COMMON_RPC_SERVER_H_
 #define DISTILL_COMMON_RPC_SERVER_H_
 
@@ -17,9 +18,10 @@ namespace distill {
 
 // Owns a running server. Thread-safe.
 //
-// With a token, every call but those of grpc.health.v1 needs `authorization: Bearer <token>` (reflection too); others get
-// UNAUTHENTICATED before any handler runs, over TLS and plaintext alike. TLS when `cert_file` and `key_file` are given; with
-// `ca_file` a client certificate is asked for and, if shown, must be valid. Messages above kMaxMessageBytes are refused.
+// With a token, every call but those of grpc.health.v1 needs `authorization: Bearer <token>` (reflection too); others
+// get UNAUTHENTICATED before any handler runs, over TLS and plaintext alike. TLS when `cert_file` and `key_file` are
+// given; with `ca_file` a client certificate is asked for and, if shown, must be valid. Messages above kMaxMessageBytes
+// are refused.
 class RpcServer {
  public:
   struct Options {
@@ -27,9 +29,10 @@ class RpcServer {
     RpcSecurity security;
   };
   // Starts serving `services` (not owned; they outlive the server). grpc.health.v1 answers SERVING for "" at once.
-  // kInvalidArgument: bad address or certificate files, or a non-loopback address without TLS and token and without `insecure`.
-  // kUnavailable: the port is in use (message names it). Two servers never share a port (no SO_REUSEPORT).
-  static StatusOr<std::unique_ptr<RpcServer>> Start(const Options& options, const std::vector<grpc::Service*>& services);
+  // kInvalidArgument: bad address or certificate files, or a non-loopback address without TLS and token and without
+  // `insecure`. kUnavailable: the port is in use (message names it). Two servers never share a port (no SO_REUSEPORT).
+  static StatusOr<std::unique_ptr<RpcServer>> Start(const Options& options,
+                                                    const std::vector<grpc::Service*>& services);
   ~RpcServer();  // Stop(0)
 
   int port() const { return port_; }

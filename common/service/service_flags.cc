@@ -1,9 +1,9 @@
 #include "common/service/service_flags.h"
 
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
 #include <fcntl.h>
 #include <unistd.h>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
 
 #include <cerrno>
 #include <cstdio>
@@ -34,10 +34,14 @@ Status WriteError(const std::string& what, const std::string& path) {
 
 void AddSecurityFlags(CLI::App* app, RpcSecurity* security) {
   for (CLI::Option* option : {
-           app->add_option("--tls-ca", security->ca_file, "PEM file: certificates whose holders are trusted")->type_name("FILE"),
-           app->add_option("--tls-cert", security->cert_file, "PEM file: this process's certificate")->type_name("FILE"),
-           app->add_option("--tls-key", security->key_file, "PEM file: the certificate's private key")->type_name("FILE"),
-           app->add_option("--token-file", security->token_file, "File with the bearer token, one line")->type_name("FILE"),
+           app->add_option("--tls-ca", security->ca_file, "PEM file: certificates whose holders are trusted")
+               ->type_name("FILE"),
+           app->add_option("--tls-cert", security->cert_file, "PEM file: this process's certificate")
+               ->type_name("FILE"),
+           app->add_option("--tls-key", security->key_file, "PEM file: the certificate's private key")
+               ->type_name("FILE"),
+           app->add_option("--token-file", security->token_file, "File with the bearer token, one line")
+               ->type_name("FILE"),
            app->add_flag("--insecure", security->insecure, "Allow plaintext on addresses other than loopback"),
        }) {
     option->group("Security");
@@ -59,7 +63,8 @@ void AddServiceFlags(CLI::App* app, ServiceFlags* flags) {
   CLI::Option* const config = app->set_config("--config", "", "Read flags from this TOML file")->type_name("FILE");
   app->allow_config_extras(CLI::config_extras_mode::error);
   for (CLI::Option* option : app->get_options()) {
-    if (option != config && option != app->get_help_ptr() && option != app->get_version_ptr()) SetEnvironmentName(option);
+    if (option != config && option != app->get_help_ptr() && option != app->get_version_ptr())
+      SetEnvironmentName(option);
   }
 }
 

@@ -1,8 +1,8 @@
 // What every service has in common: flags (logging, HTTP, TLS), signals, health.
 //
-// Flags may also come from environment variables (DISTILL_<FLAG>, upper case, '-' -> '_': DISTILL_LOG_LEVEL) and, for services,
-// from a config file given by --config: TOML, one `flag = value` a line ("log-level = 'debug'"); a flag the file misspells is an
-// error. The command line wins over the file, the file over the environment.
+// Flags may also come from environment variables (DISTILL_<FLAG>, upper case, '-' -> '_': DISTILL_LOG_LEVEL) and, for
+// services, from a config file given by --config: TOML, one `flag = value` a line ("log-level = 'debug'"); a flag the
+// file misspells is an error. The command line wins over the file, the file over the environment.
 #ifndef DISTILL_COMMON_SERVICE_SERVICE_FLAGS_H_
 #define DISTILL_COMMON_SERVICE_SERVICE_FLAGS_H_
 
@@ -27,15 +27,18 @@ struct ServiceFlags {
   RpcSecurity security;
 };
 
-// Adds --log-level, --log-json, --http-listen, --ready-file, --config, --tls-ca, --tls-cert, --tls-key, --token-file, --insecure,
+// Adds --log-level, --log-json, --http-listen, --ready-file, --config, --tls-ca, --tls-cert, --tls-key, --token-file,
+// --insecure,
 // --version. `flags` is written when the app parses and must live until then.
-// Call after the program's own options were added: every option that `app` has by then gets its environment variable (but --help,
+// Call after the program's own options were added: every option that `app` has by then gets its environment variable
+// (but --help,
 // --version and --config).
 void AddServiceFlags(CLI::App* app, ServiceFlags* flags);
 // Adds --tls-ca, --tls-cert, --tls-key, --token-file, --insecure only (clients), each with its environment variable.
 void AddSecurityFlags(CLI::App* app, RpcSecurity* security);
 
-// Blocks SIGINT and SIGTERM in all threads made later and ignores SIGPIPE; call first in main(). Children inherit the mask.
+// Blocks SIGINT and SIGTERM in all threads made later and ignores SIGPIPE; call first in main(). Children inherit the
+// mask.
 void BlockSignals();
 // Waits for SIGINT or SIGTERM, or for `RequestStop`. Returns the signal number, 0 for RequestStop. May be called again.
 // REQUIRES: BlockSignals() was called.
@@ -43,15 +46,17 @@ int WaitForSignal();
 // From any thread: WaitForSignal returns 0, also when it is called later.
 void RequestStop();
 
-// /metrics, /healthz (always 200 "ok"), /readyz (200 or 503 with the reason from `ready`, empty string = ready), extra routes.
-// `metrics` is not owned and outlives the server; `ready` runs on the server's thread. "off" gives a null pointer.
+// /metrics, /healthz (always 200 "ok"), /readyz (200 or 503 with the reason from `ready`, empty string = ready), extra
+// routes. `metrics` is not owned and outlives the server; `ready` runs on the server's thread. "off" gives a null
+// pointer.
 StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen, MetricsRegistry* metrics,
                                                        std::function<std::string()> ready,
                                                        std::map<std::string, HttpHandler> extra = {});
 
 // "0.1.0 (cpu)", or "0.1.0 (cuda)" when the CUDA plugin was built.
 std::string VersionString();
-// "key=value" lines, atomically (temp file and rename). An empty path does nothing. kUnavailable: cannot be written, naming the path.
+// "key=value" lines, atomically (temp file and rename). An empty path does nothing. kUnavailable: cannot be written,
+// naming the path.
 Status WriteReadyFile(const std::string& path, const std::map<std::string, std::string>& values);
 
 }  // namespace distill

@@ -1,5 +1,5 @@
-// A reference-counted block of bytes that outlives whoever made it: how tensors cross the border between torch and gRPC without a
-// copy. A torch tensor's storage, a grpc::Slice or a plain allocation can stand behind it.
+// A reference-counted block of bytes that outlives whoever made it: how tensors cross the border between torch and gRPC
+// without a copy. A torch tensor's storage, a grpc::Slice or a plain allocation can stand behind it.
 //
 // Immutable bytes, thread-safe reference count. `data` is valid as long as `owner` (or a copy of it) lives.
 #ifndef DISTILL_COMMON_WIRE_BUFFER_H_

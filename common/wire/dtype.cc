@@ -2,15 +2,18 @@
 
 #include "common/str_cat.h"
 
-
 namespace distill {
 
 std::string_view Name(WireDtype dtype) {
   switch (dtype) {
-    case WireDtype::kF32: return "f32";
-    case WireDtype::kF16: return "f16";
-    case WireDtype::kBf16: return "bf16";
-    case WireDtype::kU8: return "u8";
+    case WireDtype::kF32:
+      return "f32";
+    case WireDtype::kF16:
+      return "f16";
+    case WireDtype::kBf16:
+      return "bf16";
+    case WireDtype::kU8:
+      return "u8";
   }
   return "unknown";  // a value cast from the wire without ParseWireDtype
 }

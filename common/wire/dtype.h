@@ -15,14 +15,18 @@ enum class WireDtype : uint8_t { kF32 = 1, kF16 = 2, kBf16 = 3, kU8 = 4 };
 // Bytes per element.
 constexpr size_t SizeOf(WireDtype dtype) {
   switch (dtype) {
-    case WireDtype::kF32: return 4;
-    case WireDtype::kF16: return 2;
-    case WireDtype::kBf16: return 2;
-    case WireDtype::kU8: return 1;
+    case WireDtype::kF32:
+      return 4;
+    case WireDtype::kF16:
+      return 2;
+    case WireDtype::kBf16:
+      return 2;
+    case WireDtype::kU8:
+      return 1;
   }
   return 0;
 }
-std::string_view Name(WireDtype dtype);               // "f32", "f16", "bf16", "u8"
+std::string_view Name(WireDtype dtype);                // "f32", "f16", "bf16", "u8"
 StatusOr<WireDtype> ParseWireDtype(std::string_view);  // kInvalidArgument for anything else
 
 }  // namespace distill

@@ -12,7 +12,6 @@
 
 #include "common/str_cat.h"
 
-
 namespace distill {
 namespace {
 
@@ -96,10 +95,14 @@ class SliceCursor {
 bool CopyField(SliceCursor* cursor, uint64_t tag, int depth, std::string* copy) {
   uint64_t value = 0;
   switch (tag & 7) {
-    case kVarint: return cursor->AppendVarint(copy);
-    case kFixed64: return cursor->Append(8, copy);
-    case kLengthDelimited: return cursor->ReadVarint(&value, copy) && cursor->Append(value, copy);
-    case kFixed32: return cursor->Append(4, copy);
+    case kVarint:
+      return cursor->AppendVarint(copy);
+    case kFixed64:
+      return cursor->Append(8, copy);
+    case kLengthDelimited:
+      return cursor->ReadVarint(&value, copy) && cursor->Append(value, copy);
+    case kFixed32:
+      return cursor->Append(4, copy);
     case kGroupStart:
       if (depth >= kDeepestGroup) return false;
       for (;;) {
@@ -108,7 +111,8 @@ bool CopyField(SliceCursor* cursor, uint64_t tag, int depth, std::string* copy) 
         if ((inner & 7) == kGroupEnd) return inner >> 3 == tag >> 3;
         if (!CopyField(cursor, inner, depth + 1, copy)) return false;
       }
-    default: return false;  // a group's end without its start, or a reserved wire type
+    default:
+      return false;  // a group's end without its start, or a reserved wire type
   }
 }
 
@@ -119,7 +123,8 @@ Status Malformed(const SliceCursor& cursor, uint64_t total, std::string_view wha
 
 Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload) {
   std::vector<grpc::Slice> slices;
-  if (!message.Valid() || !message.Dump(&slices).ok()) return absl::InvalidArgumentError("no message, or one that cannot be decompressed");
+  if (!message.Valid() || !message.Dump(&slices).ok())
+    return absl::InvalidArgumentError("no message, or one that cannot be decompressed");
   SliceCursor cursor(slices);
   const uint64_t total = cursor.left();
   std::string rest;  // every field but the payload, as it stood
@@ -128,9 +133,11 @@ Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* he
     const size_t field_start = rest.size();
     uint64_t tag = 0;
     if (!cursor.ReadVarint(&tag, &rest)) return Malformed(cursor, total, "bad field tag");
-    if (tag >> 3 == 0 || tag > std::numeric_limits<uint32_t>::max()) return Malformed(cursor, total, "bad field number");
+    if (tag >> 3 == 0 || tag > std::numeric_limits<uint32_t>::max())
+      return Malformed(cursor, total, "bad field number");
     if (tag >> 3 != kPayloadField) {
-      if (!CopyField(&cursor, tag, 0, &rest)) return Malformed(cursor, total, StrCat("bad or truncated field ", tag >> 3));
+      if (!CopyField(&cursor, tag, 0, &rest))
+        return Malformed(cursor, total, StrCat("bad or truncated field ", tag >> 3));
       continue;
     }
     rest.resize(field_start);
@@ -159,7 +166,8 @@ Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* he
     }
   }
   if (!header->ParseFromString(rest)) {
-    return absl::InvalidArgumentError(StrCat("malformed message of ", total, " bytes: its fields are not a valid ", header->GetTypeName()));
+    return absl::InvalidArgumentError(
+        StrCat("malformed message of ", total, " bytes: its fields are not a valid ", header->GetTypeName()));
   }
   return OkStatus();
 }

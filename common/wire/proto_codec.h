@@ -1,8 +1,9 @@
 // Feature-stream messages to and from gRPC byte buffers, tensors spliced in and out as slices.
 //
-// Layout on the wire: the message's other fields as protobuf writes them, then field 15 (`payload`): byte-identical to what a
-// generated client would send. Decoding tolerates any field order and slice layout (peers may be generated code).
-// Header types are the generated messages, forward-declared; only proto_codec.cc and the two gRPC shells include *.pb.h.
+// Layout on the wire: the message's other fields as protobuf writes them, then field 15 (`payload`): byte-identical to
+// what a generated client would send. Decoding tolerates any field order and slice layout (peers may be generated
+// code). Header types are the generated messages, forward-declared; only proto_codec.cc and the two gRPC shells include
+// *.pb.h.
 #ifndef DISTILL_COMMON_WIRE_PROTO_CODEC_H_
 #define DISTILL_COMMON_WIRE_PROTO_CODEC_H_
 
@@ -20,13 +21,13 @@ namespace distill {
 // Number of the payload field in FeatureRequest and FeatureResponse.
 inline constexpr int kPayloadField = 15;
 
-// [header fields][tag + length][payload slice]. The payload is referenced, not copied; `payload.owner` lives until gRPC is done.
-// Bytes without an owner are copied. An empty payload adds nothing.
-// REQUIRES: header has no payload set, and no field above 15.
+// [header fields][tag + length][payload slice]. The payload is referenced, not copied; `payload.owner` lives until gRPC
+// is done. Bytes without an owner are copied. An empty payload adds nothing. REQUIRES: header has no payload set, and
+// no field above 15.
 grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, const Buffer& payload);
 
-// Parses everything but the payload into `header`; `payload` refers into the received slices when it lies in one of them, else it
-// is one copy. Its address has no particular alignment. Unknown fields are kept as protobuf keeps them.
+// Parses everything but the payload into `header`; `payload` refers into the received slices when it lies in one of
+// them, else it is one copy. Its address has no particular alignment. Unknown fields are kept as protobuf keeps them.
 // kInvalidArgument: malformed, truncated, or the payload occurs twice. On error both outputs are empty.
 Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload);
 

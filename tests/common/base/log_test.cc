@@ -19,7 +19,8 @@ std::string Text(std::string_view message, std::initializer_list<LogField> field
 std::string Json(std::string_view message, std::initializer_list<LogField> fields = {}) {
   return FormatLogRecord({.json = true, .service = "student-0"}, kTime, LogLevel::kWarning, message, fields);
 }
-constexpr std::string_view kJsonStart = "{\"time\":\"2026-11-20T12:00:00.123Z\",\"level\":\"warning\",\"service\":\"student-0\",\"message\":";
+constexpr std::string_view kJsonStart =
+    "{\"time\":\"2026-11-20T12:00:00.123Z\",\"level\":\"warning\",\"service\":\"student-0\",\"message\":";
 
 TEST(LogTest, TextRecordReadsAsDocumented) {
   EXPECT_EQ(Text("teacher connected", {{"teacher", "t0"}, {"model", std::string("fashion")}}),
@@ -33,8 +34,10 @@ TEST(LogTest, TextValuesWithSpacesAreQuoted) {
 }
 
 TEST(LogTest, TextRecordStaysOneLineAndHarmless) {
-  EXPECT_EQ(Text("a\nb\r\tc\x1B[31m\x7F", {{"f", std::string("x\0y\n", 4)}, {"g", "\xFF\xC2\x9B"}, {"h", "gr\xC3\xBC\xC3\x9F"}}),
-            "2026-11-20T12:00:00.123Z I student-0 a\\nb\\r\\tc\\x1B[31m\\x7F f=x\\x00y\\n g=\\xFF\\xC2\\x9B h=gr\xC3\xBC\xC3\x9F");
+  EXPECT_EQ(Text("a\nb\r\tc\x1B[31m\x7F",
+                 {{"f", std::string("x\0y\n", 4)}, {"g", "\xFF\xC2\x9B"}, {"h", "gr\xC3\xBC\xC3\x9F"}}),
+            "2026-11-20T12:00:00.123Z I student-0 a\\nb\\r\\tc\\x1B[31m\\x7F f=x\\x00y\\n g=\\xFF\\xC2\\x9B "
+            "h=gr\xC3\xBC\xC3\x9F");
 }
 
 TEST(LogTest, JsonEscapesWhatJsonWants) {
@@ -45,8 +48,9 @@ TEST(LogTest, JsonEscapesWhatJsonWants) {
 TEST(LogTest, JsonNumbersAreBareUnlessJsonHasNoneSuch) {
   EXPECT_EQ(Json("m", {{"i", -3}, {"d", 0.5}, {"big", 1e30}, {"b", false}, {"s", "12"}}),
             std::string(kJsonStart) + "\"m\",\"i\":-3,\"d\":0.5,\"big\":1e+30,\"b\":false,\"s\":\"12\"}");
-  EXPECT_EQ(Json("m", {{"n", std::numeric_limits<double>::quiet_NaN()}, {"i", -std::numeric_limits<double>::infinity()}}),
-            std::string(kJsonStart) + "\"m\",\"n\":\"nan\",\"i\":\"-inf\"}");
+  EXPECT_EQ(
+      Json("m", {{"n", std::numeric_limits<double>::quiet_NaN()}, {"i", -std::numeric_limits<double>::infinity()}}),
+      std::string(kJsonStart) + "\"m\",\"n\":\"nan\",\"i\":\"-inf\"}");
 }
 
 TEST(LogTest, JsonReplacesInvalidUtf8) {
@@ -55,11 +59,13 @@ TEST(LogTest, JsonReplacesInvalidUtf8) {
             std::string(kJsonStart) +
                 "\"\xEF\xBF\xBD|\xEF\xBF\xBD\xEF\xBF\xBD|\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD|"
                 "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD|\xEF\xBF\xBD\xEF\xBF\xBD\"}");
-  EXPECT_EQ(Json("\xC3\xBC\xE2\x82\xAC\xF0\x9F\x98\x80"), std::string(kJsonStart) + "\"\xC3\xBC\xE2\x82\xAC\xF0\x9F\x98\x80\"}");
+  EXPECT_EQ(Json("\xC3\xBC\xE2\x82\xAC\xF0\x9F\x98\x80"),
+            std::string(kJsonStart) + "\"\xC3\xBC\xE2\x82\xAC\xF0\x9F\x98\x80\"}");
 }
 
 TEST(LogTest, JsonFieldsNeverShadowTheRecordsOwn) {
-  EXPECT_EQ(Json("m", {{"message", "x"}, {"time", "y"}}), std::string(kJsonStart) + "\"m\",\"message_\":\"x\",\"time_\":\"y\"}");
+  EXPECT_EQ(Json("m", {{"message", "x"}, {"time", "y"}}),
+            std::string(kJsonStart) + "\"m\",\"message_\":\"x\",\"time_\":\"y\"}");
 }
 
 TEST(LogTest, LevelsParse) {

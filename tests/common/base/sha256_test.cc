@@ -27,7 +27,8 @@ TEST(Sha256Test, PiecesGiveTheDigestOfTheWhole) {
 }
 
 TEST(Sha256Test, FileIsHashedInBlocks) {
-  for (size_t size : {size_t{0}, size_t{1}, size_t{1} << 20, (size_t{5} << 19) + 3}) {  // 0, below, exactly and above a block
+  for (size_t size :
+       {size_t{0}, size_t{1}, size_t{1} << 20, (size_t{5} << 19) + 3}) {  // 0, below, exactly and above a block
     const std::string content(size, 'q');
     const std::string path = testing::TempDir() + "sha256_test_" + std::to_string(size);
     std::ofstream(path, std::ios::binary) << content;

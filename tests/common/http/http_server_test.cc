@@ -19,14 +19,19 @@ using testing::StartsWith;
 
 std::map<std::string, HttpHandler> Routes() {
   return {
-      {"/hello", [](const HttpRequest&) { return HttpResponse{.body = "hello\n", .headers = {{"Cache-Control", "no-store"}}}; }},
-      {"/echo", [](const HttpRequest& request) {
+      {"/hello",
+       [](const HttpRequest&) {
+         return HttpResponse{.body = "hello\n", .headers = {{"Cache-Control", "no-store"}}};
+       }},
+      {"/echo",
+       [](const HttpRequest& request) {
          HttpResponse response;
          for (const auto& [name, value] : request.query) response.body += name + "=" + value + ";";
          response.body += request.headers.contains("x-test") ? request.headers.at("x-test") : "-";
          return response;
        }},
-      {"/jobs/*", [](const HttpRequest& request) { return HttpResponse{.status = 202, .body = "job " + request.path}; }},
+      {"/jobs/*",
+       [](const HttpRequest& request) { return HttpResponse{.status = 202, .body = "job " + request.path}; }},
       {"/jobs/special", [](const HttpRequest&) { return HttpResponse{.body = "special"}; }},
       {"/throws", [](const HttpRequest&) -> HttpResponse { throw std::runtime_error("secret"); }},
   };
@@ -41,9 +46,10 @@ std::unique_ptr<HttpServer> MustStart(const HttpLimits& limits = {}) {
 TEST(HttpServerTest, RoutesByPathAndPrefix) {
   auto server = MustStart();
   EXPECT_EQ(server->address(), "127.0.0.1:" + std::to_string(server->port()));
-  EXPECT_THAT(HttpGet(server->port(), "/hello"),
-              AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Type: text/plain; charset=utf-8\r\n"),
-                    HasSubstr("Content-Length: 6\r\n"), HasSubstr("Cache-Control: no-store\r\n"), EndsWith("\r\n\r\nhello\n")));
+  EXPECT_THAT(
+      HttpGet(server->port(), "/hello"),
+      AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Type: text/plain; charset=utf-8\r\n"),
+            HasSubstr("Content-Length: 6\r\n"), HasSubstr("Cache-Control: no-store\r\n"), EndsWith("\r\n\r\nhello\n")));
   EXPECT_THAT(HttpGet(server->port(), "/jobs/7"), AllOf(StartsWith("HTTP/1.1 202 "), EndsWith("job /jobs/7")));
   EXPECT_THAT(HttpGet(server->port(), "/jobs/7/log"), EndsWith("job /jobs/7/log"));
   EXPECT_THAT(HttpGet(server->port(), "/jobs/special"), EndsWith("special"));
@@ -64,7 +70,8 @@ TEST(HttpServerTest, HeadHasTheLengthButNoBody) {
   auto server = MustStart();
   HttpTestClient client(server->port());
   client.Send("HEAD /hello HTTP/1.1\r\nHost: test\r\n\r\n");
-  EXPECT_THAT(client.Receive(true), AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Length: 6\r\n"), EndsWith("\r\n\r\n")));
+  EXPECT_THAT(client.Receive(true),
+              AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), HasSubstr("Content-Length: 6\r\n"), EndsWith("\r\n\r\n")));
   client.Send("GET /hello HTTP/1.1\r\nHost: test\r\n\r\n");  // the next answer follows at once: no body was in between
   EXPECT_THAT(client.Receive(), AllOf(StartsWith("HTTP/1.1 200 OK\r\n"), EndsWith("hello\n")));
 }
@@ -80,8 +87,8 @@ TEST(HttpServerTest, OtherMethodsAreNotAllowed) {
 
 TEST(HttpServerTest, MalformedRequestsGet400AndAreClosed) {
   auto server = MustStart();
-  for (const char* bytes : {"nonsense\r\n\r\n", "GET /hello\r\n\r\n", "GET /hello HTTP/1.1\r\nno colon\r\n\r\n", "\x16\x03\x01\x02\r\n\r\n",
-                            "GET /hello HTTP/1.1\r\nContent-Length: x\r\n\r\n"}) {
+  for (const char* bytes : {"nonsense\r\n\r\n", "GET /hello\r\n\r\n", "GET /hello HTTP/1.1\r\nno colon\r\n\r\n",
+                            "\x16\x03\x01\x02\r\n\r\n", "GET /hello HTTP/1.1\r\nContent-Length: x\r\n\r\n"}) {
     HttpTestClient client(server->port());
     client.Send(bytes);
     EXPECT_THAT(client.Receive(), StartsWith("HTTP/1.1 400 ")) << bytes;

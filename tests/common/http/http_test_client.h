@@ -44,7 +44,8 @@ class HttpTestClient {
     }
     size_t size = pending_.find("\r\n\r\n") + 4;
     const size_t length = pending_.find("Content-Length: ");
-    if (!head && length != std::string::npos && length < size) size += std::strtoul(pending_.c_str() + length + 16, nullptr, 10);
+    if (!head && length != std::string::npos && length < size)
+      size += std::strtoul(pending_.c_str() + length + 16, nullptr, 10);
     while (pending_.size() < size) {
       if (!Fill()) return std::exchange(pending_, "");
     }

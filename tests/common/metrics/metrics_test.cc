@@ -88,11 +88,13 @@ TEST(MetricsDeathTest, OneNameHasOneTypeAndOneHelp) {
 }
 
 TEST(MetricsTest, PromtoolAcceptsTheText) {
-  if (std::system("command -v promtool >/dev/null") != 0) GTEST_SKIP() << "promtool is not installed (Debian package prometheus)";
+  if (std::system("command -v promtool >/dev/null") != 0)
+    GTEST_SKIP() << "promtool is not installed (Debian package prometheus)";
   MetricsRegistry registry;
   registry.GetCounter("distill_wire_bytes_total", "Bytes of payload sent.", {{"tap", "a\"b\\c\nd"}}).Add(1e15);
   registry.GetGauge("distill_teacher_queue_length", "Requests waiting,\nwith a line break.").Set(-0.5);
-  registry.GetHistogram("distill_teacher_inference_seconds", "Seconds of forward.", SecondsBuckets(), {{"model", "m"}}).Observe(0.2);
+  registry.GetHistogram("distill_teacher_inference_seconds", "Seconds of forward.", SecondsBuckets(), {{"model", "m"}})
+      .Observe(0.2);
   registry.GetGauge("distill_empty_bytes", "A family all of whose series were removed.", {{"job", "a"}});
   registry.Remove("distill_empty_bytes", {{"job", "a"}});
   const std::string path = testing::TempDir() + "metrics_test_" + std::to_string(getpid());

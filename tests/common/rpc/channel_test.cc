@@ -15,7 +15,8 @@ testing::AssertionResult Says(const Status& status, StatusCode code, std::string
 }
 
 TEST(ChannelTest, PlaintextIsForLoopbackUnlessAskedFor) {
-  for (const char* address : {"127.0.0.1:1", "localhost:1", "[::1]:1"}) EXPECT_TRUE(MakeChannel(address, {}).ok()) << address;
+  for (const char* address : {"127.0.0.1:1", "localhost:1", "[::1]:1"})
+    EXPECT_TRUE(MakeChannel(address, {}).ok()) << address;
   EXPECT_TRUE(Says(MakeChannel("10.0.0.1:1", {}).status(), StatusCode::kInvalidArgument, "--tls-ca"));
   EXPECT_TRUE(Says(MakeChannel("coordinator:1", {}).status(), StatusCode::kInvalidArgument, "coordinator:1"));
   EXPECT_TRUE(MakeChannel("10.0.0.1:1", {.insecure = true}).ok());
@@ -26,16 +27,23 @@ TEST(ChannelTest, BadAddressesAndFilesAreRefused) {
   EXPECT_TRUE(Says(MakeChannel("127.0.0.1:0", {}).status(), StatusCode::kInvalidArgument, "port 0"));
   const std::string to = "127.0.0.1:1";
   const KeyAndCertificate a = MakeCertificate("a"), b = MakeCertificate("b");
-  const TempFile cert(a.certificate), key(a.key), other_key(b.key), garbage("garbage"), empty(" \n"), two_lines("one\ntwo\n");
-  EXPECT_TRUE(Says(MakeChannel(to, {.ca_file = "/no/such/ca.pem"}).status(), StatusCode::kInvalidArgument, "/no/such/ca.pem"));
+  const TempFile cert(a.certificate), key(a.key), other_key(b.key), garbage("garbage"), empty(" \n"),
+      two_lines("one\ntwo\n");
+  EXPECT_TRUE(
+      Says(MakeChannel(to, {.ca_file = "/no/such/ca.pem"}).status(), StatusCode::kInvalidArgument, "/no/such/ca.pem"));
   EXPECT_TRUE(Says(MakeChannel(to, {.ca_file = garbage.path()}).status(), StatusCode::kInvalidArgument, "--tls-ca"));
-  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = cert.path()}).status(), StatusCode::kInvalidArgument, "belong together"));
-  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = garbage.path(), .key_file = key.path()}).status(), StatusCode::kInvalidArgument, "--tls-cert"));
-  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = cert.path(), .key_file = garbage.path()}).status(), StatusCode::kInvalidArgument, "--tls-key"));
-  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = cert.path(), .key_file = other_key.path()}).status(), StatusCode::kInvalidArgument, "does not belong"));
+  EXPECT_TRUE(
+      Says(MakeChannel(to, {.cert_file = cert.path()}).status(), StatusCode::kInvalidArgument, "belong together"));
+  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = garbage.path(), .key_file = key.path()}).status(),
+                   StatusCode::kInvalidArgument, "--tls-cert"));
+  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = cert.path(), .key_file = garbage.path()}).status(),
+                   StatusCode::kInvalidArgument, "--tls-key"));
+  EXPECT_TRUE(Says(MakeChannel(to, {.cert_file = cert.path(), .key_file = other_key.path()}).status(),
+                   StatusCode::kInvalidArgument, "does not belong"));
   EXPECT_TRUE(Says(MakeChannel(to, {.token_file = "/no/token"}).status(), StatusCode::kInvalidArgument, "/no/token"));
   EXPECT_TRUE(Says(MakeChannel(to, {.token_file = empty.path()}).status(), StatusCode::kInvalidArgument, "no token"));
-  EXPECT_TRUE(Says(MakeChannel(to, {.token_file = two_lines.path()}).status(), StatusCode::kInvalidArgument, "one line"));
+  EXPECT_TRUE(
+      Says(MakeChannel(to, {.token_file = two_lines.path()}).status(), StatusCode::kInvalidArgument, "one line"));
   EXPECT_TRUE(MakeChannel(to, {.ca_file = cert.path(), .cert_file = cert.path(), .key_file = key.path()}).ok());
 }
 

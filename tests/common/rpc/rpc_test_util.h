@@ -48,7 +48,8 @@ inline KeyAndCertificate MakeCertificate(const char* name) {
   X509_set_issuer_name(certificate, subject);
   X509V3_CTX context;
   X509V3_set_ctx(&context, certificate, certificate, nullptr, nullptr, 0);
-  for (const auto& [nid, value] : {std::pair{NID_subject_alt_name, "IP:127.0.0.1,DNS:localhost"}, {NID_basic_constraints, "CA:TRUE"}}) {
+  for (const auto& [nid, value] :
+       {std::pair{NID_subject_alt_name, "IP:127.0.0.1,DNS:localhost"}, {NID_basic_constraints, "CA:TRUE"}}) {
     X509_EXTENSION* const extension = X509V3_EXT_conf_nid(nullptr, &context, nid, value);
     X509_add_ext(certificate, extension, -1);
     X509_EXTENSION_free(extension);

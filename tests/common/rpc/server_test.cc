@@ -22,7 +22,8 @@ using std::chrono::seconds;
 // Counts what reaches it. Get waits until the call is cancelled or `release` fires.
 class CountingStore : public v1::StoreService::Service {
  public:
-  grpc::Status Count(grpc::ServerContext* context, const v1::StoreCountRequest*, v1::StoreCountResponse* response) override {
+  grpc::Status Count(grpc::ServerContext* context, const v1::StoreCountRequest*,
+                     v1::StoreCountResponse* response) override {
     if (context->client_metadata().contains("authorization")) saw_token = true;
     response->set_keys(++calls);
     return grpc::Status::OK;
@@ -86,7 +87,8 @@ StatusOr<int> Health(const std::shared_ptr<grpc::Channel>& channel) {
   queue.Next(&tag, &ok);
   if (!status.ok()) return FromGrpc(status, "Check", "server");
   grpc::Slice slice;
-  if (!answer.DumpToSingleSlice(&slice).ok() || slice.size() != 2 || slice.begin()[0] != 0x08) return absl::InternalError("no health answer");
+  if (!answer.DumpToSingleSlice(&slice).ok() || slice.size() != 2 || slice.begin()[0] != 0x08)
+    return absl::InternalError("no health answer");
   return slice.begin()[1];
 }
 
@@ -176,7 +178,8 @@ class StreamReactor : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::Byt
 };
 
 class EmptyFeatureService : public v1::FeatureService::Service {
-  grpc::Status StreamFeatures(grpc::ServerContext*, grpc::ServerReaderWriter<v1::FeatureResponse, v1::FeatureRequest>*) override {
+  grpc::Status StreamFeatures(grpc::ServerContext*,
+                              grpc::ServerReaderWriter<v1::FeatureResponse, v1::FeatureRequest>*) override {
     return grpc::Status::OK;
   }
 };
@@ -186,32 +189,50 @@ TEST(RpcServerTest, TokenTravelsWithGenericCallbackStreams) {
   EmptyFeatureService service;
   auto server = MustStart({.security = {.token_file = token.path()}}, &service);
   for (bool with_token : {false, true}) {
-    grpc::GenericStub stub(MustConnect(server->address(), with_token ? RpcSecurity{.token_file = token.path()} : RpcSecurity{}));
+    grpc::GenericStub stub(
+        MustConnect(server->address(), with_token ? RpcSecurity{.token_file = token.path()} : RpcSecurity{}));
     grpc::ClientContext context;
     SetDeadline(&context);
     StreamReactor reactor;
     stub.PrepareBidiStreamingCall(&context, "/distill.v1.FeatureService/StreamFeatures", {}, &reactor);
     reactor.StartCall();
     const grpc::Status status = reactor.done.get_future().get();
-    EXPECT_EQ(status.error_code(), with_token ? grpc::StatusCode::OK : grpc::StatusCode::UNAUTHENTICATED) << status.error_message();
+    EXPECT_EQ(status.error_code(), with_token ? grpc::StatusCode::OK : grpc::StatusCode::UNAUTHENTICATED)
+        << status.error_message();
   }
 }
 
 TEST(RpcServerTest, TlsChecksBothSides) {
-  const KeyAndCertificate server_identity = MakeCertificate("server"), client_identity = MakeCertificate("client"), stranger = MakeCertificate("stranger");
+  const KeyAndCertificate server_identity = MakeCertificate("server"), client_identity = MakeCertificate("client"),
+                          stranger = MakeCertificate("stranger");
   const TempFile server_cert(server_identity.certificate), server_key(server_identity.key);
   const TempFile client_cert(client_identity.certificate), client_key(client_identity.key);
   const TempFile stranger_cert(stranger.certificate), stranger_key(stranger.key);
   const TempFile token("s3cret");
   CountingStore store;
-  auto server = MustStart({.security = {.ca_file = client_cert.path(), .cert_file = server_cert.path(), .key_file = server_key.path(), .token_file = token.path()}}, &store);
-  const auto call = [&](const RpcSecurity& security) { return CallCount(MustConnect(server->address(), security)).code(); };
+  auto server = MustStart({.security = {.ca_file = client_cert.path(),
+                                        .cert_file = server_cert.path(),
+                                        .key_file = server_key.path(),
+                                        .token_file = token.path()}},
+                          &store);
+  const auto call = [&](const RpcSecurity& security) {
+    return CallCount(MustConnect(server->address(), security)).code();
+  };
   EXPECT_EQ(call({.ca_file = server_cert.path(), .token_file = token.path()}), StatusCode::kOk);
   EXPECT_EQ(call({.ca_file = server_cert.path()}), StatusCode::kUnauthenticated);
-  EXPECT_EQ(call({.ca_file = stranger_cert.path(), .token_file = token.path()}), StatusCode::kUnavailable);  // not whom we trust
-  EXPECT_EQ(call({.token_file = token.path()}), StatusCode::kUnavailable);                                   // plaintext to a TLS port
-  EXPECT_EQ(call({.ca_file = server_cert.path(), .cert_file = client_cert.path(), .key_file = client_key.path(), .token_file = token.path()}), StatusCode::kOk);
-  EXPECT_EQ(call({.ca_file = server_cert.path(), .cert_file = stranger_cert.path(), .key_file = stranger_key.path(), .token_file = token.path()}), StatusCode::kUnavailable);
+  EXPECT_EQ(call({.ca_file = stranger_cert.path(), .token_file = token.path()}),
+            StatusCode::kUnavailable);                                      // not whom we trust
+  EXPECT_EQ(call({.token_file = token.path()}), StatusCode::kUnavailable);  // plaintext to a TLS port
+  EXPECT_EQ(call({.ca_file = server_cert.path(),
+                  .cert_file = client_cert.path(),
+                  .key_file = client_key.path(),
+                  .token_file = token.path()}),
+            StatusCode::kOk);
+  EXPECT_EQ(call({.ca_file = server_cert.path(),
+                  .cert_file = stranger_cert.path(),
+                  .key_file = stranger_key.path(),
+                  .token_file = token.path()}),
+            StatusCode::kUnavailable);
   EXPECT_EQ(store.calls, 2);
 }
 
@@ -219,8 +240,11 @@ TEST(RpcServerTest, OtherAddressesThanLoopbackNeedTlsAndToken) {
   const KeyAndCertificate identity = MakeCertificate("server");
   const TempFile cert(identity.certificate), key(identity.key), token("s3cret");
   CountingStore store;
-  const auto refuse = [&](const RpcSecurity& security) { return RpcServer::Start({.listen = "0.0.0.0:0", .security = security}, {&store}).status(); };
-  for (const Status& status : {refuse({}), refuse({.token_file = token.path()}), refuse({.cert_file = cert.path(), .key_file = key.path()})}) {
+  const auto refuse = [&](const RpcSecurity& security) {
+    return RpcServer::Start({.listen = "0.0.0.0:0", .security = security}, {&store}).status();
+  };
+  for (const Status& status :
+       {refuse({}), refuse({.token_file = token.path()}), refuse({.cert_file = cert.path(), .key_file = key.path()})}) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
     EXPECT_NE(std::string(status.message()).find("--insecure"), std::string::npos) << status;
   }
@@ -234,7 +258,9 @@ TEST(RpcServerTest, PortInUseIsNamed) {
   auto server = MustStart({}, &store);
   const Status taken = RpcServer::Start({.listen = server->address()}, {&other}).status();
   EXPECT_EQ(taken.code(), StatusCode::kUnavailable) << taken;
-  EXPECT_NE(std::string(taken.message()).find("port " + std::to_string(server->port()) + " is in use"), std::string::npos) << taken;
+  EXPECT_NE(std::string(taken.message()).find("port " + std::to_string(server->port()) + " is in use"),
+            std::string::npos)
+      << taken;
   EXPECT_TRUE(CallCount(MustConnect(server->address())).ok());
 }
 
@@ -244,7 +270,8 @@ TEST(RpcServerTest, MessagesOverTheLimitAreRefusedAndTheServerGoesOn) {
   // Without the client's own limit, so that the server's is tested.
   grpc::ChannelArguments unlimited;
   unlimited.SetMaxSendMessageSize(-1);
-  std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(server->address(), grpc::InsecureChannelCredentials(), unlimited);
+  std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(server->address(), grpc::InsecureChannelCredentials(), unlimited);
   auto stub = v1::StoreService::NewStub(channel);
   v1::StoreSetRequest request;
   v1::StoreSetResponse response;
@@ -259,7 +286,8 @@ TEST(RpcServerTest, MessagesOverTheLimitAreRefusedAndTheServerGoesOn) {
   for (const auto& to : {channel, MustConnect(server->address())}) {
     grpc::ClientContext context;
     SetDeadline(&context);
-    EXPECT_EQ(v1::StoreService::NewStub(to)->Set(&context, request, &response).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_EQ(v1::StoreService::NewStub(to)->Set(&context, request, &response).error_code(),
+              grpc::StatusCode::RESOURCE_EXHAUSTED);
   }
   EXPECT_EQ(store.calls, 1);
   EXPECT_TRUE(CallCount(channel).ok());

@@ -22,7 +22,9 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::StartsWith;
 
-std::string TempPath(const std::string& name) { return testing::TempDir() + "service_test_" + std::to_string(getpid()) + "_" + name; }
+std::string TempPath(const std::string& name) {
+  return testing::TempDir() + "service_test_" + std::to_string(getpid()) + "_" + name;
+}
 
 struct Variable {
   Variable(const char* name, const char* value) : name(name) { setenv(name, value, 1); }
@@ -47,8 +49,8 @@ struct Program {
 
 TEST(ServiceFlagsTest, CommandLineFillsTheStruct) {
   Program program;
-  program.Parse({"--log-level", "debug", "--log-json", "--http-listen", "off", "--ready-file", "r", "--tls-ca", "ca", "--tls-cert", "c",
-                 "--tls-key", "k", "--token-file", "t", "--insecure", "--max-batch", "8"});
+  program.Parse({"--log-level", "debug", "--log-json", "--http-listen", "off", "--ready-file", "r", "--tls-ca", "ca",
+                 "--tls-cert", "c", "--tls-key", "k", "--token-file", "t", "--insecure", "--max-batch", "8"});
   EXPECT_EQ(program.flags.log_level, "debug");
   EXPECT_TRUE(program.flags.log_json);
   EXPECT_EQ(program.flags.http_listen, "off");
@@ -140,13 +142,12 @@ TEST(ServiceHttpTest, HealthReadinessMetricsAndExtraRoutes) {
   metrics.GetCounter("distill_steps_total", "Steps.").Add(3);
   absl::Mutex mutex;
   std::string reason = "no coordinator";  // guarded by mutex
-  auto server = StartServiceHttp(
-      "127.0.0.1:0", &metrics,
-      [&] {
-        absl::MutexLock lock(&mutex);
-        return reason;
-      },
-      {{"/extra", [](const HttpRequest&) { return HttpResponse{.body = "extra"}; }}});
+  auto server = StartServiceHttp("127.0.0.1:0", &metrics,
+                                 [&] {
+                                   absl::MutexLock lock(&mutex);
+                                   return reason;
+                                 },
+                                 {{"/extra", [](const HttpRequest&) { return HttpResponse{.body = "extra"}; }}});
   ASSERT_TRUE(server.ok()) << server.status();
   const int port = (*server)->port();
   EXPECT_THAT(HttpGet(port, "/healthz"), AllOf(StartsWith("HTTP/1.1 200 "), EndsWith("ok\n")));
@@ -156,7 +157,8 @@ TEST(ServiceHttpTest, HealthReadinessMetricsAndExtraRoutes) {
     reason.clear();
   }
   EXPECT_THAT(HttpGet(port, "/readyz"), StartsWith("HTTP/1.1 200 "));
-  EXPECT_THAT(HttpGet(port, "/metrics"), AllOf(HasSubstr("Content-Type: text/plain; version=0.0.4"), HasSubstr("distill_steps_total 3\n")));
+  EXPECT_THAT(HttpGet(port, "/metrics"),
+              AllOf(HasSubstr("Content-Type: text/plain; version=0.0.4"), HasSubstr("distill_steps_total 3\n")));
   EXPECT_THAT(HttpGet(port, "/extra"), EndsWith("extra"));
 }
 

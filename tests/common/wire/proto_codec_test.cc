@@ -1,8 +1,8 @@
 #include "common/wire/proto_codec.h"
 
 #include <google/protobuf/stubs/logging.h>
-#include <gtest/gtest.h>
 #include <grpcpp/support/slice.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <random>
@@ -99,7 +99,8 @@ TEST(ProtoCodecTest, EncodingReferencesThePayloadUntilGrpcLetsGo) {
 TEST(ProtoCodecTest, BytesWithoutOwnerAreCopied) {
   std::string bytes = RandomBytes(5000, 3);
   const std::string before = bytes;
-  grpc::ByteBuffer message = EncodeWithPayload(Header(), Buffer{reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), nullptr});
+  grpc::ByteBuffer message =
+      EncodeWithPayload(Header(), Buffer{reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), nullptr});
   std::fill(bytes.begin(), bytes.end(), 'x');
   v1::FeatureResponse header;
   Buffer payload;
@@ -170,12 +171,14 @@ TEST(ProtoCodecTest, EmptyPayloadAndEmptyMessageAreFine) {
 }
 
 // True when decoding fails as promised: kInvalidArgument and empty outputs.
-testing::AssertionResult Refused(const std::string& flat, std::string_view words, const std::vector<size_t>& cuts = {}) {
+testing::AssertionResult Refused(const std::string& flat, std::string_view words,
+                                 const std::vector<size_t>& cuts = {}) {
   v1::FeatureResponse header = Header();
   Buffer payload = MakeBuffer("old");
   const Status status = DecodeWithPayload(Split(flat, cuts), &header, &payload);
   if (status.code() != StatusCode::kInvalidArgument) return testing::AssertionFailure() << "got " << status;
-  if (std::string(status.message()).find(words) == std::string::npos) return testing::AssertionFailure() << "message: " << status.message();
+  if (std::string(status.message()).find(words) == std::string::npos)
+    return testing::AssertionFailure() << "message: " << status.message();
   if (header.ByteSizeLong() != 0 || payload.size != 0 || payload.data != nullptr || payload.owner != nullptr) {
     return testing::AssertionFailure() << "outputs are not empty";
   }
@@ -214,14 +217,14 @@ TEST(ProtoCodecTest, MalformedMessagesAreRefusedInWords) {
   one.set_payload("tensor");
   EXPECT_TRUE(Refused(Serialized(one) + Serialized(one), "second payload"));
   EXPECT_TRUE(Refused(std::string("\x7A\x00\x7A\x00", 4), "second payload"));
-  EXPECT_TRUE(Refused("\x78\x05", "wire type 0"));                                              // payload as a number
-  EXPECT_TRUE(Refused("\x7A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01x", "is cut to 1 bytes"));   // 2^64 - 1 bytes long
-  EXPECT_TRUE(Refused("\x7A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F", "bad payload length"));   // more than 64 bits
+  EXPECT_TRUE(Refused("\x78\x05", "wire type 0"));                                             // payload as a number
+  EXPECT_TRUE(Refused("\x7A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01x", "is cut to 1 bytes"));  // 2^64 - 1 bytes long
+  EXPECT_TRUE(Refused("\x7A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x7F", "bad payload length"));  // more than 64 bits
   EXPECT_TRUE(Refused(std::string("\x00\x00", 2), "bad field number"));
-  EXPECT_TRUE(Refused("\x0F\x00", "field 1"));                                                  // wire type 7
-  EXPECT_TRUE(Refused("\x84\x01", "field 16"));                                                 // a group ends that never began
-  EXPECT_TRUE(Refused(std::string(200, '\x0B'), "field 1"));                                    // groups 200 deep
-  EXPECT_TRUE(Refused("\x42\x01\xFF", "not a valid"));                                          // digest is not UTF-8
+  EXPECT_TRUE(Refused("\x0F\x00", "field 1"));                // wire type 7
+  EXPECT_TRUE(Refused("\x84\x01", "field 16"));               // a group ends that never began
+  EXPECT_TRUE(Refused(std::string(200, '\x0B'), "field 1"));  // groups 200 deep
+  EXPECT_TRUE(Refused("\x42\x01\xFF", "not a valid"));        // digest is not UTF-8
 
   v1::FeatureResponse header;
   Buffer payload;
@@ -250,8 +253,8 @@ TEST(ProtoCodecTest, UnknownFieldsAreTolerated) {
   }
 }
 
-// What generated code refuses we refuse, and what both accept we read alike. We also refuse doubled or mistyped payloads and field
-// numbers above 32 bits, which generated code cuts off.
+// What generated code refuses we refuse, and what both accept we read alike. We also refuse doubled or mistyped
+// payloads and field numbers above 32 bits, which generated code cuts off.
 TEST(ProtoCodecTest, RandomDamageNeverCrashesAndAgreesWithGeneratedCode) {
   v1::FeatureResponse whole = Header();
   whole.set_payload(RandomBytes(40, 8));
@@ -280,7 +283,8 @@ TEST(ProtoCodecTest, RandomDamageNeverCrashesAndAgreesWithGeneratedCode) {
       ++accepted;
     } else {
       const std::string message(status.message());
-      ASSERT_TRUE(!valid || message.find("payload") != std::string::npos || message.find("bad field number") != std::string::npos)
+      ASSERT_TRUE(!valid || message.find("payload") != std::string::npos ||
+                  message.find("bad field number") != std::string::npos)
           << "round " << round << ": " << status;
       ++refused;
     }

@@ -1,0 +1,410 @@
+#include "common/fleet/fleet_client.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <deque>
+#include <random>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/fleet/fleet_codec.h"
+#include "common/log.h"
+#include "common/rpc/channel.h"
+#include "common/str_cat.h"
+#include "common/utf8.h"
+#include "distill/v1/fleet.grpc.pb.h"
+
+namespace distill {
+namespace {
+
+constexpr size_t kMostEvents = 1000;
+constexpr size_t kLongestEventText = 4096;
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
+constexpr absl::Duration kLongestBackoff = absl::Seconds(1);
+// A live coordinator answers in milliseconds; one that is stopped or cut off is given up on after this.
+constexpr absl::Duration kCallTimeout = absl::Seconds(5);
+constexpr absl::Duration kDrainTimeout = absl::Seconds(2);
+constexpr absl::Duration kFailureReportTimeout = absl::Seconds(10);
+// A coordinator that has just restarted knows us only after the next heartbeat.
+constexpr absl::Duration kNotFoundPatience = absl::Seconds(10);
+
+std::string RandomHex() {
+  std::random_device random;
+  char text[33];
+  std::snprintf(text, sizeof text, "%08x%08x%08x%08x", random(), random(), random(), random());
+  return text;
+}
+
+// The coordinator did not answer, or said that it cannot now. (A server that stops cancels its running calls.)
+bool MayRetry(const Status& status) {
+  return status.code() == StatusCode::kUnavailable || status.code() == StatusCode::kDeadlineExceeded ||
+         status.code() == StatusCode::kCancelled;
+}
+
+v1::EventLevel ToProto(EventLevel level) {
+  switch (level) {
+    case EventLevel::kInfo:
+      return v1::EVENT_LEVEL_INFO;
+    case EventLevel::kWarning:
+      return v1::EVENT_LEVEL_WARNING;
+    case EventLevel::kError:
+      return v1::EVENT_LEVEL_ERROR;
+  }
+  return v1::EVENT_LEVEL_UNSPECIFIED;
+}
+
+// At most kLongestEventText bytes (a little more where bytes were replaced), and valid: protobuf refuses strings that
+// are not UTF-8.
+std::string Printable(const std::string& text) {
+  size_t end = std::min(text.size(), kLongestEventText);
+  while (end > 0 && end < text.size() && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return ReplaceInvalidUtf8(std::string_view(text).substr(0, end));
+}
+
+class GrpcFleetClient : public FleetClient {
+ public:
+  GrpcFleetClient(Options options, Callbacks callbacks, const std::shared_ptr<grpc::Channel>& channel)
+      : options_(std::move(options)),
+        callbacks_(std::move(callbacks)),
+        incarnation_(RandomHex()),
+        stub_(v1::FleetService::NewStub(channel)) {}
+  ~GrpcFleetClient() override { Stop(); }
+
+  // First registration, then the heartbeat.
+  Status Connect() {
+    const absl::Time deadline = absl::Now() + absl::FromChrono(options_.connect_timeout);
+    absl::Duration backoff = kFirstBackoff;
+    for (;;) {
+      const Status status = Register(std::min(kCallTimeout, std::max(deadline - absl::Now(), kFirstBackoff)));
+      if (status.ok()) break;
+      if (!MayRetry(status)) return status;
+      if (absl::Now() + backoff >= deadline) {
+        return absl::UnavailableError(StrCat("no coordinator answered at ", options_.coordinator, " within ",
+                                             absl::ToDoubleSeconds(absl::FromChrono(options_.connect_timeout)),
+                                             " s; start it, or correct --coordinator (", status.message(), ")"));
+      }
+      absl::SleepFor(backoff);
+      backoff = std::min(2 * backoff, kLongestBackoff);
+    }
+    LogInfo("registered with the coordinator", {{"coordinator", options_.coordinator}, {"worker", options_.worker_id}});
+    absl::MutexLock lock(&join_mutex_);
+    thread_ = std::thread([this] {
+      pthread_setname_np(pthread_self(), "heartbeat");
+      HeartbeatLoop();
+    });
+    return OkStatus();
+  }
+
+  void SetCurrent(const std::string& job_id, uint64_t generation, uint32_t rank) override {
+    absl::MutexLock lock(&mutex_);
+    if (job_id != current_job_ || generation != current_generation_) progress_.reset();
+    current_job_ = job_id;
+    current_generation_ = generation;
+    current_rank_ = rank;
+    beat_now_ = true;
+  }
+
+  void ReportProgress(const JobProgress& progress) override {
+    absl::MutexLock lock(&mutex_);
+    progress_ = progress;
+    ++progress_version_;
+  }
+
+  void ReportEvent(const std::string& job_id, EventLevel level, const std::string& text) override {
+    v1::JobEvent event;
+    event.set_job_id(job_id);
+    event.set_time(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+    event.set_level(ToProto(level));
+    event.set_source(options_.worker_id);
+    event.set_text(Printable(text));
+    absl::MutexLock lock(&mutex_);
+    event.set_sequence(++last_sequence_);
+    events_.push_back(std::move(event));
+    if (events_.size() > kMostEvents) events_.pop_front();
+  }
+
+  Status CommitStage(const std::string& job_id, uint64_t generation, const JobStageResult& result) override {
+    v1::CommitStageRequest request;
+    request.set_worker_id(options_.worker_id);
+    request.set_job_id(job_id);
+    request.set_generation(generation);
+    ToProto(result, request.mutable_result());
+    return Report<v1::CommitStageResponse>("CommitStage", &v1::FleetService::Stub::CommitStage, request,
+                                           absl::InfiniteDuration());
+  }
+
+  Status FinishJob(const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts) override {
+    v1::FinishJobRequest request;
+    request.set_worker_id(options_.worker_id);
+    request.set_job_id(job_id);
+    request.set_generation(generation);
+    ToProto(artifacts, request.mutable_artifacts());
+    return Report<v1::FinishJobResponse>("FinishJob", &v1::FleetService::Stub::FinishJob, request,
+                                         absl::InfiniteDuration());
+  }
+
+  Status ReportFailure(const std::string& job_id, uint64_t generation, const std::string& message,
+                       bool retryable) override {
+    v1::ReportFailureRequest request;
+    request.set_worker_id(options_.worker_id);
+    request.set_job_id(job_id);
+    request.set_generation(generation);
+    request.set_message(Printable(message));
+    request.set_retryable(retryable);
+    return Report<v1::ReportFailureResponse>("ReportFailure", &v1::FleetService::Stub::ReportFailure, request,
+                                             kFailureReportTimeout);
+  }
+
+  void Drain() override {
+    absl::MutexLock lock(&mutex_);
+    draining_ = true;
+    beat_now_ = true;
+    const auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return drained_ || stopped_; };
+    mutex_.AwaitWithTimeout(absl::Condition(&done), kDrainTimeout);
+  }
+
+  void Stop() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopped_ = true;
+      // Contexts stay in the set until their call has returned, so none dangles here.
+      for (grpc::ClientContext* context : in_flight_) context->TryCancel();
+    }
+    absl::MutexLock lock(&join_mutex_);
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  template <typename Request, typename Response>
+  using Method = grpc::Status (v1::FleetService::Stub::*)(grpc::ClientContext*, const Request&, Response*);
+
+  // One call. kCancelled once Stop() was called.
+  template <typename Request, typename Response>
+  Status Call(std::string_view what, Method<Request, Response> method, const Request& request, Response* response,
+              absl::Duration timeout) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    {
+      absl::MutexLock lock(&mutex_);
+      if (stopped_) return absl::CancelledError(StrCat(what, ": stopped"));
+      in_flight_.insert(&context);
+    }
+    const grpc::Status status = (stub_.get()->*method)(&context, request, response);
+    absl::MutexLock lock(&mutex_);
+    in_flight_.erase(&context);
+    if (!status.ok() && stopped_) return absl::CancelledError(StrCat(what, ": stopped"));
+    return FromGrpc(status, what, options_.coordinator);
+  }
+
+  // Calls until answered, at most `patience`.
+  template <typename Response, typename Request>
+  Status Report(std::string_view what, Method<Request, Response> method, const Request& request,
+                absl::Duration patience) {
+    const absl::Time start = absl::Now();
+    absl::Duration backoff = kFirstBackoff;
+    for (bool told = false;;) {
+      Response response;
+      const Status status = Call(what, method, request, &response, std::min(2 * kCallTimeout, patience));
+      const absl::Duration passed = absl::Now() - start;
+      const bool unknown_yet = status.code() == StatusCode::kNotFound && passed < kNotFoundPatience;
+      if (status.ok() || (!MayRetry(status) && !unknown_yet) || passed + backoff > patience) return status;
+      if (!told)
+        LogWarning("the coordinator does not take a report; trying on",
+                   {{"report", what}, {"error", status.ToString()}});
+      told = true;
+      absl::MutexLock lock(&mutex_);
+      if (mutex_.AwaitWithTimeout(absl::Condition(&stopped_), backoff))
+        return absl::CancelledError(StrCat(what, ": stopped"));
+      backoff = std::min(2 * backoff, kLongestBackoff);
+    }
+  }
+
+  Status Register(absl::Duration timeout) {
+    v1::RegisterRequest request;
+    request.set_worker_id(options_.worker_id);
+    request.set_incarnation(incarnation_);
+    request.set_kind(options_.kind == WorkerKind::kTeacher ? v1::WORKER_KIND_TEACHER : v1::WORKER_KIND_STUDENT);
+    request.set_address(options_.address);
+    for (const ServedModelInfo& model : options_.models) ToProto(model, request.add_models());
+    request.set_device(options_.device);
+    request.set_version(DISTILL_VERSION);
+    {
+      absl::MutexLock lock(&mutex_);
+      request.set_current_job(current_job_);
+      request.set_current_generation(current_generation_);
+      request.set_current_rank(current_rank_);
+    }
+    v1::RegisterResponse response;
+    DISTILL_RETURN_IF_ERROR(Call("Register", &v1::FleetService::Stub::Register, request, &response, timeout));
+    DISTILL_RETURN_IF_ERROR(CheckEpoch(response.coordinator_epoch()));
+    // A coordinator that says nothing, or nonsense, gets the usual second.
+    const double seconds = response.heartbeat_seconds();
+    interval_ = seconds > 0 && seconds <= 60 ? absl::Seconds(seconds) : absl::Seconds(1);
+    return OkStatus();
+  }
+
+  Status CheckEpoch(uint64_t epoch) {
+    if (epoch < epoch_) {
+      return absl::UnavailableError(StrCat("the coordinator at ", options_.coordinator, " is of epoch ", epoch,
+                                           ", older than ", epoch_,
+                                           " seen before; if its state was restored from a copy, restart this worker"));
+    }
+    epoch_ = epoch;
+    return OkStatus();
+  }
+
+  void HeartbeatLoop() {
+    int failures = 0;
+    for (;;) {
+      absl::Duration wait = interval_;
+      if (failures > 0) wait = std::min(interval_, kFirstBackoff * (1 << std::min(failures - 1, 10)));
+      {
+        absl::MutexLock lock(&mutex_);
+        const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return beat_now_ || stopped_; };
+        mutex_.AwaitWithTimeout(absl::Condition(&due), wait);
+        if (stopped_) return;
+        beat_now_ = false;
+      }
+      Status status = Beat();
+      if (status.code() == StatusCode::kNotFound) {
+        status = Register(kCallTimeout);
+        if (status.ok()) {
+          LogInfo("registered with the coordinator again", {{"coordinator", options_.coordinator}, {"epoch", epoch_}});
+          absl::MutexLock lock(&mutex_);
+          beat_now_ = true;
+        }
+      }
+      if (status.ok()) {
+        if (failures > 0) LogInfo("the coordinator answers again", {{"failed_heartbeats", failures}});
+        failures = 0;
+      } else if (status.code() != StatusCode::kCancelled || !Stopped()) {
+        if (failures++ == 0) LogWarning("heartbeat failed; trying on", {{"error", status.ToString()}});
+      }
+    }
+  }
+
+  bool Stopped() {
+    absl::MutexLock lock(&mutex_);
+    return stopped_;
+  }
+
+  // One heartbeat, and what its answer brings.
+  Status Beat() {
+    v1::HeartbeatRequest request;
+    request.set_worker_id(options_.worker_id);
+    request.set_incarnation(incarnation_);
+    request.set_coordinator_epoch(epoch_);
+    if (callbacks_.queue_length) request.set_queue_length(callbacks_.queue_length());
+    uint64_t progress_version = 0, last_event = 0;
+    {
+      absl::MutexLock lock(&mutex_);
+      request.set_job_id(current_job_);
+      request.set_generation(current_generation_);
+      request.set_draining(draining_);
+      if (progress_.has_value() && !current_job_.empty()) ToProto(*progress_, request.mutable_progress());
+      progress_version = progress_version_;
+      for (const v1::JobEvent& event : events_) *request.add_events() = event;
+      if (!events_.empty()) last_event = events_.back().sequence();
+    }
+    v1::HeartbeatResponse response;
+    DISTILL_RETURN_IF_ERROR(Call("Heartbeat", &v1::FleetService::Stub::Heartbeat, request, &response,
+                                 std::max(kCallTimeout, 2 * interval_)));
+    {
+      absl::MutexLock lock(&mutex_);
+      if (progress_version == progress_version_) progress_.reset();
+      while (!events_.empty() && events_.front().sequence() <= last_event) events_.pop_front();
+      if (request.draining()) drained_ = true;
+      if (stopped_) return OkStatus();
+    }
+    DISTILL_RETURN_IF_ERROR(CheckEpoch(response.coordinator_epoch()));
+    if (options_.kind == WorkerKind::kStudent) DeliverToStudent(response);
+    if (options_.kind == WorkerKind::kTeacher) DeliverToTeacher(response);
+    return OkStatus();
+  }
+
+  void DeliverToStudent(const v1::HeartbeatResponse& response) {
+    if (response.has_student()) {
+      StudentAssignment assignment = FromProto(response.student());
+      if (!assigned_ || assigned_job_ != assignment.job_id || assigned_generation_ != assignment.generation) {
+        assigned_ = true;
+        assigned_job_ = assignment.job_id;
+        assigned_generation_ = assignment.generation;
+        teachers_ = assignment.teachers;
+        cancel_told_ = false;
+        if (callbacks_.on_student_assignment) callbacks_.on_student_assignment(std::move(assignment));
+      } else if (teachers_ != assignment.teachers) {
+        teachers_ = assignment.teachers;
+        if (callbacks_.on_teachers) callbacks_.on_teachers(teachers_);
+      }
+    }
+    if (response.cancel() && assigned_ && !cancel_told_) {
+      cancel_told_ = true;
+      if (callbacks_.on_cancel) callbacks_.on_cancel();
+    }
+    if (!response.has_student() && assigned_) {
+      assigned_ = false;
+      teachers_.clear();
+      if (callbacks_.on_student_assignment) callbacks_.on_student_assignment(std::nullopt);
+    }
+  }
+
+  void DeliverToTeacher(const v1::HeartbeatResponse& response) {
+    std::vector<TeacherJob> jobs = TeacherJobsOf(response);
+    if (jobs == teacher_jobs_) return;
+    teacher_jobs_ = std::move(jobs);
+    if (callbacks_.on_teacher_jobs) callbacks_.on_teacher_jobs(teacher_jobs_);
+  }
+
+  // Constant after construction.
+  const Options options_;
+  const Callbacks callbacks_;
+  const std::string incarnation_;
+  const std::unique_ptr<v1::FleetService::Stub> stub_;  // thread-safe
+
+  // Of the heartbeat thread alone (of Connect() before it starts).
+  uint64_t epoch_ = 0;
+  absl::Duration interval_ = absl::Seconds(1);
+  bool assigned_ = false;  // assignment delivered last, and not revoked
+  std::string assigned_job_;
+  uint64_t assigned_generation_ = 0;
+  std::vector<TeacherEndpoint> teachers_;
+  bool cancel_told_ = false;
+  std::vector<TeacherJob> teacher_jobs_;
+
+  absl::Mutex mutex_;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  bool beat_now_ ABSL_GUARDED_BY(mutex_) = true;  // the first goes out at once
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  bool drained_ ABSL_GUARDED_BY(mutex_) = false;  // a heartbeat that said so was answered
+  std::string current_job_ ABSL_GUARDED_BY(mutex_);
+  uint64_t current_generation_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint32_t current_rank_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<JobProgress> progress_ ABSL_GUARDED_BY(mutex_);
+  uint64_t progress_version_ ABSL_GUARDED_BY(mutex_) =
+      0;  // tells whether a newer one came while a heartbeat was under way
+  uint64_t last_sequence_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<v1::JobEvent> events_ ABSL_GUARDED_BY(mutex_);
+  // Calls that Stop() has to cancel; not owned, each is on the stack of its call.
+  std::set<grpc::ClientContext*> in_flight_ ABSL_GUARDED_BY(mutex_);
+
+  absl::Mutex join_mutex_;
+  std::thread thread_ ABSL_GUARDED_BY(join_mutex_);
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<FleetClient>> FleetClient::Start(Options options, Callbacks callbacks) {
+  DISTILL_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                           MakeChannel(options.coordinator, options.security));
+  auto client = std::make_unique<GrpcFleetClient>(std::move(options), std::move(callbacks), channel);
+  DISTILL_RETURN_IF_ERROR(client->Connect());
+  return StatusOr<std::unique_ptr<FleetClient>>(std::move(client));
+}
+
+}  // namespace distill

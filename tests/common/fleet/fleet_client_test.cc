@@ -1,0 +1,610 @@
+// The client against a real gRPC server on loopback, whose answers the test chooses.
+#include "common/fleet/fleet_client.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <deque>
+#include <fstream>
+#include <future>
+#include <set>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "common/plan/plan_codec.h"
+#include "common/rpc/server.h"
+#include "common/str_cat.h"
+#include "distill/v1/fleet.grpc.pb.h"
+
+namespace distill {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::SizeIs;
+
+constexpr absl::Duration kLong = absl::Seconds(30);  // a test that waits so long has failed
+
+// A coordinator's fleet service: keeps what it was told, answers what the test set.
+class FakeCoordinator : public v1::FleetService::Service {
+ public:
+  grpc::Status Register(grpc::ServerContext*, const v1::RegisterRequest* request,
+                        v1::RegisterResponse* response) override {
+    absl::MutexLock lock(&mutex_);
+    registrations_.push_back(*request);
+    if (!register_answer_.ok()) return register_answer_;
+    known_.insert(request->worker_id());
+    response->set_coordinator_epoch(epoch_);
+    response->set_heartbeat_seconds(0.01);
+    response->set_lease_seconds(5);
+    return grpc::Status::OK;
+  }
+  grpc::Status Heartbeat(grpc::ServerContext*, const v1::HeartbeatRequest* request,
+                         v1::HeartbeatResponse* response) override {
+    absl::MutexLock lock(&mutex_);
+    ++beats_;
+    if (!known_.contains(request->worker_id())) return {grpc::StatusCode::NOT_FOUND, "unknown worker"};
+    last_beat_ = *request;
+    if (request->has_progress()) progress_.push_back(request->progress());
+    for (const v1::JobEvent& event : request->events()) {
+      ++events_received_;
+      if (event.sequence() <= highest_event_) continue;  // as the protocol asks
+      highest_event_ = event.sequence();
+      events_.push_back(event);
+    }
+    if (lose_answers_ > 0) {
+      --lose_answers_;
+      return {grpc::StatusCode::UNAVAILABLE, "answer lost"};
+    }
+    *response = answer_;
+    response->set_coordinator_epoch(epoch_);
+    return grpc::Status::OK;
+  }
+  grpc::Status CommitStage(grpc::ServerContext*, const v1::CommitStageRequest* request,
+                           v1::CommitStageResponse*) override {
+    absl::MutexLock lock(&mutex_);
+    commits_.push_back(*request);
+    return NextReportAnswer();
+  }
+  grpc::Status FinishJob(grpc::ServerContext*, const v1::FinishJobRequest* request, v1::FinishJobResponse*) override {
+    absl::MutexLock lock(&mutex_);
+    finishes_.push_back(*request);
+    return NextReportAnswer();
+  }
+  grpc::Status ReportFailure(grpc::ServerContext*, const v1::ReportFailureRequest* request,
+                             v1::ReportFailureResponse*) override {
+    absl::MutexLock lock(&mutex_);
+    failures_.push_back(*request);
+    return NextReportAnswer();
+  }
+
+  // Runs `change` under the lock, then waits until `beats` whole heartbeats were answered after it.
+  template <typename Change>
+  void ChangeAndSettle(Change change, int beats = 3) {
+    absl::MutexLock lock(&mutex_);
+    change();
+    const int target = beats_ + beats;
+    const auto reached = [&] { return beats_ >= target; };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&reached), kLong)) << "heartbeats stopped";
+  }
+  template <typename Predicate>
+  void Await(Predicate predicate) {
+    absl::MutexLock lock(&mutex_);
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&predicate), kLong)) << "the server waited in vain";
+  }
+  void Settle(int beats = 3) {
+    ChangeAndSettle([] {}, beats);
+  }
+
+  absl::Mutex mutex_;
+  // Guarded by mutex_; tests look at them when the client is stopped, or inside ChangeAndSettle/Await.
+  uint64_t epoch_ = 1;
+  int beats_ = 0, lose_answers_ = 0, events_received_ = 0;
+  grpc::Status register_answer_;
+  v1::HeartbeatResponse answer_;
+  std::set<std::string> known_;
+  std::deque<grpc::Status> report_answers_;  // then OK
+  std::vector<v1::RegisterRequest> registrations_;
+  v1::HeartbeatRequest last_beat_;
+  std::vector<v1::Progress> progress_;
+  std::vector<v1::JobEvent> events_;
+  uint64_t highest_event_ = 0;
+  std::vector<v1::CommitStageRequest> commits_;
+  std::vector<v1::FinishJobRequest> finishes_;
+  std::vector<v1::ReportFailureRequest> failures_;
+
+ private:
+  grpc::Status NextReportAnswer() {
+    if (report_answers_.empty()) return grpc::Status::OK;
+    const grpc::Status answer = report_answers_.front();
+    report_answers_.pop_front();
+    return answer;
+  }
+};
+
+// What the callbacks were told, in order, as words.
+class Told {
+ public:
+  FleetClient::Callbacks Callbacks() {
+    FleetClient::Callbacks callbacks;
+    callbacks.on_student_assignment = [this](std::optional<StudentAssignment> assignment) {
+      Add(assignment ? StrCat("assigned ", assignment->job_id, " ", assignment->generation, " with ",
+                              assignment->teachers.size())
+                     : "revoked");
+      absl::MutexLock lock(&mutex_);
+      if (assignment) last_ = std::move(assignment);
+    };
+    callbacks.on_teachers = [this](std::vector<TeacherEndpoint> teachers) {
+      Add(StrCat("teachers ", teachers.size()));
+    };
+    callbacks.on_teacher_jobs = [this](std::vector<TeacherJob> jobs) {
+      std::string text = "jobs";
+      for (const TeacherJob& job : jobs) StrAppend(&text, " ", job.job_id, "/", job.model, "/", job.taps.size());
+      Add(text);
+    };
+    callbacks.on_cancel = [this] { Add("cancel"); };
+    return callbacks;
+  }
+  std::vector<std::string> all() {
+    absl::MutexLock lock(&mutex_);
+    return all_;
+  }
+  std::optional<StudentAssignment> last() {
+    absl::MutexLock lock(&mutex_);
+    return last_;
+  }
+  void AwaitCount(size_t count) {
+    absl::MutexLock lock(&mutex_);
+    const auto reached = [&] { return all_.size() >= count; };
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&reached), kLong))
+        << "told " << all_.size() << " things, not " << count;
+  }
+
+ private:
+  void Add(const std::string& text) {
+    absl::MutexLock lock(&mutex_);
+    all_.push_back(text);
+  }
+  absl::Mutex mutex_;
+  std::vector<std::string> all_ ABSL_GUARDED_BY(mutex_);
+  std::optional<StudentAssignment> last_ ABSL_GUARDED_BY(mutex_);
+};
+
+class FleetClientTest : public testing::Test {
+ protected:
+  void SetUp() override { StartServer("127.0.0.1:0"); }
+  void TearDown() override {
+    if (client_) client_->Stop();
+  }
+  void StartServer(const std::string& listen) {
+    auto server = RpcServer::Start({.listen = listen}, {&coordinator_});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = std::move(*server);
+    address_ = server_->address();
+  }
+  void StartClient(WorkerKind kind = WorkerKind::kStudent) {
+    auto client = FleetClient::Start(Options(kind), told_.Callbacks());
+    ASSERT_TRUE(client.ok()) << client.status();
+    client_ = std::move(*client);
+  }
+  FleetClient::Options Options(WorkerKind kind = WorkerKind::kStudent) {
+    FleetClient::Options options;
+    options.coordinator = address_;
+    options.worker_id = "worker-0";
+    options.kind = kind;
+    options.address = "127.0.0.1:77";
+    options.device = "cpu";
+    return options;
+  }
+  // REQUIRES: inside ChangeAndSettle.
+  v1::StudentAssignment* Assign(const std::string& job, uint64_t generation, int teachers) {
+    v1::StudentAssignment* const student = coordinator_.answer_.mutable_student();
+    student->Clear();
+    student->set_job_id(job);
+    student->set_generation(generation);
+    student->set_world_size(2);
+    student->set_rank(1);
+    for (int i = 0; i < teachers; ++i) student->add_teachers()->set_worker_id(StrCat("t", i));
+    return student;
+  }
+
+  FakeCoordinator coordinator_;
+  std::unique_ptr<RpcServer> server_;
+  std::string address_;
+  Told told_;
+  std::unique_ptr<FleetClient> client_;
+};
+
+TEST_F(FleetClientTest, RegistersWithEverythingItServes) {
+  FleetClient::Options options = Options(WorkerKind::kTeacher);
+  options.device = "cuda:0";
+  ServedModelInfo model;
+  model.name = "fashion";
+  model.digest = "abc";
+  model.spec.arch = "cifar_resnet20";
+  model.spec.num_classes = 10;
+  model.spec.mean = {0.5f};
+  model.parameters = 270000;
+  model.bytes = 1080000;
+  model.taps = {{"layer1", "Sequential", {16, 28, 28}, true}};
+  options.models = {model};
+  auto client = FleetClient::Start(options, told_.Callbacks());
+  ASSERT_TRUE(client.ok()) << client.status();
+  (*client)->Stop();
+  ASSERT_THAT(coordinator_.registrations_, SizeIs(1));
+  const v1::RegisterRequest& request = coordinator_.registrations_[0];
+  EXPECT_EQ(request.worker_id(), "worker-0");
+  EXPECT_EQ(request.incarnation().size(), 32u);
+  EXPECT_EQ(request.kind(), v1::WORKER_KIND_TEACHER);
+  EXPECT_EQ(request.address(), "127.0.0.1:77");
+  EXPECT_EQ(request.device(), "cuda:0");
+  EXPECT_FALSE(request.version().empty());
+  EXPECT_EQ(request.current_job(), "");
+  ASSERT_EQ(request.models_size(), 1);
+  EXPECT_EQ(request.models(0).name(), "fashion");
+  EXPECT_EQ(request.models(0).digest(), "abc");
+  EXPECT_EQ(FromProto(request.models(0).spec()), model.spec);
+  EXPECT_EQ(request.models(0).parameters(), 270000u);
+  EXPECT_EQ(request.models(0).bytes(), 1080000u);
+  ASSERT_EQ(request.models(0).taps_size(), 1);
+  EXPECT_EQ(request.models(0).taps(0).path(), "layer1");
+  EXPECT_EQ(request.models(0).taps(0).type(), "Sequential");
+  EXPECT_THAT(request.models(0).taps(0).shape(), ElementsAre(16, 28, 28));
+  EXPECT_TRUE(request.models(0).taps(0).stage_end());
+}
+
+TEST_F(FleetClientTest, AssignmentIsDeliveredWholeAndOnlyOnChange) {
+  StartClient();
+  coordinator_.ChangeAndSettle([&] {
+    v1::StudentAssignment* const student = Assign("j1", 1, 0);
+    v1::TeacherEndpoint* const teacher = student->add_teachers();
+    teacher->set_worker_id("t0");
+    teacher->set_address("127.0.0.1:5");
+    teacher->set_model("m");
+    teacher->set_digest("d");
+    student->mutable_plan()->set_name("demo");
+    student->mutable_plan()->set_seed(7);
+    student->set_first_stage(2);
+    student->set_checkpoint("/work/c");
+    student->set_checkpoint_digest("cd");
+  });
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 2, 1); });
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 2, 2); });
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.clear_student(); });
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 2, 2); });
+  coordinator_.ChangeAndSettle([&] { Assign("j2", 2, 2); });
+  client_->Stop();
+  EXPECT_THAT(told_.all(), ElementsAre("assigned j1 1 with 1", "assigned j1 2 with 1", "teachers 2", "revoked",
+                                       "assigned j1 2 with 2", "assigned j2 2 with 2"));
+}
+
+TEST_F(FleetClientTest, AssignmentHoldsEveryField) {
+  StartClient();
+  coordinator_.ChangeAndSettle([&] {
+    v1::StudentAssignment* const student = Assign("j1", 3, 0);
+    v1::TeacherEndpoint* const teacher = student->add_teachers();
+    teacher->set_worker_id("t0");
+    teacher->set_address("127.0.0.1:5");
+    teacher->set_model("m");
+    teacher->set_digest("d");
+    student->mutable_plan()->set_name("demo");
+    student->mutable_plan()->set_seed(7);
+    student->set_first_stage(2);
+    student->set_checkpoint("/work/c");
+    student->set_checkpoint_digest("cd");
+  });
+  client_->Stop();
+  ASSERT_TRUE(told_.last().has_value());
+  const StudentAssignment assignment = *told_.last();
+  EXPECT_EQ(assignment.job_id, "j1");
+  EXPECT_EQ(assignment.generation, 3u);
+  EXPECT_EQ(assignment.rank, 1u);
+  EXPECT_EQ(assignment.world_size, 2u);
+  EXPECT_EQ(assignment.plan.name, "demo");
+  EXPECT_EQ(assignment.plan.seed, 7u);
+  EXPECT_EQ(assignment.first_stage, 2u);
+  EXPECT_THAT(assignment.teachers, ElementsAre(TeacherEndpoint{"t0", "127.0.0.1:5", "m", "d"}));
+  EXPECT_EQ(assignment.checkpoint, "/work/c");
+  EXPECT_EQ(assignment.checkpoint_digest, "cd");
+}
+
+TEST_F(FleetClientTest, CancelIsToldOncePerAssignment) {
+  StartClient();
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.set_cancel(true); });  // nothing runs: nothing to tell
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.set_cancel(false); });
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 1, 1); });
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.set_cancel(true); });
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.Clear(); });
+  coordinator_.ChangeAndSettle([&] { Assign("j2", 1, 1); });
+  coordinator_.ChangeAndSettle([&] {
+    coordinator_.answer_.clear_student();
+    coordinator_.answer_.set_cancel(true);
+  });
+  client_->Stop();
+  EXPECT_THAT(told_.all(),
+              ElementsAre("assigned j1 1 with 1", "cancel", "revoked", "assigned j2 1 with 1", "cancel", "revoked"));
+}
+
+TEST_F(FleetClientTest, TeacherJobsAreToldOnChangeAndReleasedWhenNoneIsLeft) {
+  StartClient(WorkerKind::kTeacher);
+  const auto job = [&](const char* id, int taps) {
+    v1::TeacherJob* const added = coordinator_.answer_.mutable_teacher()->add_jobs();
+    added->set_job_id(id);
+    added->set_model("m");
+    for (int i = 0; i < taps; ++i) added->add_taps(StrCat("layer", i));
+  };
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.mutable_teacher(); });
+  coordinator_.ChangeAndSettle([&] { job("j1", 1); });
+  coordinator_.ChangeAndSettle([&] { job("j2", 2); });
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.mutable_teacher()->mutable_jobs(0)->add_taps("layer1"); });
+  coordinator_.ChangeAndSettle([&] { coordinator_.answer_.clear_teacher(); });
+  client_->Stop();
+  EXPECT_THAT(told_.all(), ElementsAre("jobs j1/m/1", "jobs j1/m/1 j2/m/2", "jobs j1/m/2 j2/m/2", "jobs"));
+}
+
+TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
+  FleetClient::Callbacks callbacks = told_.Callbacks();
+  callbacks.queue_length = [] { return 9u; };
+  auto client = FleetClient::Start(Options(), callbacks);
+  ASSERT_TRUE(client.ok()) << client.status();
+  (*client)->SetCurrent("j1", 4, 0);
+  JobProgress progress;
+  progress.stage = 1;
+  progress.step = 20;
+  progress.total_step = 120;
+  progress.loss = 0.5;
+  progress.terms = {{"ce", 0.25}, {"kd", 2}};
+  progress.learning_rate = 0.1;
+  progress.images_per_second = 1000;
+  progress.step_seconds = {{"forward", 0.01}};
+  progress.accuracy = 0.75;
+  progress.time = 12;
+  progress.phase = "training";
+  (*client)->ReportProgress(progress);
+  coordinator_.Await([&] { return !coordinator_.progress_.empty(); });
+  coordinator_.Settle();
+  (*client)->Stop();
+  EXPECT_EQ(coordinator_.last_beat_.job_id(), "j1");
+  EXPECT_EQ(coordinator_.last_beat_.generation(), 4u);
+  EXPECT_EQ(coordinator_.last_beat_.queue_length(), 9u);
+  EXPECT_EQ(coordinator_.last_beat_.coordinator_epoch(), 1u);
+  ASSERT_THAT(coordinator_.progress_, SizeIs(1)) << "sent again without being newer";
+  const v1::Progress& sent = coordinator_.progress_[0];
+  EXPECT_EQ(sent.stage(), 1u);
+  EXPECT_EQ(sent.step(), 20u);
+  EXPECT_EQ(sent.total_step(), 120u);
+  EXPECT_EQ(sent.loss(), 0.5);
+  ASSERT_EQ(sent.terms_size(), 2);
+  EXPECT_EQ(sent.terms(1).name(), "kd");
+  EXPECT_EQ(sent.terms(1).value(), 2);
+  EXPECT_EQ(sent.learning_rate(), 0.1);
+  EXPECT_EQ(sent.images_per_second(), 1000);
+  ASSERT_EQ(sent.step_seconds_size(), 1);
+  EXPECT_EQ(sent.step_seconds(0).name(), "forward");
+  EXPECT_EQ(sent.accuracy(), 0.75);
+  EXPECT_EQ(sent.teacher_accuracy(), -1);
+  EXPECT_EQ(sent.time(), 12);
+  EXPECT_EQ(sent.phase(), "training");
+}
+
+TEST_F(FleetClientTest, UnknownWorkerRegistersAgainWithWhatItDoes) {
+  StartClient();
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 5, 1); });
+  client_->SetCurrent("j1", 5, 1);
+  coordinator_.Await([&] { return coordinator_.last_beat_.job_id() == "j1"; });
+  coordinator_.ChangeAndSettle([&] {
+    coordinator_.known_.clear();
+    ++coordinator_.epoch_;
+  });
+  coordinator_.Await([&] { return coordinator_.last_beat_.coordinator_epoch() == 2; });
+  client_->Stop();
+  ASSERT_THAT(coordinator_.registrations_, SizeIs(2));
+  EXPECT_EQ(coordinator_.registrations_[1].worker_id(), "worker-0");
+  EXPECT_EQ(coordinator_.registrations_[1].incarnation(), coordinator_.registrations_[0].incarnation());
+  EXPECT_EQ(coordinator_.registrations_[1].current_job(), "j1");
+  EXPECT_EQ(coordinator_.registrations_[1].current_generation(), 5u);
+  EXPECT_EQ(coordinator_.registrations_[1].current_rank(), 1u);
+  EXPECT_THAT(told_.all(), ElementsAre("assigned j1 5 with 1")) << "the same assignment was delivered twice";
+}
+
+TEST_F(FleetClientTest, SurvivesARestartOfTheCoordinatorOnTheSamePort) {
+  StartClient();
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 1, 1); });
+  client_->ReportEvent("j1", EventLevel::kInfo, "before");
+  coordinator_.Await([&] { return coordinator_.events_.size() == 1; });
+  server_.reset();
+  client_->ReportEvent("j1", EventLevel::kWarning, "while away");
+  auto commit =
+      std::async(std::launch::async, [&] { return client_->CommitStage("j1", 1, {.stage = 3, .checkpoint = "/c"}); });
+  {
+    absl::MutexLock lock(&coordinator_.mutex_);
+    coordinator_.known_.clear();
+    ++coordinator_.epoch_;
+  }
+  StartServer(address_);
+  EXPECT_TRUE(commit.get().ok());
+  coordinator_.Await([&] { return coordinator_.events_.size() == 2; });
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 2, 1); });
+  client_->Stop();
+  EXPECT_THAT(told_.all(), ElementsAre("assigned j1 1 with 1", "assigned j1 2 with 1"));
+  ASSERT_THAT(coordinator_.commits_, SizeIs(1));
+  EXPECT_EQ(coordinator_.commits_[0].worker_id(), "worker-0");
+  EXPECT_EQ(coordinator_.commits_[0].job_id(), "j1");
+  EXPECT_EQ(coordinator_.commits_[0].generation(), 1u);
+  EXPECT_EQ(coordinator_.commits_[0].result().stage(), 3u);
+  EXPECT_EQ(coordinator_.commits_[0].result().checkpoint(), "/c");
+  EXPECT_THAT(coordinator_.registrations_, SizeIs(2));
+}
+
+TEST_F(FleetClientTest, AnswersOfAnOlderCoordinatorAreIgnored) {
+  coordinator_.epoch_ = 5;
+  StartClient();
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 1, 1); });
+  coordinator_.ChangeAndSettle([&] {
+    coordinator_.epoch_ = 4;
+    Assign("old", 9, 1);
+  });
+  coordinator_.ChangeAndSettle([&] {
+    coordinator_.epoch_ = 6;
+    Assign("j2", 1, 1);
+  });
+  client_->Stop();
+  EXPECT_THAT(told_.all(), ElementsAre("assigned j1 1 with 1", "assigned j2 1 with 1"));
+}
+
+TEST_F(FleetClientTest, EventsArriveOnceInOrderThoughAnswersAreLost) {
+  StartClient();
+  coordinator_.ChangeAndSettle([&] { coordinator_.lose_answers_ = 3; }, 1);
+  for (int i = 0; i < 5; ++i)
+    client_->ReportEvent(StrCat("j", i), i == 0 ? EventLevel::kError : EventLevel::kInfo, StrCat("event ", i));
+  coordinator_.Await([&] { return coordinator_.events_.size() == 5 && coordinator_.lose_answers_ == 0; });
+  coordinator_.Settle();
+  int received = 0;
+  coordinator_.ChangeAndSettle([&] { received = coordinator_.events_received_; });
+  client_->Stop();
+  EXPECT_EQ(coordinator_.events_received_, received) << "events are sent again after they were accepted";
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_EQ(coordinator_.events_[i].text(), StrCat("event ", i));
+    EXPECT_EQ(coordinator_.events_[i].job_id(), StrCat("j", i));
+    EXPECT_EQ(coordinator_.events_[i].sequence(), static_cast<uint64_t>(i + 1));
+    EXPECT_EQ(coordinator_.events_[i].source(), "worker-0");
+    EXPECT_EQ(coordinator_.events_[i].level(), i == 0 ? v1::EVENT_LEVEL_ERROR : v1::EVENT_LEVEL_INFO);
+    EXPECT_GT(coordinator_.events_[i].time(), 1e9);
+  }
+}
+
+TEST_F(FleetClientTest, EventsAreBoundedAndMadeValid) {
+  StartClient();
+  server_.reset();
+  for (int i = 0; i < 1200; ++i) client_->ReportEvent("j", EventLevel::kInfo, StrCat(i));
+  client_->ReportEvent("j", EventLevel::kInfo, "bad \xFF byte");
+  client_->ReportEvent("j", EventLevel::kInfo, std::string(4095, 'x') + "\xC3\xBC tail");
+  StartServer(address_);
+  coordinator_.Await([&] { return coordinator_.events_.size() == 1000; });
+  client_->Stop();
+  EXPECT_EQ(coordinator_.events_.front().text(), "202");  // 202 oldest dropped of 1202
+  EXPECT_EQ(coordinator_.events_[998].text(), "bad \xEF\xBF\xBD byte");
+  EXPECT_EQ(coordinator_.events_[999].text(), std::string(4095, 'x'));
+}
+
+TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
+  StartClient();
+  const grpc::Status away(grpc::StatusCode::UNAVAILABLE, "starting"),
+      unknown(grpc::StatusCode::NOT_FOUND, "unknown worker"),
+      aborted(grpc::StatusCode::ABORTED, "generation 2 is over"),
+      refused(grpc::StatusCode::FAILED_PRECONDITION, "no such stage");
+  const auto answers = [&](std::deque<grpc::Status> statuses) {
+    absl::MutexLock lock(&coordinator_.mutex_);
+    coordinator_.report_answers_ = std::move(statuses);
+  };
+  answers({away, unknown, away});
+  EXPECT_TRUE(
+      client_->CommitStage("j1", 2, {.stage = 1, .digest = "d", .accuracy = 0.5, .loss = 2, .seconds = 3}).ok());
+  answers({away, aborted});
+  const Status status = client_->CommitStage("j1", 2, {});
+  EXPECT_EQ(status.code(), StatusCode::kAborted) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("generation 2 is over"));
+  answers({refused});
+  EXPECT_EQ(client_->FinishJob("j1", 2, {}).code(), StatusCode::kFailedPrecondition);
+  answers({away});
+  JobArtifacts artifacts{.safetensors = "s",
+                         .torchscript = "t",
+                         .safetensors_bytes = 1,
+                         .torchscript_bytes = 2,
+                         .student_parameters = 3,
+                         .teacher_parameters = 4,
+                         .teacher_bytes = 5,
+                         .student_accuracy = 0.25,
+                         .teacher_accuracy = 0.5};
+  EXPECT_TRUE(client_->FinishJob("j1", 2, artifacts).ok());
+  answers({away});
+  EXPECT_TRUE(client_->ReportFailure("j1", 2, "no data \xFF", true).ok());
+  client_->Stop();
+  ASSERT_THAT(coordinator_.commits_, SizeIs(6));
+  EXPECT_EQ(coordinator_.commits_[3].result().digest(), "d");
+  EXPECT_EQ(coordinator_.commits_[3].result().accuracy(), 0.5);
+  EXPECT_EQ(coordinator_.commits_[3].result().loss(), 2);
+  EXPECT_EQ(coordinator_.commits_[3].result().seconds(), 3);
+  ASSERT_THAT(coordinator_.finishes_, SizeIs(3));
+  const v1::Artifacts& sent = coordinator_.finishes_[2].artifacts();
+  EXPECT_EQ(sent.safetensors(), "s");
+  EXPECT_EQ(sent.torchscript(), "t");
+  EXPECT_EQ(sent.safetensors_bytes() * 10000 + sent.torchscript_bytes() * 1000 + sent.student_parameters() * 100 +
+                sent.teacher_parameters() * 10 + sent.teacher_bytes(),
+            12345u);
+  EXPECT_EQ(sent.student_accuracy(), 0.25);
+  EXPECT_EQ(sent.teacher_accuracy(), 0.5);
+  ASSERT_THAT(coordinator_.failures_, SizeIs(2));
+  EXPECT_EQ(coordinator_.failures_[1].message(), "no data \xEF\xBF\xBD");
+  EXPECT_TRUE(coordinator_.failures_[1].retryable());
+}
+
+TEST_F(FleetClientTest, StopUnblocksAReportAndIsIdempotent) {
+  StartClient();
+  server_.reset();
+  auto commit = std::async(std::launch::async, [&] { return client_->CommitStage("j1", 1, {}); });
+  client_->Stop();
+  client_->Stop();
+  EXPECT_EQ(commit.get().code(), StatusCode::kCancelled);
+  EXPECT_EQ(client_->FinishJob("j1", 1, {}).code(), StatusCode::kCancelled);
+}
+
+TEST_F(FleetClientTest, DrainIsAnsweredBeforeItReturns) {
+  StartClient();
+  client_->Drain();
+  bool draining = false;
+  {
+    absl::MutexLock lock(&coordinator_.mutex_);
+    draining = coordinator_.last_beat_.draining();
+  }
+  EXPECT_TRUE(draining);
+}
+
+TEST_F(FleetClientTest, DrainGivesUpWithoutACoordinator) {
+  StartClient();
+  server_.reset();
+  const absl::Time start = absl::Now();
+  client_->Drain();
+  EXPECT_LT(absl::Now() - start, kLong);
+}
+
+TEST_F(FleetClientTest, StartSaysWhereNobodyListens) {
+  server_.reset();
+  FleetClient::Options options = Options();
+  options.connect_timeout = std::chrono::milliseconds(300);
+  const Status status = FleetClient::Start(options, {}).status();
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(address_));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("--coordinator"));
+}
+
+TEST_F(FleetClientTest, StartWaitsForACoordinatorThatComesUpLater) {
+  server_.reset();
+  auto starting = std::async(std::launch::async, [&] { return FleetClient::Start(Options(), {}); });
+  StartServer(address_);
+  auto client = starting.get();
+  EXPECT_TRUE(client.ok()) << client.status();
+}
+
+TEST_F(FleetClientTest, StartGivesARefusalAtOnce) {
+  coordinator_.register_answer_ = {grpc::StatusCode::INVALID_ARGUMENT, "worker id is empty"};
+  const Status status = FleetClient::Start(Options(), {}).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("worker id is empty"));
+
+  const std::string token = testing::TempDir() + "fleet_test_token_" + std::to_string(getpid());
+  std::ofstream(token) << "s3cret";
+  auto guarded = RpcServer::Start({.security = {.token_file = token}}, {&coordinator_});
+  ASSERT_TRUE(guarded.ok()) << guarded.status();
+  FleetClient::Options options = Options();
+  options.coordinator = (*guarded)->address();
+  EXPECT_EQ(FleetClient::Start(options, {}).status().code(), StatusCode::kUnauthenticated);
+  std::remove(token.c_str());
+
+  options.coordinator = "nonsense";
+  EXPECT_EQ(FleetClient::Start(options, {}).status().code(), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace distill
