@@ -8,7 +8,7 @@
 
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
-#include "common/zoo/torch_status.h"
+#include "common/torch_status.h"
 #include "common/zoo/weights.h"
 
 namespace distill {

@@ -9,7 +9,7 @@
 
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
-#include "common/zoo/torch_status.h"
+#include "common/torch_status.h"
 
 namespace distill {
 namespace {

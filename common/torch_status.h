@@ -1,6 +1,6 @@
 // An exception thrown by torch as a Status. Only for sources that include torch.
-#ifndef DISTILL_COMMON_ZOO_TORCH_STATUS_H_
-#define DISTILL_COMMON_ZOO_TORCH_STATUS_H_
+#ifndef DISTILL_COMMON_TORCH_STATUS_H_
+#define DISTILL_COMMON_TORCH_STATUS_H_
 
 #include <c10/util/Exception.h>
 
@@ -30,4 +30,4 @@ inline Status TorchStatus(const std::exception& error, std::string_view what) {
 
 }  // namespace distill
 
-#endif  // DISTILL_COMMON_ZOO_TORCH_STATUS_H_
+#endif  // DISTILL_COMMON_TORCH_STATUS_H_

@@ -1,0 +1,62 @@
+// The only source that sees ProcessGroupGloo, and with it the declarations in gloo_compat/.
+#define USE_C10D_GLOO
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/version.h>
+
+#include <stdexcept>
+
+#include "common/collective/c10d_group.h"
+#include "common/str_cat.h"
+#include "common/torch_status.h"
+
+static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11,
+              "gloo_compat is checked against LibTorch 2.11 only: compare it with the new release first (its README.md says how)");
+
+namespace distill {
+namespace {
+
+// Reaches the protected list of contexts without making an object of a class of our own.
+struct GlooAccess : c10d::ProcessGroupGloo {
+  static std::vector<std::shared_ptr<gloo::Context>>& Contexts(c10d::ProcessGroupGloo& group) {
+    return group.*(&GlooAccess::contexts_);
+  }
+};
+
+// Gloo has no abort. But when a receive runs out of time, it breaks all connections of the context and wakes all that wait on them. So
+// wait a millisecond for a message that nobody sends. (Context::closeConnections would tell the peers, but not our own waiters.)
+void BreakConnections(c10d::ProcessGroupGloo& group) {
+  for (const std::shared_ptr<gloo::Context>& context : GlooAccess::Contexts(group)) {
+    try {
+      char byte = 0;
+      const std::unique_ptr<gloo::transport::UnboundBuffer> buffer = context->createUnboundBuffer(&byte, sizeof byte);
+      static_cast<gloo::transport::tcp::UnboundBuffer&>(*buffer).waitRecv(nullptr, std::chrono::milliseconds(1));
+    } catch (const std::exception&) {
+      // The time-out that was asked for.
+    }
+  }
+}
+
+std::shared_ptr<gloo::transport::Device> MakeDevice(const std::string& host) {
+  try {
+    // Lazy connections could ignore the time-out (gloo#520), so connect at once.
+    return c10d::ProcessGroupGloo::createDeviceForHostname(host, /*lazyInit=*/false);
+  } catch (const std::exception& error) {
+    throw std::invalid_argument(StrCat("cannot listen for other ranks at '", host, "': ", TorchMessage(error),
+                                       "; give an address or name of this machine that the other ranks reach"));
+  }
+}
+
+}  // namespace
+
+C10dBackend MakeGlooBackend(const c10::intrusive_ptr<c10d::Store>& store, const CollectiveGroup::Options& options) {
+  auto gloo_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
+  gloo_options->devices.push_back(MakeDevice(options.host));
+  const auto group = c10::make_intrusive<c10d::ProcessGroupGloo>(store, static_cast<int>(options.rank),
+                                                                 static_cast<int>(options.world_size), gloo_options);
+  return {.backend = group,
+          .device = c10::DeviceType::CPU,
+          .type = c10d::ProcessGroup::BackendType::GLOO,
+          .abort = [group] { BreakConnections(*group); }};
+}
+
+}  // namespace distill

@@ -1,0 +1,46 @@
+// libdistill_cuda.so: the part of the program that links torch's CUDA libraries. Loaded by cuda_runtime.cc.
+#define USE_C10D_NCCL
+#include "common/cuda/cuda_plugin.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAFunctions.h>
+
+#include <cstdlib>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+namespace distill {
+namespace {
+
+int DeviceCount() { return c10::cuda::device_count(); }
+
+std::string DeviceName(int index) { return at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(index))->name; }
+
+void MakeNccl(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout,
+              c10::intrusive_ptr<c10d::Backend>* backend) {
+  auto options = c10d::ProcessGroupNCCL::Options::create();
+  options->timeout = timeout;
+  auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, options);
+  // Connects now, inside the time-out of forming the group, and not in the first operation, where a missing rank would only hang.
+  group->eagerConnectSingleDevice(c10::Device(c10::DeviceType::CUDA, c10::cuda::current_device()));
+  *backend = std::move(group);
+}
+
+void AbortNccl(c10d::Backend& backend) {
+  try {
+    static_cast<c10d::ProcessGroupNCCL&>(backend).abort();
+  } catch (const std::exception&) {
+    // Already broken: what was wanted.
+  }
+}
+
+}  // namespace
+}  // namespace distill
+
+extern "C" __attribute__((visibility("default"))) const distill::CudaPlugin* distill_cuda_plugin() {
+  // c10d reads this when a group is made: 2 = abort the communicator on an error; the default ends the process, but a lost peer is
+  // something that a rank survives here.
+  ::setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", /*overwrite=*/0);
+  static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion, distill::DeviceCount, distill::DeviceName, distill::MakeNccl,
+                                             distill::AbortNccl};
+  return &plugin;
+}

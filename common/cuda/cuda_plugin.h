@@ -1,0 +1,34 @@
+// What libdistill_cuda.so offers to the program that loads it: a table of functions. Only for sources that include torch.
+#ifndef DISTILL_COMMON_CUDA_CUDA_PLUGIN_H_
+#define DISTILL_COMMON_CUDA_CUDA_PLUGIN_H_
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include <chrono>
+#include <string>
+
+namespace distill {
+
+// Raised at every change of the table, so that a plugin left over from another build is refused.
+inline constexpr int kCudaPluginVersion = 1;
+
+struct CudaPlugin {
+  int version;
+  // Throws nothing; 0 without a driver.
+  int (*device_count)();
+  std::string (*device_name)(int index);
+  // A ProcessGroupNCCL on the current device. Operations are enqueued on the caller's current stream; a failure is cleaned up and
+  // reported, the process is not ended. Throws c10::Error.
+  void (*make_nccl)(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout,
+                    c10::intrusive_ptr<c10d::Backend>* backend);
+  // REQUIRES: made by make_nccl. From any thread. Throws nothing.
+  void (*abort_nccl)(c10d::Backend& backend);
+};
+
+// The plugin's one exported function: `extern "C" const CudaPlugin* distill_cuda_plugin()`.
+inline constexpr const char* kCudaPluginEntry = "distill_cuda_plugin";
+
+}  // namespace distill
+
+#endif  // DISTILL_COMMON_CUDA_CUDA_PLUGIN_H_
