@@ -113,7 +113,7 @@ StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& opti
     StatusOr<std::unique_ptr<FleetClient>> client = FleetClient::Start(options, callbacks);
     if (client.ok() || client.status().code() != StatusCode::kUnavailable || Clock::now() >= end) return client;
     if (SignalPending()) return absl::CancelledError("stopped while waiting for the coordinator");
-    LogWarning("the coordinator does not answer yet", {{"coordinator", options.coordinator}});
+    LogWarning("the coordinator does not answer yet", {{"reason", client.status().message()}});
   }
 }
 
@@ -152,6 +152,7 @@ int Serve(const Flags& flags) {
   service->SetEngine(engine.get());
   (*server)->SetServing(true);
 
+  not_ready.store("registering with the coordinator");
   std::unique_ptr<FleetClient> fleet;
   const std::string address = flags.advertise.empty() ? ReachableAddress(**server) : flags.advertise;
   if (!flags.coordinator.empty()) {
@@ -175,16 +176,18 @@ int Serve(const Flags& flags) {
                   client.status().code() == StatusCode::kUnavailable ? kExitUnreachable : ExitCodeFor(client.status()));
     }
   }
-  not_ready.store("");
-  ready.Set(1);
-  LogInfo("serving", {{"address", address},
-                      {"models", engine->models().size()},
-                      {"device", *device},
-                      {"coordinator", flags.coordinator.empty() ? "none (stand-alone)" : flags.coordinator}});
-  if (!flags.service.ready_file.empty()) {
-    Status written =
-        WriteReadyFile(flags.service.ready_file, {{"address", address}, {"http", *http ? (*http)->address() : "off"}});
-    if (!written.ok()) return Fail(written, kExitConfiguration);
+  if (!SignalPending()) {
+    not_ready.store("");
+    ready.Set(1);
+    LogInfo("serving", {{"address", address},
+                        {"models", engine->models().size()},
+                        {"device", *device},
+                        {"coordinator", flags.coordinator.empty() ? "none (stand-alone)" : flags.coordinator}});
+    if (!flags.service.ready_file.empty()) {
+      Status written = WriteReadyFile(flags.service.ready_file,
+                                      {{"address", address}, {"http", *http ? (*http)->address() : "off"}});
+      if (!written.ok()) return Fail(written, kExitConfiguration);
+    }
   }
 
   const int signal = WaitForSignal();

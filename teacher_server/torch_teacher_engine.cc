@@ -23,7 +23,7 @@
 #include "common/safetensors/safetensors.h"
 #include "common/str_cat.h"
 #include "common/zoo/model_metadata.h"
-#include "common/zoo/torch_status.h"
+#include "common/torch_status.h"
 #include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
