@@ -75,12 +75,10 @@ _distillctl() {
     describe|watch|logs|cancel|history|results)
       # compgen expands its words like the shell does: only plain ids may reach it.
       COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" --timeout 2s --quiet list --limit 50 2>/dev/null |
-        LC_ALL=C grep -E '^[A-Za-z0-9._-]+$')" -- "$cur")) ;
-;
-    completion) COMPREPLY=($(compgen -W 'bash' -- "$cur")) ;
-    ;
-    esac
-    }
+        LC_ALL=C grep -E '^[A-Za-z0-9._-]+$')" -- "$cur")) ;;
+    completion) COMPREPLY=($(compgen -W 'bash' -- "$cur")) ;;
+  esac
+}
 complete -F _distillctl distillctl
 )bash";
 

@@ -3,6 +3,7 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <cstdlib>
+#include <memory>
 
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
@@ -21,7 +22,8 @@ constexpr char kFooter[] = R"(Exit codes:
   6    no such job or model
   7    the coordinator does not answer
   8    the coordinator refuses the credentials
-  130  interrupted while watching; the job goes on)";
+  130  interrupted while watching; the job goes on
+Global flags (--coordinator, --output, ...): distillctl --help)";
 
 // $XDG_CONFIG_HOME or ~/.config; empty when neither is known.
 std::string DefaultConfigFile() {
@@ -31,6 +33,26 @@ std::string DefaultConfigFile() {
   if (home != nullptr && home[0] == '/') return StrCat(home, "/.config/distill/config.toml");
   return "";
 }
+
+// CLI11 lets the file win over the environment. For a file that lies in the home folder and is easily forgotten the
+// other order is the expected one: what the environment sets is left out of the file's values.
+class EnvironmentFirst : public CLI::ConfigTOML {
+ public:
+  explicit EnvironmentFirst(const CLI::App* app) : app_(app) {}
+  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
+    std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
+    std::erase_if(items, [this](const CLI::ConfigItem& item) {
+      const CLI::Option* option = item.parents.empty() ? app_->get_option_no_throw("--" + item.name) : nullptr;
+      if (option == nullptr || option->get_envname().empty()) return false;
+      const char* value = std::getenv(option->get_envname().c_str());
+      return value != nullptr && value[0] != '\0';
+    });
+    return items;
+  }
+
+ private:
+  const CLI::App* const app_;  // Not owned: it owns this formatter.
+};
 
 }  // namespace
 
@@ -55,6 +77,7 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
   app->set_help_all_flag("--help-all", "Print the help of all commands and exit");
   app->set_config("--config", DefaultConfigFile(), "File with defaults for the global flags (TOML)")
       ->envname("DISTILL_CONFIG");
+  app->config_formatter(std::make_shared<EnvironmentFirst>(app));
   app->allow_config_extras(CLI::config_extras_mode::error);
 
   app->add_option("--coordinator", options->coordinator, "host:port of the coordinator")

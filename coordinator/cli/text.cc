@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "common/str_cat.h"
+#include "common/utf8.h"
 
 namespace distill::cli {
 namespace {
@@ -11,30 +12,11 @@ namespace {
 // Reads the code point at `pos` and moves behind it. False, with `pos` unchanged, when the bytes there are not valid
 // UTF-8.
 bool Decode(std::string_view text, size_t& pos, char32_t& code) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = byte(pos);
-  if (lead < 0x80) {
-    code = lead;
-    ++pos;
-    return true;
-  }
-  size_t length = 0;
-  char32_t least = 0;
-  if ((lead & 0xe0) == 0xc0) {
-    length = 2, least = 0x80, code = lead & 0x1f;
-  } else if ((lead & 0xf0) == 0xe0) {
-    length = 3, least = 0x800, code = lead & 0x0f;
-  } else if ((lead & 0xf8) == 0xf0) {
-    length = 4, least = 0x10000, code = lead & 0x07;
-  } else {
-    return false;
-  }
-  if (text.size() - pos < length) return false;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(pos + i) & 0xc0) != 0x80) return false;
-    code = (code << 6) | (byte(pos + i) & 0x3f);
-  }
-  if (code < least || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff)) return false;
+  const size_t length = Utf8Length(text.substr(pos));
+  if (length == 0) return false;
+  const auto lead = static_cast<unsigned char>(text[pos]);
+  code = length == 1 ? lead : lead & (0x7f >> length);
+  for (size_t i = 1; i < length; ++i) code = (code << 6) | (static_cast<unsigned char>(text[pos + i]) & 0x3f);
   pos += length;
   return true;
 }

@@ -56,9 +56,9 @@ TEST(JobViewTest, ListGolden) {
   *jobs.add_jobs() = QueuedJob();
   EXPECT_EQ(RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
             "JOB  NAME     STATE      STAGE      DONE  ACCURACY  SUBMITTED             TIME\n"
-            "j-1  fashion  succeeded  3/3        100%    91.52%  2027-01-15 08:00:00  3m10s\n"
-            "j-1  fashion  running    2/3 whole   46%    88.12%  2027-01-15 08:00:00  1m30s\n"
-            "j-1  fashion  queued     1/3 mimic    0%         -  2027-01-15 08:00:00      -\n");
+            "j-1  fashion  succeeded  3/3        100%    91.52%  2099-01-01 00:00:00  3m10s\n"
+            "j-1  fashion  running    2/3 whole   46%    88.12%  2099-01-01 00:00:00  1m30s\n"
+            "j-1  fashion  queued     1/3 mimic    0%         -  2099-01-01 00:00:00      -\n");
   EXPECT_THAT(RenderJobList(v1::ListJobsResponse(), 0, kPlain), HasSubstr("no jobs"));
 }
 
@@ -67,8 +67,8 @@ TEST(JobViewTest, DescribeGolden) {
   EXPECT_EQ(text.substr(0, text.find("Plan of")),
             "Job        j-1 (fashion)\n"
             "State      running\n"
-            "Submitted  2027-01-15 08:00:00\n"
-            "Started    2027-01-15 08:00:10\n"
+            "Submitted  2099-01-01 00:00:00\n"
+            "Started    2099-01-01 00:00:10\n"
             "Time       1m35s\n"
             "Members    student-0, student-1\n"
             "Generation 1, 0 restarts\n"
@@ -80,7 +80,7 @@ TEST(JobViewTest, DescribeGolden) {
             "\n"
             "Stages done\n"
             "  #  STAGE    LOSS  ACCURACY  TIME  COMMITTED            CHECKPOINT\n"
-            "  1  mimic  0.1234         -   32s  2027-01-15 08:00:42  /work/j-1/stage-0\n"
+            "  1  mimic  0.1234         -   32s  2099-01-01 00:00:42  /work/j-1/stage-0\n"
             "\n");
   const std::string done = RenderJob(SucceededJob(), kSubmitted + 999, kPlain, absl::UTCTimeZone());
   EXPECT_THAT(done, HasSubstr("Parameters student 77.4k, teacher 272k (1.07 MiB)\n"));
@@ -93,9 +93,9 @@ TEST(JobViewTest, EventsAreOneLineWhateverTheyHold) {
   event.set_time(kSubmitted);
   event.set_level(v1::EVENT_LEVEL_WARNING);
   event.set_source("t0");
-  event.set_text("gone\n2027-01-15 08:00:00  INFO  forged");
+  event.set_text("gone\n2099-01-01 00:00:00  INFO  forged");
   EXPECT_EQ(RenderEvent(event, kPlain, absl::UTCTimeZone()),
-            "2027-01-15 08:00:00  WARNING  t0            gone\\n2027-01-15 08:00:00  INFO  forged\n");
+            "2099-01-01 00:00:00  WARNING  t0            gone\\n2099-01-01 00:00:00  INFO  forged\n");
 }
 
 TEST(FleetViewTest, Golden) {
@@ -236,11 +236,11 @@ TEST(HistoryViewTest, CsvHasAllColumnsQuotedWhereNeeded) {
       HistoryCsv(RunningJob(), SampleHistory(), 2),
       "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,time,phase,"
       "term_cross_entropy,term_kd,seconds_forward\n"
-      "1,whole,200,500,0.5432,0.05,2100,,0.9375,1800000100.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
-      "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,1800000100.000,training,0.31,1.2,0.0125\n");
+      "1,whole,200,500,0.5432,0.05,2100,,0.9375,4070908900.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
+      "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,4070908900.000,training,0.31,1.2,0.0125\n");
   // The first point has no terms: its cells are empty.
   EXPECT_THAT(HistoryCsv(RunningJob(), SampleHistory(), 0),
-              HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,,0.9375,1800000100.000,training,,,0.0125\n"));
+              HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,,0.9375,4070908900.000,training,,,0.0125\n"));
 }
 
 }  // namespace
