@@ -100,7 +100,8 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
     ImageBatch images;
     Callback callback;  // null once called (cancelled)
     Clock::time_point start;
-    int failures = 0;
+    int failures = 0;       // error answers ...
+    std::string failed_at;  // ... the last one from this address
     int stalls = 0;
   };
   // A request that a teacher owes the answer of.
@@ -116,8 +117,8 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
     Teacher* teacher = nullptr;  // not owned; null once dropped, when only kClosed is awaited
     bool ending = false;         // the teacher has ended the call; its status is on the way
     std::map<uint64_t, InFlight> in_flight;  // by request id on the wire
-    // Bytes the teacher may still send, and the part of them that answers of in_flight will use. (They differ only after the first
-    // answer of a pool that had to learn its shapes.)
+    // Bytes the teacher may still send, and the part of them that answers of in_flight will use. They differ after an answer that was
+    // an error, which used none of its credit.
     uint64_t credit = 0;
     uint64_t committed = 0;
     Clock::time_point last_progress;  // last message, or the moment it began to owe an answer
@@ -143,6 +144,7 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
   void PollDialFromLoop(Teacher* teacher);
   void OpenStreamFromLoop(Teacher* teacher);
   void RetryLaterFromLoop(Teacher* teacher, const Status& why);
+  void RecallCreditFromLoop(Stream* stream);
   void DispatchFromLoop();
   void SendFromLoop(Stream* stream, Request request, uint64_t cost, uint64_t grant);
   void OnEventFromLoop(TeacherConnection::Event event);
@@ -317,6 +319,7 @@ void TeacherPool::Core::DialFromLoop(Teacher* teacher) {
 void TeacherPool::Core::PollDialFromLoop(Teacher* teacher) {
   const grpc_connectivity_state state = teacher->channel->GetState(/*try_to_connect=*/true);
   if (state == GRPC_CHANNEL_READY) {
+    LogInfo("teacher connected", {{"teacher", teacher->endpoint.worker_id}, {"address", teacher->endpoint.address}});
     OpenStreamFromLoop(teacher);
   } else if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN || Clock::now() >= teacher->dial_deadline) {
     RetryLaterFromLoop(teacher, absl::UnavailableError("cannot connect"));
@@ -337,7 +340,6 @@ void TeacherPool::Core::OpenStreamFromLoop(Teacher* teacher) {
   TeacherConnection* const key = stream->connection.get();
   streams_[key] = std::move(stream);
   key->Start({options_.model, options_.digest, options_.client, options_.taps, options_.exclusive_batches, /*credit_bytes=*/0});
-  LogInfo("teacher connected", {{"teacher", teacher->endpoint.worker_id}, {"address", teacher->endpoint.address}});
   UpdateConnectedFromLoop();
 }
 
@@ -386,6 +388,16 @@ void TeacherPool::Core::DropFromLoop(Stream* stream, const Status& why) {
     waiting_.emplace(ticket, std::move(request));
   }
   // Partly received tensors go away here, with `unanswered`.
+}
+
+// Credit cannot be taken back from a stream, only together with it: goes on with a new stream over the same channel.
+// REQUIRES: nothing is in flight.
+void TeacherPool::Core::RecallCreditFromLoop(Stream* stream) {
+  Teacher* const teacher = std::exchange(stream->teacher, nullptr);
+  Account(-static_cast<int64_t>(stream->credit), 0);
+  stream->credit = stream->committed = 0;
+  stream->connection->Close(/*cancel=*/true);
+  OpenStreamFromLoop(teacher);
 }
 
 void TeacherPool::Core::UpdateConnectedFromLoop() {
@@ -497,21 +509,34 @@ void TeacherPool::Core::DispatchFromLoop() {
       continue;
     }
     const uint64_t free = options_.window_bytes - window_used();
+    // A teacher that refuses, or that could not compute this very request, is asked again only when there is nobody else.
     auto open = [](const auto& teacher) { return teacher->stream != nullptr && !teacher->stream->ending; };
-    // A teacher that refused is asked again only when there is nobody else.
-    const bool others = std::any_of(teachers_.begin(), teachers_.end(),
-                                    [&](const auto& teacher) { return open(teacher) && teacher->refusal.ok(); });
+    auto penalty = [&](const auto& teacher) {
+      return (teacher->refusal.ok() ? 0 : 2) + (teacher->endpoint.address == head->second.failed_at ? 1 : 0);
+    };
+    int least_penalty = 3;
+    for (const auto& teacher : teachers_) {
+      if (open(teacher)) least_penalty = std::min(least_penalty, penalty(teacher));
+    }
     Stream* best = nullptr;
     uint64_t best_grant = 0;
     for (const auto& teacher : teachers_) {
-      if (!open(teacher) || (others && !teacher->refusal.ok())) continue;
+      if (!open(teacher) || penalty(teacher) > least_penalty) continue;
       Stream* const stream = teacher->stream;
       const uint64_t grant = cost - std::min(cost, stream->credit - stream->committed);
       if (grant > free || (best != nullptr && stream->in_flight.size() >= best->in_flight.size())) continue;
       best = stream;
       best_grant = grant;
     }
-    if (best == nullptr) return;
+    if (best == nullptr) {
+      // Credit left over on an idle stream may be what is missing.
+      const auto idle = std::find_if(teachers_.begin(), teachers_.end(), [&](const auto& teacher) {
+        return open(teacher) && teacher->stream->in_flight.empty() && teacher->stream->credit > 0;
+      });
+      if (idle == teachers_.end()) return;
+      RecallCreditFromLoop((*idle)->stream);
+      continue;
+    }
     Request request = std::move(head->second);
     waiting_.erase(head);
     SendFromLoop(best, std::move(request), cost, best_grant);
@@ -538,13 +563,16 @@ void TeacherPool::Core::SendFromLoop(Stream* stream, Request request, uint64_t c
 // The memory of a tensor takes its bytes from the teacher's credit at once, and gives them back to the window when it is freed.
 FillableBuffer TeacherPool::Core::AllocateFromLoop(Stream* stream, uint64_t wire_id, uint64_t size) {
   struct Held {
+    Held(std::shared_ptr<Core> held_core, uint64_t held_size, uint8_t* held_bytes)
+        : core(std::move(held_core)), size(held_size), bytes(held_bytes) {}
+    Held(const Held&) = delete;
     ~Held() {
       std::free(bytes);
       core->Release(size);
     }
-    std::shared_ptr<Core> core;  // shared: the tensor may outlive the pool
-    uint64_t size;
-    uint8_t* bytes;
+    const std::shared_ptr<Core> core;  // shared: the tensor may outlive the pool
+    const uint64_t size;
+    uint8_t* const bytes;
   };
   auto* bytes = static_cast<uint8_t*>(
       std::aligned_alloc(kTensorAlignment, (size + kTensorAlignment - 1) / kTensorAlignment * kTensorAlignment));
@@ -554,11 +582,7 @@ FillableBuffer TeacherPool::Core::AllocateFromLoop(Stream* stream, uint64_t wire
   stream->credit -= size;
   stream->committed -= size;
   Account(-static_cast<int64_t>(size), static_cast<int64_t>(size));
-  auto held = std::make_shared<Held>(Held{});
-  held->core = shared_from_this();
-  held->size = size;
-  held->bytes = bytes;
-  return FillableBuffer{Buffer{bytes, size, held}, bytes};
+  return FillableBuffer{Buffer{bytes, size, std::make_shared<Held>(shared_from_this(), size, bytes)}, bytes};
 }
 
 void TeacherPool::Core::OnEventFromLoop(TeacherConnection::Event event) {
@@ -613,6 +637,7 @@ void TeacherPool::Core::OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> c
   FeatureBatch batch = answered.assembler->Take();
   if (tap_shapes_.empty()) {
     for (const WireTensor& tensor : batch.taps) tap_shapes_.emplace_back(tensor.shape.begin() + 1, tensor.shape.end());
+    RecallCreditFromLoop(stream);  // all that the answer turned out not to need
   }
   if (answered.request.callback != nullptr) FinishFromLoop(std::move(answered.request), std::move(batch));
 }
@@ -638,6 +663,7 @@ void TeacherPool::Core::OnRequestErrorFromLoop(Stream* stream, std::map<uint64_t
   } else {
     LogWarning("teacher could not compute features", {{"teacher", teacher}, {"step", request.id}, {"reason", error.ToString()}});
     if (resends_total_ != nullptr) resends_total_->Add();
+    request.failed_at = stream->teacher->endpoint.address;
     waiting_.emplace(ticket, std::move(request));
   }
   if (partial || error.code() == StatusCode::kUnavailable) return DropFromLoop(stream, absl::UnavailableError(error.message()));

@@ -1,0 +1,190 @@
+#include "student_worker/feature/answer_assembler.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace distill {
+namespace {
+
+using ::testing::HasSubstr;
+
+FillableBuffer Allocate(uint64_t size) {
+  auto bytes = std::make_shared<std::vector<uint8_t>>(size);
+  return {Buffer{bytes->data(), size, bytes}, bytes->data()};
+}
+
+// One tap of shape [2, 3], 24 bytes, and one of shape [2, 1, 2, 2], bf16, 16 bytes.
+AnswerAssembler::Expectation Expect() {
+  return {.taps = {{"a", WireDtype::kF32}, {"b", WireDtype::kBf16}}, .tap_shapes = {{3}, {1, 2, 2}}, .digest = "d", .batch = 2, .max_bytes = 40};
+}
+
+Buffer Bytes(size_t size, uint8_t first = 0) {
+  std::vector<uint8_t> bytes(size);
+  for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(first + i);
+  return Buffer::FromVector(std::move(bytes));
+}
+
+FeatureChunk First() {
+  return {.tap_index = 0, .shape = {2, 3}, .dtype = 1, .total_bytes = 24, .model_digest = "d", .payload = Bytes(24)};
+}
+FeatureChunk Second() {
+  return {.tap_index = 1, .shape = {2, 1, 2, 2}, .dtype = 3, .total_bytes = 16, .last = true, .model_digest = "d",
+          .queue_seconds = 1, .compute_seconds = 2, .payload = Bytes(16, 100)};
+}
+
+TEST(AnswerAssemblerTest, JoinsWholeTensors) {
+  AnswerAssembler assembler(Expect(), Allocate);
+  auto complete = assembler.Add(First());
+  ASSERT_TRUE(complete.ok()) << complete.status();
+  EXPECT_FALSE(*complete);
+  complete = assembler.Add(Second());
+  ASSERT_TRUE(complete.ok()) << complete.status();
+  EXPECT_TRUE(*complete);
+  const FeatureBatch batch = assembler.Take();
+  ASSERT_EQ(batch.taps.size(), 2);
+  EXPECT_EQ(batch.taps[0].shape, (std::vector<uint32_t>{2, 3}));
+  EXPECT_EQ(batch.taps[1].dtype, WireDtype::kBf16);
+  EXPECT_EQ(std::memcmp(batch.taps[0].bytes.data, Bytes(24).data, 24), 0);
+  EXPECT_EQ(std::memcmp(batch.taps[1].bytes.data, Bytes(16, 100).data, 16), 0);
+  EXPECT_EQ(batch.model_digest, "d");
+  EXPECT_EQ(batch.queue_seconds, 1);
+  EXPECT_EQ(batch.compute_seconds, 2);
+}
+
+TEST(AnswerAssemblerTest, JoinsChunksOfAnySize) {
+  for (size_t chunk : {1, 5, 7, 23, 24}) {
+    AnswerAssembler assembler(Expect(), Allocate);
+    const Buffer whole = Bytes(24);
+    for (size_t offset = 0; offset < 24; offset += chunk) {
+      FeatureChunk part = First();
+      if (offset > 0) part = FeatureChunk{.tap_index = 0, .offset = offset};  // the rest may stand in the first chunk only
+      part.payload = Buffer{whole.data + offset, std::min<size_t>(chunk, 24 - offset), whole.owner};
+      ASSERT_TRUE(assembler.Add(part).ok()) << "chunk size " << chunk << " offset " << offset;
+    }
+    ASSERT_TRUE(assembler.Add(Second()).value());
+    EXPECT_EQ(std::memcmp(assembler.Take().taps[0].bytes.data, whole.data, 24), 0) << "chunk size " << chunk;
+  }
+}
+
+TEST(AnswerAssemblerTest, UnknownShapesAreTakenWithinTheGrant) {
+  auto expect = Expect();
+  expect.tap_shapes.clear();
+  expect.digest = "";
+  AnswerAssembler assembler(expect, Allocate);
+  ASSERT_TRUE(assembler.Add(First()).ok());
+  EXPECT_TRUE(assembler.Add(Second()).value());
+  EXPECT_EQ(assembler.Take().model_digest, "d");
+}
+
+TEST(AnswerAssemblerTest, NotANumberIsData) {
+  FeatureChunk chunk = First();
+  std::vector<uint8_t> bytes(24);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  std::memcpy(bytes.data(), &nan, 4);
+  chunk.payload = Buffer::FromVector(std::move(bytes));
+  AnswerAssembler assembler(Expect(), Allocate);
+  ASSERT_TRUE(assembler.Add(chunk).ok());
+  ASSERT_TRUE(assembler.Add(Second()).ok());
+  const FeatureBatch batch = assembler.Take();
+  float value = 0;
+  std::memcpy(&value, batch.taps[0].bytes.data, 4);
+  EXPECT_TRUE(std::isnan(value));
+}
+
+struct BadChunk {
+  const char* name;
+  void (*change)(FeatureChunk*);
+  StatusCode code = StatusCode::kDataLoss;
+};
+
+TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNothing) {
+  const BadChunk cases[] = {
+      {"tap", [](FeatureChunk* c) { c->tap_index = 1; }},
+      {"huge tap", [](FeatureChunk* c) { c->tap_index = UINT32_MAX; }},
+      {"batch", [](FeatureChunk* c) { c->shape[0] = 3; }},
+      {"no shape", [](FeatureChunk* c) { c->shape.clear(); }},
+      {"long shape", [](FeatureChunk* c) { c->shape = {2, 3, 1, 1, 1}; }},
+      {"other features", [](FeatureChunk* c) { c->shape = {2, 4}, c->total_bytes = 32; }},
+      {"dtype", [](FeatureChunk* c) { c->dtype = 2; }},
+      {"unknown dtype", [](FeatureChunk* c) { c->dtype = 77; }},
+      {"small total", [](FeatureChunk* c) { c->total_bytes = 20; }},
+      {"large total", [](FeatureChunk* c) { c->total_bytes = UINT64_MAX; }},
+      {"digest", [](FeatureChunk* c) { c->model_digest = "e"; }, StatusCode::kFailedPrecondition},
+      {"no digest", [](FeatureChunk* c) { c->model_digest = ""; }, StatusCode::kFailedPrecondition},
+  };
+  for (const BadChunk& bad : cases) {
+    FeatureChunk chunk = First();
+    bad.change(&chunk);
+    bool allocated = false;
+    AnswerAssembler assembler(Expect(), [&](uint64_t size) {
+      allocated = true;
+      return Allocate(size);
+    });
+    EXPECT_EQ(assembler.Add(chunk).status().code(), bad.code) << bad.name;
+    EXPECT_FALSE(allocated) << bad.name;
+  }
+  // Without known shapes the grant is the only bound.
+  auto expect = Expect();
+  expect.tap_shapes.clear();
+  for (const std::vector<uint32_t>& shape : {std::vector<uint32_t>{2, 6}, {2, 1u << 31, 1u << 31, 4}, {2, 0}, {2, UINT32_MAX}}) {
+    FeatureChunk chunk = First();
+    chunk.shape = shape;
+    chunk.total_bytes = ByteSize(shape, WireDtype::kF32);
+    AnswerAssembler assembler(expect, [](uint64_t size) {
+      ADD_FAILURE() << "allocated " << size;
+      return Allocate(size);
+    });
+    EXPECT_EQ(assembler.Add(chunk).status().code(), StatusCode::kDataLoss);
+  }
+}
+
+TEST(AnswerAssemblerTest, EveryWrongNumberInALaterChunkIsAnError) {
+  const BadChunk cases[] = {
+      {"overlap", [](FeatureChunk* c) { c->offset = 11; }},
+      {"gap", [](FeatureChunk* c) { c->offset = 13; }},
+      {"far", [](FeatureChunk* c) { c->offset = UINT64_MAX; }},
+      {"too much", [](FeatureChunk* c) { c->payload = Bytes(13); }},
+      {"empty", [](FeatureChunk* c) { c->payload = Buffer(); }},
+      {"next tap", [](FeatureChunk* c) { c->tap_index = 1; }},
+      {"last too early", [](FeatureChunk* c) { c->last = true; }},
+      {"other shape", [](FeatureChunk* c) { c->shape = {2, 4}; }},
+      {"other total", [](FeatureChunk* c) { c->total_bytes = 28; }},
+      {"other dtype", [](FeatureChunk* c) { c->dtype = 2; }},
+  };
+  for (const BadChunk& bad : cases) {
+    AnswerAssembler assembler(Expect(), Allocate);
+    FeatureChunk chunk = First();
+    chunk.payload = Bytes(12);
+    ASSERT_TRUE(assembler.Add(chunk).ok());
+    chunk.offset = 12;
+    bad.change(&chunk);
+    EXPECT_EQ(assembler.Add(chunk).status().code(), StatusCode::kDataLoss) << bad.name;
+  }
+  AnswerAssembler assembler(Expect(), Allocate);
+  ASSERT_TRUE(assembler.Add(First()).ok());
+  FeatureChunk unfinished = Second();
+  unfinished.last = false;
+  EXPECT_THAT(std::string(assembler.Add(unfinished).status().message()), HasSubstr("not marked as the last"));
+}
+
+TEST(AnswerAssemblerTest, TapsOfTwoModelsAreRefused) {
+  auto expect = Expect();
+  expect.digest = "";
+  AnswerAssembler assembler(expect, Allocate);
+  ASSERT_TRUE(assembler.Add(First()).ok());
+  FeatureChunk other = Second();
+  other.model_digest = "e";
+  EXPECT_EQ(assembler.Add(other).status().code(), StatusCode::kFailedPrecondition);
+}
+
+TEST(AnswerAssemblerTest, LackOfMemoryIsAnError) {
+  AnswerAssembler assembler(Expect(), [](uint64_t) { return FillableBuffer(); });
+  EXPECT_EQ(assembler.Add(First()).status().code(), StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace distill

@@ -1,0 +1,265 @@
+#include "student_worker/pipeline/step_pipeline.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "tests/student_worker/feature/test_teacher.h"
+
+namespace distill {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::Fault;
+using testing::kDigest;
+using testing::kModel;
+using testing::ReferenceTap;
+using testing::TestTeacher;
+
+constexpr uint32_t kC = 3, kH = 6, kW = 5;
+constexpr uint64_t kImages = 50;
+
+std::shared_ptr<const Dataset> MakeData() {
+  std::vector<uint8_t> pixels(kImages * kC * kH * kW);
+  for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * 7 + i / 90);
+  std::vector<int64_t> labels;
+  for (uint64_t i = 0; i < kImages; ++i) labels.push_back(i % 10);
+  auto data = MakeMemoryDataset(kC, kH, kW, 10, std::move(pixels), std::move(labels));
+  EXPECT_TRUE(data.ok()) << data.status();
+  return *data;
+}
+
+StepPipeline::Options Options(TeacherPool* pool, uint64_t end_step = 20) {
+  StepPipeline::Options options;
+  options.dataset = MakeData();
+  options.sampler = {.seed = 5, .batch_size = 8};
+  options.augment = {.crop_padding = 2, .horizontal_flip = true};
+  options.pool = pool;
+  options.end_step = end_step;
+  options.depth = 4;
+  return options;
+}
+
+std::unique_ptr<StepPipeline> Make(StepPipeline::Options options) {
+  auto pipeline = StepPipeline::Create(std::move(options));
+  EXPECT_TRUE(pipeline.ok()) << pipeline.status();
+  return *std::move(pipeline);
+}
+
+std::unique_ptr<TeacherPool> MakePool(const std::vector<TeacherEndpoint>& teachers, uint64_t window_bytes = 1 << 20) {
+  TeacherPool::Options options;
+  options.model = kModel;
+  options.digest = kDigest;
+  options.taps = {{"maps"}, {""}};
+  options.tap_shapes = {{kC, kH, kW}, {kC}};
+  options.window_bytes = window_bytes;
+  options.min_backoff = std::chrono::milliseconds(5);
+  auto pool = TeacherPool::Create(options);
+  EXPECT_TRUE(pool.ok()) << pool.status();
+  (*pool)->SetTeachers(teachers);
+  return *std::move(pool);
+}
+
+std::vector<uint8_t> Pixels(const ImageBatch& images) { return {images.pixels.data, images.pixels.data + images.pixels.size}; }
+
+void ExpectFeaturesOfItsPixels(const StepInput& input) {
+  ASSERT_EQ(input.features.taps.size(), 2);
+  for (size_t t = 0; t < 2; ++t) {
+    const std::vector<float> expected = ReferenceTap(t == 0 ? "maps" : "", input.images);
+    const Buffer& bytes = input.features.taps[t].bytes;
+    ASSERT_EQ(bytes.size, expected.size() * sizeof(float));
+    EXPECT_EQ(std::memcmp(bytes.data, expected.data(), bytes.size), 0) << "step " << input.step << " tap " << t;
+  }
+}
+
+// All steps of a pipeline, with everything that must repeat.
+struct Steps {
+  std::vector<std::vector<uint32_t>> ids;
+  std::vector<std::vector<uint8_t>> pixels;
+  std::vector<std::vector<int64_t>> labels;
+  bool operator==(const Steps&) const = default;
+};
+
+Steps Drain(StepPipeline* pipeline, uint64_t first_step = 0) {
+  Steps steps;
+  uint64_t step = first_step;
+  while (true) {
+    auto input = pipeline->Next();
+    if (!input.ok()) {
+      EXPECT_EQ(input.status().code(), StatusCode::kOutOfRange) << input.status();
+      return steps;
+    }
+    EXPECT_EQ(input->step, step);
+    EXPECT_EQ(input->epoch, step / 6);  // 50 images, batches of 8
+    EXPECT_EQ(input->images.n, input->sample_ids.size());
+    EXPECT_GE(input->data_seconds, 0);
+    EXPECT_GE(input->feature_seconds, 0);
+    if (!input->features.taps.empty()) ExpectFeaturesOfItsPixels(*input);
+    steps.ids.push_back(input->sample_ids);
+    steps.pixels.push_back(Pixels(input->images));
+    steps.labels.push_back(input->labels);
+    ++step;
+  }
+}
+
+TEST(StepPipelineTest, DeliversStepsInOrderWithAugmentedPixelsAndLabels) {
+  const auto data = MakeData();
+  const Steps steps = Drain(Make(Options(nullptr)).get());
+  ASSERT_EQ(steps.ids.size(), 20);
+  for (size_t s = 0; s < 20; ++s) {
+    const std::vector<uint32_t> order = EpochOrder(5, s / 6, kImages);
+    for (size_t i = 0; i < 8; ++i) {
+      const uint32_t id = order[s % 6 * 8 + i];
+      EXPECT_EQ(steps.ids[s][i], id);
+      EXPECT_EQ(steps.labels[s][i], id % 10);
+      std::vector<uint8_t> original(data->image_bytes()), expected(data->image_bytes());
+      data->CopyImage(id, original.data());
+      AugmentImage({2, true}, 5, s / 6, id, kC, kH, kW, original.data(), expected.data());
+      EXPECT_EQ(std::memcmp(steps.pixels[s].data() + i * expected.size(), expected.data(), expected.size()), 0)
+          << "step " << s << " image " << i;
+    }
+  }
+}
+
+TEST(StepPipelineTest, RanksTogetherSeeExactlyWhatOneRankSees) {
+  const Steps alone = Drain(Make(Options(nullptr)).get());
+  for (uint32_t world : {2u, 4u}) {
+    std::vector<Steps> ranks;
+    for (uint32_t rank = 0; rank < world; ++rank) {
+      auto options = Options(nullptr);
+      options.sampler.world_size = world;
+      options.sampler.rank = rank;
+      options.depth = 1 + rank;
+      ranks.push_back(Drain(Make(std::move(options)).get()));
+    }
+    Steps joined = ranks[0];
+    for (uint32_t rank = 1; rank < world; ++rank) {
+      for (size_t s = 0; s < 20; ++s) {
+        auto append = [](auto* to, const auto& from) { to->insert(to->end(), from.begin(), from.end()); };
+        append(&joined.ids[s], ranks[rank].ids[s]);
+        append(&joined.pixels[s], ranks[rank].pixels[s]);
+        append(&joined.labels[s], ranks[rank].labels[s]);
+      }
+    }
+    EXPECT_EQ(joined, alone) << "world " << world;
+  }
+}
+
+TEST(StepPipelineTest, StartingInTheMiddleGivesTheSameSteps) {
+  Steps all = Drain(Make(Options(nullptr)).get());
+  auto options = Options(nullptr);
+  options.first_step = 13;
+  const Steps rest = Drain(Make(std::move(options)).get(), 13);
+  all.pixels.erase(all.pixels.begin(), all.pixels.begin() + 13);
+  EXPECT_EQ(rest.pixels, all.pixels);
+}
+
+TEST(StepPipelineTest, TeachersSeeTheSamePixelsHoweverManyThereAreAndWhateverHappensToThem) {
+  const Steps without = Drain(Make(Options(nullptr, 40)).get());
+  for (int count = 1; count <= 3; ++count) {
+    for (bool killed : {false, true}) {
+      if (count == 1 && killed) continue;
+      std::vector<std::unique_ptr<TestTeacher>> teachers;
+      std::vector<TeacherEndpoint> endpoints;
+      for (int i = 0; i < count; ++i) {
+        teachers.push_back(TestTeacher::Start({.name = absl::StrCat("t", i),
+                                               .chunk_bytes = 1000,
+                                               .fault = killed && i == 0 ? Fault::kDieMidAnswer : Fault::kNone,
+                                               .fault_at = 2}));
+        endpoints.push_back(teachers.back()->endpoint());
+      }
+      auto pool = MakePool(endpoints);
+      auto pipeline = Make(Options(pool.get(), 40));
+      EXPECT_EQ(Drain(pipeline.get()), without) << count << " teachers, killed " << killed;
+    }
+  }
+}
+
+TEST(StepPipelineTest, AWindowOfOneBatchIsEnough) {
+  auto teacher = TestTeacher::Start({});
+  const uint64_t batch_bytes = 8 * (kC * kH * kW + kC) * sizeof(float);
+  auto pool = MakePool({teacher->endpoint()}, batch_bytes);
+  auto pipeline = Make(Options(pool.get()));
+  for (int s = 0; s < 20; ++s) {
+    auto input = pipeline->Next();  // the last step's features are gone by now
+    ASSERT_TRUE(input.ok()) << input.status();
+    EXPECT_LE(pool->window_used(), batch_bytes);
+  }
+}
+
+TEST(StepPipelineTest, AtMostDepthStepsAreAskedAhead) {
+  std::atomic<uint64_t> granted = 0;
+  auto teacher = TestTeacher::Start({.on_credit = [&](uint64_t bytes) { granted += bytes; }});
+  const uint64_t batch_bytes = 8 * (kC * kH * kW + kC) * sizeof(float);
+  auto pool = MakePool({teacher->endpoint()});
+  auto pipeline = Make(Options(pool.get()));
+  for (uint64_t s = 0; s < 20; ++s) {
+    auto input = pipeline->Next();
+    ASSERT_TRUE(input.ok()) << input.status();
+    EXPECT_LE(granted, (s + 1 + 4) * batch_bytes);
+  }
+}
+
+TEST(StepPipelineTest, AnErrorIsDeliveredAtItsStepAndStays) {
+  auto teacher = TestTeacher::Start({.fault = Fault::kErrorInvalid, .fault_at = 3});
+  auto pool = MakePool({teacher->endpoint()});
+  auto pipeline = Make(Options(pool.get()));
+  for (uint64_t s = 0; s < 3; ++s) {
+    auto input = pipeline->Next();
+    ASSERT_TRUE(input.ok()) << "step " << s << ": " << input.status();
+    EXPECT_EQ(input->step, s);
+  }
+  for (int again = 0; again < 2; ++again) {
+    const Status status = pipeline->Next().status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 3"));
+  }
+}
+
+TEST(StepPipelineTest, StopUnblocksNextAndCancelsRequests) {
+  auto teacher = TestTeacher::Start({.hold = true});
+  auto pool = MakePool({teacher->endpoint()});
+  auto pipeline = Make(Options(pool.get()));
+  Status status;
+  std::thread consumer([&] { status = pipeline->Next().status(); });
+  ASSERT_TRUE(teacher->WaitForReceived(1));
+  pipeline->Stop();
+  consumer.join();
+  EXPECT_EQ(status.code(), StatusCode::kCancelled);
+  EXPECT_EQ(pipeline->Next().status().code(), StatusCode::kCancelled);
+  pipeline->Stop();
+  pipeline.reset();
+  // The pool serves the next pipeline.
+  teacher->Hold(false);
+  EXPECT_EQ(Drain(Make(Options(pool.get(), 5)).get()).ids.size(), 5);
+}
+
+TEST(StepPipelineTest, DestructionWithoutTeachersDoesNotHang) {
+  auto pool = MakePool({});
+  auto pipeline = Make(Options(pool.get()));
+  pipeline.reset();
+  pipeline = Make(Options(nullptr, 1u << 30));
+  ASSERT_TRUE(pipeline->Next().ok());
+}
+
+TEST(StepPipelineTest, AnEmptyRangeEndsAtOnce) {
+  auto pipeline = Make(Options(nullptr, 0));
+  EXPECT_EQ(pipeline->Next().status().code(), StatusCode::kOutOfRange);
+}
+
+TEST(StepPipelineTest, ImpossibleOptionsAreRefused) {
+  auto code = [](void (*change)(StepPipeline::Options*)) {
+    auto options = Options(nullptr);
+    change(&options);
+    return StepPipeline::Create(std::move(options)).status().code();
+  };
+  EXPECT_EQ(code([](StepPipeline::Options* o) { o->dataset = nullptr; }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](StepPipeline::Options* o) { o->depth = 0; }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](StepPipeline::Options* o) { o->sampler.batch_size = 51; }), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace distill
