@@ -29,6 +29,10 @@ Status LoadOnce() {
     return absl::FailedPreconditionError(StrCat("this build has no CUDA support (", kPluginFile, " is not beside the program in '",
                                                 folder.string(), "'); use device cpu, or build with nvcc and DISTILL_CUDA=ON"));
   }
+  // Loading torch's CUDA libraries takes seconds and gigabytes of address space, so look for the driver first.
+  if (::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
+    return absl::FailedPreconditionError("no CUDA device: the NVIDIA driver (libcuda.so.1) is not visible to this process; use device cpu");
+  }
   // Never closed: torch's CUDA libraries register themselves for the life of the process. Global, as torch's own loader does it.
   void* handle = ::dlopen(file.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr) return absl::FailedPreconditionError(StrCat("cannot load the CUDA plugin: ", ::dlerror()));
@@ -52,6 +56,17 @@ Status LoadCudaRuntime() {
 }
 
 const CudaPlugin* LoadedCudaPlugin() { return loaded_plugin; }
+
+StatusOr<std::string> ChooseDevice(const std::string& wanted) {
+  if (wanted == "cpu") return wanted;
+  if (wanted != "auto" && wanted != "cuda") {
+    return absl::InvalidArgumentError(StrCat("unknown device '", wanted, "'; use auto, cpu or cuda"));
+  }
+  const Status usable = LoadCudaRuntime();
+  if (usable.ok()) return std::string("cuda");
+  if (wanted == "auto") return std::string("cpu");
+  return usable;
+}
 
 int CudaDeviceCount() { return LoadedCudaPlugin() == nullptr ? 0 : LoadedCudaPlugin()->device_count(); }
 

@@ -18,6 +18,10 @@ struct CudaPlugin;  // common/cuda/cuda_plugin.h
 // message says which, and that the job can run on "cpu".
 Status LoadCudaRuntime();
 
+// Which device a program uses: "cpu" or "cuda". `wanted` is "auto" (CUDA when it can be used, else CPU), "cpu" or "cuda".
+// kInvalidArgument: another text. "cuda" that cannot be used: LoadCudaRuntime()'s error.
+StatusOr<std::string> ChooseDevice(const std::string& wanted);
+
 // Number of CUDA devices; 0 before LoadCudaRuntime() or when it failed.
 int CudaDeviceCount();
 // "NVIDIA H200". REQUIRES: 0 <= index < CudaDeviceCount().

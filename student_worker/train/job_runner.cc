@@ -6,8 +6,10 @@
 #include <cmath>
 #include <optional>
 
+#include "common/cuda/cuda_runtime.h"
 #include "common/log.h"
 #include "common/str_cat.h"
+#include "common/zoo/torch_log.h"
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
 #include "student_worker/train/artifacts.h"
@@ -56,18 +58,12 @@ class PipelineSource : public StepSource {
   uint64_t teachers_version_ = 0;
 };
 
-StatusOr<torch::Device> ChooseDevice(const std::string& flag, const std::string& plan_device) {
-  const std::string wanted = flag == "auto" || flag.empty() ? plan_device : flag;
-  const bool available = torch::cuda::is_available();
-  if (wanted == "cpu" || ((wanted == "auto" || wanted.empty()) && !available)) return torch::Device(torch::kCPU);
-  if (wanted == "cuda" || wanted == "auto") {
-    if (!available) {
-      return absl::FailedPreconditionError("device cuda was asked for, but this worker finds no usable GPU; use --device cpu, or check driver "
-                                           "and CUDA_VISIBLE_DEVICES");
-    }
-    return torch::Device(torch::kCUDA, 0);
-  }
-  return absl::InvalidArgumentError(StrCat("unknown device '", wanted, "'; use auto, cpu or cuda"));
+// The worker's flag decides unless it is "auto"; then the plan does.
+StatusOr<torch::Device> JobDevice(const std::string& flag, const std::string& plan_device) {
+  std::string wanted = flag == "auto" || flag.empty() ? plan_device : flag;
+  if (wanted.empty()) wanted = "auto";
+  DISTILL_ASSIGN_OR_RETURN(const std::string chosen, ChooseDevice(wanted));
+  return chosen == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
 }
 
 // Job ids become folder names.
@@ -202,8 +198,9 @@ Status Job::SetUp() {
                                              plan_.batch_size, " images: the batch must divide evenly"));
   }
   if (plan_.stages.empty()) return absl::InvalidArgumentError("the plan has no stages");
+  SendTorchWarningsToLog();
   plan_digest_ = PlanDigest(plan_);
-  DISTILL_ASSIGN_OR_RETURN(device_, ChooseDevice(environment_.device, plan_.device));
+  DISTILL_ASSIGN_OR_RETURN(device_, JobDevice(environment_.device, plan_.device));
   // Results repeat bit for bit only at a fixed number of threads, so the plan states it.
   at::set_num_threads(std::max<int>(1, static_cast<int>(plan_.threads)));
   torch::manual_seed(plan_.seed);
@@ -610,7 +607,7 @@ bool IsRetryable(const Status& status) {
 }
 
 StatusOr<std::string> DescribeDevice(const std::string& device) {
-  DISTILL_ASSIGN_OR_RETURN(const torch::Device chosen, ChooseDevice(device, "auto"));
+  DISTILL_ASSIGN_OR_RETURN(const torch::Device chosen, JobDevice(device, "auto"));
   return chosen.str();
 }
 
