@@ -551,7 +551,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
         end_status_ =
             absl::FailedPreconditionError(StrCat(unsent_bytes_,
                                                  " bytes of features are unsent, the credit is used up, and the "
-                                                 "client has closed its side, so it can grant no more"));
+                                                 "client has closed its side or gone away, so it can grant no more"));
         AbandonLocked();
       } else if (!credit_wait_since_) {
         credit_wait_since_ = Clock::now();

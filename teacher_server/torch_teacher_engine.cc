@@ -1,10 +1,7 @@
 #include "teacher_server/torch_teacher_engine.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
-#include <torch/cuda.h>
 #include <torch/torch.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,12 +15,13 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/cuda/cuda_runtime.h"
 #include "common/hash/sha256.h"
 #include "common/log.h"
 #include "common/safetensors/safetensors.h"
 #include "common/str_cat.h"
-#include "common/zoo/model_metadata.h"
 #include "common/torch_status.h"
+#include "common/zoo/model_metadata.h"
 #include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
@@ -39,22 +37,15 @@ using ForwardFunction =
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
-// CUDA code is in a library of its own, which CPU programs do not link; it registers itself when loaded.
-bool CudaAvailable() {
-  if (!torch::cuda::is_available() && access("/dev/nvidiactl", F_OK) == 0)
-    dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
-  return torch::cuda::is_available();
-}
-
 StatusOr<torch::Device> ResolveDevice(const std::string& device) {
   if (device != "auto" && device != "cpu" && device != "cuda") {
     return absl::InvalidArgumentError(StrCat("device '", device, "' is none of auto, cpu, cuda"));
   }
   if (device == "cpu") return torch::Device(torch::kCPU);
-  if (CudaAvailable()) return torch::Device(torch::kCUDA, 0);
+  const Status cuda = LoadCudaRuntime();
+  if (cuda.ok()) return torch::Device(torch::kCUDA, 0);
   if (device == "auto") return torch::Device(torch::kCPU);
-  return absl::FailedPreconditionError(
-      "device 'cuda': no CUDA device can be used here (no GPU, no driver, or LibTorch without CUDA); use --device cpu");
+  return cuda;
 }
 
 torch::ScalarType TorchType(WireDtype dtype) {
@@ -424,7 +415,7 @@ StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTea
 
 StatusOr<std::string> DescribeTeacherDevice(const std::string& device) {
   DISTILL_ASSIGN_OR_RETURN(const torch::Device resolved, ResolveDevice(device));
-  return resolved.str();
+  return resolved.is_cpu() ? std::string("cpu") : StrCat("cuda:0 ", CudaDeviceName(0));
 }
 
 }  // namespace distill

@@ -37,7 +37,7 @@ struct TorchTeacherOptions {
 // together, or no such device; kInvalidArgument the description of the model is missing or wrong.
 StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTeacherOptions& options,
                                                                   MetricsRegistry* metrics);
-// What `device` means on this machine: "cpu" or "cuda:0". kFailedPrecondition: "cuda" without a device;
+// What `device` means on this machine: "cpu" or "cuda:0 NVIDIA H200". kFailedPrecondition: "cuda" without a device;
 // kInvalidArgument: none of the three words.
 StatusOr<std::string> DescribeTeacherDevice(const std::string& device);
 
