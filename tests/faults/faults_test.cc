@@ -36,7 +36,7 @@ class FaultTest : public ::testing::Test {
   static std::string SubmitAndReachStageTwo(Cluster* cluster) {
     const std::string job = cluster->Submit(Text().Yaml());
     const auto state = cluster->WaitFor(job, std::chrono::seconds(90), [](const auto& j) {
-      return j["progress"].value("stage", 0) == 1 && std::stoull(j["progress"].value("step", "0")) >= 12;
+      return StageOf(j) == 1 && StepOf(j) >= 12;
     });
     EXPECT_FALSE(state.is_null());
     return job;

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <sstream>
 #include <thread>
@@ -80,7 +81,10 @@ bool Cluster::StartTeacher(const std::string& id, std::vector<std::string> flags
 }
 
 bool Cluster::StartStudent(const std::string& id, std::vector<std::string> flags) {
-  flags.insert(flags.end(), {"--coordinator", coordinator_, "--id", id, "--work-dir", dir_ / "work", "--collective-timeout", "10"});
+  flags.insert(flags.end(), {"--coordinator", coordinator_, "--id", id, "--collective-timeout", "10"});
+  if (std::find(flags.begin(), flags.end(), "--work-dir") == flags.end()) {
+    flags.insert(flags.end(), {"--work-dir", dir_ / "work"});
+  }
   if (std::find(flags.begin(), flags.end(), "--data-root") == flags.end()) {
     flags.insert(flags.end(), {"--data-root", kDataRoot});
   }
@@ -181,6 +185,12 @@ std::string Cluster::HttpGet(const std::string& id, const std::string& path) {
   close(fd);
   const size_t body = answer.find("\r\n\r\n");
   return body == std::string::npos ? "" : answer.substr(body + 4);
+}
+
+int StageOf(const nlohmann::json& job) { return job.contains("progress") ? job["progress"].value("stage", -1) : -1; }
+
+uint64_t StepOf(const nlohmann::json& job) {
+  return job.contains("progress") ? std::stoull(job["progress"].value("step", "0")) : 0;  // 64-bit integers are strings in protobuf's JSON
 }
 
 std::string JobText::Yaml() const {

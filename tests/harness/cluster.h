@@ -74,6 +74,10 @@ class Cluster {
   int starts_ = 0;
 };
 
+// Where a job of Describe() is: index of its stage and steps done in it; -1 and 0 before its first report.
+int StageOf(const nlohmann::json& job);
+uint64_t StepOf(const nlohmann::json& job);
+
 // A short job over Fashion-MNIST: two stages with remote teachers (mimic, then CE + KD + CWD), a few dozen steps.
 struct JobText {
   std::string name = "tiny";

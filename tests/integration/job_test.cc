@@ -35,7 +35,7 @@ TEST_F(JobTest, RunsToTheEndAndLeavesAStudentThatPlainPythonLoads) {
   const auto& artifacts = job["artifacts"];
   // The teacher in examples/ is trained, so a wrong normalisation or tap would show here.
   EXPECT_GT(artifacts.value("teacher_accuracy", 0.0), 0.9);
-  EXPECT_GT(artifacts.value("student_accuracy", 0.0), 0.3);  // 24 steps; chance is 0.1
+  EXPECT_GT(artifacts.value("student_accuracy", 0.0), 0.2);  // 24 steps; chance is 0.1
   EXPECT_EQ(std::filesystem::file_size(artifacts.value("safetensors", "")), std::stoull(artifacts.value("safetensors_bytes", "0")));
 
   const std::string python = std::string(DISTILL_SOURCE_DIR) + "/build/venv/bin/python";
@@ -96,7 +96,7 @@ TEST_F(JobTest, CancelledJobStopsAndTheNextOneRuns) {
   text.students = 1;
   text.whole_steps = 100000;
   const std::string job = cluster.Submit(text.Yaml());
-  ASSERT_FALSE(cluster.WaitFor(job, std::chrono::seconds(60), [](const auto& j) { return j["progress"].value("stage", 0) == 1; }).is_null());
+  ASSERT_FALSE(cluster.WaitFor(job, std::chrono::seconds(60), [](const auto& j) { return StageOf(j) == 1; }).is_null());
   EXPECT_EQ(cluster.Ctl({"cancel", job, "--wait"}).exit_code, 0);
   EXPECT_EQ(cluster.WaitEnd(job).value("state", ""), "JOB_STATE_CANCELLED");
   text.whole_steps = 4;
