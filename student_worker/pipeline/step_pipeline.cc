@@ -147,23 +147,27 @@ StatusOr<StepInput> StepPipeline::Next(std::chrono::milliseconds timeout) {
     return state_->stopped || !state_->loader_error.ok() || state_->ring.contains(next_step_);
   };
   const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
-  if (!state_->mu.AwaitWithDeadline(absl::Condition(&loaded), deadline)) {
+  const bool in_time = state_->mu.AwaitWithDeadline(absl::Condition(&loaded), deadline);
+  const double data_seconds = SecondsSince(start);
+  data_seconds_ += data_seconds;
+  if (!in_time) {
     return absl::DeadlineExceededError(absl::StrCat("the images of step ", next_step_, " are not there yet"));
   }
   if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
   if (!state_->ring.contains(next_step_)) return state_->loader_error;
-  const double data_seconds = SecondsSince(start);
   State::Slot* const slot = &state_->ring.at(next_step_);
   auto complete = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) { return state_->stopped || slot->features_ready; };
-  if (!state_->mu.AwaitWithDeadline(absl::Condition(&complete), deadline)) {
+  const bool complete_in_time = state_->mu.AwaitWithDeadline(absl::Condition(&complete), deadline);
+  feature_seconds_ += SecondsSince(start) - data_seconds;
+  if (!complete_in_time) {
     return absl::DeadlineExceededError(absl::StrCat("the features of step ", next_step_, " are not there yet"));
   }
   if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
   if (!slot->error.ok()) return slot->error;
   StepInput input = std::move(slot->input);
   input.features = std::move(slot->features);
-  input.data_seconds = data_seconds;
-  input.feature_seconds = SecondsSince(start) - data_seconds;
+  input.data_seconds = std::exchange(data_seconds_, 0);
+  input.feature_seconds = std::exchange(feature_seconds_, 0);
   state_->ring.erase(next_step_);
   state_->next = ++next_step_;
   return input;

@@ -28,7 +28,7 @@ struct StepInput {
   ImageBatch images;                 // [n, C, H, W], augmented, as the teacher saw them
   std::vector<int64_t> labels;       // [n]
   FeatureBatch features;             // no taps when the pipeline has no pool
-  double data_seconds = 0;           // how long Next() waited for pixels ...
+  double data_seconds = 0;           // how long Next(), all calls for this step together, waited for pixels ...
   double feature_seconds = 0;        // ... and after that for features
 };
 
@@ -70,7 +70,10 @@ class StepPipeline {
   const Options options_;
   Sampler sampler_;               // loader thread only
   std::shared_ptr<State> state_;  // shared with the pool's callbacks, which may come after the pipeline is gone
-  uint64_t next_step_;            // caller of Next() only
+  // Caller of Next() only. The seconds are those waited for the next step so far.
+  uint64_t next_step_;
+  double data_seconds_ = 0;
+  double feature_seconds_ = 0;
   std::thread loader_;
 };
 

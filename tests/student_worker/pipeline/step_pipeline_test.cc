@@ -237,6 +237,22 @@ TEST(StepPipelineTest, StopUnblocksNextAndCancelsRequests) {
   EXPECT_EQ(Drain(Make(Options(pool.get(), 5)).get()).ids.size(), 5);
 }
 
+TEST(StepPipelineTest, NextCanGiveUpWaitingAndBeCalledAgain) {
+  auto teacher = TestTeacher::Start({.hold = true});
+  auto pool = MakePool({teacher->endpoint()});
+  auto pipeline = Make(Options(pool.get()));
+  ASSERT_TRUE(teacher->WaitForReceived(1));
+  for (int again = 0; again < 2; ++again) {
+    EXPECT_EQ(pipeline->Next(std::chrono::milliseconds(30)).status().code(), StatusCode::kDeadlineExceeded);
+  }
+  teacher->Hold(false);
+  auto input = pipeline->Next();
+  ASSERT_TRUE(input.ok()) << input.status();
+  EXPECT_EQ(input->step, 0);
+  ExpectFeaturesOfItsPixels(*input);
+  EXPECT_GE(input->data_seconds + input->feature_seconds, 0.06);  // what was waited before counts
+}
+
 TEST(StepPipelineTest, DestructionWithoutTeachersDoesNotHang) {
   auto pool = MakePool({});
   auto pipeline = Make(Options(pool.get()));
