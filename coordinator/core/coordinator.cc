@@ -161,6 +161,7 @@ void Coordinator::Tick() {
   {
     absl::MutexLock lock(&mutex_);
     ForgetSilentWorkers(clock_.Monotonic());
+    (void)NoteHealth(store_->CheckOwnership());  // an idle coordinator would otherwise not notice that another took over
     DecideAndStore(&effects);
   }
   Perform(effects);

@@ -39,7 +39,7 @@ RendezvousStore::~RendezvousStore() {
     absl::MutexLock lock(&mutex_);
     stop_ = true;
     wake_.Signal();
-    left = TakeIf([](const Wait&) { return true; }, absl::UnavailableError("the coordinator is stopping"));
+    left = TakeIf([](const Wait&) { return true; }, [](const Wait&) { return absl::UnavailableError("the coordinator is stopping"); });
   }
   Run(left);
   expire_.join();
@@ -55,13 +55,14 @@ RendezvousStore::Deferred RendezvousStore::Open(const std::string& job_id, uint6
   if (space.closed || space.generation >= generation) return {};
   space = Space{.generation = generation};
   return TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id && wait.scope.generation != generation; },
-                absl::AbortedError(StrCat("job ", job_id, " is at generation ", generation, " now; wait for a new assignment")));
+                [&](const Wait&) { return absl::AbortedError(StrCat("job ", job_id, " is at generation ", generation, " now; wait for a new assignment")); });
 }
 
 RendezvousStore::Deferred RendezvousStore::Close(const std::string& job_id) {
   absl::MutexLock lock(&mutex_);
   spaces_[job_id] = Space{.closed = true};
-  return TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id; }, absl::AbortedError(StrCat("job ", job_id, " has ended")));
+  return TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id; },
+                [&](const Wait&) { return absl::AbortedError(StrCat("job ", job_id, " has ended")); });
 }
 
 StatusOr<RendezvousStore::Space*> RendezvousStore::Find(const Scope& scope) {
@@ -99,14 +100,14 @@ void RendezvousStore::TakeCompleted(const Scope& scope, const Space& space, cons
   }
 }
 
-RendezvousStore::Deferred RendezvousStore::TakeIf(const std::function<bool(const Wait&)>& chosen, const Status& status) {
+RendezvousStore::Deferred RendezvousStore::TakeIf(const std::function<bool(const Wait&)>& chosen, const std::function<Status(const Wait&)>& why) {
   Deferred deferred;
   for (auto it = waits_.begin(); it != waits_.end();) {
     if (!chosen(it->second)) {
       ++it;
       continue;
     }
-    deferred.push_back([done = it->second.done, status] { done(status); });
+    deferred.push_back([done = it->second.done, status = why(it->second)] { done(status); });
     it = waits_.erase(it);
   }
   return deferred;
@@ -233,6 +234,15 @@ void RendezvousStore::CancelWait(uint64_t ticket) {
   done(absl::CancelledError("the caller stopped waiting"));
 }
 
+Status RendezvousStore::Late(const Wait& wait) const {
+  const auto space = spaces_.find(wait.scope.job_id);
+  for (const std::string& key : wait.keys) {
+    if (space != spaces_.end() && space->second.values.contains(key)) continue;
+    return absl::DeadlineExceededError(StrCat("rendezvous: key '", key, "' did not appear in time; is a rank missing?"));
+  }
+  return absl::DeadlineExceededError("rendezvous: the keys did not appear in time");
+}
+
 void RendezvousStore::ExpireLoop() {
   while (true) {
     Deferred expired;
@@ -243,8 +253,7 @@ void RendezvousStore::ExpireLoop() {
       for (const auto& [ticket, wait] : waits_) earliest = std::min(earliest, wait.deadline);
       if (earliest > absl::Now()) wake_.WaitWithDeadline(&mutex_, earliest);
       const absl::Time now = absl::Now();
-      expired = TakeIf([&](const Wait& wait) { return wait.deadline <= now; },
-                       absl::DeadlineExceededError("rendezvous: the keys did not appear in time; is a rank missing?"));
+      expired = TakeIf([&](const Wait& wait) { return wait.deadline <= now; }, [&](const Wait& wait) { return Late(wait); });
     }
     Run(expired);
   }

@@ -18,15 +18,16 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/rendezvous/kv_client.h"
 #include "common/status.h"
 
 namespace distill {
 
 class RendezvousStore {
  public:
-  static constexpr size_t kMaxKeyBytes = 1024;
-  static constexpr size_t kMaxValueBytes = 1 << 20;
-  static constexpr size_t kMaxScopeBytes = 64 << 20;  // keys and values
+  static constexpr size_t kMaxKeyBytes = kKvMaxKeyBytes;
+  static constexpr size_t kMaxValueBytes = kKvMaxValueBytes;
+  static constexpr size_t kMaxScopeBytes = kKvMaxScopeBytes;
   static constexpr size_t kMaxKeysPerCall = 1024;
   static constexpr size_t kMaxWaits = 4096;           // over all scopes
   static constexpr absl::Duration kMaxWait = absl::Minutes(10);
@@ -85,7 +86,11 @@ class RendezvousStore {
   Status Put(Space* space, const std::string& key, std::string value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes the waits that `key` completes.
   void TakeCompleted(const Scope& scope, const Space& space, const std::string& key, Deferred* deferred) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Deferred TakeIf(const std::function<bool(const Wait&)>& chosen, const Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes the chosen waits; each will be told why.
+  Deferred TakeIf(const std::function<bool(const Wait&)>& chosen, const std::function<Status(const Wait&)>& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Names the first key that is missing.
+  Status Late(const Wait& wait) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ExpireLoop();
 
   absl::Mutex mutex_;

@@ -117,7 +117,7 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
   const ServedModelInfo* teacher = job.teacher.empty() ? nullptr : FindTeacher(job, fleet, &problems);
   std::optional<ModelTaps> teacher_taps;
   if (teacher != nullptr) {
-    if (student_read) CheckTeacherInput(job, teacher->spec, &problems);
+    if (student.ok()) CheckTeacherInput(job, teacher->spec, &problems);
     StatusOr<ModelTaps> taps = TapsOf(*teacher);
     if (taps.ok()) {
       teacher_taps = *std::move(taps);
@@ -135,7 +135,7 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
   if (teacher != nullptr) {
     const bool used = std::any_of(job.plan.stages.begin(), job.plan.stages.end(), [](const StagePlan& stage) { return stage.needs_teacher; });
     if (used) {
-      job.plan.teachers.push_back({teacher->name, teacher->digest, teacher->spec});
+      job.plan.teachers.push_back({teacher->name, teacher->digest, teacher->spec, teacher->parameters, teacher->bytes});
     } else {
       problems.Warn(job.teacher_mark, StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
     }

@@ -39,6 +39,8 @@ class JobStore {
   virtual ~JobStore() = default;
   // Times a coordinator was started on this store, this one included.
   virtual uint64_t epoch() const = 0;
+  // kAborted once a newer coordinator has opened the store.
+  virtual Status CheckOwnership() = 0;
 
   struct Known {
     std::string job_id;

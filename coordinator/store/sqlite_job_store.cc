@@ -34,6 +34,11 @@ class SqliteJobStore : public JobStore {
 
   uint64_t epoch() const override { return epoch_; }
 
+  Status CheckOwnership() override {
+    absl::MutexLock lock(&mutex_);
+    return CompareEpoch();
+  }
+
   StatusOr<std::optional<Known>> FindRequest(const std::string& request_id) override {
     absl::MutexLock lock(&mutex_);
     SqliteQuery query = db_->Query("SELECT job_id, content_sha256 FROM requests WHERE request_id = ?");
@@ -128,6 +133,10 @@ class SqliteJobStore : public JobStore {
   // Opens the transaction and makes sure that this coordinator still owns the store.
   Status Begin(SqliteTransaction* transaction) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     DISTILL_RETURN_IF_ERROR(transaction->Begin());
+    return CompareEpoch();
+  }
+
+  Status CompareEpoch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     SqliteQuery query = db_->Query("SELECT value FROM meta WHERE key = 'epoch'");
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
     const uint64_t stored = row ? static_cast<uint64_t>(query.IntAt(0)) : 0;

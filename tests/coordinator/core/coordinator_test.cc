@@ -1,0 +1,394 @@
+// The coordinator with a real store and a clock that the test moves.
+#include "coordinator/core/coordinator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/coordinator/jobfile/job_file_fixture.h"
+#include "tests/coordinator/store/store_fixture.h"
+
+namespace distill {
+namespace {
+
+using testing::AllOf;
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+class FakeClock : public Clock {
+ public:
+  double Monotonic() const override { return now; }
+  double Wall() const override { return 1e9 + now; }
+  double now = 100;
+};
+
+class CoordinatorTest : public testing::Test {
+ protected:
+  void SetUp() override { Start(); }
+  void Start() {
+    coordinator_.reset();
+    StatusOr<std::unique_ptr<JobStore>> store = OpenSqliteJobStore(dir_.File("jobs.db"));
+    ASSERT_TRUE(store.ok()) << store.status();
+    StatusOr<std::unique_ptr<Coordinator>> made = Coordinator::Create({}, *std::move(store), clock_, &metrics_);
+    ASSERT_TRUE(made.ok()) << made.status();
+    coordinator_ = *std::move(made);
+  }
+  Status Register(const std::string& id, WorkerKind kind = WorkerKind::kStudent, const std::string& incarnation = "1",
+                  const std::string& job = "", uint64_t generation = 0) {
+    RegisterInput input;
+    input.worker_id = id;
+    input.incarnation = incarnation;
+    input.kind = kind;
+    input.address = "127.0.0.1:1";
+    if (kind == WorkerKind::kTeacher) input.models = Fleet().models;
+    input.current_job = job;
+    input.current_generation = generation;
+    return coordinator_->Register(input).status();
+  }
+  StatusOr<HeartbeatResult> Beat(const std::string& id, const std::string& job = "", uint64_t generation = 0, const std::string& incarnation = "1") {
+    HeartbeatInput input;
+    input.worker_id = id;
+    input.incarnation = incarnation;
+    input.job_id = job;
+    input.generation = generation;
+    return coordinator_->Heartbeat(input);
+  }
+  StatusOr<SubmitResult> Submit(const std::string& request_id = "r1", const std::string& yaml = kExplicitJob, bool dry_run = false) {
+    return coordinator_->Submit({request_id, {yaml, "job.yaml", {}}, dry_run});
+  }
+  // A teacher, two students, and the job running on them.
+  std::string RunJob() {
+    EXPECT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+    EXPECT_TRUE(Register("s0").ok());
+    EXPECT_TRUE(Register("s1").ok());
+    const std::string job = Submit()->job_id;
+    EXPECT_EQ(coordinator_->Get(job)->status.state, JobState::kRunning);
+    EXPECT_TRUE(Beat("s0", job, 1).ok());
+    EXPECT_TRUE(Beat("s1", job, 1).ok());
+    return job;
+  }
+  std::vector<std::string> EventTexts(const std::string& job) {
+    std::vector<std::string> texts;
+    for (const std::vector<EventRecord> events = coordinator_->Events(job, 0, 1000).value(); const EventRecord& event : events) texts.push_back(event.text);
+    return texts;
+  }
+  JobStatus StatusOf(const std::string& job) { return coordinator_->Get(job)->status; }
+
+  TempDir dir_;
+  FakeClock clock_;
+  MetricsRegistry metrics_;
+  std::unique_ptr<Coordinator> coordinator_;
+};
+
+TEST_F(CoordinatorTest, SubmitIsIdempotentByRequestId) {
+  ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+  const StatusOr<SubmitResult> first = Submit();
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_FALSE(first->existed);
+  clock_.now += 3600;  // the teacher is long gone: the same request is still answered
+  const StatusOr<SubmitResult> second = Submit();
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_TRUE(second->existed);
+  EXPECT_EQ(second->job_id, first->job_id);
+  EXPECT_EQ(second->plan, first->plan);
+  EXPECT_EQ(Submit("r1", With(kExplicitJob, "seed: 7", "seed: 8")).status().code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(coordinator_->List(10)->size(), 1u);
+  Start();
+  EXPECT_TRUE(Submit()->existed) << "also after a restart";
+}
+
+TEST_F(CoordinatorTest, ADryRunStoresNothing) {
+  ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+  const StatusOr<SubmitResult> result = Submit("", kExplicitJob, true);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->job_id, "");
+  EXPECT_EQ(result->plan.stages.size(), 2u);
+  EXPECT_THAT(coordinator_->List(10).value(), IsEmpty());
+}
+
+TEST_F(CoordinatorTest, BadRequestsAreRefused) {
+  EXPECT_EQ(Submit("").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Submit(std::string(129, 'x')).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Submit("a\nb").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Submit().status().code(), StatusCode::kFailedPrecondition);  // no teacher
+  EXPECT_EQ(Submit("r", "name: [").status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(coordinator_->List(10).value(), IsEmpty());
+  for (const auto& spoil : std::vector<std::function<void(RegisterInput*)>>{
+           [](RegisterInput* r) { r->worker_id = ""; }, [](RegisterInput* r) { r->worker_id = std::string(129, 'x'); },
+           [](RegisterInput* r) { r->worker_id = "a\nb"; }, [](RegisterInput* r) { r->incarnation = ""; },
+           [](RegisterInput* r) { r->address = ""; }, [](RegisterInput* r) { r->models.clear(); },
+           [](RegisterInput* r) { r->models[0].name = "../x"; }, [](RegisterInput* r) { r->models[0].digest = ""; },
+           [](RegisterInput* r) { r->models.resize(65, r->models[0]); }}) {
+    RegisterInput input;
+    input.worker_id = "t0";
+    input.incarnation = "1";
+    input.kind = WorkerKind::kTeacher;
+    input.address = "h:1";
+    input.models = Fleet().models;
+    spoil(&input);
+    EXPECT_EQ(coordinator_->Register(input).status().code(), StatusCode::kInvalidArgument);
+  }
+}
+
+TEST_F(CoordinatorTest, RunsAJobFromTheFirstStageToTheExport) {
+  const std::string job = RunJob();
+  StatusOr<HeartbeatResult> beat = Beat("s1", job, 1);
+  ASSERT_TRUE(beat.ok() && beat->student);
+  EXPECT_EQ(beat->student->rank, 1u);
+  EXPECT_EQ(beat->student->world_size, 2u);
+  EXPECT_EQ(beat->student->generation, 1u);
+  EXPECT_EQ(beat->student->first_stage, 0u);
+  EXPECT_EQ(beat->student->plan.name, "mimic-job");
+  ASSERT_EQ(beat->student->teachers.size(), 1u);
+  EXPECT_EQ(beat->student->teachers[0].worker_id, "t0");
+  EXPECT_THAT(Beat("t0")->teacher_jobs[0].taps, ElementsAre("layer1", ""));
+
+  EXPECT_EQ(coordinator_->FinishJob("s0", job, 1, {}).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 1}).code(), StatusCode::kFailedPrecondition);  // 0 comes first
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 7}).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(coordinator_->CommitStage("s1", job, 1, {.stage = 0}).code(), StatusCode::kFailedPrecondition);  // not rank 0
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 2, {.stage = 0}).code(), StatusCode::kAborted);
+  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok()) << "repeated report";
+  EXPECT_EQ(coordinator_->Get(job)->stages.size(), 1u);
+  beat = Beat("s0", job, 1);
+  EXPECT_EQ(beat->student->first_stage, 1u);
+  EXPECT_EQ(beat->student->checkpoint, "/w/0");
+  EXPECT_EQ(beat->student->checkpoint_digest, "d0");
+  EXPECT_THAT(Beat("t0")->teacher_jobs[0].taps, ElementsAre("", "layer3"));
+
+  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 1, .accuracy = 0.9}).ok());
+  EXPECT_THAT(Beat("t0")->teacher_jobs, IsEmpty()) << "released";
+  EXPECT_THAT(EventTexts(job), Contains("teachers released: no later stage reads them"));
+  ASSERT_TRUE(coordinator_->FinishJob("s0", job, 1, {.safetensors = "s.safetensors", .student_accuracy = 0.9}).ok());
+  EXPECT_TRUE(coordinator_->FinishJob("s0", job, 1, {.safetensors = "s.safetensors"}).ok()) << "repeated report";
+  EXPECT_EQ(coordinator_->FinishJob("s0", job, 2, {}).code(), StatusCode::kAborted);
+  const JobRecord record = coordinator_->Get(job).value();
+  EXPECT_EQ(record.status.state, JobState::kSucceeded);
+  EXPECT_EQ(record.artifacts.safetensors, "s.safetensors");
+  EXPECT_GT(record.status.finished_time, 0);
+  EXPECT_FALSE(Beat("s0", job, 1)->student) << "revoked";
+}
+
+TEST_F(CoordinatorTest, ALostMemberBringsANewGeneration) {
+  const std::string job = RunJob();
+  clock_.now += 4;
+  ASSERT_TRUE(Beat("s0", job, 1).ok());
+  clock_.now += 2;  // s1 has been silent for 6 s
+  coordinator_->Tick();
+  EXPECT_EQ(StatusOf(job).state, JobState::kQueued);
+  EXPECT_EQ(StatusOf(job).generation, 2u);
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->rendezvous().Set({job, 1}, "k", "v").code(), StatusCode::kAborted);
+  clock_.now += 0.5;
+  ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+  EXPECT_FALSE(Beat("s0", job, 1)->student) << "revoked until the group is complete";
+  ASSERT_TRUE(Register("s1", WorkerKind::kStudent, "2").ok());
+  EXPECT_EQ(StatusOf(job).state, JobState::kRunning);
+  const StatusOr<HeartbeatResult> beat = Beat("s1", "", 0, "2");
+  ASSERT_TRUE(beat->student);
+  EXPECT_EQ(beat->student->generation, 2u);
+  EXPECT_EQ(beat->student->rank, 1u);
+  EXPECT_TRUE(coordinator_->rendezvous().Set({job, 2}, "k", "v").ok());
+  EXPECT_EQ(StatusOf(job).restarts, 1u);
+}
+
+TEST_F(CoordinatorTest, ReportedFailures) {
+  const std::string job = RunJob();
+  EXPECT_EQ(coordinator_->ReportFailure("s0", job, 9, "x", true).code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->ReportFailure("stranger", job, 1, "x", false).code(), StatusCode::kAborted);
+  ASSERT_TRUE(coordinator_->ReportFailure("s0", job, 1, "peer closed", true).ok());
+  EXPECT_EQ(StatusOf(job).generation, 2u);
+  EXPECT_EQ(coordinator_->ReportFailure("s1", job, 1, "peer closed", true).code(), StatusCode::kAborted) << "the same break, said twice, counts once";
+  EXPECT_EQ(StatusOf(job).restarts, 1u);
+  clock_.now += 1;
+  ASSERT_TRUE(Beat("t0").ok() && Beat("s0", job, 1).ok() && Beat("s1", job, 1).ok());
+  ASSERT_EQ(StatusOf(job).state, JobState::kRunning);
+  ASSERT_TRUE(coordinator_->ReportFailure("s1", job, 2, "no data folder 'x'", false).ok());
+  EXPECT_EQ(StatusOf(job).state, JobState::kFailed);
+  EXPECT_EQ(StatusOf(job).reason, "s1: no data folder 'x'");
+}
+
+TEST_F(CoordinatorTest, CancelLetsRanksWriteACheckpointFirst) {
+  const std::string job = RunJob();
+  ASSERT_TRUE(coordinator_->Cancel("mimic-job", "enough").ok());
+  EXPECT_EQ(StatusOf(job).state, JobState::kRunning);
+  StatusOr<HeartbeatResult> beat = Beat("s0", job, 1);
+  EXPECT_TRUE(beat->cancel);
+  EXPECT_TRUE(beat->student) << "not revoked: it is to stop by itself";
+  beat = Beat("s0");
+  EXPECT_FALSE(beat->student) << "it has stopped and must not be sent back";
+  EXPECT_EQ(StatusOf(job).state, JobState::kRunning);
+  ASSERT_TRUE(Beat("s1").ok());
+  EXPECT_EQ(StatusOf(job).state, JobState::kCancelled);
+  EXPECT_EQ(StatusOf(job).reason, "cancelled by a user: enough");
+  EXPECT_EQ(coordinator_->Cancel(job, "again")->status.state, JobState::kCancelled);
+  EXPECT_EQ(coordinator_->Cancel("nobody", "").status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(CoordinatorTest, ProgressComesFromRankZeroOfThisGeneration) {
+  const std::string job = RunJob();
+  const auto report = [&](const std::string& id, uint64_t generation, uint64_t step) {
+    HeartbeatInput input;
+    input.worker_id = id;
+    input.incarnation = "1";
+    input.job_id = job;
+    input.generation = generation;
+    input.progress = JobProgress{.step = step, .total_step = step, .time = static_cast<double>(step)};
+    ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+  };
+  report("s1", 1, 5);
+  report("s0", 7, 5);
+  EXPECT_FALSE(coordinator_->Get(job)->has_progress);
+  report("s0", 1, 10);
+  report("s0", 1, 10);  // the same report in the next heartbeat
+  report("s0", 1, 20);
+  EXPECT_EQ(coordinator_->Get(job)->progress.step, 20u);
+  EXPECT_EQ(coordinator_->History(job)->size(), 2u);
+}
+
+TEST_F(CoordinatorTest, WorkersEventsAreStoredOnceAndCut) {
+  const std::string job = RunJob();
+  HeartbeatInput input;
+  input.worker_id = "s0";
+  input.incarnation = "1";
+  input.job_id = "";  // idle by now; the event belongs to the job it names
+  EventRecord event;
+  event.text = std::string(10000, 'x');
+  event.job_id = job;
+  event.source_sequence = 1;
+  EventRecord stray = event;
+  stray.job_id = "no-such-job";
+  input.events = {stray, event};
+  ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+  ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+  int found = 0;
+  for (const std::vector<EventRecord> events = coordinator_->Events(job, 0, 100).value(); const EventRecord& e : events) {
+    if (e.source != "s0") continue;
+    ++found;
+    EXPECT_EQ(e.text.size(), 4096u);
+  }
+  EXPECT_EQ(found, 1);
+}
+
+TEST_F(CoordinatorTest, WorkersAreTold) {
+  EXPECT_EQ(Beat("nobody").status().code(), StatusCode::kNotFound);
+  ASSERT_TRUE(Register("s0").ok());
+  ASSERT_TRUE(Register("s0", WorkerKind::kStudent, "2").ok());
+  EXPECT_EQ(Beat("s0").status().code(), StatusCode::kAborted) << "the older process of that id";
+  EXPECT_TRUE(Beat("s0", "", 0, "2").ok());
+  EXPECT_EQ(Register("s0", WorkerKind::kTeacher).code(), StatusCode::kInvalidArgument);
+  clock_.now += 6;
+  EXPECT_EQ(coordinator_->Fleet()[0].state, "lost");
+  clock_.now += 600;
+  coordinator_->Tick();
+  EXPECT_THAT(coordinator_->Fleet(), IsEmpty());
+  EXPECT_EQ(Beat("s0", "", 0, "2").status().code(), StatusCode::kNotFound);
+}
+
+TEST_F(CoordinatorTest, FleetSaysWhatEverybodyDoes) {
+  const std::string job = RunJob();
+  ASSERT_TRUE(Register("s2").ok());
+  std::map<std::string, std::string> states;
+  for (const WorkerStatus& status : coordinator_->Fleet()) states[status.worker.id] = status.state;
+  EXPECT_THAT(states, ElementsAre(testing::Pair("s0", "training"), testing::Pair("s1", "training"), testing::Pair("s2", "idle"), testing::Pair("t0", "serving")));
+}
+
+TEST_F(CoordinatorTest, ARestartContinuesTheJobUnderTheSameGeneration) {
+  const std::string job = RunJob();
+  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
+  Start();
+  EXPECT_EQ(coordinator_->epoch(), 2u);
+  EXPECT_EQ(StatusOf(job).state, JobState::kRunning);
+  EXPECT_EQ(Beat("s0", job, 1).status().code(), StatusCode::kNotFound) << "register again";
+  clock_.now += 1;
+  ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+  ASSERT_TRUE(Register("s0", WorkerKind::kStudent, "1", job, 1).ok());
+  ASSERT_TRUE(Register("s1", WorkerKind::kStudent, "1", job, 1).ok());
+  clock_.now += 4.5;  // past the grace
+  ASSERT_TRUE(Beat("s0", job, 1).ok() && Beat("s1", job, 1).ok());
+  const StatusOr<HeartbeatResult> beat = Beat("s0", job, 1);
+  ASSERT_TRUE(beat->student);
+  EXPECT_EQ(beat->student->generation, 1u);
+  EXPECT_EQ(beat->student->first_stage, 1u);
+  EXPECT_EQ(beat->student->checkpoint_digest, "d0");
+  EXPECT_TRUE(coordinator_->rendezvous().Set({job, 1}, "k", "v").ok());
+  EXPECT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 1}).ok());
+  EXPECT_EQ(StatusOf(job).restarts, 0u);
+}
+
+TEST_F(CoordinatorTest, ARestartNoticesMembersThatDoNotReturn) {
+  const std::string job = RunJob();
+  Start();
+  clock_.now += 5.5;
+  coordinator_->Tick();
+  EXPECT_EQ(StatusOf(job).state, JobState::kQueued);
+  EXPECT_EQ(StatusOf(job).generation, 2u);
+}
+
+TEST_F(CoordinatorTest, ASecondCoordinatorTakesOverAndTheFirstStops) {
+  const std::string job = RunJob();
+  auto newer = OpenSqliteJobStore(dir_.File("jobs.db")).value();
+  ASSERT_TRUE(coordinator_->health().ok());
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).code(), StatusCode::kUnavailable) << "the worker is to try again, at the new one";
+  EXPECT_EQ(coordinator_->health().code(), StatusCode::kAborted);
+  EXPECT_EQ(Beat("s0", job, 1).status().code(), StatusCode::kUnavailable);
+  EXPECT_EQ(Submit("r2").status().code(), StatusCode::kUnavailable);
+  Start();
+  auto third = OpenSqliteJobStore(dir_.File("jobs.db")).value();
+  coordinator_->Tick();  // an idle one notices too
+  EXPECT_EQ(coordinator_->health().code(), StatusCode::kAborted);
+  EXPECT_THAT(newer->Get(job)->stages, IsEmpty());
+}
+
+TEST_F(CoordinatorTest, WatchersAreToldOfChanges) {
+  const std::string job = RunJob();
+  int calls = 0;
+  coordinator_->feed().Subscribe(job, [&] { ++calls; });
+  ASSERT_TRUE(Beat("s0", job, 1).ok());
+  EXPECT_EQ(calls, 0) << "nothing changed";
+  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).ok());
+  EXPECT_GE(calls, 1);
+}
+
+TEST_F(CoordinatorTest, ListsTapsOfZooAndServedModels) {
+  ModelSpec spec;
+  spec.arch = "cifar_resnet8";
+  EXPECT_EQ(coordinator_->ListTaps(spec)->spec.image_height, 32u);
+  spec.image_height = spec.image_width = 28;
+  spec.in_channels = 1;
+  const TapListing listing = coordinator_->ListTaps(spec).value();
+  const auto layer1 = std::find_if(listing.taps.begin(), listing.taps.end(), [](const ServedTap& tap) { return tap.path == "layer1"; });
+  ASSERT_NE(layer1, listing.taps.end());
+  EXPECT_THAT(layer1->shape, ElementsAre(16u, 28u, 28u));
+  EXPECT_TRUE(layer1->stage_end);
+  spec.arch = "fashion";
+  EXPECT_EQ(coordinator_->ListTaps(spec).status().code(), StatusCode::kNotFound);
+  ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+  EXPECT_EQ(coordinator_->ListTaps(spec)->spec.arch, "cifar_resnet20");
+  spec.arch = "fashoin";
+  EXPECT_THAT(std::string(coordinator_->ListTaps(spec).status().message()), HasSubstr("did you mean 'fashion'?"));
+}
+
+TEST_F(CoordinatorTest, MetricsFollowTheCluster) {
+  RunJob();
+  (void)Submit("bad", "nonsense");
+  const std::string text = metrics_.Serialize();
+  for (const char* line : {"distill_coordinator_jobs{state=\"running\"} 1", "distill_coordinator_workers{kind=\"student\",state=\"alive\"} 2",
+                           "distill_coordinator_workers{kind=\"teacher\",state=\"alive\"} 1", "distill_coordinator_epoch 1",
+                           "distill_coordinator_submissions_total{result=\"accepted\"} 1", "distill_coordinator_submissions_total{result=\"refused\"} 1",
+                           "distill_coordinator_heartbeats_total{kind=\"student\"} 2", "distill_coordinator_generation_changes_total 1"}) {
+    EXPECT_THAT(text, HasSubstr(line));
+  }
+}
+
+TEST_F(CoordinatorTest, OptionsMustMakeSense) {
+  Coordinator::Options options;
+  options.lease_seconds = 1;
+  const Status status = Coordinator::Create(options, OpenSqliteJobStore(":memory:").value(), clock_, &metrics_).status();
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace distill

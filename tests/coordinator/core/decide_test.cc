@@ -1,0 +1,463 @@
+#include "coordinator/core/decide.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/coordinator/core/cluster_fixture.h"
+
+namespace distill {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+using testing::StartsWith;
+
+class DecideTest : public testing::Test {
+ protected:
+  std::vector<JobDecision> All(double now = kNow) { return Decide(now, state_, options_); }
+  JobDecision One(double now = kNow) {
+    const std::vector<JobDecision> all = All(now);
+    EXPECT_EQ(all.size(), 1u);
+    return all.at(0);
+  }
+  static std::vector<std::string> Ranks(const JobDecision& decision) {
+    std::vector<std::string> ids;
+    for (const RankMember& member : decision.status.ranks) ids.push_back(member.worker_id);
+    return ids;
+  }
+  // Two students at work on "j", which has two ranks.
+  void RunTwo(bool with_teacher = false) {
+    state_.jobs = {MakeRunning("j", MakePlan(2, with_teacher), {"s0", "s1"})};
+    Add(&state_, Working("s0", "j"));
+    Add(&state_, Working("s1", "j"));
+  }
+
+  ClusterState state_;
+  DecideOptions options_{.lease = kLease, .idle_limit = 10, .hold = 60, .max_restarts = 3};
+};
+
+// --- queued ---------------------------------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, NothingToDecideWithoutJobs) { EXPECT_THAT(All(), IsEmpty()); }
+
+TEST_F(DecideTest, AGangStartsWithAllItsStudentsOrNone) {
+  state_.jobs = {MakeQueued("j", MakePlan(2))};
+  JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kQueued);
+  EXPECT_EQ(decision.status.reason, "waiting for 2 students: 0 free, 0 alive; start 2 more: distill-student --coordinator ADDRESS");
+  Add(&state_, MakeStudent("s0"));
+  decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kQueued);
+  EXPECT_THAT(decision.status.reason, StartsWith("waiting for 2 students: 1 free, 1 alive; start 1 more"));
+  Add(&state_, MakeStudent("s1"));
+  decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_TRUE(decision.assigned);
+  EXPECT_EQ(decision.status.generation, 1u);  // that of the first group
+  EXPECT_THAT(Ranks(decision), ElementsAre("s0", "s1"));
+  EXPECT_EQ(decision.status.ranks[1].incarnation, "s1-inc");
+  EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
+  ASSERT_EQ(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].text, "generation 1: s0, s1");
+}
+
+struct UnusableCase {
+  const char* name;
+  std::function<void(Worker*)> spoil;
+};
+void PrintTo(const UnusableCase& c, std::ostream* out) { *out << c.name; }
+class UnusableStudentTest : public DecideTest, public testing::WithParamInterface<UnusableCase> {};
+
+TEST_P(UnusableStudentTest, IsNotGivenARank) {
+  state_.jobs = {MakeQueued("j", MakePlan(1))};
+  Worker worker = MakeStudent("s0");
+  GetParam().spoil(&worker);
+  Add(&state_, worker);
+  EXPECT_EQ(One().status.state, JobState::kQueued);
+}
+INSTANTIATE_TEST_SUITE_P(All, UnusableStudentTest,
+                         testing::Values(UnusableCase{"Silent", [](Worker* w) { w->last_seen = kNow - kLease - 0.001; }},
+                                         UnusableCase{"Draining", [](Worker* w) { w->draining = true; }},
+                                         UnusableCase{"Teacher", [](Worker* w) { w->kind = WorkerKind::kTeacher; }},
+                                         UnusableCase{"StillLeavingAnotherJob", [](Worker* w) { w->job_id = "ended"; }}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_F(DecideTest, ALeaseEndsAfterItsLastMoment) {
+  state_.jobs = {MakeQueued("j", MakePlan(1))};
+  Add(&state_, MakeStudent("s0", kNow - kLease));
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+}
+
+TEST_F(DecideTest, FirstInFirstOut) {
+  state_.jobs = {MakeQueued("a", MakePlan(1)), MakeQueued("b", MakePlan(1)), MakeQueued("c", MakePlan(1))};
+  Add(&state_, MakeStudent("s0"));
+  Add(&state_, MakeStudent("s1"));
+  const std::vector<JobDecision> all = All();
+  EXPECT_THAT(Ranks(all[0]), ElementsAre("s0"));
+  EXPECT_THAT(Ranks(all[1]), ElementsAre("s1"));
+  EXPECT_EQ(all[2].status.state, JobState::kQueued);
+  EXPECT_EQ(all[2].status.reason, "waiting for 1 student: 0 free, 2 alive");
+}
+
+TEST_F(DecideTest, ABigJobHoldsTheLineWhileTheFleetCanServeIt) {
+  RunTwo();
+  state_.jobs.push_back(MakeQueued("big", MakePlan(3)));
+  state_.jobs.push_back(MakeQueued("small", MakePlan(1)));
+  Add(&state_, MakeStudent("s2"));
+  const std::vector<JobDecision> all = All();
+  EXPECT_EQ(all[1].status.reason, "waiting for 3 students: 1 free, 3 alive");
+  EXPECT_EQ(all[2].status.state, JobState::kQueued);  // else big jobs would starve
+  EXPECT_EQ(all[2].status.reason, "waiting behind job big, which was submitted earlier");
+}
+
+TEST_F(DecideTest, AJobThatTheFleetCannotServeHoldsUpNobody) {
+  state_.jobs = {MakeQueued("huge", MakePlan(8)), MakeQueued("no-teacher", MakePlan(1, true)), MakeQueued("small", MakePlan(1))};
+  Add(&state_, MakeStudent("s0"));
+  const std::vector<JobDecision> all = All();
+  EXPECT_EQ(all[0].status.state, JobState::kQueued);
+  EXPECT_EQ(all[1].status.state, JobState::kQueued);
+  EXPECT_THAT(all[1].status.reason, StartsWith("waiting for a teacher: none that is alive serves 'fashion' (digest digest-1)"));
+  EXPECT_EQ(all[2].status.state, JobState::kRunning);
+}
+
+TEST_F(DecideTest, AQueuedJobIsCancelledAtOnce) {
+  state_.jobs = {MakeQueued("j", MakePlan(1))};
+  state_.jobs[0].status.cancel_requested = true;
+  state_.jobs[0].status.cancel_reason = "typo";
+  Add(&state_, MakeStudent("s0"));
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kCancelled);
+  EXPECT_EQ(decision.status.reason, "cancelled by a user: typo");
+}
+
+TEST_F(DecideTest, ADecisionIsStableWhenNothingChanges) {
+  state_.jobs = {MakeQueued("j", MakePlan(2))};
+  Add(&state_, MakeStudent("s0"));
+  state_.jobs[0].status = One().status;
+  const JobDecision again = One(kNow + 1);
+  EXPECT_EQ(again.status, state_.jobs[0].status);
+  EXPECT_THAT(again.events, IsEmpty());
+}
+
+// --- running --------------------------------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, ARunningJobIsLeftAlone) {
+  RunTwo();
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_EQ(decision.status.generation, 1u);
+  EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
+  EXPECT_THAT(decision.events, IsEmpty());
+  EXPECT_FALSE(decision.assigned);
+}
+
+TEST_F(DecideTest, TheReasonNamesTheStage) {
+  RunTwo();
+  state_.jobs[0].stages.resize(2);
+  EXPECT_EQ(One().status.reason, "stage 3 of 3 ('stage-2')");
+  state_.jobs[0].stages.resize(3);
+  EXPECT_THAT(One().status.reason, HasSubstr("exports the student"));
+}
+
+struct LossCase {
+  const char* name;
+  std::function<void(ClusterState*)> happen;
+  const char* reason;
+};
+void PrintTo(const LossCase& c, std::ostream* out) { *out << c.name; }
+class MemberLossTest : public DecideTest, public testing::WithParamInterface<LossCase> {};
+
+TEST_P(MemberLossTest, BreaksTheGroupUnderANewGeneration) {
+  RunTwo();
+  GetParam().happen(&state_);
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kQueued);
+  EXPECT_EQ(decision.status.generation, 2u);
+  EXPECT_EQ(decision.status.restarts, 1u);
+  EXPECT_EQ(decision.lost_at, kNow);
+  EXPECT_THAT(Ranks(decision), ElementsAre("s0", "s1"));  // kept, so that ranks stay stable
+  ASSERT_GE(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].level, EventLevel::kWarning);
+  EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr(GetParam().reason), HasSubstr("generation 2 (restart 1 of at most 3)")));
+}
+INSTANTIATE_TEST_SUITE_P(
+    All, MemberLossTest,
+    testing::Values(
+        LossCase{"Silent", [](ClusterState* s) { s->workers["s1"].last_seen = kNow - 6; }, "s1 has been silent for 6 s (lease 5 s)"},
+        LossCase{"Restarted", [](ClusterState* s) { s->workers["s1"].incarnation = "new"; }, "s1 was restarted"},
+        LossCase{"Gone", [](ClusterState* s) { s->workers.erase("s1"); }, "s1 did not return within 5 s of the coordinator's restart"},
+        LossCase{"Draining", [](ClusterState* s) { s->workers["s0"].draining = true; }, "s0 is shutting down"},
+        LossCase{"Idle",
+                 [](ClusterState* s) {
+                   s->workers["s1"].job_id = "";
+                   s->workers["s1"].job_since = kNow - 11;
+                 },
+                 "s1 has been idle for 11 s instead of taking its rank"},
+        LossCase{"Elsewhere",
+                 [](ClusterState* s) {
+                   s->workers["s1"].job_id = "other";
+                   s->workers["s1"].job_since = kNow - 11;
+                 },
+                 "s1 has been busy with job other"},
+        LossCase{"Reported", [](ClusterState* s) { s->jobs[0].failure = FailureReport{"s0", "peer closed", true}; }, "s0: peer closed"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_F(DecideTest, SeveralLossesAreOneRestartWithAllReasons) {
+  RunTwo();
+  state_.workers["s0"].incarnation = "new";
+  state_.workers["s1"].draining = true;
+  state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.restarts, 1u);
+  EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr("s0 was restarted"), HasSubstr("s1 is shutting down"), HasSubstr("s0: peer closed")));
+}
+
+TEST_F(DecideTest, AMemberMayTakeAMomentToTakeItsRank) {
+  RunTwo();
+  state_.workers["s1"].job_id = "";
+  state_.jobs[0].assigned_at = kNow - 9;  // idle for long, but the rank is new
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+  EXPECT_EQ(One(kNow + 1).status.state, JobState::kRunning);
+  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 1.1;
+  EXPECT_EQ(One(kNow + 1.1).status.state, JobState::kQueued);
+}
+
+TEST_F(DecideTest, AnUnmendableFailureEndsTheJobWithItsCause) {
+  RunTwo();
+  state_.jobs[0].failure = FailureReport{"s1", "data folder 'x' is missing", false};
+  state_.workers["s1"].draining = true;  // its consequence
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kFailed);
+  EXPECT_EQ(decision.status.reason, "s1: data folder 'x' is missing");
+  EXPECT_EQ(decision.events[0].level, EventLevel::kError);
+}
+
+TEST_F(DecideTest, TooManyRestartsFailTheJob) {
+  RunTwo();
+  state_.jobs[0].status.restarts = 3;
+  state_.jobs[0].failure = FailureReport{"s0", "again", true};
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kFailed);
+  EXPECT_EQ(decision.status.reason, "gave up after re-forming the group 3 times; last: s0: again");
+}
+
+// --- re-forming -----------------------------------------------------------------------------------------------------------------
+
+class ReformTest : public DecideTest {
+ protected:
+  // The group broke at kNow because s0 reported that its peer closed; nobody knows yet that s1 is dead.
+  void SetUp() override {
+    RunTwo();
+    state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
+    Take(One());
+    ASSERT_EQ(state_.jobs[0].status.state, JobState::kQueued);
+    state_.jobs[0].failure.reset();
+  }
+  void Take(const JobDecision& decision) {
+    state_.jobs[0].status = decision.status;
+    state_.jobs[0].lost_at = decision.lost_at;
+  }
+  void Calls(const std::string& id, double when, const std::string& incarnation = "", const std::string& job = "j") {
+    Worker& worker = state_.workers[id];
+    worker.id = id;
+    worker.last_seen = when;
+    worker.job_id = job;
+    if (!incarnation.empty()) worker.incarnation = incarnation;
+  }
+};
+
+TEST_F(ReformTest, WaitsForMembersToCallAgain) {
+  Calls("s0", kNow + 0.5);
+  EXPECT_EQ(One(kNow + 0.5).status.state, JobState::kQueued) << "s1 has not called since the group broke; it may be the one that died";
+  Calls("s1", kNow + 0.8);
+  const JobDecision decision = One(kNow + 0.8);
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_EQ(decision.status.generation, 2u);  // nobody was given it before
+  EXPECT_EQ(decision.status.restarts, 1u);
+  EXPECT_THAT(Ranks(decision), ElementsAre("s0", "s1"));
+}
+
+TEST_F(ReformTest, ARestartedMemberGetsItsRankBack) {
+  Calls("s0", kNow + 1);
+  Calls("s1", kNow + 1, "second-life", "");
+  const JobDecision decision = One(kNow + 1);
+  EXPECT_THAT(Ranks(decision), ElementsAre("s0", "s1"));
+  EXPECT_EQ(decision.status.ranks[1].incarnation, "second-life");
+}
+
+TEST_F(ReformTest, ASpareTakesTheLostRankAndSurvivorsKeepTheirs) {
+  Calls("s1", kNow + 1);
+  Add(&state_, MakeStudent("a-spare", kNow + 1));  // sorts before both
+  const JobDecision decision = One(kNow + 1);
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_THAT(Ranks(decision), ElementsAre("a-spare", "s1"));
+}
+
+TEST_F(ReformTest, ItsStudentsAreKeptForItForAWhile) {
+  state_.jobs.push_back(MakeQueued("later", MakePlan(1)));
+  Calls("s0", kNow + 59, "", "");
+  EXPECT_EQ(All(kNow + 59)[1].status.state, JobState::kQueued);
+  Calls("s0", kNow + 61, "", "");
+  const std::vector<JobDecision> all = All(kNow + 61);
+  EXPECT_EQ(all[0].status.state, JobState::kQueued);
+  EXPECT_EQ(all[1].status.state, JobState::kRunning) << "a group that cannot form must not idle the fleet for ever";
+}
+
+TEST_F(ReformTest, OthersMayUseStudentsItNeverHad) {
+  state_.jobs.push_back(MakeQueued("later", MakePlan(1)));
+  Calls("s0", kNow + 6, "", "");
+  state_.jobs[0].status.ranks = {{"s0", "s0-inc"}, {"s1", "s1-inc"}};
+  JobPlan wide = MakePlan(3);
+  state_.jobs[0].plan = std::make_shared<const JobPlan>(wide);
+  Add(&state_, MakeStudent("s9", kNow + 6));
+  const std::vector<JobDecision> all = All(kNow + 6);
+  EXPECT_EQ(all[0].status.state, JobState::kQueued);
+  EXPECT_THAT(Ranks(all[1]), ElementsAre("s9"));
+}
+
+// --- the coordinator's own restart ----------------------------------------------------------------------------------------------
+
+class RestartTest : public DecideTest {
+ protected:
+  // The coordinator started at kNow and found "j" running in its store; nobody has called yet.
+  void SetUp() override {
+    state_.started = kNow;
+    state_.jobs = {MakeRunning("j", MakePlan(2), {"s0", "s1"})};
+    state_.jobs[0].assigned_at = kNow;
+    state_.jobs[0].status.reason = "stage 1 of 3 ('stage-0')";
+  }
+};
+
+TEST_F(RestartTest, MembersMayReturnUnderTheSameGeneration) {
+  EXPECT_EQ(One(kNow).status.state, JobState::kRunning);
+  EXPECT_EQ(One(kNow + kLease).status.state, JobState::kRunning);
+  Add(&state_, Working("s0", "j"));
+  Add(&state_, Working("s1", "j"));
+  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 6;
+  const JobDecision decision = One(kNow + 6);
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_EQ(decision.status.generation, 1u);
+  EXPECT_EQ(decision.status.restarts, 0u);
+}
+
+TEST_F(RestartTest, WhoDoesNotReturnInTimeIsLost) {
+  Worker back = Working("s0", "j");
+  back.last_seen = kNow + 5.1;
+  Add(&state_, back);
+  const JobDecision decision = One(kNow + 5.1);
+  EXPECT_EQ(decision.status.state, JobState::kQueued);
+  EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr("s1 did not return"), Not(HasSubstr("s0"))));
+}
+
+TEST_F(RestartTest, ARestartedMemberIsLostAtOnce) {
+  Worker back = MakeStudent("s0");
+  back.incarnation = "second-life";
+  Add(&state_, back);
+  EXPECT_THAT(One(kNow + 0.1).events[0].text, HasSubstr("s0 was restarted"));
+}
+
+TEST_F(RestartTest, RanksOfARunningJobAreNotGivenAway) {
+  state_.jobs.push_back(MakeQueued("later", MakePlan(1)));
+  Add(&state_, MakeStudent("s0"));  // back, and says that it is idle: not for long
+  EXPECT_EQ(All(kNow + 0.1)[1].status.state, JobState::kQueued);
+}
+
+TEST_F(RestartTest, TeachersGetTheSameGrace) {
+  state_.jobs = {MakeRunning("j", MakePlan(2, true), {"s0", "s1"})};
+  state_.jobs[0].status.reason = "stage 1 of 3 ('stage-0')";
+  Add(&state_, Working("s0", "j"));
+  Add(&state_, Working("s1", "j"));
+  JobDecision decision = One(kNow + 1);
+  EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
+  EXPECT_THAT(decision.events, IsEmpty());
+  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 6;
+  EXPECT_THAT(One(kNow + 6).status.reason, StartsWith("waiting for a teacher"));
+}
+
+TEST_F(RestartTest, ACancelledJobWaitsForMembersThatMayReturn) {
+  state_.jobs[0].status.cancel_requested = true;
+  EXPECT_EQ(One(kNow + 1).status.state, JobState::kRunning);
+  EXPECT_EQ(One(kNow + 5.1).status.state, JobState::kCancelled);
+}
+
+// --- cancelling -----------------------------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, ACancelledJobEndsWhenItsMembersHaveStopped) {
+  RunTwo();
+  state_.jobs[0].status.cancel_requested = true;
+  JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_EQ(decision.status.reason, "cancelling: s0, s1 still to write a checkpoint and stop");
+  state_.workers["s0"].job_id = "";
+  decision = One();
+  EXPECT_EQ(decision.status.reason, "cancelling: s1 still to write a checkpoint and stop");
+  state_.workers["s1"].last_seen = kNow - 6;  // died over it
+  decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kCancelled);
+  EXPECT_EQ(decision.status.reason, "cancelled by a user");
+}
+
+TEST_F(DecideTest, AFailureWhileCancellingDoesNotReformTheGroup) {
+  RunTwo();
+  state_.jobs[0].status.cancel_requested = true;
+  state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
+  state_.workers["s1"].incarnation = "new";
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_EQ(decision.status.generation, 1u);
+  EXPECT_EQ(decision.status.reason, "cancelling: s0 still to write a checkpoint and stop");
+}
+
+// --- teachers -------------------------------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, StudentsWaitForALostTeacherAndGoOn) {
+  RunTwo(true);
+  JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kRunning);
+  EXPECT_THAT(decision.status.reason, StartsWith("waiting for a teacher: none that is alive serves 'fashion'"));
+  ASSERT_EQ(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].level, EventLevel::kWarning);
+  state_.jobs[0].status = decision.status;
+  EXPECT_THAT(One().events, IsEmpty()) << "said once";
+  Add(&state_, MakeTeacher("t0"));
+  decision = One();
+  EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
+  ASSERT_EQ(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].text, "teacher t0 is there; the job goes on");
+}
+
+TEST_F(DecideTest, ATeacherIsNotMissedByAStageThatNeedsNone) {
+  RunTwo(true);
+  state_.jobs[0].stages.resize(2);
+  EXPECT_EQ(One().status.reason, "stage 3 of 3 ('stage-2')");
+}
+
+TEST_F(DecideTest, ATeacherWithOtherWeightsIsNotUsedAndSaidSoOnce) {
+  RunTwo(true);
+  Add(&state_, MakeTeacher("t0"));
+  Add(&state_, MakeTeacher("t1", "digest-2"));
+  JobDecision decision = One();
+  EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
+  ASSERT_EQ(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].text, "teacher t1 serves 'fashion' with digest digest-2, the job was submitted with digest-1: not used");
+  state_.jobs[0].noted.insert(decision.noted.begin(), decision.noted.end());
+  EXPECT_THAT(One().events, IsEmpty());
+  state_.workers.erase("t0");
+  EXPECT_THAT(One().status.reason, AllOf(StartsWith("waiting for a teacher"), HasSubstr("t1 serves 'fashion' with digest digest-2")));
+}
+
+TEST_F(DecideTest, AQueuedJobWaitsForItsTeacherBeforeItTakesStudents) {
+  state_.jobs = {MakeQueued("j", MakePlan(1, true))};
+  Add(&state_, MakeStudent("s0"));
+  EXPECT_EQ(One().status.state, JobState::kQueued);
+  Add(&state_, MakeTeacher("t0", "digest-1", kNow - 6));
+  EXPECT_EQ(One().status.state, JobState::kQueued) << "that teacher's lease is over";
+  state_.workers["t0"].last_seen = kNow;
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+}
+
+}  // namespace
+}  // namespace distill

@@ -1,0 +1,120 @@
+// Scopes and their generations; the key-value semantics are in the KvSuite, over real gRPC (tests/coordinator/services).
+#include "coordinator/core/rendezvous_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/synchronization/notification.h"
+
+namespace distill {
+namespace {
+
+using testing::HasSubstr;
+
+using Scope = RendezvousStore::Scope;
+
+class RendezvousStoreTest : public testing::Test {
+ protected:
+  void SetUp() override { RendezvousStore::Run(store_.Open("j", 1)); }
+  // Waits for keys "k" in generation 1; the answer comes into `answer_`.
+  uint64_t Wait(absl::Duration timeout = absl::Seconds(60)) {
+    return store_.WaitFor(kOne, {"k"}, timeout, [this](StatusOr<std::string> value) {
+      answer_ = std::move(value);
+      answered_.Notify();
+    });
+  }
+  static inline const Scope kOne{"j", 1}, kTwo{"j", 2};
+  RendezvousStore store_;
+  StatusOr<std::string> answer_ = std::string();
+  absl::Notification answered_;
+};
+
+TEST_F(RendezvousStoreTest, OnlyThePresentGenerationIsServed) {
+  EXPECT_TRUE(store_.Set(kOne, "k", "v").ok());
+  EXPECT_EQ(store_.Set(kTwo, "k", "v").code(), StatusCode::kAborted);
+  EXPECT_EQ(store_.Get({"other", 1}, "k").status().code(), StatusCode::kAborted);
+  RendezvousStore::Run(store_.Open("j", 2));
+  const Status old = store_.Get(kOne, "k").status();
+  EXPECT_EQ(old.code(), StatusCode::kAborted);
+  EXPECT_THAT(std::string(old.message()), HasSubstr("is at generation 2, not 1"));
+  EXPECT_EQ(store_.Get(kTwo, "k").status().code(), StatusCode::kNotFound) << "the older generation's keys must be gone";
+}
+
+TEST_F(RendezvousStoreTest, OpeningTheSameOrAnOlderGenerationChangesNothing) {
+  RendezvousStore::Run(store_.Open("j", 2));
+  ASSERT_TRUE(store_.Set(kTwo, "k", "v").ok());
+  RendezvousStore::Run(store_.Open("j", 2));
+  RendezvousStore::Run(store_.Open("j", 1));
+  EXPECT_EQ(store_.Get(kTwo, "k").value(), "v");
+}
+
+TEST_F(RendezvousStoreTest, AnEndedJobStaysClosed) {
+  RendezvousStore::Run(store_.Close("j"));
+  EXPECT_EQ(store_.Set(kOne, "k", "v").code(), StatusCode::kAborted);
+  RendezvousStore::Run(store_.Open("j", 5));
+  EXPECT_EQ(store_.Set({"j", 5}, "k", "v").code(), StatusCode::kAborted);
+}
+
+TEST_F(RendezvousStoreTest, AWaitIsAnsweredOnceByTheKey) {
+  EXPECT_NE(Wait(), 0u);
+  ASSERT_TRUE(store_.Set(kOne, "k", "v").ok());
+  answered_.WaitForNotification();
+  EXPECT_EQ(answer_.value(), "v");
+  ASSERT_TRUE(store_.Set(kOne, "k", "w").ok());  // a second answer would stop the test: Notify() twice is fatal
+}
+
+TEST_F(RendezvousStoreTest, APresentKeyIsAnsweredAtOnce) {
+  ASSERT_TRUE(store_.Set(kOne, "k", "v").ok());
+  EXPECT_EQ(Wait(), 0u);
+  EXPECT_TRUE(answered_.HasBeenNotified());
+}
+
+TEST_F(RendezvousStoreTest, AWaitRunsOut) {
+  Wait(absl::Milliseconds(1));
+  answered_.WaitForNotification();
+  EXPECT_EQ(answer_.status().code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(answer_.status().message()), HasSubstr("'k'"));
+}
+
+TEST_F(RendezvousStoreTest, ANewGenerationEndsTheWaitsOfTheOld) {
+  Wait();
+  RendezvousStore::Run(store_.Open("j", 2));
+  ASSERT_TRUE(answered_.HasBeenNotified());
+  EXPECT_EQ(answer_.status().code(), StatusCode::kAborted);
+}
+
+TEST_F(RendezvousStoreTest, TheJobsEndEndsItsWaits) {
+  Wait();
+  RendezvousStore::Run(store_.Close("j"));
+  ASSERT_TRUE(answered_.HasBeenNotified());
+  EXPECT_EQ(answer_.status().code(), StatusCode::kAborted);
+}
+
+TEST_F(RendezvousStoreTest, AWaitCanBeCancelledOnce) {
+  const uint64_t ticket = Wait();
+  store_.CancelWait(ticket);
+  ASSERT_TRUE(answered_.HasBeenNotified());
+  EXPECT_EQ(answer_.status().code(), StatusCode::kCancelled);
+  store_.CancelWait(ticket);
+}
+
+TEST_F(RendezvousStoreTest, WaitsAreBounded) {
+  for (size_t i = 0; i < RendezvousStore::kMaxWaits; ++i) {
+    ASSERT_NE(store_.WaitFor(kOne, {"never"}, absl::Seconds(60), [](StatusOr<std::string>) {}), 0u);
+  }
+  EXPECT_EQ(Wait(), 0u);
+  EXPECT_EQ(answer_.status().code(), StatusCode::kResourceExhausted);
+}
+
+TEST(RendezvousStoreEndTest, TheEndAnswersWaits) {
+  Status status;
+  {
+    RendezvousStore store;
+    RendezvousStore::Run(store.Open("j", 1));
+    store.WaitFor({"j", 1}, {"k"}, absl::Seconds(60), [&](StatusOr<std::string> value) { status = value.status(); });
+  }
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace distill

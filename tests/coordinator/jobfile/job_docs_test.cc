@@ -1,0 +1,88 @@
+// docs/job.md against the tables that the reader uses.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "common/plan/loss_schema.h"
+#include "coordinator/jobfile/job_keys.h"
+#include "coordinator/jobfile/presets.h"
+#include "tests/coordinator/jobfile/job_file_fixture.h"
+
+namespace distill {
+namespace {
+
+std::string Docs() {
+  std::ifstream file(std::string(DISTILL_SOURCE_DIR) + "/docs/job.md");
+  EXPECT_TRUE(file.good()) << "docs/job.md is missing";
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// The part of the document under the heading of a section, up to the next heading.
+std::string PartAbout(const std::string& docs, const std::string& section) {
+  const std::string heading = section.empty() ? "\n## Top level\n" : "\n## `" + section + "`";
+  const size_t start = docs.find(heading);
+  if (start == std::string::npos) return "";
+  return docs.substr(start, docs.find("\n## ", start + 1) - start);
+}
+
+TEST(JobDocsTest, EveryKeyIsDocumentedInItsSection) {
+  const std::string docs = Docs();
+  for (const JobSection& section : JobSections()) {
+    const std::string part = PartAbout(docs, std::string(section.name));
+    ASSERT_FALSE(part.empty()) << "docs/job.md has no section '" << section.name << "'";
+    for (const std::string_view key : section.keys) {
+      EXPECT_NE(part.find("| `" + std::string(key) + "`"), std::string::npos) << "section '" << section.name << "' does not list " << key;
+    }
+  }
+}
+
+TEST(JobDocsTest, EveryLossAndKnobIsDocumented) {
+  const std::string docs = Docs();
+  for (const LossSchema& schema : LossSchemas()) {
+    EXPECT_NE(docs.find("| `" + std::string(schema.type) + "`"), std::string::npos) << schema.type;
+    for (const KnobSchema& knob : schema.knobs) {
+      const std::string row = "| `" + std::string(schema.type) + "` | `" + std::string(knob.name) + "` | " + std::string(knob.default_value) + " |";
+      EXPECT_NE(docs.find(row), std::string::npos) << "no row that begins " << row;
+    }
+  }
+}
+
+TEST(JobDocsTest, PresetsAndPoliciesAreDocumented) {
+  const std::string docs = Docs();
+  for (const std::string& preset : PresetNames()) EXPECT_NE(docs.find("`" + preset + "`"), std::string::npos) << preset;
+  for (const std::string& policy : SskdPolicies()) EXPECT_NE(docs.find("`" + policy + "`"), std::string::npos) << policy;
+}
+
+// The examples in the document are run through the reader.
+TEST(JobDocsTest, ExamplesAreAccepted) {
+  const std::string docs = Docs();
+  int examples = 0;
+  for (size_t at = docs.find("```yaml\n"); at != std::string::npos; at = docs.find("```yaml\n", at + 1)) {
+    const size_t start = at + 8;
+    const std::string yaml = docs.substr(start, docs.find("```", start) - start);
+    const StatusOr<ExpandedJob> job = Expand(yaml);
+    EXPECT_TRUE(job.ok()) << yaml << "\n" << job.status();
+    ++examples;
+  }
+  EXPECT_GE(examples, 2);
+}
+
+TEST(JobDocsTest, ExampleFilesAreAccepted) {
+  int examples = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(DISTILL_SOURCE_DIR) + "/examples")) {
+    if (entry.path().extension() != ".yaml") continue;
+    std::ostringstream text;
+    text << std::ifstream(entry.path()).rdbuf();
+    const StatusOr<ExpandedJob> job = Expand(text.str());
+    EXPECT_TRUE(job.ok()) << entry.path() << "\n" << job.status();
+    ++examples;
+  }
+  EXPECT_GE(examples, 1);
+}
+
+}  // namespace
+}  // namespace distill

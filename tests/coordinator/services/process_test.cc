@@ -1,0 +1,121 @@
+// The program itself: flags, ready file, HTTP, signals, exit codes.
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <sstream>
+
+#include "common/exit_codes.h"
+#include "tests/harness/process.h"
+
+namespace distill {
+namespace {
+
+using std::chrono::seconds;
+using ::testing::HasSubstr;
+using ::distill::testing::Process;
+using ::distill::testing::ReadFileOrEmpty;
+
+const std::string kProgram = std::string(DISTILL_BIN_DIR) + "/distill-coordinator";
+
+class CoordinatorProcessTest : public ::testing::Test {
+ protected:
+  std::vector<std::string> Command(const std::string& ready, const std::string& listen = "127.0.0.1:0") {
+    return {kProgram, "--listen", listen, "--state-dir", dir_ / "state", "--ready-file", dir_ / ready, "--http-listen", "127.0.0.1:0"};
+  }
+  std::unique_ptr<Process> Start(const std::string& ready) {
+    auto process = std::make_unique<Process>(Command(ready), Process::Options{.log = dir_ / (ready + ".log")});
+    const auto end = std::chrono::steady_clock::now() + seconds(60);
+    while (!std::filesystem::exists(dir_ / ready)) {
+      const auto code = process->Wait(std::chrono::milliseconds(10));
+      EXPECT_FALSE(code.has_value()) << "exited with " << *code << ": " << ReadFileOrEmpty(dir_ / (ready + ".log"));
+      EXPECT_LT(std::chrono::steady_clock::now(), end) << "not ready";
+      if (code || std::chrono::steady_clock::now() >= end) break;
+    }
+    return process;
+  }
+  std::string Ready(const std::string& file, const std::string& key) {
+    std::istringstream lines(ReadFileOrEmpty(dir_ / file));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.starts_with(key + "=")) return line.substr(key.size() + 1);
+    }
+    return "";
+  }
+  static std::string HttpGet(const std::string& address, const std::string& path) {
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+    const std::string request = "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+    std::string answer;
+    char buffer[4096];
+    for (ssize_t n; (n = read(fd, buffer, sizeof buffer)) > 0;) answer.append(buffer, static_cast<size_t>(n));
+    close(fd);
+    return answer;
+  }
+  // Exit code of a run that is expected to end by itself; its output is in error_.
+  int Run(std::vector<std::string> argv) {
+    const auto result = distill::testing::RunCommand(argv, seconds(60));
+    error_ = result.err + result.out;
+    return result.exit_code;
+  }
+
+  distill::testing::TempDir dir_;
+  std::string error_;
+};
+
+TEST_F(CoordinatorProcessTest, ServesUntilSigterm) {
+  auto process = Start("ready");
+  EXPECT_THAT(Ready("ready", "address"), HasSubstr("127.0.0.1:"));
+  const std::string http = Ready("ready", "http");
+  EXPECT_THAT(HttpGet(http, "/readyz"), HasSubstr("200 OK"));
+  EXPECT_THAT(HttpGet(http, "/metrics"), HasSubstr("distill_coordinator_epoch 1"));
+  process->Signal(SIGTERM);
+  EXPECT_EQ(process->Wait(seconds(30)), kExitTerminated) << ReadFileOrEmpty(dir_ / "ready.log");
+  process = Start("again");
+  EXPECT_THAT(HttpGet(Ready("again", "http"), "/metrics"), HasSubstr("distill_coordinator_epoch 2"));
+  process->Signal(SIGKILL);
+  EXPECT_EQ(process->Wait(seconds(30)), 128 + SIGKILL);
+  process = Start("last");
+  EXPECT_THAT(HttpGet(Ready("last", "http"), "/metrics"), HasSubstr("distill_coordinator_epoch 3"));
+}
+
+TEST_F(CoordinatorProcessTest, ASecondOneOnTheSameStateTakesOverAndTheFirstStops) {
+  auto first = Start("first");
+  auto second = Start("second");
+  EXPECT_EQ(first->Wait(seconds(30)), kExitConfiguration);
+  EXPECT_THAT(ReadFileOrEmpty(dir_ / "first.log"), HasSubstr("another coordinator took the job store over"));
+  EXPECT_TRUE(second->Running());
+}
+
+TEST_F(CoordinatorProcessTest, ExitCodesSayWhetherTryingAgainHelps) {
+  EXPECT_EQ(Run({kProgram, "--no-such-flag"}), kExitUsage);
+  EXPECT_EQ(Run({kProgram, "--lease", "abc"}), kExitUsage);
+  EXPECT_EQ(Run({kProgram, "--help"}), kExitOk);
+  EXPECT_EQ(Run({kProgram, "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/state"}), kExitDiskFull);
+  EXPECT_THAT(error_, HasSubstr("/dev/null/state"));
+  auto command = Command("x", "0.0.0.0:0");
+  EXPECT_EQ(Run(command), kExitConfiguration);
+  EXPECT_THAT(error_, HasSubstr("--insecure"));
+  command = Command("x");
+  command.insert(command.end(), {"--lease", "1", "--heartbeat", "1"});
+  EXPECT_EQ(Run(command), kExitConfiguration);
+  EXPECT_THAT(error_, HasSubstr("at least twice"));
+  auto running = Start("ready");
+  EXPECT_EQ(Run({kProgram, "--listen", Ready("ready", "address"), "--state-dir", dir_ / "other"}), kExitTemporary);
+  EXPECT_THAT(error_, HasSubstr("in use"));
+  distill::testing::WriteFile(dir_ / "other/coordinator.db", std::string(5000, 'x'));
+  EXPECT_EQ(Run({kProgram, "--listen", "127.0.0.1:0", "--state-dir", dir_ / "other"}), kExitConfiguration);
+  EXPECT_THAT(error_, HasSubstr("coordinator.db"));
+}
+
+}  // namespace
+}  // namespace distill

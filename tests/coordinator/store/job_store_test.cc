@@ -1,0 +1,248 @@
+// What every JobStore promises, for each implementation.
+#include "coordinator/store/job_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "tests/coordinator/store/store_fixture.h"
+
+namespace distill {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+struct StoreParam {
+  const char* name;
+  bool on_disk;
+};
+void PrintTo(const StoreParam& param, std::ostream* out) { *out << param.name; }
+
+class JobStoreSuite : public testing::TestWithParam<StoreParam> {
+ protected:
+  void SetUp() override {
+    StatusOr<std::unique_ptr<JobStore>> store = OpenSqliteJobStore(GetParam().on_disk ? dir_.File("jobs.db") : ":memory:");
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+  }
+  std::vector<std::string> EventTexts(const std::string& job, uint64_t after = 0, size_t limit = 1000) {
+    std::vector<std::string> texts;
+    for (const std::vector<EventRecord> events = store_->Events(job, after, limit).value(); const EventRecord& event : events) texts.push_back(event.text);
+    return texts;
+  }
+  void Insert(const std::string& id, const std::string& name = "job") {
+    const Status status = store_->Insert(MakeJob(id, name), "request-" + id, "sha-" + id, {MakeEvent("submitted")});
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  Status Apply(JobChange change) { return store_->Apply({std::move(change)}); }
+
+  TempDir dir_;
+  std::unique_ptr<JobStore> store_;
+};
+INSTANTIATE_TEST_SUITE_P(All, JobStoreSuite, testing::Values(StoreParam{"Disk", true}, StoreParam{"Memory", false}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_P(JobStoreSuite, KeepsAJobAsItWasInserted) {
+  Insert("job-1");
+  const JobRecord want = MakeJob("job-1");
+  const JobRecord got = store_->Get("job-1").value();
+  EXPECT_EQ(got.plan, want.plan);
+  EXPECT_EQ(got.yaml, want.yaml);
+  EXPECT_EQ(got.file_name, want.file_name);
+  EXPECT_EQ(got.submitted_time, want.submitted_time);
+  EXPECT_EQ(got.status, want.status);
+  EXPECT_FALSE(got.has_progress);
+  EXPECT_FALSE(got.has_artifacts);
+  EXPECT_THAT(got.stages, IsEmpty());
+  EXPECT_THAT(EventTexts("job-1"), ElementsAre("submitted"));
+}
+
+TEST_P(JobStoreSuite, FindsByIdFirstThenTheNewestOfTheName) {
+  Insert("a", "x");
+  Insert("b", "x");
+  Insert("x", "y");  // an id that is another job's name
+  EXPECT_EQ(store_->Get("x")->id, "x");
+  EXPECT_EQ(store_->Get("y")->id, "x");
+  Insert("c", "z");
+  Insert("d", "z");
+  EXPECT_EQ(store_->Get("z")->id, "d");
+  EXPECT_EQ(store_->Get("nobody").status().code(), StatusCode::kNotFound);
+  EXPECT_THAT(std::string(store_->Get("nobody").status().message()), HasSubstr("'nobody'"));
+}
+
+TEST_P(JobStoreSuite, RemembersRequests) {
+  Insert("job-1");
+  EXPECT_FALSE(store_->FindRequest("other")->has_value());
+  EXPECT_EQ((*store_->FindRequest("request-job-1"))->job_id, "job-1");
+  EXPECT_EQ((*store_->FindRequest("request-job-1"))->content_sha256, "sha-job-1");
+  EXPECT_EQ(store_->Insert(MakeJob("job-2"), "request-job-1", "sha", {}).code(), StatusCode::kAlreadyExists);
+  EXPECT_EQ(store_->Get("job-2").status().code(), StatusCode::kNotFound) << "half of a refused job was kept";
+  EXPECT_EQ(store_->Insert(MakeJob("job-1"), "request-3", "sha", {}).code(), StatusCode::kAlreadyExists);
+  EXPECT_FALSE(store_->FindRequest("request-3")->has_value());
+}
+
+TEST_P(JobStoreSuite, ListsNewestFirstAndActiveOldestFirst) {
+  for (const char* id : {"a", "b", "c"}) Insert(id);
+  JobChange ended;
+  ended.job_id = "b";
+  ended.status = JobStatus{.state = JobState::kFailed, .reason = "broken"};
+  ASSERT_TRUE(Apply(ended).ok());
+  std::vector<std::string> ids;
+  for (const std::vector<JobRecord> jobs = store_->List(2).value(); const JobRecord& job : jobs) ids.push_back(job.id);
+  EXPECT_THAT(ids, ElementsAre("c", "b"));
+  ids.clear();
+  for (const std::vector<JobRecord> jobs = store_->Active().value(); const JobRecord& job : jobs) ids.push_back(job.id);
+  EXPECT_THAT(ids, ElementsAre("a", "c"));
+}
+
+TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
+  Insert("job");
+  JobChange change;
+  change.job_id = "job";
+  JobStatus status;
+  status.state = JobState::kRunning;
+  status.reason = "stage 1";
+  status.generation = 3;
+  status.restarts = 2;
+  status.ranks = {{"student-1", "inc-b"}, {"student-0", "inc-a"}};
+  status.cancel_requested = true;
+  status.cancel_reason = "why not";
+  status.started_time = 7;
+  status.finished_time = 9;
+  change.status = status;
+  JobProgress progress;
+  progress.stage = 1;
+  progress.step = 20;
+  progress.total_step = 120;
+  progress.loss = 0.5;
+  progress.terms = {{"kd", 1.5}};
+  progress.step_seconds = {{"forward", 0.01}};
+  progress.accuracy = 0.9;
+  progress.phase = "training";
+  change.progress = progress;
+  change.stage = StageRecord{{.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .loss = 1, .seconds = 2}, 77};
+  change.artifacts = JobArtifacts{.safetensors = "s.safetensors", .safetensors_bytes = 5, .student_accuracy = 0.91};
+  change.events = {MakeEvent("one"), MakeEvent("two")};
+  ASSERT_TRUE(Apply(change).ok());
+  const JobRecord job = store_->Get("job").value();
+  EXPECT_EQ(job.status, status);
+  ASSERT_TRUE(job.has_progress);
+  EXPECT_EQ(job.progress.total_step, 120u);
+  EXPECT_EQ(job.progress.terms[0].name, "kd");
+  EXPECT_EQ(job.progress.phase, "training");
+  ASSERT_EQ(job.stages.size(), 1u);
+  EXPECT_EQ(job.stages[0].result.digest, "dd");
+  EXPECT_EQ(job.stages[0].committed_time, 77);
+  ASSERT_TRUE(job.has_artifacts);
+  EXPECT_EQ(job.artifacts.safetensors, "s.safetensors");
+  EXPECT_EQ(job.artifacts.student_accuracy, 0.91);
+  EXPECT_THAT(EventTexts("job"), ElementsAre("submitted", "one", "two"));
+  EXPECT_THAT(EventTexts("job", 1), ElementsAre("one", "two"));
+  EXPECT_THAT(EventTexts("job", 1, 1), ElementsAre("one"));
+}
+
+TEST_P(JobStoreSuite, AChangeIsAllOrNothing) {
+  Insert("job");
+  JobChange good = EventsOf("job", {MakeEvent("kept?")});
+  good.status = JobStatus{.state = JobState::kRunning, .reason = "kept?"};
+  const Status status = store_->Apply({good, EventsOf("no-such-job", {MakeEvent("x")})});
+  EXPECT_EQ(status.code(), StatusCode::kNotFound) << status;
+  EXPECT_EQ(store_->Get("job")->status.reason, "submitted");
+  EXPECT_THAT(EventTexts("job"), ElementsAre("submitted"));
+}
+
+TEST_P(JobStoreSuite, ACommittedStageStaysAsItIs) {
+  Insert("job");
+  for (const char* digest : {"first", "second"}) {
+    JobChange change;
+    change.job_id = "job";
+    change.stage = StageRecord{{.stage = 0, .digest = digest}, 1};
+    ASSERT_TRUE(Apply(change).ok());
+  }
+  EXPECT_EQ(store_->Get("job")->stages[0].result.digest, "first");
+}
+
+TEST_P(JobStoreSuite, NumbersEventsPerJobAndStoresWorkersEventsOnce) {
+  Insert("a");
+  Insert("b");
+  const auto event = [](uint64_t number, const std::string& incarnation) {
+    EventRecord e = MakeEvent(incarnation + std::to_string(number));
+    e.source = "student-0";
+    e.source_incarnation = incarnation;
+    e.source_sequence = number;
+    return e;
+  };
+  ASSERT_TRUE(Apply(EventsOf("a", {event(1, "x"), event(2, "x")})).ok());
+  ASSERT_TRUE(Apply(EventsOf("a", {event(1, "x"), event(2, "x"), event(3, "x")})).ok());  // the answer was lost; sent again
+  ASSERT_TRUE(Apply(EventsOf("a", {event(1, "y")})).ok());                                // the worker was restarted
+  ASSERT_TRUE(Apply(EventsOf("b", {event(1, "x")})).ok());
+  EXPECT_THAT(EventTexts("a"), ElementsAre("submitted", "x1", "x2", "x3", "y1"));
+  EXPECT_THAT(EventTexts("b"), ElementsAre("submitted", "x1"));
+  uint64_t want = 1;
+  for (const std::vector<EventRecord> events = store_->Events("a", 0, 100).value(); const EventRecord& e : events) EXPECT_EQ(e.sequence, want++);
+}
+
+TEST_P(JobStoreSuite, KeepsTheNewestEvents) {
+  Insert("job");
+  for (int chunk = 0; chunk < 11; ++chunk) {
+    std::vector<EventRecord> events;
+    for (int i = 0; i < 1000; ++i) events.push_back(MakeEvent("e"));
+    ASSERT_TRUE(Apply(EventsOf("job", std::move(events))).ok());
+  }
+  const std::vector<EventRecord> events = store_->Events("job", 0, 100000).value();
+  EXPECT_EQ(events.size(), JobStore::kMaxEvents);
+  EXPECT_EQ(events.back().sequence, 11001u);
+}
+
+TEST_P(JobStoreSuite, ThinsACurveEvenly) {
+  Insert("job");
+  const uint64_t reports = 3 * JobStore::kMaxProgressPoints;
+  std::vector<JobChange> changes;
+  for (uint64_t i = 0; i < reports; ++i) {
+    JobChange change;
+    change.job_id = "job";
+    change.progress = JobProgress{.total_step = i};
+    changes.push_back(std::move(change));
+  }
+  ASSERT_TRUE(store_->Apply(changes).ok());
+  const std::vector<JobProgress> points = store_->History("job").value();
+  EXPECT_LE(points.size(), JobStore::kMaxProgressPoints);
+  EXPECT_GE(points.size(), JobStore::kMaxProgressPoints / 2);
+  ASSERT_GE(points.size(), 2u);
+  EXPECT_EQ(points[0].total_step, 0u);
+  const uint64_t stride = points[1].total_step;
+  for (size_t i = 0; i < points.size(); ++i) ASSERT_EQ(points[i].total_step, i * stride) << "point " << i;
+  EXPECT_GE(points.back().total_step + stride, reports - 1);
+  EXPECT_EQ(store_->Get("job")->progress.total_step, reports - 1);  // the newest is kept beside the curve
+}
+
+TEST_P(JobStoreSuite, HoldsWhateverBytesUsersSend) {
+  JobRecord job = MakeJob("job");
+  job.yaml = std::string("a\0b\xff'; DROP TABLE jobs; --", 27);
+  job.status.reason = "it's \"quoted\"; ?";
+  ASSERT_TRUE(store_->Insert(job, "'; --", "x", {}).ok());
+  EXPECT_EQ(store_->Get("job")->yaml, job.yaml);
+  EXPECT_EQ(store_->Get("job")->status.reason, job.status.reason);
+  EXPECT_EQ((*store_->FindRequest("'; --"))->job_id, "job");
+}
+
+TEST_P(JobStoreSuite, ServesThreadsAtOnce) {
+  Insert("job");
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 20; ++i) {
+        EXPECT_TRUE(Apply(EventsOf("job", {MakeEvent("e")})).ok());
+        EXPECT_TRUE(store_->Get("job").ok());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(EventTexts("job").size(), 81u);
+}
+
+}  // namespace
+}  // namespace distill
