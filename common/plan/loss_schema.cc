@@ -32,13 +32,15 @@ constexpr KnobSchema kCwdKnobs[] = {
      .type = Type::kText,
      .default_value = "kl_t_s",
      .choices = kDivergences,
-     .help = "Between the teacher's map p and the student's q: KL(p||q), cross-entropy, KL(q||p), Jensen-Shannon, or squared "
+     .help = "Between the teacher's map p and the student's q: KL(p||q), cross-entropy, KL(q||p), Jensen-Shannon, or "
+             "squared "
              "difference of p and q."},
     {.name = "reduction",
      .type = Type::kText,
      .default_value = "mean",
      .choices = kCwdReductions,
-     .help = "Over the rows (sample, channel): mean over all, sum over channels and mean over samples, or sum over all."},
+     .help =
+         "Over the rows (sample, channel): mean over all, sum over channels and mean over samples, or sum over all."},
     {.name = "scale_t2",
      .type = Type::kFlag,
      .default_value = "true",
@@ -81,7 +83,8 @@ constexpr LossSchema kSchemas[] = {
      .adapter_allowed = true},
     {.type = "kd",
      .input = LossInput::kLogits,
-     .help = "Soft targets: T^2 times KL(teacher || student) of the softmaxed logits, mean over the batch (Hinton et al. 2015, "
+     .help = "Soft targets: T^2 times KL(teacher || student) of the softmaxed logits, mean over the batch (Hinton et "
+             "al. 2015, "
              "arXiv:1503.02531).",
      .knobs = kKdKnobs,
      .adapter_allowed = false},
@@ -136,7 +139,7 @@ Status CheckKnob(const LossSchema& loss, const KnobSchema& knob, const KnobValue
     }
   }
   return absl::InvalidArgumentError(StrCat("loss ", loss.type, ": ", knob.name, " is ", TypeName(value), " (",
-                                                 Print(value), "), must be ", TypeName(knob.type)));
+                                           Print(value), "), must be ", TypeName(knob.type)));
 }
 
 KnobValue DefaultValue(const KnobSchema& knob) {
@@ -146,8 +149,10 @@ KnobValue DefaultValue(const KnobSchema& knob) {
       (void)absl::SimpleAtod(ToAbsl(knob.default_value), &number);  // the table above is checked by a test
       return number;
     }
-    case Type::kFlag: return knob.default_value == "true";
-    case Type::kText: break;
+    case Type::kFlag:
+      return knob.default_value == "true";
+    case Type::kText:
+      break;
   }
   return std::string(knob.default_value);
 }
@@ -176,7 +181,7 @@ StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given) {
     std::vector<std::string> names;
     for (const KnobSchema& knob : schema.knobs) names.emplace_back(knob.name);
     return absl::InvalidArgumentError(StrCat("loss ", schema.type, " has no knob '", name, "'", DidYouMean(name, names),
-                                                   " (it has ", absl::StrJoin(names, ", "), ")"));
+                                             " (it has ", absl::StrJoin(names, ", "), ")"));
   }
   return completed;
 }

@@ -1,5 +1,6 @@
-// Which losses exist, what they read and which knobs they have: one table for the coordinator (which validates job files against
-// it), the student (which builds the losses from it) and the documentation (docs/job.md is checked against it by a test).
+// Which losses exist, what they read and which knobs they have: one table for the coordinator (which validates job
+// files against it), the student (which builds the losses from it) and the documentation (docs/job.md is checked
+// against it by a test).
 //
 // Immutable after start-up; any thread.
 #ifndef DISTILL_COMMON_PLAN_LOSS_SCHEMA_H_
@@ -24,29 +25,30 @@ enum class LossInput {
 struct KnobSchema {
   std::string_view name;
   enum class Type { kNumber, kFlag, kText } type;
-  std::string_view default_value;          // as written in YAML
-  double minimum = 0;                      // numbers: lower bound
-  bool minimum_exclusive = false;          // true: value > minimum, false: value >= minimum
+  std::string_view default_value;                            // as written in YAML
+  double minimum = 0;                                        // numbers: lower bound
+  bool minimum_exclusive = false;                            // true: value > minimum, false: value >= minimum
   double maximum = std::numeric_limits<double>::infinity();  // numbers: upper bound
-  bool maximum_exclusive = false;          // true: value < maximum, false: value <= maximum
-  std::span<const std::string_view> choices = {};  // texts: allowed values
-  std::string_view help;                   // one sentence, with unit
+  bool maximum_exclusive = false;                            // true: value < maximum, false: value <= maximum
+  std::span<const std::string_view> choices = {};            // texts: allowed values
+  std::string_view help;                                     // one sentence, with unit
 };
 
 struct LossSchema {
-  std::string_view type;     // "cwd"
+  std::string_view type;  // "cwd"
   LossInput input;
-  std::string_view help;     // one sentence, with the paper
+  std::string_view help;  // one sentence, with the paper
   std::span<const KnobSchema> knobs;
-  bool adapter_allowed;      // channels may differ when an adapter lifts the student's
+  bool adapter_allowed;  // channels may differ when an adapter lifts the student's
 };
 
 // All known losses, sorted by type.
 std::span<const LossSchema> LossSchemas();
 // Null when unknown.
 const LossSchema* FindLossSchema(std::string_view type);
-// Checks names, types, ranges of `given` (NaN and infinity are out of range) and fills in defaults, so that the result has every
-// knob of the schema. kInvalidArgument names the knob, the value and what is allowed, or the nearest valid knob.
+// Checks names, types, ranges of `given` (NaN and infinity are out of range) and fills in defaults, so that the result
+// has every knob of the schema. kInvalidArgument names the knob, the value and what is allowed, or the nearest valid
+// knob.
 StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given);
 
 // Readers for completed knobs. REQUIRES: the name exists with that type (CompleteKnobs guarantees it).

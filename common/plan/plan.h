@@ -1,7 +1,7 @@
 // A job's expanded plan as plain C++: the mirror of proto/distill/v1/plan.proto for code that must not see protobuf.
 //
-// Field meanings, units and defaults stand in the .proto; names agree one to one. All types are values: copyable, comparable,
-// thread-compatible. Conversion: common/plan/plan_codec.h.
+// Field meanings, units and defaults stand in the .proto; names agree one to one. All types are values: copyable,
+// comparable, thread-compatible. Conversion: common/plan/plan_codec.h.
 #ifndef DISTILL_COMMON_PLAN_PLAN_H_
 #define DISTILL_COMMON_PLAN_PLAN_H_
 
@@ -34,6 +34,8 @@ struct TeacherRef {
   std::string model;
   std::string digest;
   ModelSpec spec;
+  uint64_t parameters = 0;
+  uint64_t bytes = 0;
   bool operator==(const TeacherRef&) const = default;
 };
 

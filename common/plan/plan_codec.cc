@@ -46,10 +46,17 @@ LossPlan FromProto(const v1::LossPlan& proto) {
   loss.teacher_channels = proto.teacher_channels();
   for (const v1::Knob& knob : proto.knobs()) {
     switch (knob.value_case()) {
-      case v1::Knob::kNumber: loss.knobs[knob.name()] = knob.number(); break;
-      case v1::Knob::kFlag: loss.knobs[knob.name()] = knob.flag(); break;
-      case v1::Knob::kText: loss.knobs[knob.name()] = knob.text(); break;
-      case v1::Knob::VALUE_NOT_SET: break;  // a knob without a value is no knob
+      case v1::Knob::kNumber:
+        loss.knobs[knob.name()] = knob.number();
+        break;
+      case v1::Knob::kFlag:
+        loss.knobs[knob.name()] = knob.flag();
+        break;
+      case v1::Knob::kText:
+        loss.knobs[knob.name()] = knob.text();
+        break;
+      case v1::Knob::VALUE_NOT_SET:
+        break;  // a knob without a value is no knob
     }
   }
   return loss;
@@ -140,6 +147,8 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
     v1::TeacherRef* ref = proto->add_teachers();
     ref->set_model(teacher.model);
     ref->set_digest(teacher.digest);
+    ref->set_parameters(teacher.parameters);
+    ref->set_bytes(teacher.bytes);
     ToProto(teacher.spec, ref->mutable_spec());
   }
   v1::DataPlan* data = proto->mutable_data();
@@ -170,7 +179,7 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.batch_size = proto.batch_size();
   plan.student = FromProto(proto.student());
   for (const v1::TeacherRef& ref : proto.teachers()) {
-    plan.teachers.push_back({.model = ref.model(), .digest = ref.digest(), .spec = FromProto(ref.spec())});
+    plan.teachers.push_back({.model = ref.model(), .digest = ref.digest(), .spec = FromProto(ref.spec()), .parameters = ref.parameters(), .bytes = ref.bytes()});
   }
   plan.data.format = proto.data().format();
   plan.data.path = proto.data().path();

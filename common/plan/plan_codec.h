@@ -1,4 +1,5 @@
-// Between the plain plan (plan.h) and its protobuf form. FromProto(ToProto(x)) == x. Only plan_codec.cc includes *.pb.h.
+// Between the plain plan (plan.h) and its protobuf form. FromProto(ToProto(x)) == x. Only plan_codec.cc includes
+// *.pb.h.
 #ifndef DISTILL_COMMON_PLAN_PLAN_CODEC_H_
 #define DISTILL_COMMON_PLAN_PLAN_CODEC_H_
 

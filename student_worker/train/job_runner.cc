@@ -26,7 +26,9 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-double WallClock() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+double WallClock() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 // Inputs from the pipeline, following changes of the list of teachers while it waits.
 class PipelineSource : public StepSource {
@@ -49,11 +51,12 @@ class PipelineSource : public StepSource {
  private:
   void FollowTeachers() {
     std::vector<TeacherEndpoint> teachers;
-    if (pool_ != nullptr && control_->TeachersChanged(&teachers_version_, &teachers)) pool_->SetTeachers(std::move(teachers));
+    if (pool_ != nullptr && control_->TeachersChanged(&teachers_version_, &teachers))
+      pool_->SetTeachers(std::move(teachers));
   }
 
-  StepPipeline* const pipeline_;     // not owned: the stage owns all three and outlives this
-  TeacherPool* const pool_;          // null: no teacher
+  StepPipeline* const pipeline_;  // not owned: the stage owns all three and outlives this
+  TeacherPool* const pool_;       // null: no teacher
   const JobControl* const control_;
   uint64_t teachers_version_ = 0;
 };
@@ -69,7 +72,8 @@ StatusOr<torch::Device> JobDevice(const std::string& flag, const std::string& pl
 // Job ids become folder names.
 Status CheckJobId(const std::string& job_id) {
   const bool plain = !job_id.empty() && job_id.size() <= 200 && job_id[0] != '.' &&
-                     std::all_of(job_id.begin(), job_id.end(), [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; });
+                     std::all_of(job_id.begin(), job_id.end(),
+                                 [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; });
   if (!plain) return absl::InvalidArgumentError(StrCat("the job id '", job_id, "' cannot be a folder's name"));
   return OkStatus();
 }
@@ -84,7 +88,7 @@ bool TrainsHead(const Architecture& architecture, const StagePlan& stage) {
 }
 
 std::vector<std::pair<std::string, double>> Parts(const StepSeconds& s) {
-  return {{"data", s.data},         {"wait_features", s.wait_features}, {"forward", s.forward},    {"loss", s.loss},
+  return {{"data", s.data}, {"wait_features", s.wait_features}, {"forward", s.forward},    {"loss", s.loss},
           {"sync", s.sync}, {"backward", s.backward},           {"optimizer", s.optimizer}};
 }
 
@@ -144,13 +148,14 @@ class Job {
 
   std::string plan_digest_;
   torch::Device device_ = torch::kCPU;
-  std::shared_ptr<CollectiveGroup> group_;  // shared with JobControl's abort function, which another thread may be inside of
+  std::shared_ptr<CollectiveGroup>
+      group_;  // shared with JobControl's abort function, which another thread may be inside of
   std::unique_ptr<Lockstep> lockstep_;
   DataSplits data_;
   std::shared_ptr<ZooNet> net_;
   std::optional<CheckpointStore> store_;  // rank 0
   Position position_;
-  SafetensorsFile resumed_optimizer_;     // rank 0, until the stage has taken it
+  SafetensorsFile resumed_optimizer_;  // rank 0, until the stage has taken it
   std::string last_checkpoint_, last_digest_;
   double last_loss_ = 0;
   JobProgress progress_;
@@ -166,8 +171,10 @@ void Job::Phase(const std::string& phase) {
 }
 
 void Job::Event(EventLevel level, const std::string& text) {
-  Log(level == EventLevel::kInfo ? LogLevel::kInfo : level == EventLevel::kWarning ? LogLevel::kWarning : LogLevel::kError, text,
-      {{"job", assignment_.job_id}, {"generation", assignment_.generation}, {"rank", assignment_.rank}});
+  Log(level == EventLevel::kInfo      ? LogLevel::kInfo
+      : level == EventLevel::kWarning ? LogLevel::kWarning
+                                      : LogLevel::kError,
+      text, {{"job", assignment_.job_id}, {"generation", assignment_.generation}, {"rank", assignment_.rank}});
   environment_.fleet->ReportEvent(assignment_.job_id, level, text);
 }
 
@@ -193,9 +200,11 @@ Status Job::Run(JobEnd* end) {
 
 Status Job::SetUp() {
   DISTILL_RETURN_IF_ERROR(CheckJobId(assignment_.job_id));
-  if (assignment_.world_size == 0 || assignment_.rank >= assignment_.world_size || plan_.batch_size % assignment_.world_size != 0) {
-    return absl::InvalidArgumentError(StrCat("rank ", assignment_.rank, " of ", assignment_.world_size, " ranks with a batch of ",
-                                             plan_.batch_size, " images: the batch must divide evenly"));
+  if (assignment_.world_size == 0 || assignment_.rank >= assignment_.world_size ||
+      plan_.batch_size % assignment_.world_size != 0) {
+    return absl::InvalidArgumentError(StrCat("rank ", assignment_.rank, " of ", assignment_.world_size,
+                                             " ranks with a batch of ", plan_.batch_size,
+                                             " images: the batch must divide evenly"));
   }
   if (plan_.stages.empty()) return absl::InvalidArgumentError("the plan has no stages");
   SendTorchWarningsToLog();
@@ -216,8 +225,9 @@ Status Job::FormGroup() {
   std::shared_ptr<KvClient> store;
   if (assignment_.world_size > 1) {
     DISTILL_ASSIGN_OR_RETURN(store, environment_.make_store(assignment_.job_id, assignment_.generation));
-    // Ranks learn of their assignment at different times and may still be unwinding the one before. They wait for one another here,
-    // for as long as the generation lasts, so that forming the group is bounded by the collective timeout without racing them.
+    // Ranks learn of their assignment at different times and may still be unwinding the one before. They wait for one
+    // another here, for as long as the generation lasts, so that forming the group is bounded by the collective timeout
+    // without racing them.
     DISTILL_RETURN_IF_ERROR(store->Set(StrCat("arrived/", assignment_.rank), "1"));
     std::vector<std::string> keys;
     for (uint32_t rank = 0; rank < assignment_.world_size; ++rank) keys.push_back(StrCat("arrived/", rank));
@@ -239,13 +249,15 @@ Status Job::FormGroup() {
   options.timeout = environment_.collective_timeout;
   DISTILL_ASSIGN_OR_RETURN(group_, CollectiveGroup::Form(options, store));
   control_->SetAbort([group = group_] { group->Abort(); });
-  lockstep_ = std::make_unique<Lockstep>(group_.get(), control_, device_,
-                                         std::clamp(environment_.collective_timeout / 8, std::chrono::milliseconds(50), std::chrono::milliseconds(500)));
+  lockstep_ = std::make_unique<Lockstep>(
+      group_.get(), control_, device_,
+      std::clamp(environment_.collective_timeout / 8, std::chrono::milliseconds(50), std::chrono::milliseconds(500)));
   return OkStatus();
 }
 
 Status Job::Load() {
-  DISTILL_ASSIGN_OR_RETURN(data_, OpenDataset(plan_.data, environment_.data_root, plan_.seed, plan_.student.num_classes));
+  DISTILL_ASSIGN_OR_RETURN(data_,
+                           OpenDataset(plan_.data, environment_.data_root, plan_.seed, plan_.student.num_classes));
   DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.train, plan_.student));
   DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.test, plan_.student));
   DISTILL_ASSIGN_OR_RETURN(net_, ZooNet::Create(plan_.student));
@@ -279,7 +291,8 @@ Status Job::Resume() {
     if (!newest.has_value()) return OkStatus();
     const CheckpointState& state = newest->checkpoint.state;
     if (state.stage >= plan_.stages.size() || state.step > plan_.stages[state.stage].steps) {
-      return absl::DataLossError(StrCat(newest->path, " is at stage ", state.stage, " step ", state.step, ", which the plan does not have"));
+      return absl::DataLossError(
+          StrCat(newest->path, " is at stage ", state.stage, " step ", state.step, ", which the plan does not have"));
     }
     return LoadWeights(newest->checkpoint.model, net_.get());
   });
@@ -293,13 +306,14 @@ Status Job::Resume() {
     resumed_optimizer_ = std::move(newest->checkpoint.optimizer);
     Event(EventLevel::kInfo, StrCat("resuming from ", newest->path));
   } else if (leader() && assignment_.first_stage > 0) {
-    Event(EventLevel::kWarning, StrCat("no usable checkpoint in ", store_->root(), ", although ", assignment_.first_stage,
-                                       " stages are committed; training starts over"));
+    Event(EventLevel::kWarning, StrCat("no usable checkpoint in ", store_->root(), ", although ",
+                                       assignment_.first_stage, " stages are committed; training starts over"));
   }
   // Rank 0's position and net are everybody's.
-  torch::Tensor numbers = torch::tensor({static_cast<double>(position_.stage), static_cast<double>(position_.step), position_.accuracy,
-                                         position_.teacher_accuracy, newest.has_value() ? 1.0 : 0.0},
-                                        torch::kFloat64);
+  torch::Tensor numbers =
+      torch::tensor({static_cast<double>(position_.stage), static_cast<double>(position_.step), position_.accuracy,
+                     position_.teacher_accuracy, newest.has_value() ? 1.0 : 0.0},
+                    torch::kFloat64);
   net_->to(device_);
   if (group_->world_size() > 1) {
     std::vector<torch::Tensor> tensors = {numbers.to(device_)};
@@ -390,8 +404,10 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
   std::unique_ptr<TeacherPool> pool;
   std::unique_ptr<StepPipeline> pipeline;
   const auto set_up = [&]() -> Status {
-    DISTILL_ASSIGN_OR_RETURN(runner, StageRunner::Create({.plan = &plan_, .stage = stage_index, .net = net_.get(),
-                                                          .lockstep = lockstep_.get(), .device = device_}));
+    DISTILL_ASSIGN_OR_RETURN(
+        runner,
+        StageRunner::Create(
+            {.plan = &plan_, .stage = stage_index, .net = net_.get(), .lockstep = lockstep_.get(), .device = device_}));
     if (position_.step > 0 && leader()) {
       DISTILL_RETURN_IF_ERROR(Annotate(runner->LoadState(resumed_optimizer_), last_checkpoint_));
       resumed_optimizer_ = SafetensorsFile();
@@ -415,7 +431,8 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
     return OkStatus();
   };
   const Status ready = set_up();
-  DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round all_ready, lockstep_->Meet({.failed = !ready.ok(), .waiting = false, .values = {}}));
+  DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round all_ready,
+                           lockstep_->Meet({.failed = !ready.ok(), .waiting = false, .values = {}}));
   DISTILL_RETURN_IF_ERROR(ready);
   if (all_ready.failed > 0) return absl::AbortedError("another rank failed; it reports why");
   if (position_.step > 0) DISTILL_RETURN_IF_ERROR(runner->BroadcastState());
@@ -474,7 +491,8 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage_index, step, runner.get()));
       *end = result.cancel ? JobEnd::kCancelled : JobEnd::kTerminated;
       if (leader()) {
-        Event(EventLevel::kInfo, StrCat(result.cancel ? "cancelled" : "stopped for a rank that is shutting down", "; checkpoint ", last_checkpoint_));
+        Event(EventLevel::kInfo, StrCat(result.cancel ? "cancelled" : "stopped for a rank that is shutting down",
+                                        "; checkpoint ", last_checkpoint_));
       }
       return OkStatus();
     }
@@ -512,11 +530,13 @@ Status Job::FinishStage(uint32_t stage, double seconds) {
 Status Job::Evaluate(uint32_t stage) {
   Phase("evaluating");
   DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/true));
-  DISTILL_ASSIGN_OR_RETURN(position_.accuracy,
-                           EvaluateAccuracy(net_.get(), *data_.test, plan_.student, lockstep_.get(), *control_, device_));
+  DISTILL_ASSIGN_OR_RETURN(position_.accuracy, EvaluateAccuracy(net_.get(), *data_.test, plan_.student, lockstep_.get(),
+                                                                *control_, device_));
   environment_.metrics->SetAccuracy(position_.accuracy);
   if (leader()) {
-    LogInfo("evaluated", {{"job", assignment_.job_id}, {"stage", stage}, {"step", position_.step}, {"accuracy", position_.accuracy}});
+    LogInfo(
+        "evaluated",
+        {{"job", assignment_.job_id}, {"stage", stage}, {"step", position_.step}, {"accuracy", position_.accuracy}});
   }
   Phase("training");
   return OkStatus();
@@ -569,8 +589,9 @@ Status Job::Commit(uint32_t stage, double seconds) {
   result.accuracy = position_.accuracy;
   result.loss = last_loss_;
   result.seconds = seconds;
-  return LeaderDoes("stage-commit",
-                    [&] { return environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result); });
+  return LeaderDoes("stage-commit", [&] {
+    return environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result);
+  });
 }
 
 Status Job::Export() {
@@ -583,13 +604,15 @@ Status Job::Export() {
     artifacts.teacher_accuracy = position_.teacher_accuracy;
     artifacts.student_parameters = net_->architecture().ParameterCount();
     if (!plan_.teachers.empty()) {
-      if (auto teacher = Architecture::Create(plan_.teachers[0].spec); teacher.ok()) artifacts.teacher_parameters = teacher->ParameterCount();
+      artifacts.teacher_parameters = plan_.teachers[0].parameters;
+      artifacts.teacher_bytes = plan_.teachers[0].bytes;
     }
     if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
     DISTILL_RETURN_IF_ERROR(WriteSafetensors(artifacts.safetensors, SaveWeights(*net_)));
     DISTILL_RETURN_IF_ERROR(SaveTorchScript(*net_, artifacts.torchscript));
     DISTILL_RETURN_IF_ERROR(MeasureFiles(&artifacts));
-    DISTILL_RETURN_IF_ERROR(WriteResult(StrCat(job_folder(), "/result.json"), assignment_.job_id, plan_, plan_digest_, artifacts));
+    DISTILL_RETURN_IF_ERROR(
+        WriteResult(StrCat(job_folder(), "/result.json"), assignment_.job_id, plan_, plan_digest_, artifacts));
     return environment_.fleet->FinishJob(assignment_.job_id, assignment_.generation, artifacts);
   });
 }
@@ -601,8 +624,10 @@ bool IsRetryable(const Status& status) {
     case StatusCode::kAborted:
     case StatusCode::kUnavailable:
     case StatusCode::kDeadlineExceeded:
-    case StatusCode::kCancelled: return true;
-    default: return false;
+    case StatusCode::kCancelled:
+      return true;
+    default:
+      return false;
   }
 }
 

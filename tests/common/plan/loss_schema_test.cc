@@ -54,7 +54,8 @@ TEST(LossSchemaTest, CompleteKnobsFillsInDefaultsAndKeepsWhatIsGiven) {
 TEST(LossSchemaTest, RefusalsNameTheKnobTheValueAndTheRemedy) {
   EXPECT_THAT(Refusal("kd", {{"temperture", 4.0}}), HasSubstr("no knob 'temperture'; did you mean 'temperature'?"));
   EXPECT_THAT(Refusal("kd", {{"temperature", 0.0}}), HasSubstr("temperature is 0, must be a number above 0"));
-  EXPECT_THAT(Refusal("kd", {{"temperature", true}}), HasSubstr("temperature is true or false (true), must be a number"));
+  EXPECT_THAT(Refusal("kd", {{"temperature", true}}),
+              HasSubstr("temperature is true or false (true), must be a number"));
   EXPECT_THAT(Refusal("cross_entropy", {{"label_smoothing", 1.0}}), HasSubstr("label_smoothing is 1, must be"));
   EXPECT_THAT(Refusal("cross_entropy", {{"label_smoothing", -0.1}}), HasSubstr("of at least 0 and below 1"));
   EXPECT_THAT(Refusal("cwd", {{"divergence", std::string("kl_t_z")}}), HasSubstr("did you mean 'kl_t_s'?"));

@@ -25,7 +25,7 @@ JobPlan FullPlan() {
                   .weights = "start.safetensors",
                   .mean = {0.25f},
                   .std = {0.5f}};
-  plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student}, {.model = "other"}};
+  plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student, .parameters = 5, .bytes = 21}, {.model = "other"}};
   plan.data = {.format = "image_folder",
                .path = "cats",
                .train_limit = 100,
@@ -84,7 +84,8 @@ void ExpectAllFieldsSet(const google::protobuf::Message& message, const std::set
     const auto* field = descriptor->field(i);
     if (except.contains(field->name()) || field->real_containing_oneof() != nullptr) continue;
     const auto* reflection = message.GetReflection();
-    const bool set = field->is_repeated() ? reflection->FieldSize(message, field) > 0 : reflection->HasField(message, field);
+    const bool set =
+        field->is_repeated() ? reflection->FieldSize(message, field) > 0 : reflection->HasField(message, field);
     EXPECT_TRUE(set) << descriptor->name() << "." << field->name() << " is not written by the codec";
     if (set && field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_MESSAGE) {
       ExpectAllFieldsSet(field->is_repeated() ? reflection->GetRepeatedMessage(message, field, 0)
