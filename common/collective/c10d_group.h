@@ -21,14 +21,14 @@ struct C10dBackend {
   std::function<void()> abort;
 };
 
-// Connects this rank with all others over TCP. Throws std::invalid_argument when options.host is no address of this machine, and what
-// gloo and the store throw, at most about options.timeout after all ranks are there.
+// Connects this rank with all others over TCP. Throws std::invalid_argument when options.host is no address of this
+// machine, and what gloo and the store throw, at most about options.timeout after all ranks are there.
 C10dBackend MakeGlooBackend(const c10::intrusive_ptr<c10d::Store>& store, const CollectiveGroup::Options& options);
 // NCCL through the CUDA plugin. Throws what torch throws. REQUIRES: LoadCudaRuntime() is ok.
 C10dBackend MakeNcclBackend(const c10::intrusive_ptr<c10d::Store>& store, const CollectiveGroup::Options& options);
 
-std::unique_ptr<CollectiveGroup> MakeC10dGroup(const CollectiveGroup::Options& options, const c10::intrusive_ptr<c10d::Store>& store,
-                                               C10dBackend backend);
+std::unique_ptr<CollectiveGroup> MakeC10dGroup(const CollectiveGroup::Options& options,
+                                               const c10::intrusive_ptr<c10d::Store>& store, C10dBackend backend);
 
 }  // namespace distill
 

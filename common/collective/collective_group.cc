@@ -28,11 +28,13 @@ std::string TypeName(const std::exception& error) {
   return text;
 }
 
-// Gloo's exception classes are not declared in the wheel's headers, and some of its errors are wrapped by c10d: so by name and text.
+// Gloo's exception classes are not declared in the wheel's headers, and some of its errors are wrapped by c10d: so by
+// name and text.
 bool ComesFromTransport(const std::exception& error, const std::string& message) {
   if (dynamic_cast<const c10::DistError*>(&error) != nullptr) return true;
   if (TypeName(error).starts_with("gloo::")) return true;
-  for (const char* mark : {"gloo/transport", "NCCL", "Connection closed by peer", "Socket closed", "Timed out waiting"}) {
+  for (const char* mark :
+       {"gloo/transport", "NCCL", "Connection closed by peer", "Socket closed", "Timed out waiting"}) {
     if (message.find(mark) != std::string::npos) return true;
   }
   return false;
@@ -41,7 +43,8 @@ bool ComesFromTransport(const std::exception& error, const std::string& message)
 Status CheckTensors(const std::vector<torch::Tensor>& tensors, c10::DeviceType device, std::string_view what) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (tensors[i].defined() && tensors[i].device().type() == device) continue;
-    return absl::InvalidArgumentError(StrCat(what, ": tensor ", i, " is ", tensors[i].defined() ? tensors[i].device().str() : "undefined",
+    return absl::InvalidArgumentError(StrCat(what, ": tensor ", i, " is ",
+                                             tensors[i].defined() ? tensors[i].device().str() : "undefined",
                                              ", must be on ", c10::DeviceTypeName(device, /*lower_case=*/true)));
   }
   return OkStatus();
@@ -59,8 +62,9 @@ Status CheckParameters(const std::vector<torch::Tensor>& parameters, c10::Device
 }
 
 Status Lost(const CollectiveGroup::Options& options) {
-  return absl::AbortedError(StrCat("rank ", options.rank, " of ", options.world_size,
-                                   ": the group was aborted or lost a member; form a new one under the next generation"));
+  return absl::AbortedError(
+      StrCat("rank ", options.rank, " of ", options.world_size,
+             ": the group was aborted or lost a member; form a new one under the next generation"));
 }
 
 // World size 1: every sum is there already.
@@ -106,12 +110,13 @@ class C10dReducer : public GradientReducer {
         parameters, {c10d::kDefaultFirstBucketBytes, c10d::kDefaultBucketBytesCap}, sparse);
     // Gradients become ready from the last layer to the first.
     std::reverse(buckets.begin(), buckets.end());
-    reducer_ = std::make_unique<c10d::Reducer>(parameters, std::move(buckets), group, sparse, c10d::kDefaultBucketBytesCap,
-                                               /*find_unused_parameters=*/false,
-                                               // Gradients that are views of buckets cannot be detached or resized by an optimizer.
-                                               /*gradient_as_bucket_view=*/false, /*param_names=*/std::unordered_map<size_t, std::string>(),
-                                               c10d::kDefaultFirstBucketBytes, /*skip_all_reduce_unused_params=*/false,
-                                               /*use_python_reducer=*/false, /*bucket_bytes_cap_list=*/std::vector<int64_t>());
+    reducer_ = std::make_unique<c10d::Reducer>(
+        parameters, std::move(buckets), group, sparse, c10d::kDefaultBucketBytesCap,
+        /*find_unused_parameters=*/false,
+        // Gradients that are views of buckets cannot be detached or resized by an optimizer.
+        /*gradient_as_bucket_view=*/false, /*param_names=*/std::unordered_map<size_t, std::string>(),
+        c10d::kDefaultFirstBucketBytes, /*skip_all_reduce_unused_params=*/false,
+        /*use_python_reducer=*/false, /*bucket_bytes_cap_list=*/std::vector<int64_t>());
   }
   Status PrepareForForward() override {
     try {
@@ -139,7 +144,8 @@ class C10dGroup : public CollectiveGroup {
  public:
   C10dGroup(const Options& options, const c10::intrusive_ptr<c10d::Store>& store, C10dBackend backend)
       : options_(options), backend_(std::move(backend)) {
-    process_group_ = c10::make_intrusive<c10d::ProcessGroup>(store, static_cast<int>(options.rank), static_cast<int>(options.world_size));
+    process_group_ = c10::make_intrusive<c10d::ProcessGroup>(store, static_cast<int>(options.rank),
+                                                             static_cast<int>(options.world_size));
     process_group_->setBackend(backend_.device, backend_.type, backend_.backend);
     process_group_->setDefaultBackend(backend_.type);
   }
@@ -151,7 +157,8 @@ class C10dGroup : public CollectiveGroup {
   uint32_t world_size() const override { return options_.world_size; }
 
   Status AllReduceSum(std::vector<torch::Tensor>& tensors) override {
-    return RunEach(tensors, "all-reduce", [this](std::vector<torch::Tensor>& one) { return backend_.backend->allreduce(one); });
+    return RunEach(tensors, "all-reduce",
+                   [this](std::vector<torch::Tensor>& one) { return backend_.backend->allreduce(one); });
   }
 
   Status Broadcast(std::vector<torch::Tensor>& tensors, uint32_t root) override {
@@ -160,8 +167,9 @@ class C10dGroup : public CollectiveGroup {
     }
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    return RunEach(tensors, "broadcast",
-                   [this, options](std::vector<torch::Tensor>& one) { return backend_.backend->broadcast(one, options); });
+    return RunEach(tensors, "broadcast", [this, options](std::vector<torch::Tensor>& one) {
+      return backend_.backend->broadcast(one, options);
+    });
   }
 
   Status Barrier() override {
@@ -195,13 +203,15 @@ class C10dGroup : public CollectiveGroup {
     }
   }
 
-  // Starts `operation` on all tensors, then waits for all. Backends want dense row-major memory; others go through a copy.
+  // Starts `operation` on all tensors, then waits for all. Backends want dense row-major memory; others go through a
+  // copy.
   template <typename F>
   Status RunEach(std::vector<torch::Tensor>& tensors, std::string_view what, const F& operation) {
     DISTILL_RETURN_IF_ERROR(CheckTensors(tensors, backend_.device, what));
     return Run([&] {
       const torch::NoGradGuard no_grad;
-      std::vector<std::vector<torch::Tensor>> dense;  // kept until the work is done: the backend holds references into it
+      std::vector<std::vector<torch::Tensor>>
+          dense;  // kept until the work is done: the backend holds references into it
       std::vector<c10::intrusive_ptr<c10d::Work>> works;
       dense.reserve(tensors.size());
       for (const torch::Tensor& tensor : tensors) {
@@ -221,8 +231,8 @@ class C10dGroup : public CollectiveGroup {
   std::atomic<bool> lost_{false};  // set by Abort() on any thread, or by a failed operation
 };
 
-// Waits until every rank has said that it is there. The store is the coordinator's, so that a missing rank is named within the
-// time-out instead of hanging the others in a connect.
+// Waits until every rank has said that it is there. The store is the coordinator's, so that a missing rank is named
+// within the time-out instead of hanging the others in a connect.
 Status MeetAllRanks(const CollectiveGroup::Options& options, KvClient& client) {
   const auto key = [](uint32_t rank) { return StrCat("arrived/", rank); };
   DISTILL_RETURN_IF_ERROR(client.Set(key(options.rank), options.host));
@@ -235,14 +245,15 @@ Status MeetAllRanks(const CollectiveGroup::Options& options, KvClient& client) {
     const StatusOr<bool> there = client.Check({keys[rank]});
     if (there.ok() && !*there) StrAppend(&missing, missing.empty() ? "" : ", ", rank);
   }
-  return absl::DeadlineExceededError(StrCat("rank ", options.rank, " waited ", options.timeout.count(), " ms for ", options.world_size,
+  return absl::DeadlineExceededError(StrCat("rank ", options.rank, " waited ", options.timeout.count(), " ms for ",
+                                            options.world_size,
                                             " ranks; missing: ", missing.empty() ? "none any more" : missing));
 }
 
 }  // namespace
 
-std::unique_ptr<CollectiveGroup> MakeC10dGroup(const CollectiveGroup::Options& options, const c10::intrusive_ptr<c10d::Store>& store,
-                                               C10dBackend backend) {
+std::unique_ptr<CollectiveGroup> MakeC10dGroup(const CollectiveGroup::Options& options,
+                                               const c10::intrusive_ptr<c10d::Store>& store, C10dBackend backend) {
   return std::make_unique<C10dGroup>(options, store, std::move(backend));
 }
 
@@ -252,12 +263,14 @@ Status CollectiveStatus(const std::exception& error) {
   return TorchStatus(error, "collective or backward");
 }
 
-StatusOr<std::unique_ptr<CollectiveGroup>> CollectiveGroup::Form(const Options& options, std::shared_ptr<KvClient> store) {
+StatusOr<std::unique_ptr<CollectiveGroup>> CollectiveGroup::Form(const Options& options,
+                                                                 std::shared_ptr<KvClient> store) {
   if (options.world_size == 0 || options.rank >= options.world_size) {
     return absl::InvalidArgumentError(StrCat("rank ", options.rank, " of ", options.world_size, " is impossible"));
   }
   if (options.timeout <= std::chrono::milliseconds::zero()) {
-    return absl::InvalidArgumentError(StrCat("time-out of ", options.timeout.count(), " ms for collectives must be positive"));
+    return absl::InvalidArgumentError(
+        StrCat("time-out of ", options.timeout.count(), " ms for collectives must be positive"));
   }
   const bool cuda = options.device == "cuda";
   if (!cuda && options.device != "cpu") {
@@ -267,7 +280,8 @@ StatusOr<std::unique_ptr<CollectiveGroup>> CollectiveGroup::Form(const Options& 
   if (options.world_size == 1) {
     return std::make_unique<SoloGroup>(options, cuda ? c10::DeviceType::CUDA : c10::DeviceType::CPU);
   }
-  if (store == nullptr) return absl::InvalidArgumentError(StrCat("a group of ", options.world_size, " ranks needs a store"));
+  if (store == nullptr)
+    return absl::InvalidArgumentError(StrCat("a group of ", options.world_size, " ranks needs a store"));
 
   const auto deadline = CoordinatorStore::Clock::now() + options.timeout;
   DISTILL_RETURN_IF_ERROR(MeetAllRanks(options, *store));
@@ -280,7 +294,8 @@ StatusOr<std::unique_ptr<CollectiveGroup>> CollectiveGroup::Form(const Options& 
     return absl::InvalidArgumentError(error.what());
   } catch (const std::exception& error) {
     const Status store_error = c10d_store->first_error();
-    const std::string context = StrCat("forming the group as rank ", options.rank, " of ", options.world_size, " at ", options.host);
+    const std::string context =
+        StrCat("forming the group as rank ", options.rank, " of ", options.world_size, " at ", options.host);
     if (!store_error.ok()) return Annotate(store_error, context);
     return Annotate(CollectiveStatus(error), context);
   }

@@ -1,9 +1,10 @@
-// The ranks of one job's generation: all-reduce, broadcast, barrier, and gradient averaging that overlaps with backward.
+// The ranks of one job's generation: all-reduce, broadcast, barrier, and gradient averaging that overlaps with
+// backward.
 //
-// Gloo on CPU tensors; NCCL on CUDA tensors (through the plugin common/cuda). Owned by the training thread, except Abort().
-// A failed operation (dead peer, timeout, Abort) gives kAborted; the group is useless afterwards and says kAborted to everything:
-// drop it, and its reducers first, and form a new one under the next generation. All ranks call the same operations in the same
-// order, with tensors of the same shapes and dtypes.
+// Gloo on CPU tensors; NCCL on CUDA tensors (through the plugin common/cuda). Owned by the training thread, except
+// Abort(). A failed operation (dead peer, timeout, Abort) gives kAborted; the group is useless afterwards and says
+// kAborted to everything: drop it, and its reducers first, and form a new one under the next generation. All ranks call
+// the same operations in the same order, with tensors of the same shapes and dtypes.
 #ifndef DISTILL_COMMON_COLLECTIVE_COLLECTIVE_GROUP_H_
 #define DISTILL_COMMON_COLLECTIVE_COLLECTIVE_GROUP_H_
 
@@ -19,18 +20,20 @@
 
 namespace distill {
 
-// Averages gradients over ranks, bucket by bucket, while backward runs (c10d::Reducer, 25 MiB buckets, the first 1 MiB).
-// Made anew for each stage: the set of parameters is fixed at construction and equal on all ranks. Every parameter takes part in
-// every backward: a parameter that gets no gradient would leave the ranks waiting for each other. Destroy it before its group.
+// Averages gradients over ranks, bucket by bucket, while backward runs (c10d::Reducer, 25 MiB buckets, the first 1
+// MiB). Made anew for each stage: the set of parameters is fixed at construction and equal on all ranks. Every
+// parameter takes part in every backward: a parameter that gets no gradient would leave the ranks waiting for each
+// other. Destroy it before its group.
 class GradientReducer {
  public:
   virtual ~GradientReducer() = default;
-  // Before forward. Talks to the other ranks once, before the second step (bucket order); kAborted then when one is lost.
+  // Before forward. Talks to the other ranks once, before the second step (bucket order); kAborted then when one is
+  // lost.
   virtual Status PrepareForForward() = 0;
   // After forward, before backward; `outputs` are the tensors backward starts from.
   virtual Status PrepareForBackward(const std::vector<torch::Tensor>& outputs) = 0;
-  // After backward() returned, every parameter's grad is the mean over ranks. A failure inside backward surfaces as a c10::Error
-  // thrown by backward(); translate it with CollectiveStatus().
+  // After backward() returned, every parameter's grad is the mean over ranks. A failure inside backward surfaces as a
+  // c10::Error thrown by backward(); translate it with CollectiveStatus().
 };
 
 class CollectiveGroup {
@@ -38,14 +41,14 @@ class CollectiveGroup {
   struct Options {
     uint32_t rank = 0;
     uint32_t world_size = 1;
-    std::string device = "cpu";          // "cpu": Gloo, "cuda": NCCL
-    std::string host = "127.0.0.1";      // address other ranks reach this one at
+    std::string device = "cpu";                // "cpu": Gloo, "cuda": NCCL
+    std::string host = "127.0.0.1";            // address other ranks reach this one at
     std::chrono::milliseconds timeout{20000};  // of every operation; a stopped peer costs this long
   };
   // Blocks until all ranks have arrived, at most `timeout`. World size 1 needs no store and no network.
-  // kDeadlineExceeded: not all ranks arrived, the message names those missing; kAborted: the generation is over, or a rank was lost
-  // while connecting; kInvalidArgument: rank, world size or device make no sense, or `host` is no address of this machine;
-  // kFailedPrecondition: CUDA is asked for and not there.
+  // kDeadlineExceeded: not all ranks arrived, the message names those missing; kAborted: the generation is over, or a
+  // rank was lost while connecting; kInvalidArgument: rank, world size or device make no sense, or `host` is no address
+  // of this machine; kFailedPrecondition: CUDA is asked for and not there.
   static StatusOr<std::unique_ptr<CollectiveGroup>> Form(const Options& options, std::shared_ptr<KvClient> store);
   virtual ~CollectiveGroup() = default;
 
@@ -58,13 +61,14 @@ class CollectiveGroup {
   virtual Status Barrier() = 0;
   // All parameters require grad and live on this group's device; kInvalidArgument otherwise, and when there is none.
   virtual StatusOr<std::unique_ptr<GradientReducer>> MakeReducer(const std::vector<torch::Tensor>& parameters) = 0;
-  // From any thread while the group lives: makes running operations, a backward in progress included, and later ones fail within
-  // milliseconds, here and on the other ranks (NCCL: communicators aborted; Gloo: connections closed). Idempotent.
+  // From any thread while the group lives: makes running operations, a backward in progress included, and later ones
+  // fail within milliseconds, here and on the other ranks (NCCL: communicators aborted; Gloo: connections closed).
+  // Idempotent.
   virtual void Abort() = 0;
 };
 
-// A c10::Error or std::exception thrown by a collective or by backward() as a Status: kAborted for lost peers and timeouts,
-// kResourceExhausted for lack of memory, kInternal for anything else.
+// A c10::Error or std::exception thrown by a collective or by backward() as a Status: kAborted for lost peers and
+// timeouts, kResourceExhausted for lack of memory, kInternal for anything else.
 Status CollectiveStatus(const std::exception& error);
 
 }  // namespace distill

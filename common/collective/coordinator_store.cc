@@ -14,7 +14,8 @@ std::vector<uint8_t> ToBytes(const std::string& text) { return {text.begin(), te
 
 }  // namespace
 
-CoordinatorStore::CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout, Clock::time_point deadline)
+CoordinatorStore::CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout,
+                                   Clock::time_point deadline)
     : c10d::Store(timeout), client_(std::move(client)), deadline_(deadline) {}
 
 void CoordinatorStore::ClearDeadline() {

@@ -1,7 +1,8 @@
-// c10d's rendezvous store over our KvClient: no open TCPStore port, and it survives any rank. Private to common/collective.
+// c10d's rendezvous store over our KvClient: no open TCPStore port, and it survives any rank. Private to
+// common/collective.
 //
-// Thread-safe. Functions throw c10::DistStoreError, as c10d expects of a store; the Status behind the first failure is kept for whoever
-// catches it.
+// Thread-safe. Functions throw c10::DistStoreError, as c10d expects of a store; the Status behind the first failure is
+// kept for whoever catches it.
 #ifndef DISTILL_COMMON_COLLECTIVE_COORDINATOR_STORE_H_
 #define DISTILL_COMMON_COLLECTIVE_COORDINATOR_STORE_H_
 

@@ -1,7 +1,7 @@
 // The only source that sees ProcessGroupGloo, and with it the declarations in gloo_compat/.
 #define USE_C10D_GLOO
-#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/version.h>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include <stdexcept>
 
@@ -10,7 +10,8 @@
 #include "common/torch_status.h"
 
 static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11,
-              "gloo_compat is checked against LibTorch 2.11 only: compare it with the new release first (its README.md says how)");
+              "gloo_compat is checked against LibTorch 2.11 only: compare it with the new release first (its README.md "
+              "says how)");
 
 namespace distill {
 namespace {
@@ -22,8 +23,9 @@ struct GlooAccess : c10d::ProcessGroupGloo {
   }
 };
 
-// Gloo has no abort. But when a receive runs out of time, it breaks all connections of the context and wakes all that wait on them. So
-// wait a millisecond for a message that nobody sends. (Context::closeConnections would tell the peers, but not our own waiters.)
+// Gloo has no abort. But when a receive runs out of time, it breaks all connections of the context and wakes all that
+// wait on them. So wait a millisecond for a message that nobody sends. (Context::closeConnections would tell the peers,
+// but not our own waiters.)
 void BreakConnections(c10d::ProcessGroupGloo& group) {
   for (const std::shared_ptr<gloo::Context>& context : GlooAccess::Contexts(group)) {
     try {

@@ -8,7 +8,8 @@ C10dBackend MakeNcclBackend(const c10::intrusive_ptr<c10d::Store>& store, const 
   const CudaPlugin* plugin = LoadedCudaPlugin();
   TORCH_CHECK(plugin != nullptr, "MakeNcclBackend before LoadCudaRuntime");
   c10::intrusive_ptr<c10d::Backend> backend;
-  plugin->make_nccl(store, static_cast<int>(options.rank), static_cast<int>(options.world_size), options.timeout, &backend);
+  plugin->make_nccl(store, static_cast<int>(options.rank), static_cast<int>(options.world_size), options.timeout,
+                    &backend);
   return {.backend = backend,
           .device = c10::DeviceType::CUDA,
           .type = c10d::ProcessGroup::BackendType::NCCL,

@@ -20,7 +20,8 @@ void MakeNccl(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, 
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = timeout;
   auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, options);
-  // Connects now, inside the time-out of forming the group, and not in the first operation, where a missing rank would only hang.
+  // Connects now, inside the time-out of forming the group, and not in the first operation, where a missing rank would
+  // only hang.
   group->eagerConnectSingleDevice(c10::Device(c10::DeviceType::CUDA, c10::cuda::current_device()));
   *backend = std::move(group);
 }
@@ -37,10 +38,10 @@ void AbortNccl(c10d::Backend& backend) {
 }  // namespace distill
 
 extern "C" __attribute__((visibility("default"))) const distill::CudaPlugin* distill_cuda_plugin() {
-  // c10d reads this when a group is made: 2 = abort the communicator on an error; the default ends the process, but a lost peer is
-  // something that a rank survives here.
+  // c10d reads this when a group is made: 2 = abort the communicator on an error; the default ends the process, but a
+  // lost peer is something that a rank survives here.
   ::setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", /*overwrite=*/0);
-  static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion, distill::DeviceCount, distill::DeviceName, distill::MakeNccl,
-                                             distill::AbortNccl};
+  static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion, distill::DeviceCount, distill::DeviceName,
+                                             distill::MakeNccl, distill::AbortNccl};
   return &plugin;
 }

@@ -1,4 +1,5 @@
-// What libdistill_cuda.so offers to the program that loads it: a table of functions. Only for sources that include torch.
+// What libdistill_cuda.so offers to the program that loads it: a table of functions. Only for sources that include
+// torch.
 #ifndef DISTILL_COMMON_CUDA_CUDA_PLUGIN_H_
 #define DISTILL_COMMON_CUDA_CUDA_PLUGIN_H_
 
@@ -18,8 +19,8 @@ struct CudaPlugin {
   // Throws nothing; 0 without a driver.
   int (*device_count)();
   std::string (*device_name)(int index);
-  // A ProcessGroupNCCL on the current device. Operations are enqueued on the caller's current stream; a failure is cleaned up and
-  // reported, the process is not ended. Throws c10::Error.
+  // A ProcessGroupNCCL on the current device. Operations are enqueued on the caller's current stream; a failure is
+  // cleaned up and reported, the process is not ended. Throws c10::Error.
   void (*make_nccl)(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout,
                     c10::intrusive_ptr<c10d::Backend>* backend);
   // REQUIRES: made by make_nccl. From any thread. Throws nothing.

@@ -26,23 +26,27 @@ Status LoadOnce() {
     }
   }
   if (file.empty()) {
-    return absl::FailedPreconditionError(StrCat("this build has no CUDA support (", kPluginFile, " is not beside the program in '",
-                                                folder.string(), "'); use device cpu, or build with nvcc and DISTILL_CUDA=ON"));
+    return absl::FailedPreconditionError(StrCat("this build has no CUDA support (", kPluginFile,
+                                                " is not beside the program in '", folder.string(),
+                                                "'); use device cpu, or build with nvcc and DISTILL_CUDA=ON"));
   }
   // Loading torch's CUDA libraries takes seconds and gigabytes of address space, so look for the driver first.
   if (::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
-    return absl::FailedPreconditionError("no CUDA device: the NVIDIA driver (libcuda.so.1) is not visible to this process; use device cpu");
+    return absl::FailedPreconditionError(
+        "no CUDA device: the NVIDIA driver (libcuda.so.1) is not visible to this process; use device cpu");
   }
-  // Never closed: torch's CUDA libraries register themselves for the life of the process. Global, as torch's own loader does it.
+  // Never closed: torch's CUDA libraries register themselves for the life of the process. Global, as torch's own loader
+  // does it.
   void* handle = ::dlopen(file.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (handle == nullptr) return absl::FailedPreconditionError(StrCat("cannot load the CUDA plugin: ", ::dlerror()));
   const auto entry = reinterpret_cast<const CudaPlugin* (*)()>(::dlsym(handle, kCudaPluginEntry));
   if (entry == nullptr || entry()->version != kCudaPluginVersion) {
-    return absl::FailedPreconditionError(
-        StrCat("the CUDA plugin '", file.string(), "' belongs to another build of this program; install both together"));
+    return absl::FailedPreconditionError(StrCat("the CUDA plugin '", file.string(),
+                                                "' belongs to another build of this program; install both together"));
   }
   if (entry()->device_count() == 0) {
-    return absl::FailedPreconditionError("no CUDA device: no NVIDIA GPU or driver is visible to this process; use device cpu");
+    return absl::FailedPreconditionError(
+        "no CUDA device: no NVIDIA GPU or driver is visible to this process; use device cpu");
   }
   loaded_plugin = entry();
   return OkStatus();

@@ -30,8 +30,8 @@ struct TensorHeader {
   std::optional<std::vector<int64_t>> offsets;
 };
 
-// Receives the header's JSON piece by piece and accepts only what the format allows, so that a hostile header cannot build a deep
-// or surprising document first. Depth 1 is the outer object, depth 2 a tensor or the metadata.
+// Receives the header's JSON piece by piece and accepts only what the format allows, so that a hostile header cannot
+// build a deep or surprising document first. Depth 1 is the outer object, depth 2 a tensor or the metadata.
 class HeaderSax : public nlohmann::json_sax<nlohmann::json> {
  public:
   std::map<std::string, TensorHeader> tensors;
@@ -131,14 +131,18 @@ Status FileError(int error, std::string_view action, const std::string& path) {
   const std::string message = StrCat("cannot ", action, " '", path, "': ", std::strerror(error));
   switch (error) {
     case ENOENT:
-    case ENOTDIR: return absl::NotFoundError(message);
+    case ENOTDIR:
+      return absl::NotFoundError(message);
     case EACCES:
     case EPERM:
-    case EROFS: return absl::PermissionDeniedError(message);
+    case EROFS:
+      return absl::PermissionDeniedError(message);
     case ENOSPC:
     case EDQUOT:
-    case EFBIG: return absl::ResourceExhaustedError(StrCat(message, "; free space there, or choose another folder"));
-    default: return absl::UnavailableError(message);
+    case EFBIG:
+      return absl::ResourceExhaustedError(StrCat(message, "; free space there, or choose another folder"));
+    default:
+      return absl::UnavailableError(message);
   }
 }
 
@@ -212,7 +216,7 @@ StatusOr<Buffer> MapFile(const std::string& path) {
 
 size_t SafetensorsDtypeSize(const std::string& dtype) {
   static const std::map<std::string, size_t> kSizes = {
-      {"BOOL", 1}, {"U8", 1},   {"I8", 1},   {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
       {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"I64", 8},     {"U64", 8}, {"F64", 8}};
   const auto it = kSizes.find(dtype);
   return it == kSizes.end() ? 0 : it->second;
@@ -247,7 +251,8 @@ StatusOr<SafetensorsFile> ParseSafetensors(Buffer bytes, const std::string& name
   for (auto& [name, info] : sax.tensors) {
     const size_t dtype_size = SafetensorsDtypeSize(*info.dtype);
     if (dtype_size == 0) return damaged("tensor '", name, "': unknown dtype '", *info.dtype, "'");
-    if (info.offsets->size() != 2) return damaged("tensor '", name, "': data_offsets has ", info.offsets->size(), " numbers, needs 2");
+    if (info.offsets->size() != 2)
+      return damaged("tensor '", name, "': data_offsets has ", info.offsets->size(), " numbers, needs 2");
     const uint64_t begin = static_cast<uint64_t>((*info.offsets)[0]);
     const uint64_t end = static_cast<uint64_t>((*info.offsets)[1]);
     if (begin > end) return damaged("tensor '", name, "': ends at byte ", end, ", before its begin ", begin);
@@ -266,8 +271,10 @@ StatusOr<SafetensorsFile> ParseSafetensors(Buffer bytes, const std::string& name
             [](const Extent& a, const Extent& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   uint64_t covered = 0;
   for (const Extent& extent : extents) {
-    if (extent.begin < covered) return damaged("tensor '", *extent.name, "' overlaps another one at byte ", extent.begin);
-    if (extent.begin > covered) return damaged("hole of ", extent.begin - covered, " bytes before tensor '", *extent.name, "'");
+    if (extent.begin < covered)
+      return damaged("tensor '", *extent.name, "' overlaps another one at byte ", extent.begin);
+    if (extent.begin > covered)
+      return damaged("hole of ", extent.begin - covered, " bytes before tensor '", *extent.name, "'");
     covered = extent.end;
   }
   if (covered != data_size) return damaged(data_size - covered, " bytes after the last tensor belong to none");
@@ -300,7 +307,8 @@ Status WriteSafetensors(const std::string& path, const SafetensorsFile& file) {
   std::vector<std::string_view> pieces(2);
   for (const auto& [dtype_size, entry] : order) {
     const auto& [name, tensor] = *entry;
-    header[name] = {{"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + tensor.bytes.size}}};
+    header[name] = {
+        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + tensor.bytes.size}}};
     offset += tensor.bytes.size;
     pieces.emplace_back(reinterpret_cast<const char*>(tensor.bytes.data), tensor.bytes.size);
   }
@@ -320,6 +328,8 @@ Status WriteSafetensors(const std::string& path, const SafetensorsFile& file) {
   return WritePiecesAtomically(path, pieces);
 }
 
-Status WriteFileAtomically(const std::string& path, std::string_view bytes) { return WritePiecesAtomically(path, {bytes}); }
+Status WriteFileAtomically(const std::string& path, std::string_view bytes) {
+  return WritePiecesAtomically(path, {bytes});
+}
 
 }  // namespace distill

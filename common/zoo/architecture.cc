@@ -46,9 +46,12 @@ ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uin
 ModuleDef Plain(std::string name, ModuleKind kind, uint32_t channels) {
   return {.name = std::move(name), .kind = kind, .in = channels, .out = channels};
 }
-ModuleDef Norm(std::string name, uint32_t channels) { return Plain(std::move(name), ModuleKind::kBatchNorm2d, channels); }
+ModuleDef Norm(std::string name, uint32_t channels) {
+  return Plain(std::move(name), ModuleKind::kBatchNorm2d, channels);
+}
 
-// Children in the order of torchvision's constructor, which is also execution order and the order of its state dictionary.
+// Children in the order of torchvision's constructor, which is also execution order and the order of its state
+// dictionary.
 ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t stride) {
   const uint32_t out = bottleneck ? planes * 4 : planes;
   ModuleDef block{.name = std::move(name),
@@ -155,7 +158,7 @@ Status CheckStatistics(const ModelSpec& spec, std::string_view field, const std:
   if (values.empty()) return OkStatus();
   if (values.size() != spec.in_channels) {
     return absl::InvalidArgumentError(StrCat("model ", spec.arch, ": ", field, " has ", values.size(), " values for ",
-                                                   spec.in_channels, " input channels; give one per channel, or none"));
+                                             spec.in_channels, " input channels; give one per channel, or none"));
   }
   for (float v : values) {
     if (!std::isfinite(v) || (positive && v <= 0)) {
@@ -166,7 +169,9 @@ Status CheckStatistics(const ModelSpec& spec, std::string_view field, const std:
   return OkStatus();
 }
 
-uint32_t OutputSize(uint32_t size, const ModuleDef& def) { return (size + 2 * def.padding - def.kernel) / def.stride + 1; }
+uint32_t OutputSize(uint32_t size, const ModuleDef& def) {
+  return (size + 2 * def.padding - def.kernel) / def.stride + 1;
+}
 
 // Walks in execution order and appends a tap for each module below and including `def`. Returns the output's shape.
 TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShape& input, std::vector<TapInfo>* taps) {
@@ -186,13 +191,18 @@ TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShap
     case ModuleKind::kMaxPool2d:
       shape = {def.out, OutputSize(input[1], def), OutputSize(input[2], def)};
       break;
-    case ModuleKind::kGlobalAvgPool: shape = {def.out, 1, 1}; break;
+    case ModuleKind::kGlobalAvgPool:
+      shape = {def.out, 1, 1};
+      break;
     case ModuleKind::kFlatten:
-    case ModuleKind::kLinear: shape = {def.out}; break;
+    case ModuleKind::kLinear:
+      shape = {def.out};
+      break;
     case ModuleKind::kBatchNorm2d:
     case ModuleKind::kRelu:
     case ModuleKind::kAdd:
-    case ModuleKind::kOpaque: break;
+    case ModuleKind::kOpaque:
+      break;
   }
   if (!path.empty()) taps->push_back({.path = path, .kind = def.kind, .shape = shape});
   return shape;
@@ -229,7 +239,8 @@ void AppendPaths(const ModuleDef& def, const std::string& path, std::vector<std:
   for (const ModuleDef& child : def.children) AppendPaths(child, Join(path, child.name), paths);
 }
 
-// '*' matches any letters but dots, '**' any letters, "**." also nothing. Table over (glob, path) positions: no input is slow.
+// '*' matches any letters but dots, '**' any letters, "**." also nothing. Table over (glob, path) positions: no input
+// is slow.
 bool GlobMatches(std::string_view glob, std::string_view path) {
   const size_t rows = glob.size() + 1, columns = path.size() + 1;
   std::vector<char> match(rows * columns, 0);
@@ -257,18 +268,30 @@ bool GlobMatches(std::string_view glob, std::string_view path) {
 
 std::string_view Name(ModuleKind kind) {
   switch (kind) {
-    case ModuleKind::kSequential: return "Sequential";
-    case ModuleKind::kBasicBlock: return "BasicBlock";
-    case ModuleKind::kBottleneck: return "Bottleneck";
-    case ModuleKind::kConv2d: return "Conv2d";
-    case ModuleKind::kBatchNorm2d: return "BatchNorm2d";
-    case ModuleKind::kRelu: return "ReLU";
-    case ModuleKind::kMaxPool2d: return "MaxPool2d";
-    case ModuleKind::kGlobalAvgPool: return "AdaptiveAvgPool2d";
-    case ModuleKind::kFlatten: return "Flatten";
-    case ModuleKind::kLinear: return "Linear";
-    case ModuleKind::kAdd: return "Add";
-    case ModuleKind::kOpaque: return "TorchScript";
+    case ModuleKind::kSequential:
+      return "Sequential";
+    case ModuleKind::kBasicBlock:
+      return "BasicBlock";
+    case ModuleKind::kBottleneck:
+      return "Bottleneck";
+    case ModuleKind::kConv2d:
+      return "Conv2d";
+    case ModuleKind::kBatchNorm2d:
+      return "BatchNorm2d";
+    case ModuleKind::kRelu:
+      return "ReLU";
+    case ModuleKind::kMaxPool2d:
+      return "MaxPool2d";
+    case ModuleKind::kGlobalAvgPool:
+      return "AdaptiveAvgPool2d";
+    case ModuleKind::kFlatten:
+      return "Flatten";
+    case ModuleKind::kLinear:
+      return "Linear";
+    case ModuleKind::kAdd:
+      return "Add";
+    case ModuleKind::kOpaque:
+      return "TorchScript";
   }
   return "";
 }
@@ -296,7 +319,7 @@ StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
   if (!cifar_depth && resnet == nullptr) {
     const std::vector<std::string> names = Names();
     return absl::InvalidArgumentError(StrCat("unknown architecture '", spec.arch, "'", DidYouMean(spec.arch, names),
-                                                   " (known: ", absl::StrJoin(names, ", "), ")"));
+                                             " (known: ", absl::StrJoin(names, ", "), ")"));
   }
   Architecture arch;
   arch.spec_ = spec;
@@ -411,8 +434,7 @@ StatusOr<std::vector<std::string>> ExpandModuleGlobs(const Architecture& arch, c
 }
 
 bool IsUnder(std::string_view path, std::string_view module) {
-  return path.starts_with(module) &&
-         (path.size() == module.size() || module.empty() || path[module.size()] == '.');
+  return path.starts_with(module) && (path.size() == module.size() || module.empty() || path[module.size()] == '.');
 }
 
 }  // namespace distill

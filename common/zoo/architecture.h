@@ -1,19 +1,22 @@
 // Zoo architectures as plain data: a tree of modules with torchvision's names. No torch here.
 //
-// The torch module is built from this tree (common/zoo/zoo_net.h), and the coordinator, which links no torch, validates taps, module
-// globs and shapes against it. Parameter names of the built module are the dotted paths of the tree: for `resnet*` those of
-// torchvision.models, for `cifar_resnet*` those of the CIFAR ResNets of the distillation papers (RepDistiller, mdistiller: conv1,
-// bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
+// The torch module is built from this tree (common/zoo/zoo_net.h), and the coordinator, which links no torch, validates
+// taps, module globs and shapes against it. Parameter names of the built module are the dotted paths of the tree: for
+// `resnet*` those of torchvision.models, for `cifar_resnet*` those of the CIFAR ResNets of the distillation papers
+// (RepDistiller, mdistiller: conv1, bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
 //
 // Architectures:
-//   cifar_resnet8|14|20|32|44|56|110   3x3 stem of `width` (default 16) channels, three stages of width, 2*width, 4*width channels at
-//                                      strides 1, 2, 4; BasicBlocks; global average pool; fc. [He et al. 2016, section 4.2]
-//   resnet18|34|50|101|152             7x7/2 stem, 3x3/2 max pool, four stages from `width` (default 64); torchvision's v1.5 layout
+//   cifar_resnet8|14|20|32|44|56|110   3x3 stem of `width` (default 16) channels, three stages of width, 2*width and
+//                                      4*width channels at strides 1, 2, 4; BasicBlocks; global average pool; fc.
+//                                      [He et al. 2016, section 4.2]
+//   resnet18|34|50|101|152             7x7/2 stem, 3x3/2 max pool, four stages from `width` (default 64); layout of
+//                                      torchvision's v1.5
 //
-// Taps: every dotted path can be tapped; the value is the module's output. The path of a residual block ("layer1.0") is its output
-// after the last ReLU; the pseudo-module `add` ("layer1.0.add"), which torchvision does not have, is the sum before that ReLU. A
-// block's own `relu`, which torchvision calls two or three times per forward, is no tap: "which call" would have no answer. At top
-// level `relu`, `maxpool`, `avgpool`, the pseudo-module `flatten` and `fc` are taps like any other.
+// Taps: every dotted path can be tapped; the value is the module's output. The path of a residual block ("layer1.0") is
+// its output after the last ReLU; the pseudo-module `add` ("layer1.0.add"), which torchvision does not have, is the sum
+// before that ReLU. A block's own `relu`, which torchvision calls two or three times per forward, is no tap: "which
+// call" would have no answer. At top level `relu`, `maxpool`, `avgpool`, the pseudo-module `flatten` and `fc` are taps
+// like any other.
 //
 // Immutable after creation; any thread may read.
 #ifndef DISTILL_COMMON_ZOO_ARCHITECTURE_H_
@@ -67,26 +70,29 @@ struct TapInfo {
 struct StateEntry {
   std::string name;  // "layer1.0.bn1.running_mean"
   std::vector<int64_t> shape;
-  bool is_buffer = false;  // batch-norm statistics; not trained
+  bool is_buffer = false;   // batch-norm statistics; not trained
   bool is_integer = false;  // num_batches_tracked (int64)
 };
 
 class Architecture {
  public:
-  // Builds the tree for spec.arch. kInvalidArgument: unknown name (with the nearest), zero classes or channels, sizes outside
-  // these limits: image 8 to 8192 pixels a side, width at most 4096, channels at most 4096, classes at most 1,000,000; mean or std
-  // that are neither empty nor one finite number (std > 0) per channel.
+  // Builds the tree for spec.arch. kInvalidArgument: unknown name (with the nearest), zero classes or channels, sizes
+  // outside these limits: image 8 to 8192 pixels a side, width at most 4096, channels at most 4096, classes at most
+  // 1,000,000; mean or std that are neither empty nor one finite number (std > 0) per channel.
   static StatusOr<Architecture> Create(const ModelSpec& spec);
   // All zoo names, ascending by family and depth.
   static std::vector<std::string> Names();
-  // `spec` with the family's usual sizes where it has 0: cifar_resnet 10 classes, 3 x 32 x 32; resnet 1000 classes, 3 x 224 x 224.
+  // `spec` with the family's usual sizes where it has 0: cifar_resnet 10 classes, 3 x 32 x 32; resnet 1000 classes, 3 x
+  // 224 x 224.
   static ModelSpec WithDefaults(ModelSpec spec);
 
   const ModelSpec& spec() const { return spec_; }  // with defaults (width) filled in
   const ModuleDef& root() const { return root_; }
-  // Names of the stages in order, for stage-wise schedules: {"layer1", "layer2", "layer3"}. The stem belongs to the first.
+  // Names of the stages in order, for stage-wise schedules: {"layer1", "layer2", "layer3"}. The stem belongs to the
+  // first.
   const std::vector<std::string>& stages() const { return stages_; }
-  // Modules of stage k (0-based), stem included in stage 0: {"conv1", "bn1", "layer1"}; and those after the last stage: {"fc"}.
+  // Modules of stage k (0-based), stem included in stage 0: {"conv1", "bn1", "layer1"}; and those after the last stage:
+  // {"fc"}.
   std::vector<std::string> StageModules(size_t k) const;
   std::vector<std::string> HeadModules() const;
 
@@ -96,7 +102,8 @@ class Architecture {
   const TapInfo* FindTap(std::string_view path) const;
   // Top-level-first module paths that own parameters, for globs: "conv1", "layer1", "layer1.0", "layer1.0.conv1", ...
   std::vector<std::string> ModulePaths() const;
-  // Index in execution order of the top-level child that contains the path: how deep a prefix must run. REQUIRES: path exists.
+  // Index in execution order of the top-level child that contains the path: how deep a prefix must run. REQUIRES: path
+  // exists.
   size_t TopLevelIndex(std::string_view path) const;
 
   std::vector<StateEntry> StateDict() const;  // in torch's order
@@ -110,10 +117,9 @@ class Architecture {
   TapInfo output_;
 };
 
-// Expands globs over module paths: '*' matches within one dotted part, '**' across parts ("**.conv1" also matches "conv1");
-// "layer1" covers everything below it.
-// Returns the covered paths that own parameters, minimal (no path below another one), in tree order.
-// kInvalidArgument names a glob that matches nothing, with the nearest path.
+// Expands globs over module paths: '*' matches within one dotted part, '**' across parts ("**.conv1" also matches
+// "conv1"); "layer1" covers everything below it. Returns the covered paths that own parameters, minimal (no path below
+// another one), in tree order. kInvalidArgument names a glob that matches nothing, with the nearest path.
 StatusOr<std::vector<std::string>> ExpandModuleGlobs(const Architecture& arch, const std::vector<std::string>& globs);
 // True when `path` is `module` or below it.
 bool IsUnder(std::string_view path, std::string_view module);

@@ -34,7 +34,8 @@ class Reader {
     const auto it = metadata_.find(key);
     if (it == metadata_.end()) {
       return absl::InvalidArgumentError(
-          StrCat("model file has no metadata '", key, "'; it was not written by Distillery: describe the model on the command line"));
+          StrCat("model file has no metadata '", key,
+                 "'; it was not written by Distillery: describe the model on the command line"));
     }
     return it->second;
   }

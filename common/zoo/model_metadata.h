@@ -1,7 +1,7 @@
 // How a weights file says which network it belongs to: string metadata inside the safetensors file. No torch here.
 //
-// Keys: distill.arch, distill.width, distill.num_classes, distill.in_channels, distill.image ("28x28", height first), distill.mean
-// and distill.std ("0.286,0.3", empty for none), and `format` = "pt", which other tools look for.
+// Keys: distill.arch, distill.width, distill.num_classes, distill.in_channels, distill.image ("28x28", height first),
+// distill.mean and distill.std ("0.286,0.3", empty for none), and `format` = "pt", which other tools look for.
 #ifndef DISTILL_COMMON_ZOO_MODEL_METADATA_H_
 #define DISTILL_COMMON_ZOO_MODEL_METADATA_H_
 

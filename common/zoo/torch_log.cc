@@ -11,7 +11,9 @@ namespace {
 class LogWarningHandler : public c10::WarningHandler {
  public:
   void process(const c10::Warning& warning) override {
-    LogDebug("torch warns", {{"text", warning.msg()}, {"file", warning.source_location().file}, {"line", warning.source_location().line}});
+    LogDebug(
+        "torch warns",
+        {{"text", warning.msg()}, {"file", warning.source_location().file}, {"line", warning.source_location().line}});
   }
 };
 

@@ -4,8 +4,8 @@
 
 namespace distill {
 
-// From now on torch's warnings (hints to developers, as a rule) go to common/log.h at level debug instead of to standard error,
-// as far as they arise on the calling thread. Idempotent.
+// From now on torch's warnings (hints to developers, as a rule) go to common/log.h at level debug instead of to
+// standard error, as far as they arise on the calling thread. Idempotent.
 void SendTorchWarningsToLog();
 
 }  // namespace distill

@@ -1,5 +1,5 @@
-// SaveTorchScript: the net as a TorchScript module hierarchy, written out as source text and compiled by torch's own compiler; no
-// tracing, no Python. Apart from weights.cc because torch's JIT headers are heavy.
+// SaveTorchScript: the net as a TorchScript module hierarchy, written out as source text and compiled by torch's own
+// compiler; no tracing, no Python. Apart from weights.cc because torch's JIT headers are heavy.
 #include <torch/csrc/jit/api/module.h>
 #include <torch/torch.h>
 
@@ -33,13 +33,15 @@ torch::jit::Module BuildModule(const ModuleDef& def, const std::string& path, co
   module.register_attribute("training", c10::BoolType::get(), false);
   const auto copy = [&](const std::string& name) {
     const torch::Tensor& value = state.at(Join(path, name));
-    return torch::empty(value.sizes(), value.is_floating_point() ? torch::kFloat32 : torch::kInt64).copy_(value.detach());
+    return torch::empty(value.sizes(), value.is_floating_point() ? torch::kFloat32 : torch::kInt64)
+        .copy_(value.detach());
   };
   if (def.kind == ModuleKind::kConv2d) {
     module.register_parameter("weight", copy("weight"), false);
   } else if (def.kind == ModuleKind::kBatchNorm2d) {
     for (const char* name : {"weight", "bias"}) module.register_parameter(name, copy(name), false);
-    for (const char* name : {"running_mean", "running_var", "num_batches_tracked"}) module.register_buffer(name, copy(name));
+    for (const char* name : {"running_mean", "running_var", "num_batches_tracked"})
+      module.register_buffer(name, copy(name));
   } else if (def.kind == ModuleKind::kLinear) {
     for (const char* name : {"weight", "bias"}) module.register_parameter(name, copy(name), false);
   }
@@ -99,22 +101,32 @@ class SourceWriter {
         }
         break;
       case ModuleKind::kConv2d:
-        Line(v, StrCat("torch.conv2d(", v, ", ", self, ".weight, None, ", Pair(def.stride), ", ", Pair(def.padding), ", [1, 1], 1)"));
+        Line(v, StrCat("torch.conv2d(", v, ", ", self, ".weight, None, ", Pair(def.stride), ", ", Pair(def.padding),
+                       ", [1, 1], 1)"));
         break;
       case ModuleKind::kBatchNorm2d:
         Line(v, StrCat("torch.batch_norm(", v, ", ", self, ".weight, ", self, ".bias, ", self, ".running_mean, ", self,
                        ".running_var, False, 0.1, 1e-05, True)"));
         break;
-      case ModuleKind::kRelu: Line(v, StrCat("torch.relu(", v, ")")); break;
+      case ModuleKind::kRelu:
+        Line(v, StrCat("torch.relu(", v, ")"));
+        break;
       case ModuleKind::kMaxPool2d:
         Line(v, StrCat("torch.max_pool2d(", v, ", ", Pair(def.kernel), ", ", Pair(def.stride), ", ", Pair(def.padding),
                        ", [1, 1], False)"));
         break;
-      case ModuleKind::kGlobalAvgPool: Line(v, StrCat("torch.adaptive_avg_pool2d(", v, ", [1, 1])")); break;
-      case ModuleKind::kFlatten: Line(v, StrCat("torch.flatten(", v, ", 1)")); break;
-      case ModuleKind::kLinear: Line(v, StrCat("torch.linear(", v, ", ", self, ".weight, ", self, ".bias)")); break;
+      case ModuleKind::kGlobalAvgPool:
+        Line(v, StrCat("torch.adaptive_avg_pool2d(", v, ", [1, 1])"));
+        break;
+      case ModuleKind::kFlatten:
+        Line(v, StrCat("torch.flatten(", v, ", 1)"));
+        break;
+      case ModuleKind::kLinear:
+        Line(v, StrCat("torch.linear(", v, ", ", self, ".weight, ", self, ".bias)"));
+        break;
       case ModuleKind::kAdd:
-      case ModuleKind::kOpaque: break;
+      case ModuleKind::kOpaque:
+        break;
     }
     Tap(path, v);
   }

@@ -26,19 +26,21 @@ class LoadedNet : public TorchScriptNet {
     try {
       DISTILL_ASSIGN_OR_RETURN(outputs, RunModule(blank));
     } catch (const std::exception& error) {
-      return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "' fails on a float (2, ", spec.in_channels, ", ",
-                                                  spec.image_height, ", ", spec.image_width, ") input: ", TorchMessage(error)));
+      return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "' fails on a float (2, ",
+                                                  spec.in_channels, ", ", spec.image_height, ", ", spec.image_width,
+                                                  ") input: ", TorchMessage(error)));
     }
     for (const auto& [name, value] : outputs) {
       if (!value.defined() || !value.is_floating_point() || value.dim() < 2 || value.size(0) != 2) {
-        return absl::FailedPreconditionError(
-            StrCat("TorchScript archive '", path_, "': tap '", name, "' is no floating-point tensor with the batch as first axis"));
+        return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "': tap '", name,
+                                                    "' is no floating-point tensor with the batch as first axis"));
       }
       TapInfo tap{.path = name, .kind = ModuleKind::kOpaque, .shape = {}};
       for (int64_t i = 1; i < value.dim(); ++i) tap.shape.push_back(static_cast<uint32_t>(value.size(i)));
       taps_.push_back(std::move(tap));
     }
-    if (taps_.empty()) return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "' returns an empty dictionary"));
+    if (taps_.empty())
+      return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "' returns an empty dictionary"));
     return OkStatus();
   }
 
@@ -55,7 +57,8 @@ class LoadedNet : public TorchScriptNet {
       if (it == outputs.end()) {
         std::vector<std::string> names;
         for (const auto& [name, value] : outputs) names.push_back(name);
-        return absl::InvalidArgumentError(StrCat("TorchScript archive '", path_, "' has no tap '", tap, "'", DidYouMean(tap, names)));
+        return absl::InvalidArgumentError(
+            StrCat("TorchScript archive '", path_, "' has no tap '", tap, "'", DidYouMean(tap, names)));
       }
       values.push_back(it->second);
     }
@@ -73,7 +76,8 @@ class LoadedNet : public TorchScriptNet {
   // Throws what torch throws.
   StatusOr<Outputs> RunModule(const torch::Tensor& x) {
     const torch::NoGradGuard no_grad;
-    // Without the profiling optimizer the first call computes what the hundredth does, and no shape triggers a recompilation.
+    // Without the profiling optimizer the first call computes what the hundredth does, and no shape triggers a
+    // recompilation.
     const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
     // A method handle of our own: Module::forward is not const.
     const c10::IValue result = module_.get_method("forward")({x});

@@ -76,8 +76,9 @@ Status LoadWeights(const SafetensorsFile& file, ZooNet* net) {
   shapes.Describe("of another shape", &problems);
   dtypes.Describe("of another dtype", &problems);
   if (!problems.empty()) {
-    return absl::FailedPreconditionError(StrCat("weights do not fit ", net->architecture().spec().arch, " with ", entries.size(),
-                                                " entries: ", problems, "; check arch, width, classes and channels of the model"));
+    return absl::FailedPreconditionError(StrCat("weights do not fit ", net->architecture().spec().arch, " with ",
+                                                entries.size(), " entries: ", problems,
+                                                "; check arch, width, classes and channels of the model"));
   }
 
   const torch::NoGradGuard no_grad;
@@ -102,8 +103,8 @@ SafetensorsFile SaveWeights(const ZooNet& net) {
   file.metadata = SpecToMetadata(net.architecture().spec());
   const std::map<std::string, torch::Tensor> state = StateOf(net);
   for (const StateEntry& entry : net.architecture().StateDict()) {
-    const torch::Tensor copy =
-        torch::empty(entry.shape, entry.is_integer ? torch::kInt64 : torch::kFloat32).copy_(state.at(entry.name).detach());
+    const torch::Tensor copy = torch::empty(entry.shape, entry.is_integer ? torch::kInt64 : torch::kFloat32)
+                                   .copy_(state.at(entry.name).detach());
     const auto owner = std::make_shared<const torch::Tensor>(copy);
     file.tensors[entry.name] = {entry.is_integer ? "I64" : "F32", entry.shape,
                                 Buffer{static_cast<const uint8_t*>(owner->data_ptr()), owner->nbytes(), owner}};

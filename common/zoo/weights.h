@@ -13,16 +13,18 @@
 namespace distill {
 
 // Copies tensors into the net by name. Every parameter and buffer must be there with the right shape, and nothing else
-// (num_batches_tracked may be missing, as in old torchvision files). Floating-point tensors may be F32, F16, BF16 or F64 and are
-// converted. kFailedPrecondition names the first mismatch of each sort and the counts; the net is unchanged then.
+// (num_batches_tracked may be missing, as in old torchvision files). Floating-point tensors may be F32, F16, BF16 or
+// F64 and are converted. kFailedPrecondition names the first mismatch of each sort and the counts; the net is unchanged
+// then.
 Status LoadWeights(const SafetensorsFile& file, ZooNet* net);
-// The net's state (float32 parameters and buffers, contiguous NCHW, copied), with the spec in the metadata (model_metadata.h).
+// The net's state (float32 parameters and buffers, contiguous NCHW, copied), with the spec in the metadata
+// (model_metadata.h).
 SafetensorsFile SaveWeights(const ZooNet& net);
 
 // A TorchScript archive of the net in eval mode: forward(x: float (N,C,H,W), normalised) -> (N,K), or, with taps, a
-// Dict[str, Tensor] of the output ("output") and the taps. Loads in plain Python (torch.jit.load); its state_dict has the
-// net's names, and the archive's parameters need no gradient. Written atomically, with WriteFileAtomically's errors.
-// kInvalidArgument: unknown tap.
+// Dict[str, Tensor] of the output ("output") and the taps. Loads in plain Python (torch.jit.load); its state_dict has
+// the net's names, and the archive's parameters need no gradient. Written atomically, with WriteFileAtomically's
+// errors. kInvalidArgument: unknown tap.
 Status SaveTorchScript(const ZooNet& net, const std::string& path, const std::vector<std::string>& taps = {});
 
 }  // namespace distill

@@ -26,12 +26,18 @@ std::shared_ptr<torch::nn::Module> MakeModule(const ModuleDef& def) {
   switch (def.kind) {
     case ModuleKind::kSequential:
     case ModuleKind::kBasicBlock:
-    case ModuleKind::kBottleneck: return std::make_shared<Container>();
+    case ModuleKind::kBottleneck:
+      return std::make_shared<Container>();
     case ModuleKind::kConv2d:
-      return nn::Conv2d(nn::Conv2dOptions(def.in, def.out, def.kernel).stride(def.stride).padding(def.padding).bias(false)).ptr();
-    case ModuleKind::kBatchNorm2d: return nn::BatchNorm2d(nn::BatchNorm2dOptions(def.out)).ptr();
-    case ModuleKind::kLinear: return nn::Linear(nn::LinearOptions(def.in, def.out)).ptr();
-    default: return nullptr;
+      return nn::Conv2d(
+                 nn::Conv2dOptions(def.in, def.out, def.kernel).stride(def.stride).padding(def.padding).bias(false))
+          .ptr();
+    case ModuleKind::kBatchNorm2d:
+      return nn::BatchNorm2d(nn::BatchNorm2dOptions(def.out)).ptr();
+    case ModuleKind::kLinear:
+      return nn::Linear(nn::LinearOptions(def.in, def.out)).ptr();
+    default:
+      return nullptr;
   }
 }
 
@@ -43,7 +49,8 @@ struct ZooNet::Node {
   std::shared_ptr<torch::nn::Module> module;  // null for plain functions; the root's is the net, not held here
   std::vector<Node> children;
 
-  // Makes the modules below `def` and registers each with its parent; `self` is def's own module, null for plain functions.
+  // Makes the modules below `def` and registers each with its parent; `self` is def's own module, null for plain
+  // functions.
   static Node Build(const ModuleDef& def, const std::string& path, torch::nn::Module* self) {
     Node node{.def = &def, .path = path, .module = nullptr, .children = {}};
     for (const ModuleDef& child : def.children) {
@@ -80,8 +87,8 @@ struct ZooNet::Run {
       --missing;
     }
   }
-  // Ours to overwrite: nobody asked for it. (Batch norm and addition, whose outputs are overwritten below, need only their inputs
-  // for backward.)
+  // Ours to overwrite: nobody asked for it. (Batch norm and addition, whose outputs are overwritten below, need only
+  // their inputs for backward.)
   bool MayOverwrite(const torch::Tensor& value) const {
     return std::none_of(values.begin(), values.end(), [&](const torch::Tensor& kept) { return kept.is_same(value); });
   }
@@ -107,17 +114,25 @@ struct ZooNet::Run {
         }
         return x;
       case ModuleKind::kBasicBlock:
-      case ModuleKind::kBottleneck: return Block(node, x);
-      case ModuleKind::kConv2d: return static_cast<torch::nn::Conv2dImpl&>(*node.module).forward(x);
-      case ModuleKind::kBatchNorm2d: return static_cast<torch::nn::BatchNorm2dImpl&>(*node.module).forward(x);
-      case ModuleKind::kRelu: return Relu(std::move(x));
+      case ModuleKind::kBottleneck:
+        return Block(node, x);
+      case ModuleKind::kConv2d:
+        return static_cast<torch::nn::Conv2dImpl&>(*node.module).forward(x);
+      case ModuleKind::kBatchNorm2d:
+        return static_cast<torch::nn::BatchNorm2dImpl&>(*node.module).forward(x);
+      case ModuleKind::kRelu:
+        return Relu(std::move(x));
       case ModuleKind::kMaxPool2d:
         return torch::max_pool2d(x, {def.kernel, def.kernel}, {def.stride, def.stride}, {def.padding, def.padding});
-      case ModuleKind::kGlobalAvgPool: return torch::adaptive_avg_pool2d(x, {1, 1});
-      case ModuleKind::kFlatten: return torch::flatten(x, 1);
-      case ModuleKind::kLinear: return static_cast<torch::nn::LinearImpl&>(*node.module).forward(x);
+      case ModuleKind::kGlobalAvgPool:
+        return torch::adaptive_avg_pool2d(x, {1, 1});
+      case ModuleKind::kFlatten:
+        return torch::flatten(x, 1);
+      case ModuleKind::kLinear:
+        return static_cast<torch::nn::LinearImpl&>(*node.module).forward(x);
       case ModuleKind::kAdd:
-      case ModuleKind::kOpaque: break;  // add is done in Block(); the zoo has nothing opaque
+      case ModuleKind::kOpaque:
+        break;  // add is done in Block(); the zoo has nothing opaque
     }
     return x;
   }
@@ -168,8 +183,8 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
     for (const TapInfo& info : arch_.taps()) paths.push_back(info.path);
     return absl::InvalidArgumentError(StrCat(spec.arch, " has no tap '", tap, "'", DidYouMean(tap, paths)));
   }
-  const bool shape_ok = x.defined() && x.dim() == 4 && x.size(1) == spec.in_channels && x.size(2) == spec.image_height &&
-                        x.size(3) == spec.image_width;
+  const bool shape_ok = x.defined() && x.dim() == 4 && x.size(1) == spec.in_channels &&
+                        x.size(2) == spec.image_height && x.size(3) == spec.image_width;
   if (!shape_ok || !x.is_floating_point()) {
     std::string got = "nothing";
     if (x.defined()) {
@@ -177,8 +192,9 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
       for (int64_t i = 0; i < x.dim(); ++i) StrAppend(&got, i == 0 ? "" : ", ", x.size(i));
       got += ")";
     }
-    return absl::InvalidArgumentError(StrCat("forward of ", spec.arch, ": input is ", got, ", must be floating point (N, ", spec.in_channels,
-                                             ", ", spec.image_height, ", ", spec.image_width, ")"));
+    return absl::InvalidArgumentError(StrCat("forward of ", spec.arch, ": input is ", got,
+                                             ", must be floating point (N, ", spec.in_channels, ", ", spec.image_height,
+                                             ", ", spec.image_width, ")"));
   }
   try {
     Run run(taps);

@@ -1,4 +1,5 @@
-// Ranks are threads of this program that share an in-process store; between them are real TCP connections over loopback.
+// Ranks are threads of this program that share an in-process store; between them are real TCP connections over
+// loopback.
 #include "common/collective/collective_group.h"
 
 #include <gmock/gmock.h>
@@ -45,7 +46,8 @@ void InGroup(uint32_t world_size, const std::function<void(CollectiveGroup&)>& b
     auto group = CollectiveGroup::Form(RankOptions(rank, world_size), store);
     ASSERT_TRUE(group.ok()) << "rank " << rank << ": " << group.status();
     body(**group);
-    EXPECT_TRUE((*group)->Barrier().ok() || ::testing::Test::HasFailure()) << "nobody leaves before the others are done";
+    EXPECT_TRUE((*group)->Barrier().ok() || ::testing::Test::HasFailure())
+        << "nobody leaves before the others are done";
   });
 }
 
@@ -54,13 +56,15 @@ TEST(CollectiveGroupTest, AllReduceSumsTensorsOfEveryLayoutAndType) {
     const float mine = static_cast<float>(group.rank() + 1);
     torch::Tensor column = torch::zeros({4, 2}).t();  // not contiguous
     column.fill_(mine);
-    std::vector<torch::Tensor> tensors = {torch::full({1000}, mine), column, torch::full({}, static_cast<int64_t>(group.rank())),
-                                          torch::empty({0}), torch::full({2, 3, 4, 5}, mine).contiguous(torch::MemoryFormat::ChannelsLast)};
+    std::vector<torch::Tensor> tensors = {
+        torch::full({1000}, mine), column, torch::full({}, static_cast<int64_t>(group.rank())), torch::empty({0}),
+        torch::full({2, 3, 4, 5}, mine).contiguous(torch::MemoryFormat::ChannelsLast)};
     const torch::Tensor parameter = torch::full({3}, mine, torch::requires_grad());
     tensors.push_back(parameter);
     const Status status = group.AllReduceSum(tensors);
     ASSERT_TRUE(status.ok()) << status;
-    for (size_t i : {0, 1, 4, 5}) EXPECT_TRUE((tensors[i] == 6).all().item<bool>()) << "tensor " << i << " rank " << group.rank();
+    for (size_t i : {0, 1, 4, 5})
+      EXPECT_TRUE((tensors[i] == 6).all().item<bool>()) << "tensor " << i << " rank " << group.rank();
     EXPECT_TRUE((parameter == 6).all().item<bool>()) << "in place";
     EXPECT_EQ(tensors[2].item<int64_t>(), 3);
     EXPECT_EQ(column.stride(0), 1) << "the layout stays";
@@ -86,7 +90,8 @@ TEST(CollectiveGroupTest, BroadcastComesFromTheRootAndBarrierWaitsForAll) {
 
 // A network whose gradients fill several buckets (1 MiB and 25 MiB), all the same on every rank.
 std::shared_ptr<ZooNet> MakeNet() {
-  auto net = ZooNet::Create({.arch = "cifar_resnet8", .width = 64, .num_classes = 10, .in_channels = 1, .image_height = 8, .image_width = 8});
+  auto net = ZooNet::Create(
+      {.arch = "cifar_resnet8", .width = 64, .num_classes = 10, .in_channels = 1, .image_height = 8, .image_width = 8});
   (*net)->InitWeights(1);
   return *net;
 }
@@ -95,12 +100,17 @@ struct Batch {
 };
 Batch MakeBatch(uint64_t step) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(step);
-  return {torch::empty({8, 1, 8, 8}).normal_(0, 1, generator), torch::empty({8}, torch::kInt64).random_(0, 10, generator)};
+  return {torch::empty({8, 1, 8, 8}).normal_(0, 1, generator),
+          torch::empty({8}, torch::kInt64).random_(0, 10, generator)};
 }
 void Backward(ZooNet& net, const Batch& batch, GradientReducer* reducer) {
-  if (reducer != nullptr) ASSERT_TRUE(reducer->PrepareForForward().ok());
+  if (reducer != nullptr) {
+    ASSERT_TRUE(reducer->PrepareForForward().ok());
+  }
   const torch::Tensor loss = torch::nn::functional::cross_entropy((*net.Forward(batch.images, {""}))[0], batch.labels);
-  if (reducer != nullptr) ASSERT_TRUE(reducer->PrepareForBackward({loss}).ok());
+  if (reducer != nullptr) {
+    ASSERT_TRUE(reducer->PrepareForBackward({loss}).ok());
+  }
   loss.backward();
 }
 torch::Tensor FlatGradient(const std::vector<torch::Tensor>& parameters) {
@@ -125,7 +135,8 @@ TEST(GradientReducerTest, MeanOverRanksEqualsTheWholeBatch) {
       net->zero_grad();
       Backward(*whole_net, whole, nullptr);
       const int64_t share = 8 / kRanks, begin = group.rank() * share;
-      Backward(*net, {whole.images.slice(0, begin, begin + share), whole.labels.slice(0, begin, begin + share)}, reducer->get());
+      Backward(*net, {whole.images.slice(0, begin, begin + share), whole.labels.slice(0, begin, begin + share)},
+               reducer->get());
       const torch::Tensor expected = FlatGradient(whole_net->parameters()), got = FlatGradient(net->parameters());
       const double worst = (got - expected).abs().max().item<double>();
       EXPECT_LE(worst, 1e-6) << "step " << step << " rank " << group.rank();
@@ -311,7 +322,9 @@ class EndedStore : public KvClient {
   Status Set(const std::string&, const std::string&) override { return OkStatus(); }
   StatusOr<std::string> Get(const std::string&, std::chrono::milliseconds) override { return Over(); }
   StatusOr<int64_t> Add(const std::string&, int64_t) override { return Over(); }
-  StatusOr<std::string> CompareSet(const std::string&, const std::string&, const std::string&) override { return Over(); }
+  StatusOr<std::string> CompareSet(const std::string&, const std::string&, const std::string&) override {
+    return Over();
+  }
   StatusOr<bool> Check(const std::vector<std::string>&) override { return Over(); }
   Status Wait(const std::vector<std::string>& keys, std::chrono::milliseconds) override {
     return keys.size() > 1 ? OkStatus() : Over();  // all have arrived; it ends while they connect

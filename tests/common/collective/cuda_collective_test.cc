@@ -27,8 +27,8 @@ TEST(CudaCollectiveTest, NcclGroupOfOneReducesBroadcastsAndAborts) {
   const Status cuda = LoadCudaRuntime();
   if (!cuda.ok()) GTEST_SKIP() << cuda.message();
   const CollectiveGroup::Options options = {.device = "cuda"};
-  const auto store =
-      c10::make_intrusive<CoordinatorStore>(MakeLocalKvClient(), options.timeout, CoordinatorStore::Clock::time_point::max());
+  const auto store = c10::make_intrusive<CoordinatorStore>(MakeLocalKvClient(), options.timeout,
+                                                           CoordinatorStore::Clock::time_point::max());
   const auto group = MakeC10dGroup(options, store, MakeNcclBackend(store, options));
 
   std::vector<torch::Tensor> tensors = {torch::full({1000}, 3.0f, torch::kCUDA)};

@@ -115,33 +115,42 @@ TEST(SafetensorsParseTest, HeaderLengthIsNotTrusted) {
 TEST(SafetensorsParseTest, OffsetsMustCoverTheDataExactly) {
   const std::string a = R"("a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]})";
   EXPECT_TRUE(ParseSafetensors(Bytes(Raw("{" + a + "}   ", "xy")), "ok").ok()) << "spaces may pad the header";
-  EXPECT_THAT(Damage(Raw("{" + a + R"(,"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", "xyz")), HasSubstr("overlaps"));
-  EXPECT_THAT(Damage(Raw("{" + a + R"(,"b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", "xy")), HasSubstr("overlaps"));
-  EXPECT_THAT(Damage(Raw("{" + a + R"(,"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}})", "xyzw")), HasSubstr("hole of 1 bytes"));
+  EXPECT_THAT(Damage(Raw("{" + a + R"(,"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", "xyz")),
+              HasSubstr("overlaps"));
+  EXPECT_THAT(Damage(Raw("{" + a + R"(,"b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", "xy")),
+              HasSubstr("overlaps"));
+  EXPECT_THAT(Damage(Raw("{" + a + R"(,"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}})", "xyzw")),
+              HasSubstr("hole of 1 bytes"));
   EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "xy")), HasSubstr("hole"));
   EXPECT_THAT(Damage(Raw("{" + a + "}", "xyz")), HasSubstr("belong to none"));
   EXPECT_THAT(Damage(Raw("{" + a + "}", "x")), HasSubstr("truncated: tensor 'a'"));
-  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[2,0]}})", "xy")), HasSubstr("before its begin"));
+  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[2,0]}})", "xy")),
+              HasSubstr("before its begin"));
   EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0]}})", "xy")), HasSubstr("needs 2"));
 }
 
 TEST(SafetensorsParseTest, ShapesMustFitTheirBytes) {
-  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", "abcd")), HasSubstr("needs 8 bytes"));
+  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", "abcd")),
+              HasSubstr("needs 8 bytes"));
   EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", "")),
               HasSubstr("too many"))
       << "2^64 elements must not wrap to 0";
   EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,0]}})", "")),
               HasSubstr("too large"));
   EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[-1],"data_offsets":[0,1]}})", "a")), HasSubstr("negative"));
-  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"Q7","shape":[1],"data_offsets":[0,1]}})", "a")), HasSubstr("unknown dtype 'Q7'"));
+  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"Q7","shape":[1],"data_offsets":[0,1]}})", "a")),
+              HasSubstr("unknown dtype 'Q7'"));
 }
 
 TEST(SafetensorsParseTest, HeaderMustBeWhatTheFormatAllows) {
   const std::string good = R"({"dtype":"U8","shape":[1],"data_offsets":[0,1]})";
   EXPECT_THAT(Damage(Raw("{\"a\":" + good + ",\"a\":" + good + "}", "x")), HasSubstr("tensor 'a': occurs twice"));
-  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})", "x")), HasSubstr("twice"));
-  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[1]}})", "x")), HasSubstr("needs dtype, shape and data_offsets"));
-  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"evil":1}})", "x")), HasSubstr("'evil'"));
+  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})", "x")),
+              HasSubstr("twice"));
+  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[1]}})", "x")),
+              HasSubstr("needs dtype, shape and data_offsets"));
+  EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"evil":1}})", "x")),
+              HasSubstr("'evil'"));
   EXPECT_THAT(Damage(Raw(R"({"a":1})", "")), HasSubstr("tensor 'a'"));
   EXPECT_THAT(Damage(Raw(R"({"a":[1]})", "")), HasSubstr("tensor 'a'"));
   EXPECT_THAT(Damage(Raw(R"({"a":{"dtype":"U8","shape":[[1]],"data_offsets":[0,1]}})", "x")), HasSubstr("array"));
@@ -154,7 +163,8 @@ TEST(SafetensorsParseTest, HeaderMustBeWhatTheFormatAllows) {
   EXPECT_THAT(Damage(Raw("{\"a\xff\":" + good + "}", "x")), HasSubstr("UTF-8"));
   EXPECT_THAT(Damage(Raw("{", "")), HasSubstr("JSON"));
   EXPECT_THAT(Damage(Raw("{} x", "")), HasSubstr("JSON"));
-  EXPECT_THAT(Damage(Raw("{\"a\":" + std::string(100000, '['), "")), HasSubstr("unexpected array")) << "no deep recursion";
+  EXPECT_THAT(Damage(Raw("{\"a\":" + std::string(100000, '['), "")), HasSubstr("unexpected array"))
+      << "no deep recursion";
 }
 
 TEST_F(SafetensorsTest, MissingFilesAndFoldersSayWhich) {

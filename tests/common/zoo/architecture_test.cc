@@ -12,7 +12,11 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 ModelSpec Spec(std::string arch, uint32_t classes = 10, uint32_t channels = 3, uint32_t image = 32) {
-  return {.arch = std::move(arch), .num_classes = classes, .in_channels = channels, .image_height = image, .image_width = image};
+  return {.arch = std::move(arch),
+          .num_classes = classes,
+          .in_channels = channels,
+          .image_height = image,
+          .image_width = image};
 }
 Architecture Make(const ModelSpec& spec) {
   StatusOr<Architecture> arch = Architecture::Create(spec);
@@ -36,7 +40,8 @@ TEST(ArchitectureTest, ParameterCountsAreThePublishedOnes) {
   EXPECT_EQ(Make(Spec("cifar_resnet20", 10)).ParameterCount(), 272474u);
 }
 
-// torchvision's names, spelt out by its rule: per block conv1 bn1 conv2 bn2 [conv3 bn3], then the shortcut of the first block.
+// torchvision's names, spelt out by its rule: per block conv1 bn1 conv2 bn2 [conv3 bn3], then the shortcut of the first
+// block.
 std::vector<std::string> TorchvisionNames(const std::vector<int>& blocks, bool bottleneck) {
   std::vector<std::string> names;
   const auto conv = [&](const std::string& path) { names.push_back(path + ".weight"); };
@@ -94,15 +99,15 @@ TEST(ArchitectureTest, TapsHaveShapesInExecutionOrder) {
   const Architecture arch = Make(Spec("cifar_resnet8", 10, 1, 28));
   std::vector<std::string> paths;
   for (const TapInfo& tap : arch.taps()) paths.push_back(tap.path);
-  EXPECT_THAT(paths, ElementsAre("conv1", "bn1", "relu",                                                          //
+  EXPECT_THAT(paths, ElementsAre("conv1", "bn1", "relu",                                                              //
                                  "layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2", "layer1.0.add",  //
-                                 "layer1.0", "layer1",                                                             //
-                                 "layer2.0.conv1", "layer2.0.bn1", "layer2.0.conv2", "layer2.0.bn2",               //
-                                 "layer2.0.downsample.0", "layer2.0.downsample.1", "layer2.0.downsample", "layer2.0.add",
-                                 "layer2.0", "layer2",                                                //
+                                 "layer1.0", "layer1",                                                                //
+                                 "layer2.0.conv1", "layer2.0.bn1", "layer2.0.conv2", "layer2.0.bn2",                  //
+                                 "layer2.0.downsample.0", "layer2.0.downsample.1", "layer2.0.downsample",
+                                 "layer2.0.add", "layer2.0", "layer2",                                //
                                  "layer3.0.conv1", "layer3.0.bn1", "layer3.0.conv2", "layer3.0.bn2",  //
-                                 "layer3.0.downsample.0", "layer3.0.downsample.1", "layer3.0.downsample", "layer3.0.add",
-                                 "layer3.0", "layer3", "avgpool", "flatten", "fc"));
+                                 "layer3.0.downsample.0", "layer3.0.downsample.1", "layer3.0.downsample",
+                                 "layer3.0.add", "layer3.0", "layer3", "avgpool", "flatten", "fc"));
   EXPECT_THAT(arch.FindTap("relu")->shape, ElementsAre(16, 28, 28));
   EXPECT_THAT(arch.FindTap("layer2.0.downsample.0")->shape, ElementsAre(32, 14, 14));
   EXPECT_THAT(arch.FindTap("layer3")->shape, ElementsAre(64, 7, 7));
@@ -159,11 +164,13 @@ TEST(ArchitectureTest, EveryNameCanBeBuilt) {
 }
 
 TEST(ArchitectureTest, RefusalsNameValueAndRemedy) {
-  EXPECT_THAT(Refusal(Spec("cifar_resnet21")), HasSubstr("unknown architecture 'cifar_resnet21'; did you mean 'cifar_resnet"));
+  EXPECT_THAT(Refusal(Spec("cifar_resnet21")),
+              HasSubstr("unknown architecture 'cifar_resnet21'; did you mean 'cifar_resnet"));
   EXPECT_THAT(Refusal(Spec("")), HasSubstr("known: cifar_resnet8"));
   EXPECT_THAT(Refusal(Spec("resnet18", 0)), HasSubstr("num_classes is 0"));
   EXPECT_THAT(Refusal(Spec("resnet18", 10, 0)), HasSubstr("in_channels is 0"));
-  EXPECT_THAT(Refusal(Spec("cifar_resnet8", 10, 3, 7)), HasSubstr("image height in pixels is 7, must be from 8 to 8192"));
+  EXPECT_THAT(Refusal(Spec("cifar_resnet8", 10, 3, 7)),
+              HasSubstr("image height in pixels is 7, must be from 8 to 8192"));
   EXPECT_THAT(Refusal(Spec("cifar_resnet8", 4000000000u)), HasSubstr("num_classes is 4000000000"));
   ModelSpec spec = Spec("cifar_resnet8");
   spec.mean = {0.5f};
@@ -202,7 +209,8 @@ TEST(ExpandModuleGlobsTest, MatchingNothingNamesTheGlobAndTheNearestPath) {
   EXPECT_THAT(refusal("layer4"), HasSubstr("'layer4' matches no module of cifar_resnet8; did you mean 'layer"));
   EXPECT_THAT(refusal("relu"), HasSubstr("has no parameters"));
   EXPECT_THAT(refusal(""), HasSubstr("matches no module"));
-  EXPECT_THAT(refusal("*.conv1"), HasSubstr("matches no module")) << "one star stays inside one part: no path is x.conv1";
+  EXPECT_THAT(refusal("*.conv1"), HasSubstr("matches no module"))
+      << "one star stays inside one part: no path is x.conv1";
   EXPECT_THAT(refusal(std::string(60, '*') + "x"), HasSubstr("matches no module")) << "and answers at once";
 }
 

@@ -45,9 +45,10 @@ TEST(ModelMetadataTest, MissingKeysAreNamed) {
 
 TEST(ModelMetadataTest, MalformedValuesAreNamed) {
   const std::pair<std::string, std::string> bad[] = {
-      {"distill.width", "x8"},   {"distill.width", "-1"},      {"distill.num_classes", "99999999999"}, {"distill.in_channels", ""},
-      {"distill.image", "28"},   {"distill.image", "28x"},     {"distill.image", "28x30x1"},           {"distill.mean", "0.1,"},
-      {"distill.std", "a"},      {"distill.std", "1,,1"},      {"distill.mean", "0.1 0.2"}};
+      {"distill.width", "x8"},      {"distill.width", "-1"},    {"distill.num_classes", "99999999999"},
+      {"distill.in_channels", ""},  {"distill.image", "28"},    {"distill.image", "28x"},
+      {"distill.image", "28x30x1"}, {"distill.mean", "0.1,"},   {"distill.std", "a"},
+      {"distill.std", "1,,1"},      {"distill.mean", "0.1 0.2"}};
   for (const auto& [key, value] : bad) {
     auto metadata = SpecToMetadata(kSpec);
     metadata[key] = value;

@@ -45,12 +45,8 @@ class TorchScriptTest : public ::testing::Test {
   }
   Status LoadError(const std::string& name) { return TorchScriptNet::Load(Path(name), spec_).status(); }
 
-  const ModelSpec spec_ = {.arch = "resnet50",
-                           .width = 4,
-                           .num_classes = 7,
-                           .in_channels = 3,
-                           .image_height = 32,
-                           .image_width = 32};
+  const ModelSpec spec_ = {
+      .arch = "resnet50", .width = 4, .num_classes = 7, .in_channels = 3, .image_height = 32, .image_width = 32};
   fs::path folder_;
 };
 
@@ -90,7 +86,8 @@ TEST_F(TorchScriptTest, ArchiveWithTapsReturnsThemByName) {
   const auto expected = *net->Forward(Input(), wanted);
   const auto got = *(*loaded)->Forward(Input(), wanted);
   for (size_t i = 0; i < wanted.size(); ++i) EXPECT_TRUE(torch::equal(got[i], expected[i])) << wanted[i];
-  EXPECT_THAT(std::string((*loaded)->Forward(Input(), {"layer3"}).status().message()), HasSubstr("no tap 'layer3'; did you mean"));
+  EXPECT_THAT(std::string((*loaded)->Forward(Input(), {"layer3"}).status().message()),
+              HasSubstr("no tap 'layer3'; did you mean"));
 }
 
 TEST_F(TorchScriptTest, UnknownTapIsRefusedAndNothingWritten) {
@@ -119,7 +116,8 @@ TEST_F(TorchScriptTest, ArchivesThatBreakTheContractAreRefusedWithTheReason) {
   EXPECT_THAT(std::string(LoadError("int.pt").message()), HasSubstr("must return a Tensor or a Dict"));
   WriteArchive("batch.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.flatten(x)\n");
   EXPECT_THAT(std::string(LoadError("batch.pt").message()), HasSubstr("batch as first axis"));
-  WriteArchive("long.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.argmax(torch.flatten(x, 1), 1, True)\n");
+  WriteArchive("long.pt",
+               "def forward(self, x: Tensor) -> Tensor:\n    return torch.argmax(torch.flatten(x, 1), 1, True)\n");
   EXPECT_THAT(std::string(LoadError("long.pt").message()), HasSubstr("floating-point"));
   WriteArchive("shape.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.reshape(x, [2, 5])\n");
   const Status status = LoadError("shape.pt");

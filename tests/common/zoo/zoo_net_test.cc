@@ -49,7 +49,8 @@ TEST(ZooNetTest, StateHasTheArchitecturesNamesOrderAndShapes) {
     for (const auto& item : net->named_parameters()) parameters.push_back(item.key());
     for (const StateEntry& entry : net->architecture().StateDict()) {
       if (!entry.is_buffer) expected.push_back(entry.name);
-      const torch::Tensor value = entry.is_buffer ? net->named_buffers()[entry.name] : net->named_parameters()[entry.name];
+      const torch::Tensor value =
+          entry.is_buffer ? net->named_buffers()[entry.name] : net->named_parameters()[entry.name];
       EXPECT_EQ(value.sizes().vec(), entry.shape) << entry.name;
       EXPECT_EQ(value.scalar_type(), entry.is_integer ? torch::kInt64 : torch::kFloat32) << entry.name;
     }
@@ -93,8 +94,8 @@ TEST(ZooNetTest, TapsMeanWhatTheirNamesSay) {
   const auto net = Make(spec);
   net->eval();
   const auto v = Forward(*net, Input(spec),
-                     {"bn1", "relu", "layer2.0.bn2", "layer2.0.downsample", "layer2.0.downsample.1", "layer2.0.add", "layer2.0",
-                      "layer2", "layer3", "avgpool", "flatten", "fc", "", "layer2"});
+                         {"bn1", "relu", "layer2.0.bn2", "layer2.0.downsample", "layer2.0.downsample.1", "layer2.0.add",
+                          "layer2.0", "layer2", "layer3", "avgpool", "flatten", "fc", "", "layer2"});
   EXPECT_TRUE(torch::equal(v[1], v[0].relu()));
   EXPECT_TRUE(torch::equal(v[3], v[4]));
   EXPECT_TRUE(torch::equal(v[5], v[2] + v[3]));
@@ -195,11 +196,13 @@ TEST(ZooNetTest, InputAndTapErrorsSayWhatIsExpected) {
   const torch::Tensor x = Input(spec);
   EXPECT_THAT(refusal(x, {"layer9"}), HasSubstr("no tap 'layer9'; did you mean 'layer"));
   EXPECT_THAT(refusal(x, {}), HasSubstr("no tap was asked for"));
-  EXPECT_THAT(refusal(torch::zeros({3, 2, 16, 16}), {""}), HasSubstr("Float (3, 2, 16, 16), must be floating point (N, 1, 16, 16)"));
+  EXPECT_THAT(refusal(torch::zeros({3, 2, 16, 16}), {""}),
+              HasSubstr("Float (3, 2, 16, 16), must be floating point (N, 1, 16, 16)"));
   EXPECT_THAT(refusal(torch::zeros({1, 16, 16}), {""}), HasSubstr("must be"));
   EXPECT_THAT(refusal(x.to(torch::kUInt8), {""}), HasSubstr("Byte"));
   EXPECT_THAT(refusal(torch::Tensor(), {""}), HasSubstr("nothing"));
-  EXPECT_EQ(net->Forward(x.to(torch::kFloat64), {""}).status().code(), StatusCode::kInternal) << "torch's own complaint is a Status";
+  EXPECT_EQ(net->Forward(x.to(torch::kFloat64), {""}).status().code(), StatusCode::kInternal)
+      << "torch's own complaint is a Status";
 }
 
 TEST(ZooNetTest, FindModuleKnowsWhatHasParameters) {
@@ -248,7 +251,8 @@ TEST(WeightsTest, RoundTripIsExactAndCarriesTheSpec) {
   EXPECT_EQ(*SpecFromMetadata(file.metadata), spec);
   const auto b = Make(spec, 2);
   ASSERT_TRUE(LoadWeights(file, b.get()).ok());
-  for (const auto& item : a->named_parameters()) EXPECT_TRUE(torch::equal(item.value(), b->named_parameters()[item.key()]));
+  for (const auto& item : a->named_parameters())
+    EXPECT_TRUE(torch::equal(item.value(), b->named_parameters()[item.key()]));
   for (const auto& item : a->named_buffers()) EXPECT_TRUE(torch::equal(item.value(), b->named_buffers()[item.key()]));
   EXPECT_TRUE(b->named_parameters()["conv1.weight"].requires_grad());
 }
