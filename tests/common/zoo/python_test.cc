@@ -18,14 +18,10 @@ namespace fs = std::filesystem;
 class PythonTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const char* python = std::getenv("DISTILL_TEST_PYTHON");
-    const char* script = std::getenv("DISTILL_TEST_ZOO_SCRIPT");
-    if (python == nullptr || script == nullptr || !fs::exists(python)) {
-      GTEST_SKIP() << "needs a Python with torch, torchvision and safetensors: run through ctest, or set "
-                      "DISTILL_TEST_PYTHON and "
-                      "DISTILL_TEST_ZOO_SCRIPT";
+    if (!fs::exists(DISTILL_TEST_PYTHON)) {
+      GTEST_SKIP() << "needs " DISTILL_TEST_PYTHON " with torch, torchvision and safetensors (scripts/setup.sh makes it)";
     }
-    command_ = StrCat("'", python, "' '", script, "'");
+    command_ = StrCat("'", DISTILL_TEST_PYTHON, "' '", DISTILL_TEST_ZOO_SCRIPT, "'");
     folder_ = fs::path(::testing::TempDir()) / StrCat("zoo_python_test_", ::getpid());
     fs::create_directories(folder_);
   }
