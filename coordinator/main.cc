@@ -40,9 +40,12 @@ int ExitCodeOf(const Status& status) {
     case StatusCode::kResourceExhausted:
     case StatusCode::kPermissionDenied:
       return kExitDiskFull;
-    case StatusCode::kUnavailable: return kExitTemporary;
-    case StatusCode::kInternal: return kExitInternal;
-    default: return kExitConfiguration;
+    case StatusCode::kUnavailable:
+      return kExitTemporary;
+    case StatusCode::kInternal:
+      return kExitInternal;
+    default:
+      return kExitConfiguration;
   }
 }
 
@@ -77,12 +80,14 @@ Status Serve(const Flags& flags) {
   RpcServer::Options rpc;
   rpc.listen = flags.listen;
   rpc.security = flags.service.security;
-  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server, RpcServer::Start(rpc, {jobs.get(), fleet.get(), store.get()}));
+  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<RpcServer> server,
+                           RpcServer::Start(rpc, {jobs.get(), fleet.get(), store.get()}));
   const auto ready = [&]() -> std::string {
     const Status health = coordinator->health();
     return health.ok() ? "" : std::string(health.message());
   };
-  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, StartServiceHttp(flags.service.http_listen, &metrics, ready));
+  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http,
+                           StartServiceHttp(flags.service.http_listen, &metrics, ready));
   // A quarter of a heartbeat: leases are seen to end within that.
   Ticker ticker("coord-tick", absl::Seconds(flags.heartbeat / 4), [&] {
     coordinator->Tick();
@@ -110,9 +115,14 @@ int Main(int argc, char** argv) {
   CLI::App app("distill-coordinator: keeps jobs, gathers students and teachers, runs stages one by one.");
   app.add_option("--listen", flags.listen, "host:port for users and workers")->capture_default_str();
   app.add_option("--state-dir", flags.state_dir, "folder of the job store; made when absent")->capture_default_str();
-  app.add_option("--heartbeat", flags.heartbeat, "seconds between heartbeats of workers")->capture_default_str()->check(CLI::Range(0.05, 60.0));
-  app.add_option("--lease", flags.lease, "seconds of silence after which a worker is lost")->capture_default_str()->check(CLI::Range(0.1, 600.0));
-  app.add_option("--max-restarts", flags.max_restarts, "times a job's group is re-formed before the job fails")->capture_default_str();
+  app.add_option("--heartbeat", flags.heartbeat, "seconds between heartbeats of workers")
+      ->capture_default_str()
+      ->check(CLI::Range(0.05, 60.0));
+  app.add_option("--lease", flags.lease, "seconds of silence after which a worker is lost")
+      ->capture_default_str()
+      ->check(CLI::Range(0.1, 600.0));
+  app.add_option("--max-restarts", flags.max_restarts, "times a job's group is re-formed before the job fails")
+      ->capture_default_str();
   AddServiceFlags(&app, &flags.service);
   try {
     app.parse(argc, argv);

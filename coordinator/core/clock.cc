@@ -10,7 +10,9 @@ class MachineClock : public Clock {
   double Monotonic() const override {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   }
-  double Wall() const override { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+  double Wall() const override {
+    return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  }
 };
 
 }  // namespace

@@ -46,12 +46,12 @@ struct ActiveJob {
   std::shared_ptr<const JobPlan> plan;  // shared with snapshots; never changes
   // While queued, `generation` is the one that the next group will have: nobody has been given it yet.
   JobStatus status;
-  std::vector<StageRecord> stages;  // committed, in order
+  std::vector<StageRecord> stages;      // committed, in order
   std::optional<JobProgress> progress;  // newest, as stored
   std::optional<FailureReport> failure;
-  double assigned_at = 0;           // when this coordinator last gave (or, after a restart, found) the ranks
-  std::optional<double> lost_at;    // when the job last lost its group, under this coordinator
-  std::set<std::string> noted;      // things that were reported once already and need no second event
+  double assigned_at = 0;         // when this coordinator last gave (or, after a restart, found) the ranks
+  std::optional<double> lost_at;  // when the job last lost its group, under this coordinator
+  std::set<std::string> noted;    // things that were reported once already and need no second event
 
   uint32_t current_stage() const { return static_cast<uint32_t>(stages.size()); }
 };

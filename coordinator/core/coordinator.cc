@@ -11,20 +11,24 @@ namespace {
 constexpr double kForgetSeconds = 600;  // a lost worker stays in the fleet's listing this long
 
 LogLevel LevelOf(EventLevel level) {
-  return level == EventLevel::kError ? LogLevel::kError : level == EventLevel::kWarning ? LogLevel::kWarning : LogLevel::kInfo;
+  return level == EventLevel::kError     ? LogLevel::kError
+         : level == EventLevel::kWarning ? LogLevel::kWarning
+                                         : LogLevel::kInfo;
 }
 
 }  // namespace
 
-Coordinator::Coordinator(const Options& options, std::unique_ptr<JobStore> store, const Clock& clock, MetricsRegistry* metrics)
+Coordinator::Coordinator(const Options& options, std::unique_ptr<JobStore> store, const Clock& clock,
+                         MetricsRegistry* metrics)
     : options_(options), store_(std::move(store)), clock_(clock), metrics_(metrics) {}
 
 Coordinator::~Coordinator() = default;
 
-StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(const Options& options, std::unique_ptr<JobStore> store, const Clock& clock,
-                                                           MetricsRegistry* metrics) {
+StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(const Options& options, std::unique_ptr<JobStore> store,
+                                                           const Clock& clock, MetricsRegistry* metrics) {
   if (!(options.heartbeat_seconds > 0) || options.lease_seconds < 2 * options.heartbeat_seconds) {
-    return absl::InvalidArgumentError(StrCat("--heartbeat ", options.heartbeat_seconds, " and --lease ", options.lease_seconds,
+    return absl::InvalidArgumentError(StrCat("--heartbeat ", options.heartbeat_seconds, " and --lease ",
+                                             options.lease_seconds,
                                              ": the heartbeat must be above 0 and the lease at least twice as long"));
   }
   auto coordinator = std::unique_ptr<Coordinator>(new Coordinator(options, std::move(store), clock, metrics));
@@ -43,9 +47,12 @@ StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(const Options& option
       job.stages = std::move(record.stages);
       if (record.has_progress) job.progress = record.progress;
       job.assigned_at = state.started;
-      LogInfo("job found in the store", {{"job", job.id}, {"state", Name(job.status.state)}, {"generation", job.status.generation}});
+      LogInfo("job found in the store",
+              {{"job", job.id}, {"state", Name(job.status.state)}, {"generation", job.status.generation}});
       if (job.status.state == JobState::kRunning) {
-        for (auto& call : coordinator->rendezvous_.Open(job.id, job.status.generation)) effects.calls.push_back(std::move(call));
+        for (auto& call : coordinator->rendezvous_.Open(job.id, job.status.generation)) {
+          effects.calls.push_back(std::move(call));
+        }
       }
       state.jobs.push_back(std::move(job));
     }
@@ -134,7 +141,8 @@ void Coordinator::TakeOver(const JobDecision& decision, double now, ActiveJob* j
   if (decision.status != job->status || !decision.events.empty()) effects->changed_jobs.insert(job->id);
   const bool new_generation = decision.status.generation != job->status.generation;
   if (decision.status.state != job->status.state) {
-    LogInfo("job changed its state", {{"job", job->id}, {"state", Name(decision.status.state)}, {"reason", decision.status.reason}});
+    LogInfo("job changed its state",
+            {{"job", job->id}, {"state", Name(decision.status.state)}, {"reason", decision.status.reason}});
   }
   RendezvousStore::Deferred calls;
   if (IsEnded(decision.status.state)) {
@@ -153,7 +161,9 @@ void Coordinator::TakeOver(const JobDecision& decision, double now, ActiveJob* j
 }
 
 void Coordinator::ForgetSilentWorkers(double now) {
-  std::erase_if(state_.workers, [&](const auto& entry) { return now - entry.second.last_seen > options_.lease_seconds + kForgetSeconds; });
+  std::erase_if(state_.workers, [&](const auto& entry) {
+    return now - entry.second.last_seen > options_.lease_seconds + kForgetSeconds;
+  });
 }
 
 void Coordinator::Tick() {
@@ -161,7 +171,8 @@ void Coordinator::Tick() {
   {
     absl::MutexLock lock(&mutex_);
     ForgetSilentWorkers(clock_.Monotonic());
-    (void)NoteHealth(store_->CheckOwnership());  // an idle coordinator would otherwise not notice that another took over
+    (void)NoteHealth(
+        store_->CheckOwnership());  // an idle coordinator would otherwise not notice that another took over
     DecideAndStore(&effects);
   }
   Perform(effects);
@@ -173,7 +184,8 @@ Status Coordinator::health() {
 }
 
 ActiveJob* Coordinator::FindJob(const std::string& job_id) {
-  const auto found = std::find_if(state_.jobs.begin(), state_.jobs.end(), [&](const ActiveJob& job) { return job.id == job_id; });
+  const auto found =
+      std::find_if(state_.jobs.begin(), state_.jobs.end(), [&](const ActiveJob& job) { return job.id == job_id; });
   return found == state_.jobs.end() ? nullptr : &*found;
 }
 

@@ -1,9 +1,10 @@
 // The coordinator itself: what users and workers ask, in plain types. RPC shells and main() sit on top of it.
 //
-// It holds the cluster's state, calls Decide() after every event and at every tick, stores what was decided and only then acts on it. A
-// decision that cannot be stored is not acted on; it is taken again at the next tick.
+// It holds the cluster's state, calls Decide() after every event and at every tick, stores what was decided and only
+// then acts on it. A decision that cannot be stored is not acted on; it is taken again at the next tick.
 //
-// Thread-safe. One mutex; store writes happen under it (they are part of the decision), callbacks never. Blocks on the disk.
+// Thread-safe. One mutex; store writes happen under it (they are part of the decision), callbacks never. Blocks on the
+// disk.
 #ifndef DISTILL_COORDINATOR_CORE_COORDINATOR_H_
 #define DISTILL_COORDINATOR_CORE_COORDINATOR_H_
 
@@ -101,13 +102,13 @@ class Coordinator {
     std::string version;
   };
   // Loads the unfinished jobs of the store; running ones wait for their members for one lease.
-  static StatusOr<std::unique_ptr<Coordinator>> Create(const Options& options, std::unique_ptr<JobStore> store, const Clock& clock,
-                                                       MetricsRegistry* metrics);
+  static StatusOr<std::unique_ptr<Coordinator>> Create(const Options& options, std::unique_ptr<JobStore> store,
+                                                       const Clock& clock, MetricsRegistry* metrics);
   ~Coordinator();
 
   // --- users (coordinator_jobs.cc) ---
-  // kInvalidArgument bad file or request id; kFailedPrecondition no such teacher; kAlreadyExists the request id came with other content;
-  // kResourceExhausted too many unfinished jobs.
+  // kInvalidArgument bad file or request id; kFailedPrecondition no such teacher; kAlreadyExists the request id came
+  // with other content; kResourceExhausted too many unfinished jobs.
   StatusOr<SubmitResult> Submit(const SubmitRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // By id or name. Ended jobs: no effect. Returns the job as it is afterwards.
   StatusOr<JobRecord> Cancel(const std::string& job, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -119,19 +120,20 @@ class Coordinator {
   // Taps of a zoo architecture (spec.arch; zeros take the architecture's defaults) or of the served model of that name.
   StatusOr<TapListing> ListTaps(const ModelSpec& spec) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // --- workers (coordinator_workers.cc) ---
+  // --- workers (coordinator_workers.cc, coordinator_reports.cc) ---
   StatusOr<RegisterResult> Register(const RegisterInput& input) ABSL_LOCKS_EXCLUDED(mutex_);
   // kNotFound: not registered here (any more); register again. kAborted: another process has taken the id over.
   StatusOr<HeartbeatResult> Heartbeat(const HeartbeatInput& input) ABSL_LOCKS_EXCLUDED(mutex_);
   // kAborted: the generation is over. kFailedPrecondition: not rank 0, or a stage is missing before this one.
-  Status CommitStage(const std::string& worker_id, const std::string& job_id, uint64_t generation, const JobStageResult& result)
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  Status FinishJob(const std::string& worker_id, const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts)
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  Status ReportFailure(const std::string& worker_id, const std::string& job_id, uint64_t generation, const std::string& message,
-                       bool retryable) ABSL_LOCKS_EXCLUDED(mutex_);
+  Status CommitStage(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+                     const JobStageResult& result) ABSL_LOCKS_EXCLUDED(mutex_);
+  Status FinishJob(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+                   const JobArtifacts& artifacts) ABSL_LOCKS_EXCLUDED(mutex_);
+  Status ReportFailure(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+                       const std::string& message, bool retryable) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Looks at the clock: leases, holds, retries of decisions that could not be stored. Call it at least once per heartbeat interval.
+  // Looks at the clock: leases, holds, retries of decisions that could not be stored. Call it at least once per
+  // heartbeat interval.
   void Tick() ABSL_LOCKS_EXCLUDED(mutex_);
   // Not ok once another coordinator owns the store, or the store is damaged: this process must stop.
   Status health() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -156,7 +158,8 @@ class Coordinator {
   Status NoteHealth(const Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Decides, stores and takes over into state_.
   void DecideAndStore(Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void TakeOver(const JobDecision& decision, double now, ActiveJob* job, Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TakeOver(const JobDecision& decision, double now, ActiveJob* job, Effects* effects)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetSilentWorkers(double now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   EventRecord OwnEvent(EventLevel level, std::string text) const;
   DecideOptions decide_options() const;
@@ -168,7 +171,8 @@ class Coordinator {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Status FenceRankZero(const ActiveJob& job, const std::string& worker_id) const;
   // Progress and events of a heartbeat. Failures are logged, not returned.
-  void StoreReports(const HeartbeatInput& input, const Worker& worker, Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StoreReports(const HeartbeatInput& input, const Worker& worker, Effects* effects)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   HeartbeatResult Answer(const Worker& worker, double now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   StatusOr<SubmitResult> FindSubmitted(const SubmitRequest& request, const std::string& digest, bool* found);
 

@@ -15,7 +15,8 @@ namespace {
 constexpr size_t kMaxActiveJobs = 1000;
 constexpr size_t kMaxRequestIdBytes = 128;
 
-// "NAME-1a2b3c4d": readable, and different from the ids of an earlier life of the state folder, whose checkpoints may still lie about.
+// "NAME-1a2b3c4d": readable, and different from the ids of an earlier life of the state folder, whose checkpoints may
+// still lie about.
 std::string MakeJobId(const std::string& name) {
   std::random_device random;
   const uint32_t number = random();
@@ -34,15 +35,18 @@ std::string ContentDigest(const JobFileInput& file) {
 Status CheckRequestId(const SubmitRequest& request) {
   const std::string& id = request.request_id;
   if (id.empty() && request.dry_run) return OkStatus();
-  if (id.empty() || id.size() > kMaxRequestIdBytes || id.find('\n') != std::string::npos || FirstInvalidByte(id) != std::string_view::npos) {
-    return absl::InvalidArgumentError(StrCat("request_id: expected 1 to ", kMaxRequestIdBytes, " printable bytes, unique per job, got '", Shorten(id), "'"));
+  if (id.empty() || id.size() > kMaxRequestIdBytes || id.find('\n') != std::string::npos ||
+      FirstInvalidByte(id) != std::string_view::npos) {
+    return absl::InvalidArgumentError(StrCat("request_id: expected 1 to ", kMaxRequestIdBytes,
+                                             " printable bytes, unique per job, got '", Shorten(id), "'"));
   }
   return OkStatus();
 }
 
 }  // namespace
 
-StatusOr<SubmitResult> Coordinator::FindSubmitted(const SubmitRequest& request, const std::string& digest, bool* found) {
+StatusOr<SubmitResult> Coordinator::FindSubmitted(const SubmitRequest& request, const std::string& digest,
+                                                  bool* found) {
   *found = false;
   DISTILL_ASSIGN_OR_RETURN(const std::optional<JobStore::Known> known, store_->FindRequest(request.request_id));
   if (!known) return SubmitResult{};
@@ -86,14 +90,19 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   record.file_name = request.file.file_name;
   record.status.reason = "submitted";
   record.status.generation = 1;  // that of the first group
-  std::vector<EventRecord> events = {OwnEvent(EventLevel::kInfo, StrCat("submitted: ", record.plan.stages.size(), " stage(s), ", record.plan.students, " student(s)"))};
+  std::vector<EventRecord> events = {
+      OwnEvent(EventLevel::kInfo,
+               StrCat("submitted: ", record.plan.stages.size(), " stage(s), ", record.plan.students, " student(s)"))};
   for (const std::string& warning : expanded->warnings) events.push_back(OwnEvent(EventLevel::kWarning, warning));
   Effects effects;
   {
     absl::MutexLock lock(&mutex_);
-    if (!health_.ok()) return refuse(absl::UnavailableError(StrCat("the coordinator is stopping: ", health_.message())));
+    if (!health_.ok()) {
+      return refuse(absl::UnavailableError(StrCat("the coordinator is stopping: ", health_.message())));
+    }
     if (state_.jobs.size() >= kMaxActiveJobs) {
-      return refuse(absl::ResourceExhaustedError(StrCat(kMaxActiveJobs, " jobs wait or run already; wait, or cancel some")));
+      return refuse(
+          absl::ResourceExhaustedError(StrCat(kMaxActiveJobs, " jobs wait or run already; wait, or cancel some")));
     }
     const Status stored = NoteHealth(store_->Insert(record, request.request_id, digest, events));
     if (absl::IsAlreadyExists(stored)) {
@@ -117,7 +126,8 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   }
   Perform(effects);
   metrics_.CountSubmission("accepted");
-  LogInfo("job submitted", {{"job", record.id}, {"stages", record.plan.stages.size()}, {"students", record.plan.students}});
+  LogInfo("job submitted",
+          {{"job", record.id}, {"stages", record.plan.stages.size()}, {"students", record.plan.students}});
   return SubmitResult{record.id, std::move(record.plan), false, std::move(expanded->warnings)};
 }
 
@@ -134,7 +144,8 @@ StatusOr<JobRecord> Coordinator::Cancel(const std::string& job_name, const std::
     JobChange change;
     change.job_id = job->id;
     change.status = status;
-    change.events = {OwnEvent(EventLevel::kInfo, StrCat("cancel requested", reason.empty() ? "" : ": ", Shorten(reason)))};
+    change.events = {
+        OwnEvent(EventLevel::kInfo, StrCat("cancel requested", reason.empty() ? "" : ": ", Shorten(reason)))};
     DISTILL_RETURN_IF_ERROR(Write({change}));
     job->status = status;
     effects.changed_jobs.insert(job->id);
@@ -193,7 +204,8 @@ StatusOr<TapListing> Coordinator::ListTaps(const ModelSpec& spec) {
     DISTILL_ASSIGN_OR_RETURN(const ModelTaps taps, TapsOf(model));
     return TapListing{model.spec, taps.taps};
   }
-  return absl::NotFoundError(StrCat("'", Shorten(spec.arch), "' is neither an architecture of the zoo nor a model that a live teacher serves",
+  return absl::NotFoundError(StrCat("'", Shorten(spec.arch),
+                                    "' is neither an architecture of the zoo nor a model that a live teacher serves",
                                     DidYouMean(spec.arch, names)));
 }
 

@@ -15,7 +15,8 @@ std::string Count(size_t n, std::string_view noun) { return StrCat(n, " ", noun,
 
 class Decider {
  public:
-  Decider(double now, const ClusterState& state, const DecideOptions& options) : now_(now), state_(state), options_(options) {}
+  Decider(double now, const ClusterState& state, const DecideOptions& options)
+      : now_(now), state_(state), options_(options) {}
 
   std::vector<JobDecision> Run() {
     std::vector<JobDecision> decisions;
@@ -53,15 +54,21 @@ class Decider {
   std::string Lost(const RankMember& member, const ActiveJob& job) const {
     const Worker* worker = Find(member.worker_id);
     if (worker == nullptr) {
-      return Grace() ? "" : StrCat(member.worker_id, " did not return within ", Seconds(options_.lease), " of the coordinator's restart");
+      return Grace() ? ""
+                     : StrCat(member.worker_id, " did not return within ", Seconds(options_.lease),
+                              " of the coordinator's restart");
     }
     if (worker->incarnation != member.incarnation) return StrCat(member.worker_id, " was restarted");
-    if (!Alive(*worker)) return StrCat(member.worker_id, " has been silent for ", Seconds(now_ - worker->last_seen), " (lease ", Seconds(options_.lease), ")");
+    if (!Alive(*worker)) {
+      return StrCat(member.worker_id, " has been silent for ", Seconds(now_ - worker->last_seen), " (lease ",
+                    Seconds(options_.lease), ")");
+    }
     if (worker->draining) return StrCat(member.worker_id, " is shutting down");
     const double elsewhere = now_ - std::max(worker->job_since, job.assigned_at);
     if (worker->job_id != job.id && elsewhere > options_.idle_limit) {
-      return StrCat(member.worker_id, " has been ", worker->job_id.empty() ? "idle" : StrCat("busy with job ", worker->job_id), " for ", Seconds(elsewhere),
-                    " instead of taking its rank");
+      return StrCat(member.worker_id, " has been ",
+                    worker->job_id.empty() ? "idle" : StrCat("busy with job ", worker->job_id), " for ",
+                    Seconds(elsewhere), " instead of taking its rank");
     }
     return "";
   }
@@ -69,7 +76,8 @@ class Decider {
   void DecideRunning(const ActiveJob& job, JobDecision* decision) const {
     if (job.status.cancel_requested) return DecideCancelling(job, decision);
     if (job.failure && !job.failure->retryable) {
-      return End(JobState::kFailed, StrCat(job.failure->worker_id, ": ", job.failure->message), EventLevel::kError, decision);
+      return End(JobState::kFailed, StrCat(job.failure->worker_id, ": ", job.failure->message), EventLevel::kError,
+                 decision);
     }
     std::string lost;
     for (const RankMember& member : job.status.ranks) {
@@ -86,7 +94,8 @@ class Decider {
     for (const RankMember& member : job.status.ranks) {
       const Worker* worker = Find(member.worker_id);
       const bool may_return = worker == nullptr && Grace();
-      const bool works = worker != nullptr && worker->incarnation == member.incarnation && Alive(*worker) && worker->job_id == job.id;
+      const bool works =
+          worker != nullptr && worker->incarnation == member.incarnation && Alive(*worker) && worker->job_id == job.id;
       if (may_return || works) StrAppend(&working, working.empty() ? "" : ", ", member.worker_id);
     }
     if (working.empty()) return End(JobState::kCancelled, CancelReason(job), EventLevel::kInfo, decision);
@@ -94,21 +103,25 @@ class Decider {
   }
 
   static std::string CancelReason(const ActiveJob& job) {
-    return job.status.cancel_reason.empty() ? "cancelled by a user" : StrCat("cancelled by a user: ", job.status.cancel_reason);
+    return job.status.cancel_reason.empty() ? "cancelled by a user"
+                                            : StrCat("cancelled by a user: ", job.status.cancel_reason);
   }
 
   void LoseGroup(const std::string& why, JobDecision* decision) const {
     JobStatus& status = decision->status;
     ++status.restarts;
     if (status.restarts > options_.max_restarts) {
-      return End(JobState::kFailed, StrCat("gave up after re-forming the group ", options_.max_restarts, " times; last: ", why), EventLevel::kError, decision);
+      return End(JobState::kFailed,
+                 StrCat("gave up after re-forming the group ", options_.max_restarts, " times; last: ", why),
+                 EventLevel::kError, decision);
     }
     ++status.generation;
     status.state = JobState::kQueued;
     status.reason = why;
     decision->lost_at = now_;
-    decision->events.push_back({EventLevel::kWarning, StrCat("group lost: ", why, "; re-forming as generation ", status.generation, " (restart ",
-                                                             status.restarts, " of at most ", options_.max_restarts, ")")});
+    decision->events.push_back(
+        {EventLevel::kWarning, StrCat("group lost: ", why, "; re-forming as generation ", status.generation,
+                                      " (restart ", status.restarts, " of at most ", options_.max_restarts, ")")});
   }
 
   std::string RunningReason(const ActiveJob& job, JobDecision* decision) const {
@@ -124,7 +137,8 @@ class Decider {
       // Right after a restart teachers have not called yet: what was true before stays.
       if (match.usable.empty()) return job.status.reason;
       if (IsMissingTeacher(job.status.reason)) {
-        decision->events.push_back({EventLevel::kInfo, StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
+        decision->events.push_back(
+            {EventLevel::kInfo, StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
       }
     }
     return StrCat("stage ", stage + 1, " of ", stages, " ('", job.plan->stages[stage].name, "')");
@@ -148,7 +162,8 @@ class Decider {
       if (worker.kind != WorkerKind::kStudent || worker.draining || !Alive(worker) || taken_.contains(id)) continue;
       // Who has not called since the group broke may be the very one that died: its lease says nothing yet.
       if (decision.lost_at && worker.last_seen <= *decision.lost_at) continue;
-      // A student that still unwinds another job is not there yet; one that unwinds this very job takes the new generation as it comes.
+      // A student that still unwinds another job is not there yet; one that unwinds this very job takes the new
+      // generation as it comes.
       if (worker.job_id.empty() || worker.job_id == job.id) free.push_back(&worker);
     }
     return free;
@@ -156,7 +171,9 @@ class Decider {
 
   size_t LiveStudents() const {
     size_t live = 0;
-    for (const auto& [id, worker] : state_.workers) live += worker.kind == WorkerKind::kStudent && !worker.draining && Alive(worker);
+    for (const auto& [id, worker] : state_.workers) {
+      live += worker.kind == WorkerKind::kStudent && !worker.draining && Alive(worker);
+    }
     return live;
   }
 
@@ -182,7 +199,9 @@ class Decider {
     if (free.size() < needed) {
       const size_t live = LiveStudents();
       status.reason = StrCat("waiting for ", Count(needed, "student"), ": ", free.size(), " free, ", live, " alive");
-      if (live < needed) StrAppend(&status.reason, "; start ", needed - live, " more: distill-student --coordinator ADDRESS");
+      if (live < needed) {
+        StrAppend(&status.reason, "; start ", needed - live, " more: distill-student --coordinator ADDRESS");
+      }
       if (live >= needed) line_head_ = job.id;
       KeepStudents(*decision);
       return;
@@ -195,15 +214,16 @@ class Decider {
       StrAppend(&names, names.empty() ? "" : ", ", member.worker_id);
     }
     const size_t stage = std::min<size_t>(job.current_stage(), job.plan->stages.size() - 1);
-    status.reason = job.current_stage() >= job.plan->stages.size()
-                        ? "all stages are committed; rank 0 exports the student"
-                        : StrCat("stage ", stage + 1, " of ", job.plan->stages.size(), " ('", job.plan->stages[stage].name, "')");
+    status.reason =
+        job.current_stage() >= job.plan->stages.size()
+            ? "all stages are committed; rank 0 exports the student"
+            : StrCat("stage ", stage + 1, " of ", job.plan->stages.size(), " ('", job.plan->stages[stage].name, "')");
     decision->assigned = true;
     decision->events.push_back({EventLevel::kInfo, StrCat("generation ", status.generation, ": ", names)});
   }
 
-  // A job that lost its group a moment ago keeps its old students for itself: a process that restarts is back in seconds, while a
-  // later job could hold them for hours. Jobs behind it may use others.
+  // A job that lost its group a moment ago keeps its old students for itself: a process that restarts is back in
+  // seconds, while a later job could hold them for hours. Jobs behind it may use others.
   void KeepStudents(const JobDecision& decision) {
     if (!decision.lost_at || now_ >= *decision.lost_at + options_.hold) return;
     for (const RankMember& member : decision.status.ranks) taken_.insert(member.worker_id);
@@ -218,7 +238,9 @@ class Decider {
 
 }  // namespace
 
-bool IsAlive(double now, const Worker& worker, const DecideOptions& options) { return now - worker.last_seen <= options.lease; }
+bool IsAlive(double now, const Worker& worker, const DecideOptions& options) {
+  return now - worker.last_seen <= options.lease;
+}
 
 std::vector<JobDecision> Decide(double now, const ClusterState& state, const DecideOptions& options) {
   return Decider(now, state, options).Run();

@@ -20,7 +20,8 @@ class JobFeed {
   // Returns a ticket for Unsubscribe.
   uint64_t Subscribe(const std::string& job_id, Callback callback);
   void Unsubscribe(uint64_t ticket);
-  // Calls the job's callbacks. A callback may still run once after its Unsubscribe returned: it must hold what it needs.
+  // Calls the job's callbacks. A callback may still run once after its Unsubscribe returned: it must hold what it
+  // needs.
   void Notify(const std::string& job_id);
   size_t watchers() const;
 

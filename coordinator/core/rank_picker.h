@@ -12,9 +12,10 @@ namespace distill {
 // "student-2" before "student-10": digits compare as numbers.
 bool NaturalLess(const std::string& a, const std::string& b);
 
-// `count` ranks out of `candidates`: first everybody who had a rank below `count` before keeps it, then the rest fills the gaps in
-// natural order of their ids. REQUIRES: candidates.size() >= count, ids are distinct.
-std::vector<RankMember> PickRanks(const std::vector<RankMember>& previous, const std::vector<const Worker*>& candidates, size_t count);
+// `count` ranks out of `candidates`: first everybody who had a rank below `count` before keeps it, then the rest fills
+// the gaps in natural order of their ids. REQUIRES: candidates.size() >= count, ids are distinct.
+std::vector<RankMember> PickRanks(const std::vector<RankMember>& previous, const std::vector<const Worker*>& candidates,
+                                  size_t count);
 
 }  // namespace distill
 

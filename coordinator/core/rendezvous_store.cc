@@ -13,13 +13,15 @@ namespace {
 Status CheckKey(const std::string& key) {
   if (key.empty()) return absl::InvalidArgumentError("rendezvous: the key is empty");
   if (key.size() <= RendezvousStore::kMaxKeyBytes) return OkStatus();
-  return absl::InvalidArgumentError(StrCat("rendezvous: a key of ", key.size(), " bytes; at most ", RendezvousStore::kMaxKeyBytes, " are allowed"));
+  return absl::InvalidArgumentError(
+      StrCat("rendezvous: a key of ", key.size(), " bytes; at most ", RendezvousStore::kMaxKeyBytes, " are allowed"));
 }
 
 Status CheckKeys(const std::vector<std::string>& keys) {
   if (keys.empty()) return absl::InvalidArgumentError("rendezvous: no key was given");
   if (keys.size() > RendezvousStore::kMaxKeysPerCall) {
-    return absl::InvalidArgumentError(StrCat("rendezvous: ", keys.size(), " keys in one call; at most ", RendezvousStore::kMaxKeysPerCall, " are allowed"));
+    return absl::InvalidArgumentError(StrCat("rendezvous: ", keys.size(), " keys in one call; at most ",
+                                             RendezvousStore::kMaxKeysPerCall, " are allowed"));
   }
   for (const std::string& key : keys) DISTILL_RETURN_IF_ERROR(CheckKey(key));
   return OkStatus();
@@ -31,7 +33,9 @@ bool HasAll(const std::map<std::string, std::string>& values, const std::vector<
 
 }  // namespace
 
-RendezvousStore::RendezvousStore() : expire_([this] { ExpireLoop(); }) { pthread_setname_np(expire_.native_handle(), "kv-expire"); }
+RendezvousStore::RendezvousStore() : expire_([this] { ExpireLoop(); }) {
+  pthread_setname_np(expire_.native_handle(), "kv-expire");
+}
 
 RendezvousStore::~RendezvousStore() {
   Deferred left;
@@ -39,7 +43,8 @@ RendezvousStore::~RendezvousStore() {
     absl::MutexLock lock(&mutex_);
     stop_ = true;
     wake_.Signal();
-    left = TakeIf([](const Wait&) { return true; }, [](const Wait&) { return absl::UnavailableError("the coordinator is stopping"); });
+    left = TakeIf([](const Wait&) { return true; },
+                  [](const Wait&) { return absl::UnavailableError("the coordinator is stopping"); });
   }
   Run(left);
   expire_.join();
@@ -55,7 +60,10 @@ RendezvousStore::Deferred RendezvousStore::Open(const std::string& job_id, uint6
   if (space.closed || space.generation >= generation) return {};
   space = Space{.generation = generation};
   return TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id && wait.scope.generation != generation; },
-                [&](const Wait&) { return absl::AbortedError(StrCat("job ", job_id, " is at generation ", generation, " now; wait for a new assignment")); });
+                [&](const Wait&) {
+                  return absl::AbortedError(
+                      StrCat("job ", job_id, " is at generation ", generation, " now; wait for a new assignment"));
+                });
 }
 
 RendezvousStore::Deferred RendezvousStore::Close(const std::string& job_id) {
@@ -67,30 +75,37 @@ RendezvousStore::Deferred RendezvousStore::Close(const std::string& job_id) {
 
 StatusOr<RendezvousStore::Space*> RendezvousStore::Find(const Scope& scope) {
   const auto found = spaces_.find(scope.job_id);
-  if (found == spaces_.end()) return absl::AbortedError(StrCat("job '", scope.job_id, "' is not running here; wait for a new assignment"));
+  if (found == spaces_.end()) {
+    return absl::AbortedError(StrCat("job '", scope.job_id, "' is not running here; wait for a new assignment"));
+  }
   if (found->second.closed) return absl::AbortedError(StrCat("job ", scope.job_id, " has ended"));
   if (found->second.generation == scope.generation) return &found->second;
-  return absl::AbortedError(StrCat("job ", scope.job_id, " is at generation ", found->second.generation, ", not ", scope.generation,
-                                   "; wait for a new assignment"));
+  return absl::AbortedError(StrCat("job ", scope.job_id, " is at generation ", found->second.generation, ", not ",
+                                   scope.generation, "; wait for a new assignment"));
 }
 
 Status RendezvousStore::Put(Space* space, const std::string& key, std::string value) {
   if (value.size() > kMaxValueBytes) {
-    return absl::InvalidArgumentError(StrCat("rendezvous: a value of ", value.size(), " bytes; at most ", kMaxValueBytes, " are allowed"));
+    return absl::InvalidArgumentError(
+        StrCat("rendezvous: a value of ", value.size(), " bytes; at most ", kMaxValueBytes, " are allowed"));
   }
   const auto found = space->values.find(key);
   const size_t before = found == space->values.end() ? 0 : key.size() + found->second.size();
   const size_t bytes = space->bytes - before + key.size() + value.size();
-  if (bytes > kMaxScopeBytes) return absl::ResourceExhaustedError(StrCat("rendezvous: the job's keys exceed ", kMaxScopeBytes, " bytes"));
+  if (bytes > kMaxScopeBytes) {
+    return absl::ResourceExhaustedError(StrCat("rendezvous: the job's keys exceed ", kMaxScopeBytes, " bytes"));
+  }
   space->bytes = bytes;
   space->values[key] = std::move(value);
   return OkStatus();
 }
 
-void RendezvousStore::TakeCompleted(const Scope& scope, const Space& space, const std::string& key, Deferred* deferred) {
+void RendezvousStore::TakeCompleted(const Scope& scope, const Space& space, const std::string& key,
+                                    Deferred* deferred) {
   for (auto it = waits_.begin(); it != waits_.end();) {
     const Wait& wait = it->second;
-    const bool about = wait.scope.job_id == scope.job_id && std::find(wait.keys.begin(), wait.keys.end(), key) != wait.keys.end();
+    const bool about =
+        wait.scope.job_id == scope.job_id && std::find(wait.keys.begin(), wait.keys.end(), key) != wait.keys.end();
     if (!about || !HasAll(space.values, wait.keys)) {
       ++it;
       continue;
@@ -100,7 +115,8 @@ void RendezvousStore::TakeCompleted(const Scope& scope, const Space& space, cons
   }
 }
 
-RendezvousStore::Deferred RendezvousStore::TakeIf(const std::function<bool(const Wait&)>& chosen, const std::function<Status(const Wait&)>& why) {
+RendezvousStore::Deferred RendezvousStore::TakeIf(const std::function<bool(const Wait&)>& chosen,
+                                                  const std::function<Status(const Wait&)>& why) {
   Deferred deferred;
   for (auto it = waits_.begin(); it != waits_.end();) {
     if (!chosen(it->second)) {
@@ -147,7 +163,9 @@ StatusOr<int64_t> RendezvousStore::Add(const Scope& scope, const std::string& ke
     if (found != space->values.end() && !absl::SimpleAtoi(found->second, &present)) {
       return absl::InvalidArgumentError(StrCat("rendezvous: the value of '", key, "' is no number"));
     }
-    if (__builtin_add_overflow(present, amount, &sum)) return absl::InvalidArgumentError(StrCat("rendezvous: '", key, "' overflows"));
+    if (__builtin_add_overflow(present, amount, &sum)) {
+      return absl::InvalidArgumentError(StrCat("rendezvous: '", key, "' overflows"));
+    }
     DISTILL_RETURN_IF_ERROR(Put(space, key, StrCat(sum)));
     TakeCompleted(scope, *space, key, &deferred);
   }
@@ -155,8 +173,8 @@ StatusOr<int64_t> RendezvousStore::Add(const Scope& scope, const std::string& ke
   return sum;
 }
 
-StatusOr<std::string> RendezvousStore::CompareSet(const Scope& scope, const std::string& key, const std::string& expected,
-                                                  const std::string& desired) {
+StatusOr<std::string> RendezvousStore::CompareSet(const Scope& scope, const std::string& key,
+                                                  const std::string& expected, const std::string& desired) {
   DISTILL_RETURN_IF_ERROR(CheckKey(key));
   Deferred deferred;
   {
@@ -196,7 +214,8 @@ StatusOr<uint64_t> RendezvousStore::Count(const Scope& scope) {
   return static_cast<uint64_t>(space->values.size());
 }
 
-uint64_t RendezvousStore::WaitFor(const Scope& scope, const std::vector<std::string>& keys, absl::Duration timeout, WaitDone done) {
+uint64_t RendezvousStore::WaitFor(const Scope& scope, const std::vector<std::string>& keys, absl::Duration timeout,
+                                  WaitDone done) {
   StatusOr<std::string> answer = std::string();
   if (const Status valid = CheckKeys(keys); !valid.ok()) {
     answer = valid;
@@ -213,7 +232,8 @@ uint64_t RendezvousStore::WaitFor(const Scope& scope, const std::vector<std::str
       answer = absl::UnavailableError("the coordinator is stopping");
     } else {
       const uint64_t ticket = next_ticket_++;
-      waits_[ticket] = {scope, keys, absl::Now() + std::clamp(timeout, absl::ZeroDuration(), kMaxWait), std::move(done)};
+      waits_[ticket] = {scope, keys, absl::Now() + std::clamp(timeout, absl::ZeroDuration(), kMaxWait),
+                        std::move(done)};
       wake_.Signal();
       return ticket;
     }
@@ -238,7 +258,8 @@ Status RendezvousStore::Late(const Wait& wait) const {
   const auto space = spaces_.find(wait.scope.job_id);
   for (const std::string& key : wait.keys) {
     if (space != spaces_.end() && space->second.values.contains(key)) continue;
-    return absl::DeadlineExceededError(StrCat("rendezvous: key '", key, "' did not appear in time; is a rank missing?"));
+    return absl::DeadlineExceededError(
+        StrCat("rendezvous: key '", key, "' did not appear in time; is a rank missing?"));
   }
   return absl::DeadlineExceededError("rendezvous: the keys did not appear in time");
 }
@@ -253,7 +274,8 @@ void RendezvousStore::ExpireLoop() {
       for (const auto& [ticket, wait] : waits_) earliest = std::min(earliest, wait.deadline);
       if (earliest > absl::Now()) wake_.WaitWithDeadline(&mutex_, earliest);
       const absl::Time now = absl::Now();
-      expired = TakeIf([&](const Wait& wait) { return wait.deadline <= now; }, [&](const Wait& wait) { return Late(wait); });
+      expired =
+          TakeIf([&](const Wait& wait) { return wait.deadline <= now; }, [&](const Wait& wait) { return Late(wait); });
     }
     Run(expired);
   }

@@ -1,10 +1,11 @@
-// The key-value store through which the ranks of a job's generation find each other. In memory; nothing survives the process.
+// The key-value store through which the ranks of a job's generation find each other. In memory; nothing survives the
+// process.
 //
-// A scope is a job and its present generation. Opening a newer generation drops the older one's keys and ends its waits with kAborted;
-// calls for any other generation get kAborted.
+// A scope is a job and its present generation. Opening a newer generation drops the older one's keys and ends its waits
+// with kAborted; calls for any other generation get kAborted.
 //
-// Thread-safe. Waits cost no thread: the answer comes through a callback, exactly once, never under a lock. One thread, "kv-expire",
-// ends waits whose time is up.
+// Thread-safe. Waits cost no thread: the answer comes through a callback, exactly once, never under a lock. One thread,
+// "kv-expire", ends waits whose time is up.
 #ifndef DISTILL_COORDINATOR_CORE_RENDEZVOUS_STORE_H_
 #define DISTILL_COORDINATOR_CORE_RENDEZVOUS_STORE_H_
 
@@ -29,7 +30,7 @@ class RendezvousStore {
   static constexpr size_t kMaxValueBytes = kKvMaxValueBytes;
   static constexpr size_t kMaxScopeBytes = kKvMaxScopeBytes;
   static constexpr size_t kMaxKeysPerCall = 1024;
-  static constexpr size_t kMaxWaits = 4096;           // over all scopes
+  static constexpr size_t kMaxWaits = 4096;  // over all scopes
   static constexpr absl::Duration kMaxWait = absl::Minutes(10);
 
   struct Scope {
@@ -48,21 +49,23 @@ class RendezvousStore {
   [[nodiscard]] Deferred Close(const std::string& job_id);
   static void Run(const Deferred& deferred);
 
-  // kInvalidArgument: empty or too long key, too long value, too many keys. kResourceExhausted: the scope or the store is full.
-  // kAborted: not the job's present generation.
+  // kInvalidArgument: empty or too long key, too long value, too many keys. kResourceExhausted: the scope or the store
+  // is full. kAborted: not the job's present generation.
   Status Set(const Scope& scope, const std::string& key, const std::string& value);
   // kNotFound when absent.
   StatusOr<std::string> Get(const Scope& scope, const std::string& key);
   // kInvalidArgument when the present value is no number, or the sum overflows.
   StatusOr<int64_t> Add(const Scope& scope, const std::string& key, int64_t amount);
   // The value afterwards; "" when the key is absent and `expected` is not empty.
-  StatusOr<std::string> CompareSet(const Scope& scope, const std::string& key, const std::string& expected, const std::string& desired);
+  StatusOr<std::string> CompareSet(const Scope& scope, const std::string& key, const std::string& expected,
+                                   const std::string& desired);
   StatusOr<bool> Check(const Scope& scope, const std::vector<std::string>& keys);
   StatusOr<bool> Delete(const Scope& scope, const std::string& key);
   StatusOr<uint64_t> Count(const Scope& scope);
 
-  // `done` gets the first key's value once all keys exist, perhaps before this returns. kDeadlineExceeded after `timeout` (capped at
-  // kMaxWait); the errors above. Returns a ticket for CancelWait, 0 when `done` was called already.
+  // `done` gets the first key's value once all keys exist, perhaps before this returns. kDeadlineExceeded after
+  // `timeout` (capped at kMaxWait); the errors above. Returns a ticket for CancelWait, 0 when `done` was called
+  // already.
   using WaitDone = std::function<void(StatusOr<std::string>)>;
   uint64_t WaitFor(const Scope& scope, const std::vector<std::string>& keys, absl::Duration timeout, WaitDone done);
   // Ends the wait with kCancelled if it still waits.
@@ -85,7 +88,8 @@ class RendezvousStore {
   StatusOr<Space*> Find(const Scope& scope) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Status Put(Space* space, const std::string& key, std::string value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes the waits that `key` completes.
-  void TakeCompleted(const Scope& scope, const Space& space, const std::string& key, Deferred* deferred) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TakeCompleted(const Scope& scope, const Space& space, const std::string& key, Deferred* deferred)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes the chosen waits; each will be told why.
   Deferred TakeIf(const std::function<bool(const Wait&)>& chosen, const std::function<Status(const Wait&)>& why)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -94,7 +98,8 @@ class RendezvousStore {
   void ExpireLoop();
 
   absl::Mutex mutex_;
-  std::map<std::string, Space> spaces_ ABSL_GUARDED_BY(mutex_);  // by job; closed ones stay as tombstones of a few bytes
+  std::map<std::string, Space> spaces_
+      ABSL_GUARDED_BY(mutex_);  // by job; closed ones stay as tombstones of a few bytes
   std::map<uint64_t, Wait> waits_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;

@@ -84,14 +84,15 @@ std::vector<TeacherJob> JobsOf(const Worker& teacher, const ClusterState& state)
 std::string DescribeMismatch(const ActiveJob& job, const Worker& teacher) {
   const TeacherRef& ref = job.plan->teachers.front();
   const ServedModelInfo* model = FindModel(teacher, ref);
-  return StrCat("teacher ", teacher.id, " serves '", ref.model, "' with digest ", ShortDigest(model == nullptr ? "" : model->digest),
-                ", the job was submitted with ", ShortDigest(ref.digest), ": not used");
+  return StrCat("teacher ", teacher.id, " serves '", ref.model, "' with digest ",
+                ShortDigest(model == nullptr ? "" : model->digest), ", the job was submitted with ",
+                ShortDigest(ref.digest), ": not used");
 }
 
 std::string DescribeMissingTeacher(const ActiveJob& job, const TeacherMatch& match) {
   const TeacherRef& ref = job.plan->teachers.front();
-  std::string text = StrCat(kMissing, "none that is alive serves '", ref.model, "' (digest ", ShortDigest(ref.digest), "); start one: distill-teacher --model ",
-                            ref.model, "=FILE");
+  std::string text = StrCat(kMissing, "none that is alive serves '", ref.model, "' (digest ", ShortDigest(ref.digest),
+                            "); start one: distill-teacher --model ", ref.model, "=FILE");
   for (const Worker* worker : match.mismatched) StrAppend(&text, "; ", DescribeMismatch(job, *worker));
   return text;
 }

@@ -39,7 +39,8 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, ModelSpec* spec) {
     std::vector<double> sides;
     const NumberRange range{.minimum = 1, .maximum = kMaxImageSide};
     if (student.Numbers("image", range, &sides)) {
-      const bool whole = sides.size() == 2 && sides[0] == static_cast<uint32_t>(sides[0]) && sides[1] == static_cast<uint32_t>(sides[1]);
+      const bool whole = sides.size() == 2 && sides[0] == static_cast<uint32_t>(sides[0]) &&
+                         sides[1] == static_cast<uint32_t>(sides[1]);
       if (whole) {
         spec->image_height = static_cast<uint32_t>(sides[0]);
         spec->image_width = static_cast<uint32_t>(sides[1]);
@@ -51,9 +52,14 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, ModelSpec* spec) {
   for (const auto& [key, out] : {std::pair{"mean", &spec->mean}, {"std", &spec->std}}) {
     const bool is_std = out == &spec->std;
     std::vector<double> values;
-    if (!student.Numbers(key, is_std ? NumberRange{.minimum = 0, .maximum = 1e6, .minimum_exclusive = true} : NumberRange{-1e6, 1e6}, &values)) continue;
+    if (!student.Numbers(
+            key, is_std ? NumberRange{.minimum = 0, .maximum = 1e6, .minimum_exclusive = true} : NumberRange{-1e6, 1e6},
+            &values)) {
+      continue;
+    }
     if (spec->in_channels != 0 && values.size() != spec->in_channels) {
-      student.Problem(key, StrCat("has ", values.size(), " values, but the student has in_channels ", spec->in_channels, "; give one per channel"));
+      student.Problem(key, StrCat("has ", values.size(), " values, but the student has in_channels ", spec->in_channels,
+                                  "; give one per channel"));
     }
     out->assign(values.begin(), values.end());
   }
@@ -63,7 +69,7 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, ModelSpec* spec) {
 void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const SectionReader data(node, "data", JobSectionKeys("data"), problems);
   if (!data.present()) return;
-  data.Choice("format", {"idx"}, &job->plan.data.format);
+  data.Choice("format", {"idx", "image_folder"}, &job->plan.data.format);
   if (data.Require("path")) ReadPath(data, "path", &job->plan.data.path);
   data.Integer("train_size", 1, kMaxImages, &job->train_size);
   data.Integer("train_limit", 0, kMaxImages, &job->plan.data.train_limit);
@@ -115,9 +121,12 @@ void ReadSchedulePlan(const SectionReader& top, Problems* problems, JobDraft* jo
   } else if (!has_stages && !top.Has("preset")) {
     problems->Add(top.mark(), StrCat("missing 'preset' (one of scratch, kd, cwd, sskd) or 'stages'"));
   } else if (has_stages) {
-    if (top.Has("budget")) top.Problem("budget", "belongs to presets; with stages, each stage has its own epochs or steps");
+    if (top.Has("budget")) {
+      top.Problem("budget", "belongs to presets; with stages, each stage has its own epochs or steps");
+    }
   } else if (!job->budget.given()) {
-    problems->Add(budget.present() ? budget.mark() : top.mark(), "a preset needs its length: budget: {epochs: ...} or budget: {steps: ...}");
+    problems->Add(budget.present() ? budget.mark() : top.mark(),
+                  "a preset needs its length: budget: {epochs: ...} or budget: {steps: ...}");
   }
   if (has_stages) job->stages = ReadStages(top.Find("stages"), *job, problems);
 }
@@ -154,7 +163,9 @@ void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* p
   section.Number("weight_decay", {.minimum = 0}, &out->weight_decay);
   section.Flag("nesterov", &out->nesterov);
   if (!section.present()) return;
-  if (out->nesterov && out->type == "sgd" && out->momentum == 0) section.Problem("nesterov", "needs a momentum above 0");
+  if (out->nesterov && out->type == "sgd" && out->momentum == 0) {
+    section.Problem("nesterov", "needs a momentum above 0");
+  }
   if (out->nesterov && out->type == "adam") section.Problem("nesterov", "belongs to sgd, not to adam");
 }
 
@@ -165,12 +176,17 @@ void ReadSchedule(const YamlNodePtr& node, const std::string& path, Problems* pr
   section.Number("gamma", {.minimum = 0, .maximum = 1, .minimum_exclusive = true}, &out->gamma);
   const NumberRange inside{.minimum = 0, .maximum = 1, .minimum_exclusive = true, .maximum_exclusive = true};
   if (section.Numbers("milestones", inside, &out->milestones) &&
-      std::adjacent_find(out->milestones.begin(), out->milestones.end(), std::greater_equal<>()) != out->milestones.end()) {
+      std::adjacent_find(out->milestones.begin(), out->milestones.end(), std::greater_equal<>()) !=
+          out->milestones.end()) {
     section.Problem("milestones", "must ascend");
   }
   if (!section.present()) return;
-  if (out->type == "step" && out->milestones.empty()) section.Problem("type", "'step' needs milestones, for example [0.5, 0.75]");
-  if (out->type != "step" && section.Has("milestones")) section.Problem("milestones", StrCat("belong to type 'step', not to '", out->type, "'"));
+  if (out->type == "step" && out->milestones.empty()) {
+    section.Problem("type", "'step' needs milestones, for example [0.5, 0.75]");
+  }
+  if (out->type != "step" && section.Has("milestones")) {
+    section.Problem("milestones", StrCat("belong to type 'step', not to '", out->type, "'"));
+  }
   if (out->type != "step") out->milestones.clear();
 }
 
@@ -180,21 +196,24 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
   const SectionReader top(root, "", JobSectionKeys(""), problems);
   if (!top.present()) return job;
   if (top.Require("name") && top.Text("name", &plan.name) && !IsJobName(plan.name)) {
-    top.Problem("name", StrCat("'", Shorten(plan.name), "' is no job name: lower-case letters, digits and inner '-', at most 63"));
+    top.Problem("name", StrCat("'", Shorten(plan.name),
+                               "' is no job name: lower-case letters, digits and inner '-', at most 63"));
   }
   top.Integer("seed", 0, UINT64_MAX, &plan.seed);
   top.Integer("students", 1, 1024, &plan.students);
   top.Integer("threads", 1, 1024, &plan.threads);
   top.Integer("batch_size", 1, 1 << 20, &plan.batch_size);
   if (plan.batch_size % plan.students != 0) {
-    problems->Add(top.Mark("batch_size"), StrCat("batch_size: ", plan.batch_size, " is not divisible by students ", plan.students, "; take ",
-                                                 std::max(1u, plan.batch_size / plan.students) * plan.students));
+    problems->Add(top.Mark("batch_size"),
+                  StrCat("batch_size: ", plan.batch_size, " is not divisible by students ", plan.students, "; take ",
+                         std::max(1u, plan.batch_size / plan.students) * plan.students));
   }
   top.Choice("device", {"auto", "cpu", "cuda"}, &plan.device);
   if (top.Require("student")) ReadStudent(top.Find("student"), problems, &plan.student);
   job.student_mark = top.Mark("student");
   if (top.Text("teacher", &job.teacher) && !IsPlainName(job.teacher)) {
-    top.Problem("teacher", StrCat("'", Shorten(job.teacher), "' is no model name: letters, digits and inner '-', '.', '_', at most 63"));
+    top.Problem("teacher", StrCat("'", Shorten(job.teacher),
+                                  "' is no model name: letters, digits and inner '-', '.', '_', at most 63"));
     job.teacher.clear();
   }
   job.teacher_mark = top.Mark("teacher");

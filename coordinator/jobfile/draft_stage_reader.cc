@@ -13,7 +13,8 @@ namespace {
 constexpr size_t kMaxStages = 256;
 constexpr size_t kMaxLosses = 64;
 
-// The loss's own keys plus the knobs of its type; of all types while the type is unknown, so that one typo gives one message.
+// The loss's own keys plus the knobs of its type; of all types while the type is unknown, so that one typo gives one
+// message.
 std::vector<std::string> LossKeys(const LossSchema* schema) {
   const KeyList base = JobSectionKeys("stages[].losses[]");
   std::vector<std::string> keys(base.begin(), base.end());
@@ -58,7 +59,8 @@ void ReadKnobs(const SectionReader& section, const LossSchema& schema, LossDraft
 
 // A feature loss names both taps; losses on logits or labels name none.
 void ReadTaps(const SectionReader& section, const LossSchema& schema, LossDraft* loss) {
-  for (const auto& [key, out] : {std::pair<std::string_view, std::string*>{"student", &loss->student_tap}, {"teacher", &loss->teacher_tap}}) {
+  for (const auto& [key, out] :
+       {std::pair<std::string_view, std::string*>{"student", &loss->student_tap}, {"teacher", &loss->teacher_tap}}) {
     if (schema.input != LossInput::kFeatures) {
       if (section.Has(key)) {
         section.Problem(key, StrCat("the loss '", schema.type, "' reads the network's output and takes no tap"));
@@ -81,7 +83,8 @@ void ReadTaps(const SectionReader& section, const LossSchema& schema, LossDraft*
 LossDraft ReadLoss(const YamlNodePtr& node, const std::string& path, Problems* problems) {
   LossDraft loss;
   const YamlNodePtr type_node = node->kind == YamlNode::Kind::kMap ? node->Find("type") : nullptr;
-  const LossSchema* schema = type_node != nullptr && type_node->kind == YamlNode::Kind::kScalar ? FindLossSchema(type_node->text) : nullptr;
+  const LossSchema* schema =
+      type_node != nullptr && type_node->kind == YamlNode::Kind::kScalar ? FindLossSchema(type_node->text) : nullptr;
   const SectionReader section(node, path, LossKeys(schema), problems);
   loss.mark = node->mark;
   loss.name_mark = section.Mark("name");
@@ -95,12 +98,14 @@ LossDraft ReadLoss(const YamlNodePtr& node, const std::string& path, Problems* p
     for (const LossSchema& one : LossSchemas()) types.emplace_back(one.type);
     std::string list;
     for (const std::string& type : types) StrAppend(&list, list.empty() ? "" : ", ", type);
-    section.Problem("type", StrCat("unknown loss '", Shorten(loss.type), "'", DidYouMean(loss.type, types), " (one of ", list, ")"));
+    section.Problem("type", StrCat("unknown loss '", Shorten(loss.type), "'", DidYouMean(loss.type, types), " (one of ",
+                                   list, ")"));
     return loss;
   }
   loss.broken = false;
   if (section.Text("name", &loss.name) && !IsPlainName(loss.name)) {
-    section.Problem("name", StrCat("'", Shorten(loss.name), "' is no loss name: letters, digits and inner '-', '.', '_', at most 63"));
+    section.Problem("name", StrCat("'", Shorten(loss.name),
+                                   "' is no loss name: letters, digits and inner '-', '.', '_', at most 63"));
     loss.broken = true;
   }
   section.Number("weight", {.minimum = 0, .maximum = 1e9}, &loss.weight);
@@ -113,8 +118,9 @@ void ReadLosses(const SectionReader& section, const std::string& path, Problems*
   if (!section.Require("losses")) return;
   const YamlNodePtr list = section.Find("losses");
   if (list->kind != YamlNode::Kind::kSequence || list->items.empty() || list->items.size() > kMaxLosses) {
-    section.Problem("losses", list->kind == YamlNode::Kind::kSequence ? StrCat("expected 1 to ", kMaxLosses, " losses, got ", list->items.size())
-                                                                      : StrCat("expected a list of losses, got ", DescribeValue(*list)));
+    section.Problem("losses", list->kind == YamlNode::Kind::kSequence
+                                  ? StrCat("expected 1 to ", kMaxLosses, " losses, got ", list->items.size())
+                                  : StrCat("expected a list of losses, got ", DescribeValue(*list)));
     return;
   }
   std::set<std::string> names;
@@ -122,7 +128,8 @@ void ReadLosses(const SectionReader& section, const std::string& path, Problems*
     stage->losses.push_back(ReadLoss(list->items[i], StrCat(path, ".losses[", i, "]"), problems));
     const LossDraft& loss = stage->losses.back();
     if (!loss.name.empty() && !names.insert(loss.name).second) {
-      problems->Add(loss.name_mark, StrCat(path, ".losses[", i, "].name: '", Shorten(loss.name), "' is used twice in this stage"));
+      problems->Add(loss.name_mark,
+                    StrCat(path, ".losses[", i, "].name: '", Shorten(loss.name), "' is used twice in this stage"));
     }
   }
 }
@@ -136,7 +143,8 @@ StageDraft ReadStage(const YamlNodePtr& node, const std::string& path, const Job
   if (!section.present()) return stage;
   stage.name_mark = section.Mark("name");
   if (section.Require("name") && section.Text("name", &stage.name) && !IsPlainName(stage.name)) {
-    section.Problem("name", StrCat("'", Shorten(stage.name), "' is no stage name: letters, digits and inner '-', '.', '_', at most 63"));
+    section.Problem("name", StrCat("'", Shorten(stage.name),
+                                   "' is no stage name: letters, digits and inner '-', '.', '_', at most 63"));
   }
   if (section.Texts("trainable", &stage.trainable, &stage.trainable_marks) && stage.trainable.empty()) {
     section.Problem("trainable", "names no module; leave the key out to train the whole student");
@@ -165,7 +173,8 @@ std::vector<StageDraft> ReadStages(const YamlNodePtr& list, const JobDraft& job,
     stages.push_back(ReadStage(list->items[i], path, job, problems));
     const StageDraft& stage = stages.back();
     if (!stage.name.empty() && !names.insert(stage.name).second) {
-      problems->Add(stage.name_mark, StrCat(path, ".name: '", Shorten(stage.name), "' is used twice; stages are told apart by name"));
+      problems->Add(stage.name_mark,
+                    StrCat(path, ".name: '", Shorten(stage.name), "' is used twice; stages are told apart by name"));
     }
   }
   return stages;

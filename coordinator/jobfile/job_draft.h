@@ -1,5 +1,5 @@
-// A job file as read, before it is checked against networks and fleet: what presets write and the plan builder turns into a JobPlan.
-// Plain data; every part remembers where it came from, for messages.
+// A job file as read, before it is checked against networks and fleet: what presets write and the plan builder turns
+// into a JobPlan. Plain data; every part remembers where it came from, for messages.
 #ifndef DISTILL_COORDINATOR_JOBFILE_JOB_DRAFT_H_
 #define DISTILL_COORDINATOR_JOBFILE_JOB_DRAFT_H_
 
@@ -55,8 +55,8 @@ struct KdOptions {
 };
 struct CwdOptions {
   double temperature = 1;
-  double weight = 2;      // per pair of stage ends
-  double kd_weight = 0;   // of an additional kd term; cross-entropy gets 1 - kd_weight
+  double weight = 2;     // per pair of stage ends
+  double kd_weight = 0;  // of an additional kd term; cross-entropy gets 1 - kd_weight
   double kd_temperature = 4;
 };
 struct SskdOptions {

@@ -20,7 +20,8 @@ constexpr size_t kMaxOverrideBytes = 4096;
 
 StatusOr<YamlNodePtr> ParseWithOverrides(const JobFileInput& input, const YamlSource& source) {
   if (source.overrides.size() > kMaxOverrides) {
-    return absl::InvalidArgumentError(StrCat(source.overrides.size(), " overrides were given; at most ", kMaxOverrides, " are read"));
+    return absl::InvalidArgumentError(
+        StrCat(source.overrides.size(), " overrides were given; at most ", kMaxOverrides, " are read"));
   }
   DISTILL_ASSIGN_OR_RETURN(YamlNodePtr root, ParseYaml(input.yaml, source));
   if (root->kind == YamlNode::Kind::kNull && source.overrides.empty()) {
@@ -28,7 +29,8 @@ StatusOr<YamlNodePtr> ParseWithOverrides(const JobFileInput& input, const YamlSo
   }
   for (size_t i = 0; i < source.overrides.size(); ++i) {
     if (source.overrides[i].size() > kMaxOverrideBytes) {
-      return absl::InvalidArgumentError(StrCat(source.Describe({1, 1, static_cast<int>(i)}), ": longer than ", kMaxOverrideBytes, " bytes"));
+      return absl::InvalidArgumentError(
+          StrCat(source.Describe({1, 1, static_cast<int>(i)}), ": longer than ", kMaxOverrideBytes, " bytes"));
     }
     DISTILL_ASSIGN_OR_RETURN(root, ApplyOverride(root, source, static_cast<int>(i)));
   }
@@ -49,16 +51,18 @@ const ServedModelInfo* FindTeacher(const JobDraft& job, const FleetView& fleet, 
     std::string served;
     for (const std::string& name : names) StrAppend(&served, served.empty() ? "" : ", ", name);
     const std::vector<std::string> candidates(names.begin(), names.end());
-    problems->AddPrecondition(job.teacher_mark,
-                              StrCat("teacher: no live teacher serves '", job.teacher, "'", DidYouMean(job.teacher, candidates), " (served now: ",
-                                     served.empty() ? "nothing" : served, "); start one: distill-teacher --model ", job.teacher, "=FILE"));
+    problems->AddPrecondition(job.teacher_mark, StrCat("teacher: no live teacher serves '", job.teacher, "'",
+                                                       DidYouMean(job.teacher, candidates),
+                                                       " (served now: ", served.empty() ? "nothing" : served,
+                                                       "); start one: distill-teacher --model ", job.teacher, "=FILE"));
     return nullptr;
   }
   if (digests.size() > 1) {
     std::string list;
     for (const std::string& digest : digests) StrAppend(&list, list.empty() ? "" : ", ", digest.substr(0, 12));
-    problems->AddPrecondition(job.teacher_mark, StrCat("teacher: live teachers serve different weights under the name '", job.teacher,
-                                                       "' (digests ", list, "); stop those with the wrong file"));
+    problems->AddPrecondition(job.teacher_mark,
+                              StrCat("teacher: live teachers serve different weights under the name '", job.teacher,
+                                     "' (digests ", list, "); stop those with the wrong file"));
     return nullptr;
   }
   return found;
@@ -67,16 +71,20 @@ const ServedModelInfo* FindTeacher(const JobDraft& job, const FleetView& fleet, 
 void CheckTeacherInput(const JobDraft& job, const ModelSpec& teacher, Problems* problems) {
   const ModelSpec& student = job.plan.student;
   if (teacher.in_channels != 0 && teacher.in_channels != student.in_channels) {
-    problems->Add(job.teacher_mark, StrCat("teacher: '", job.teacher, "' takes images of ", teacher.in_channels, " channels, the student of ",
-                                           student.in_channels, "; both see the same pixels"));
+    problems->Add(job.teacher_mark,
+                  StrCat("teacher: '", job.teacher, "' takes images of ", teacher.in_channels,
+                         " channels, the student of ", student.in_channels, "; both see the same pixels"));
   }
-  if (teacher.image_height != 0 && (teacher.image_height != student.image_height || teacher.image_width != student.image_width)) {
-    problems->Add(job.teacher_mark, StrCat("teacher: '", job.teacher, "' takes images of ", teacher.image_height, "x", teacher.image_width,
-                                           ", the student of ", student.image_height, "x", student.image_width, "; both see the same pixels"));
+  if (teacher.image_height != 0 &&
+      (teacher.image_height != student.image_height || teacher.image_width != student.image_width)) {
+    problems->Add(job.teacher_mark, StrCat("teacher: '", job.teacher, "' takes images of ", teacher.image_height, "x",
+                                           teacher.image_width, ", the student of ", student.image_height, "x",
+                                           student.image_width, "; both see the same pixels"));
   }
 }
 
-// Writes job->stages from the preset. Nothing when it cannot be expanded (a problem was added, or the teacher is unknown).
+// Writes job->stages from the preset. Nothing when it cannot be expanded (a problem was added, or the teacher is
+// unknown).
 void ExpandDraftPreset(const StageContext& context, Problems* problems, JobDraft* job) {
   if (PresetNeedsTeacher(job->preset) && !context.has_teacher) {
     problems->Add(job->preset_mark, StrCat("preset: '", job->preset, "' needs a teacher; name one: teacher: MODEL"));
@@ -111,7 +119,8 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
   ModelSpec network = job.plan.student;
   network.mean.clear();  // checked by the reader, where the place in the file is known
   network.std.clear();
-  const bool student_read = !network.arch.empty() && network.num_classes != 0 && network.in_channels != 0 && network.image_height != 0;
+  const bool student_read =
+      !network.arch.empty() && network.num_classes != 0 && network.in_channels != 0 && network.image_height != 0;
   const StatusOr<Architecture> student = Architecture::Create(network);
   if (student_read && !student.ok()) problems.Add(job.student_mark, StrCat("student: ", student.status().message()));
   const ServedModelInfo* teacher = job.teacher.empty() ? nullptr : FindTeacher(job, fleet, &problems);
@@ -122,7 +131,8 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     if (taps.ok()) {
       teacher_taps = *std::move(taps);
     } else {
-      problems.AddPrecondition(job.teacher_mark, StrCat("teacher: '", job.teacher, "' describes itself wrongly: ", taps.status().message()));
+      problems.AddPrecondition(
+          job.teacher_mark, StrCat("teacher: '", job.teacher, "' describes itself wrongly: ", taps.status().message()));
     }
   }
   // Stages are checked against the student's network; without one, what was found so far has to do.
@@ -133,11 +143,13 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     job.plan.student.width = student->spec().width;
   }
   if (teacher != nullptr) {
-    const bool used = std::any_of(job.plan.stages.begin(), job.plan.stages.end(), [](const StagePlan& stage) { return stage.needs_teacher; });
+    const bool used = std::any_of(job.plan.stages.begin(), job.plan.stages.end(),
+                                  [](const StagePlan& stage) { return stage.needs_teacher; });
     if (used) {
       job.plan.teachers.push_back({teacher->name, teacher->digest, teacher->spec, teacher->parameters, teacher->bytes});
     } else {
-      problems.Warn(job.teacher_mark, StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
+      problems.Warn(job.teacher_mark,
+                    StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
     }
   }
   job.plan.evaluate_teacher = job.evaluate_teacher && !job.plan.teachers.empty();

@@ -5,11 +5,13 @@
 namespace distill {
 namespace {
 
-constexpr std::string_view kTop[] = {"name",      "seed",   "students", "threads",   "device",   "batch_size", "student",
-                                     "teacher",   "data",   "preset",   "budget",    "kd",       "cwd",        "sskd",
-                                     "optimizer", "schedule", "checkpoint", "evaluate", "log_every", "deterministic", "prefetch",
-                                     "wire_dtype", "stages"};
-constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels", "image", "mean", "std", "weights"};
+constexpr std::string_view kTop[] = {"name",       "seed",       "students", "threads",   "device",
+                                     "batch_size", "student",    "teacher",  "data",      "preset",
+                                     "budget",     "kd",         "cwd",      "sskd",      "optimizer",
+                                     "schedule",   "checkpoint", "evaluate", "log_every", "deterministic",
+                                     "prefetch",   "wire_dtype", "stages"};
+constexpr std::string_view kStudent[] = {"arch",  "width", "num_classes", "in_channels",
+                                         "image", "mean",  "std",         "weights"};
 constexpr std::string_view kData[] = {"format", "path", "train_size", "train_limit", "test_limit", "augment"};
 constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};

@@ -1,4 +1,5 @@
-// Which keys a job file may hold, section by section: one table for the reader and for the test that checks docs/job.md.
+// Which keys a job file may hold, section by section: one table for the reader and for the test that checks
+// docs/job.md.
 //
 // The knobs of losses come on top; they stand in common/plan/loss_schema.h.
 #ifndef DISTILL_COORDINATOR_JOBFILE_JOB_KEYS_H_

@@ -11,7 +11,8 @@ namespace distill {
 
 // The plan's loss, name left as drafted. Nothing when a problem was added (now or when the draft was read).
 // `where` names the stage in messages.
-std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& where, const StageContext& context, Problems* problems);
+std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& where, const StageContext& context,
+                                  Problems* problems);
 
 }  // namespace distill
 

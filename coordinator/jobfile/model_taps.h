@@ -1,5 +1,5 @@
-// The taps of a network, wherever their description comes from: a zoo architecture, or what a teacher measured of a TorchScript
-// archive. Immutable after construction.
+// The taps of a network, wherever their description comes from: a zoo architecture, or what a teacher measured of a
+// TorchScript archive. Immutable after construction.
 #ifndef DISTILL_COORDINATOR_JOBFILE_MODEL_TAPS_H_
 #define DISTILL_COORDINATOR_JOBFILE_MODEL_TAPS_H_
 

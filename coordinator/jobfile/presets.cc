@@ -57,11 +57,14 @@ StageDraft CwdStage(const JobDraft& job, const StagePairs& pairs, uint64_t steps
   return stage;
 }
 
-std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps, uint64_t finetune_steps) {
+std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps,
+                                   uint64_t finetune_steps) {
   const std::string& policy = job.sskd.policy;
   const size_t phases = pairs.pairs.size();
   // Equal split over the backbone phases and the head; the first phases take the remainder.
-  const auto share = [&](size_t phase) { return total_steps / (phases + 1) + (phase < total_steps % (phases + 1) ? 1 : 0); };
+  const auto share = [&](size_t phase) {
+    return total_steps / (phases + 1) + (phase < total_steps % (phases + 1) ? 1 : 0);
+  };
   std::vector<StageDraft> stages;
   const auto add_loss = [&](StageDraft* stage, const StagePair& pair) {
     LossDraft loss = FeatureLoss(job, "l2", 1, pair);
@@ -107,7 +110,8 @@ std::vector<std::string> SskdPolicies() { return {"freeze_previous", "cumulative
 bool PresetNeedsTeacher(const std::string& preset) { return preset == "kd" || preset == "cwd" || preset == "sskd"; }
 bool PresetNeedsPairs(const std::string& preset) { return preset == "cwd" || preset == "sskd"; }
 
-std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps, uint64_t finetune_steps) {
+std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps,
+                                     uint64_t finetune_steps) {
   if (job.preset == "kd") return {KdStage(job, total_steps)};
   if (job.preset == "cwd") return {CwdStage(job, pairs, total_steps)};
   if (job.preset == "sskd") return SskdStages(job, pairs, total_steps, finetune_steps);

@@ -27,8 +27,8 @@ class Problems {
   const YamlSource& source() const { return source_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
 
-  // Ok, or all problems in the order of the file, one line each (at most 100, then a count): kInvalidArgument when one concerns the file,
-  // else kFailedPrecondition.
+  // Ok, or all problems in the order of the file, one line each (at most 100, then a count): kInvalidArgument when one
+  // concerns the file, else kFailedPrecondition.
   Status ToStatus() const;
 
  private:

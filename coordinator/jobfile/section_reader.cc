@@ -31,7 +31,8 @@ SectionReader::SectionReader(YamlNodePtr node, std::string path, std::vector<std
   if (node == nullptr) return;
   mark_ = node->mark;
   if (node->kind != YamlNode::Kind::kMap) {
-    problems_->Add(node->mark, StrCat(path_.empty() ? "the job file" : path_, ": expected a map of keys, got ", DescribeValue(*node)));
+    problems_->Add(node->mark, StrCat(path_.empty() ? "the job file" : path_, ": expected a map of keys, got ",
+                                      DescribeValue(*node)));
     return;
   }
   node_ = std::move(node);
@@ -40,7 +41,7 @@ SectionReader::SectionReader(YamlNodePtr node, std::string path, std::vector<std
     for (const std::string& key : keys) known = known || key == entry.key;
     if (known) continue;
     problems_->Add(entry.key_mark, StrCat("unknown key '", Shorten(entry.key), "'", path_.empty() ? "" : " in ", path_,
-                                                DidYouMean(entry.key, keys)));
+                                          DidYouMean(entry.key, keys)));
   }
 }
 
@@ -53,7 +54,9 @@ YamlMark SectionReader::Mark(std::string_view key) const {
   return found == nullptr ? mark_ : found->mark;
 }
 
-std::string SectionReader::Name(std::string_view key) const { return path_.empty() ? std::string(key) : StrCat(path_, ".", key); }
+std::string SectionReader::Name(std::string_view key) const {
+  return path_.empty() ? std::string(key) : StrCat(path_, ".", key);
+}
 
 void SectionReader::Problem(std::string_view key, std::string_view text) const {
   problems_->Add(Mark(key), StrCat(Name(key), ": ", text));
@@ -77,11 +80,13 @@ bool SectionReader::TextAt(const YamlNode& node, std::string_view name, std::str
 bool SectionReader::NumberAt(const YamlNode& node, std::string_view name, const NumberRange& range, double* out) const {
   double value = 0;
   if (node.kind != YamlNode::Kind::kScalar || node.quoted || !absl::SimpleAtod(node.text, &value)) {
-    problems_->Add(node.mark, StrCat(name, ": expected a number, got ", DescribeValue(node), node.quoted ? " in quotes" : ""));
+    problems_->Add(node.mark,
+                   StrCat(name, ": expected a number, got ", DescribeValue(node), node.quoted ? " in quotes" : ""));
     return false;
   }
   if (!range.Contains(value)) {
-    problems_->Add(node.mark, StrCat(name, ": ", Shorten(node.text), " is out of range; it must be ", range.Describe()));
+    problems_->Add(node.mark,
+                   StrCat(name, ": ", Shorten(node.text), " is out of range; it must be ", range.Describe()));
     return false;
   }
   *out = value;
@@ -101,7 +106,8 @@ bool SectionReader::Choice(std::string_view key, const std::vector<std::string>&
     *out = text;
     return true;
   }
-  Problem(key, StrCat("unknown value '", Shorten(text), "'", DidYouMean(text, choices), " (one of ", absl::StrJoin(choices, ", "), ")"));
+  Problem(key, StrCat("unknown value '", Shorten(text), "'", DidYouMean(text, choices), " (one of ",
+                      absl::StrJoin(choices, ", "), ")"));
   return false;
 }
 
@@ -183,12 +189,15 @@ bool SectionReader::Numbers(std::string_view key, const NumberRange& range, std:
 bool SectionReader::Texts(std::string_view key, std::vector<std::string>* out, std::vector<YamlMark>* marks) const {
   const YamlNodePtr node = Find(key);
   if (node == nullptr) return false;
-  const std::vector<YamlNodePtr> items = node->kind == YamlNode::Kind::kSequence ? node->items : std::vector<YamlNodePtr>{node};
+  const std::vector<YamlNodePtr> items =
+      node->kind == YamlNode::Kind::kSequence ? node->items : std::vector<YamlNodePtr>{node};
   std::vector<std::string> texts;
   std::vector<YamlMark> places;
   for (size_t i = 0; i < items.size(); ++i) {
     std::string text;
-    if (!TextAt(*items[i], node->kind == YamlNode::Kind::kSequence ? StrCat(Name(key), "[", i, "]") : Name(key), &text)) return false;
+    if (!TextAt(*items[i], node->kind == YamlNode::Kind::kSequence ? StrCat(Name(key), "[", i, "]") : Name(key), &text)) {
+      return false;
+    }
     texts.push_back(std::move(text));
     places.push_back(items[i]->mark);
   }

@@ -1,7 +1,7 @@
 // Reads one map of a job file into plain values, strictly: every key must be known and of the right type and range.
 //
-// All problems go to the Problems object; a read leaves its output unchanged when the key is absent or wrong, so defaults are what
-// the output held before. Thread-compatible; lives on the stack of a reading function.
+// All problems go to the Problems object; a read leaves its output unchanged when the key is absent or wrong, so
+// defaults are what the output held before. Thread-compatible; lives on the stack of a reading function.
 #ifndef DISTILL_COORDINATOR_JOBFILE_SECTION_READER_H_
 #define DISTILL_COORDINATOR_JOBFILE_SECTION_READER_H_
 
@@ -28,8 +28,8 @@ struct NumberRange {
 
 class SectionReader {
  public:
-  // `node` null: the section is absent and everything keeps its default. `path` names it in messages ("stages[1].losses[0]", "" for
-  // the top). Adds a problem when it is no map, and one for each unknown key.
+  // `node` null: the section is absent and everything keeps its default. `path` names it in messages
+  // ("stages[1].losses[0]", "" for the top). Adds a problem when it is no map, and one for each unknown key.
   SectionReader(YamlNodePtr node, std::string path, std::vector<std::string> keys, Problems* problems);
   SectionReader(YamlNodePtr node, std::string path, KeyList keys, Problems* problems);
 

@@ -34,8 +34,8 @@ std::vector<std::string> Leaves(const Architecture& arch, const std::string& pat
   return leaves;
 }
 
-// Whether the value at `tap` depends on the module `leaf`. Beside the order of execution, a residual block's shortcut and body do not
-// see each other.
+// Whether the value at `tap` depends on the module `leaf`. Beside the order of execution, a residual block's shortcut
+// and body do not see each other.
 bool Reaches(const Architecture& arch, const std::string& leaf, const std::string& tap) {
   if (Position(arch, leaf) > Position(arch, tap)) return false;
   const size_t shortcut = tap.find(".downsample");
@@ -45,7 +45,8 @@ bool Reaches(const Architecture& arch, const std::string& leaf, const std::strin
 }
 
 // Every trained parameter must get a gradient: the ranks wait for all of them in each step.
-void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architecture& arch, const std::string& where, Problems* problems) {
+void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architecture& arch, const std::string& where,
+                Problems* problems) {
   std::vector<const LossPlan*> active;
   for (const LossPlan& loss : stage.losses) {
     if (loss.weight != 0) active.push_back(&loss);
@@ -60,19 +61,23 @@ void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architect
         useful.insert(loss);
       }
       if (reached) continue;
-      problems->Add(draft.trainable_marks.empty() ? draft.mark : draft.trainable_marks.front(),
-                    StrCat(where, ": '", leaf, "' trains, but no loss depends on it",
-                           stage.student_until.empty() ? "" : StrCat(" (the deepest tap is '", stage.student_until, "')"),
-                           "; take it out of trainable, or add a loss after it"));
+      problems->Add(
+          draft.trainable_marks.empty() ? draft.mark : draft.trainable_marks.front(),
+          StrCat(where, ": '", leaf, "' trains, but no loss depends on it",
+                 stage.student_until.empty() ? "" : StrCat(" (the deepest tap is '", stage.student_until, "')"),
+                 "; take it out of trainable, or add a loss after it"));
       return;  // one message per stage: the modules behind it have the same cause
     }
   }
   for (const LossPlan* loss : active) {
-    if (!useful.contains(loss)) problems->Warn(draft.mark, StrCat(where, ": the loss '", loss->name, "' depends on no trained module"));
+    if (!useful.contains(loss)) {
+      problems->Warn(draft.mark, StrCat(where, ": the loss '", loss->name, "' depends on no trained module"));
+    }
   }
 }
 
-std::vector<std::string> ExpandTrainable(const StageDraft& draft, const Architecture& arch, const std::string& where, Problems* problems) {
+std::vector<std::string> ExpandTrainable(const StageDraft& draft, const Architecture& arch, const std::string& where,
+                                         Problems* problems) {
   bool ok = true;
   for (size_t i = 0; i < draft.trainable.size(); ++i) {
     const StatusOr<std::vector<std::string>> one = ExpandModuleGlobs(arch, {draft.trainable[i]});
@@ -98,7 +103,8 @@ void NameLosses(std::vector<LossPlan>* losses) {
   }
 }
 
-StagePlan BuildStage(const StageDraft& draft, const std::string& where, const JobDraft& job, const StageContext& context, Problems* problems) {
+StagePlan BuildStage(const StageDraft& draft, const std::string& where, const JobDraft& job,
+                     const StageContext& context, Problems* problems) {
   const Architecture& arch = *context.student;
   StagePlan stage;
   stage.name = draft.name;
@@ -108,7 +114,10 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   stage.trainable = ExpandTrainable(draft, arch, where, problems);
   if (const std::optional<uint64_t> steps = StepsOf(draft.length, job, problems)) {
     stage.steps = *steps;
-    if (*steps == 0) problems->Warn(draft.length.mark, StrCat(where, ": 0 steps, so '", draft.name, "' leaves its modules as they are"));
+    if (*steps == 0) {
+      problems->Warn(draft.length.mark,
+                     StrCat(where, ": 0 steps, so '", draft.name, "' leaves its modules as they are"));
+    }
   }
   bool complete = true;
   for (size_t i = 0; i < draft.losses.size(); ++i) {
@@ -142,8 +151,10 @@ std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, 
   const uint64_t limit = job.plan.data.train_limit;
   const uint64_t images = limit == 0 ? job.train_size : job.train_size == 0 ? limit : std::min(limit, job.train_size);
   if (images == 0) {
-    problems->Add(length.mark, "epochs need the number of training images, which the coordinator cannot see: add data.train_size (60000 for "
-                               "Fashion-MNIST), or give steps");
+    problems->Add(
+        length.mark,
+        "epochs need the number of training images, which the coordinator cannot see: add data.train_size (60000 for "
+        "Fashion-MNIST), or give steps");
     return std::nullopt;
   }
   const uint64_t per_epoch = images / job.plan.batch_size;
@@ -159,7 +170,8 @@ std::vector<StagePlan> BuildStages(const JobDraft& job, const StageContext& cont
   std::vector<StagePlan> stages;
   for (size_t i = 0; i < job.stages.size(); ++i) {
     // Stages of a preset have no place in the file; their name says which one is meant.
-    const std::string where = job.preset.empty() ? StrCat("stages[", i, "]") : StrCat("stage '", job.stages[i].name, "' of preset ", job.preset);
+    const std::string where = job.preset.empty() ? StrCat("stages[", i, "]")
+                                                 : StrCat("stage '", job.stages[i].name, "' of preset ", job.preset);
     stages.push_back(BuildStage(job.stages[i], where, job, context, problems));
   }
   return stages;

@@ -1,4 +1,5 @@
-// From drafted stages to the plan's stages: globs expanded, taps looked up, shapes checked, adapters chosen, lengths in steps.
+// From drafted stages to the plan's stages: globs expanded, taps looked up, shapes checked, adapters chosen, lengths in
+// steps.
 #ifndef DISTILL_COORDINATOR_JOBFILE_STAGE_BUILDER_H_
 #define DISTILL_COORDINATOR_JOBFILE_STAGE_BUILDER_H_
 
@@ -20,8 +21,8 @@ struct StageContext {
   bool has_teacher = false;  // the job names a teacher
 };
 
-// Optimizer steps of a length: given, or epochs times the whole batches of the training set (rounded; at least 1 when above 0).
-// Adds a problem and returns nothing when the size of the training set is needed and not given.
+// Optimizer steps of a length: given, or epochs times the whole batches of the training set (rounded; at least 1 when
+// above 0). Adds a problem and returns nothing when the size of the training set is needed and not given.
 std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, Problems* problems);
 
 // All problems are added; the result is complete only when there were none.

@@ -5,11 +5,15 @@
 namespace distill {
 namespace {
 
-bool SameSize(const TapShape& a, const TapShape& b) { return a.size() == 3 && b.size() == 3 && a[1] == b[1] && a[2] == b[2]; }
+bool SameSize(const TapShape& a, const TapShape& b) {
+  return a.size() == 3 && b.size() == 3 && a[1] == b[1] && a[2] == b[2];
+}
 
 std::string ListSizes(const std::vector<ServedTap>& ends) {
   std::string out;
-  for (const ServedTap& end : ends) StrAppend(&out, out.empty() ? "" : ", ", end.path, " ", end.shape[1], "x", end.shape[2]);
+  for (const ServedTap& end : ends) {
+    StrAppend(&out, out.empty() ? "" : ", ", end.path, " ", end.shape[1], "x", end.shape[2]);
+  }
   return out.empty() ? "none" : out;
 }
 
@@ -34,8 +38,9 @@ StatusOr<StagePairs> PairStages(const Architecture& student, const ModelTaps& te
     pending.clear();
   }
   if (out.pairs.empty()) {
-    return absl::InvalidArgumentError(StrCat("no stage of the student has the output size of a teacher stage: the student's are ",
-                                             ListSizes(TapsOf(student).StageEnds()), ", the teacher's ", ListSizes(teacher_ends)));
+    return absl::InvalidArgumentError(
+        StrCat("no stage of the student has the output size of a teacher stage: the student's are ",
+               ListSizes(TapsOf(student).StageEnds()), ", the teacher's ", ListSizes(teacher_ends)));
   }
   out.head_modules = std::move(pending);
   for (std::string& module : student.HeadModules()) out.head_modules.push_back(std::move(module));

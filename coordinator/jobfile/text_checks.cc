@@ -34,7 +34,9 @@ size_t Utf8Length(std::string_view text) {
 }
 
 bool IsNameOver(std::string_view text, std::string_view inner, bool upper) {
-  const auto edge = [&](char c) { return absl::ascii_isdigit(c) || absl::ascii_islower(c) || (upper && absl::ascii_isupper(c)); };
+  const auto edge = [&](char c) {
+    return absl::ascii_isdigit(c) || absl::ascii_islower(c) || (upper && absl::ascii_isupper(c));
+  };
   if (text.empty() || text.size() > 63 || !edge(text.front()) || !edge(text.back())) return false;
   for (char c : text) {
     if (!edge(c) && inner.find(c) == std::string_view::npos) return false;
@@ -55,16 +57,18 @@ size_t FirstInvalidByte(std::string_view text) {
   return std::string_view::npos;
 }
 
+std::string CutText(std::string_view text, size_t most) {
+  if (text.size() <= most) return std::string(text);
+  while (most > 0 && (static_cast<uint8_t>(text[most]) & 0xC0) == 0x80) --most;
+  return std::string(text.substr(0, most));
+}
+
 std::string Shorten(std::string_view text) {
   constexpr size_t kMost = 60;
-  std::string out(text.substr(0, kMost));
-  if (text.size() > kMost) {
-    while (!out.empty() && (static_cast<uint8_t>(out.back()) & 0xC0) == 0x80) out.pop_back();
-    if (!out.empty() && static_cast<uint8_t>(out.back()) >= 0x80) out.pop_back();
-    out += "...";
-  }
+  std::string out = CutText(text, kMost);
+  if (text.size() > kMost) out += "...";
   for (char& c : out) {
-    if (absl::ascii_iscntrl(c)) c = '?';
+    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = '?';
   }
   return out;
 }
@@ -80,14 +84,17 @@ std::string PathProblem(std::string_view path) {
   }
   const std::vector<std::string> parts = absl::StrSplit(ToAbsl(path), '/');
   for (const std::string& part : parts) {
-    if (part == "..") return "must not contain '..'; give a path below the worker's folder, or an absolute path inside it";
+    if (part == "..") {
+      return "must not contain '..'; give a path below the worker's folder, or an absolute path inside it";
+    }
   }
   return "";
 }
 
 bool ParseByteSize(std::string_view text, uint64_t* bytes) {
   uint64_t factor = 1;
-  for (const auto& [unit, size] : {std::pair<std::string_view, uint64_t>{"KiB", 1ull << 10}, {"MiB", 1ull << 20}, {"GiB", 1ull << 30}, {"B", 1}}) {
+  for (const auto& [unit, size] :
+       {std::pair<std::string_view, uint64_t>{"KiB", 1ull << 10}, {"MiB", 1ull << 20}, {"GiB", 1ull << 30}, {"B", 1}}) {
     if (text.ends_with(unit)) {
       text.remove_suffix(unit.size());
       factor = size;

@@ -9,9 +9,13 @@
 
 namespace distill {
 
-// Position of the first byte that is not part of well-formed UTF-8 (no overlong forms, no surrogates), or is a control character
-// other than tab, line feed and carriage return; npos when there is none. A byte order mark at the start is fine.
+// Position of the first byte that is not part of well-formed UTF-8 (no overlong forms, no surrogates), or is a control
+// character other than tab, line feed and carriage return; npos when there is none. A byte order mark at the start is
+// fine.
 size_t FirstInvalidByte(std::string_view text);
+
+// At most `most` bytes of valid UTF-8, cut between characters: protobuf refuses strings with half of one.
+std::string CutText(std::string_view text, size_t most);
 
 // For messages: at most 60 bytes, cut at a character border with "..."; line ends and controls become '?'.
 std::string Shorten(std::string_view text);
@@ -21,8 +25,8 @@ bool IsJobName(std::string_view text);
 // [A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?, at most 63 letters: names of stages and losses.
 bool IsPlainName(std::string_view text);
 
-// "" when `path` may be handed to a worker: not empty, at most 1024 bytes, no "..", no control characters. Else what is wrong.
-// Whether it lies inside the worker's roots is checked by the worker.
+// "" when `path` may be handed to a worker: not empty, at most 1024 bytes, no "..", no control characters. Else what is
+// wrong. Whether it lies inside the worker's roots is checked by the worker.
 std::string PathProblem(std::string_view path);
 
 // "64MiB" -> 67108864; units B, KiB, MiB, GiB; a bare number counts bytes. False when malformed or over 2^63.

@@ -10,7 +10,8 @@
 namespace distill {
 namespace {
 
-StatusOr<YamlNodePtr> Replace(const YamlNodePtr& node, std::span<const std::string> path, const YamlNodePtr& value, const YamlMark& mark) {
+StatusOr<YamlNodePtr> Replace(const YamlNodePtr& node, std::span<const std::string> path, const YamlNodePtr& value,
+                              const YamlMark& mark) {
   if (path.empty()) return value;
   const std::string& part = path.front();
   auto copy = node == nullptr ? std::make_shared<YamlNode>() : std::make_shared<YamlNode>(*node);
@@ -22,13 +23,14 @@ StatusOr<YamlNodePtr> Replace(const YamlNodePtr& node, std::span<const std::stri
     uint32_t position = 0;
     if (!absl::SimpleAtoi(part, &position) || position >= copy->items.size()) {
       return absl::InvalidArgumentError(StrCat("'", Shorten(part), "' is no position in a list of ", copy->items.size(),
-                                                     " (positions count from 0)"));
+                                               " (positions count from 0)"));
     }
     DISTILL_ASSIGN_OR_RETURN(copy->items[position], Replace(copy->items[position], path.subspan(1), value, mark));
     return YamlNodePtr(copy);
   }
   if (copy->kind == YamlNode::Kind::kScalar) {
-    return absl::InvalidArgumentError(StrCat("'", Shorten(part), "' leads into the plain value ", DescribeValue(*copy)));
+    return absl::InvalidArgumentError(
+        StrCat("'", Shorten(part), "' leads into the plain value ", DescribeValue(*copy)));
   }
   for (YamlEntry& entry : copy->entries) {
     if (entry.key != part) continue;
@@ -53,7 +55,9 @@ StatusOr<YamlNodePtr> ApplyOverride(const YamlNodePtr& root, const YamlSource& s
   const std::vector<std::string> path = absl::StrSplit(text.substr(0, equals), '.');
   if (path.size() > 16) return refuse("the path has more than 16 parts");
   for (const std::string& part : path) {
-    if (part.empty() || FirstInvalidByte(part) != std::string_view::npos) return refuse("the path has an empty or unprintable part");
+    if (part.empty() || FirstInvalidByte(part) != std::string_view::npos) {
+      return refuse("the path has an empty or unprintable part");
+    }
   }
   DISTILL_ASSIGN_OR_RETURN(YamlNodePtr value, ParseYaml(text.substr(equals + 1), source, index));
   StatusOr<YamlNodePtr> replaced = Replace(root, path, value, mark);

@@ -7,10 +7,10 @@
 
 namespace distill {
 
-// A copy of `root` with the override number `index` of `source` applied; shared parts stay shared, so a value reached through an
-// alias changes only where the path leads. Path parts are keys of maps (made when absent) or positions in lists, from 0. The value
-// is YAML ("[conv1, bn1]", "{type: adam}", "3").
-// kInvalidArgument names the override: no '=', empty part, position outside the list, or a path through a plain value.
+// A copy of `root` with the override number `index` of `source` applied; shared parts stay shared, so a value reached
+// through an alias changes only where the path leads. Path parts are keys of maps (made when absent) or positions in
+// lists, from 0. The value is YAML ("[conv1, bn1]", "{type: adam}", "3"). kInvalidArgument names the override: no '=',
+// empty part, position outside the list, or a path through a plain value.
 StatusOr<YamlNodePtr> ApplyOverride(const YamlNodePtr& root, const YamlSource& source, int index);
 
 }  // namespace distill

@@ -14,8 +14,8 @@
 namespace distill {
 namespace {
 
-// Builds the tree from yaml-cpp's events. Refusals are thrown as yaml-cpp's own exception type, which ParseYaml() catches: the
-// parser offers no other way to stop early.
+// Builds the tree from yaml-cpp's events. Refusals are thrown as yaml-cpp's own exception type, which ParseYaml()
+// catches: the parser offers no other way to stop early.
 class TreeBuilder : public YAML::EventHandler {
  public:
   explicit TreeBuilder(int override_index) : override_index_(override_index) {}
@@ -26,7 +26,9 @@ class TreeBuilder : public YAML::EventHandler {
   void OnDocumentEnd() override {}
   void OnAnchor(const YAML::Mark&, const std::string&) override {}
 
-  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override { Emit(Make(YamlNode::Kind::kNull, mark), mark, anchor); }
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    Emit(Make(YamlNode::Kind::kNull, mark), mark, anchor);
+  }
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     auto found = anchors_.find(anchor);
@@ -34,20 +36,25 @@ class TreeBuilder : public YAML::EventHandler {
     Emit(found->second, mark, 0);
   }
 
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& value) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& value) override {
     auto node = Make(YamlNode::Kind::kScalar, mark);
     node->text = value;
     node->quoted = tag == "!";  // yaml-cpp's mark for quoted and block scalars; plain ones carry "?"
     if (!node->quoted && tag != "?" && !tag.empty()) Refuse(mark, StrCat("tags are not supported (", tag, ")"));
-    if (!node->quoted && (value == "~" || value == "null" || value == "Null" || value == "NULL")) node->kind = YamlNode::Kind::kNull;
+    if (!node->quoted && (value == "~" || value == "null" || value == "Null" || value == "NULL")) {
+      node->kind = YamlNode::Kind::kNull;
+    }
     Emit(std::move(node), mark, anchor);
   }
 
-  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
     Open(YamlNode::Kind::kSequence, mark, tag, anchor);
   }
   void OnSequenceEnd() override { Close(); }
-  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
     Open(YamlNode::Kind::kMap, mark, tag, anchor);
   }
   void OnMapEnd() override { Close(); }
@@ -63,7 +70,9 @@ class TreeBuilder : public YAML::EventHandler {
     std::map<std::string, int> keys;  // seen so far, with their lines
   };
 
-  [[noreturn]] static void Refuse(const YAML::Mark& mark, const std::string& text) { throw YAML::ParserException(mark, text); }
+  [[noreturn]] static void Refuse(const YAML::Mark& mark, const std::string& text) {
+    throw YAML::ParserException(mark, text);
+  }
 
   std::shared_ptr<YamlNode> Make(YamlNode::Kind kind, const YAML::Mark& mark) const {
     auto node = std::make_shared<YamlNode>();
@@ -102,8 +111,12 @@ class TreeBuilder : public YAML::EventHandler {
     }
     level.node->expanded_size += node->expanded_size;
     level.node->expanded_depth = std::max(level.node->expanded_depth, node->expanded_depth + 1);
-    if (level.node->expanded_size > kMaxYamlNodes) Refuse(mark, StrCat("aliases expand to more than ", kMaxYamlNodes, " values"));
-    if (level.node->expanded_depth > kMaxYamlDepth) Refuse(mark, StrCat("nested deeper than ", kMaxYamlDepth, " levels"));
+    if (level.node->expanded_size > kMaxYamlNodes) {
+      Refuse(mark, StrCat("aliases expand to more than ", kMaxYamlNodes, " values"));
+    }
+    if (level.node->expanded_depth > kMaxYamlDepth) {
+      Refuse(mark, StrCat("nested deeper than ", kMaxYamlDepth, " levels"));
+    }
     if (level.node->kind == YamlNode::Kind::kSequence) {
       level.node->items.push_back(std::move(node));
     } else {
@@ -114,7 +127,9 @@ class TreeBuilder : public YAML::EventHandler {
 
   void TakeKey(const YamlNode& node, const YAML::Mark& mark, Level& level) {
     if (node.kind != YamlNode::Kind::kScalar) Refuse(mark, "a key must be a plain name");
-    if (node.text == "<<" && !node.quoted) Refuse(mark, "merge keys ('<<') are not supported; write the fields out, or refer to a whole value by *alias");
+    if (node.text == "<<" && !node.quoted) {
+      Refuse(mark, "merge keys ('<<') are not supported; write the fields out, or refer to a whole value by *alias");
+    }
     auto [seen, inserted] = level.keys.emplace(node.text, mark.line + 1);
     if (!inserted) Refuse(mark, StrCat("duplicate key '", Shorten(node.text), "' (first in line ", seen->second, ")"));
     level.has_key = true;
@@ -156,8 +171,10 @@ StatusOr<YamlNodePtr> ParseYaml(std::string_view text, const YamlSource& source,
   if (const size_t bad = FirstInvalidByte(text); bad != std::string_view::npos) {
     const std::string_view before = text.substr(0, bad);
     const size_t line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
-    return refuse(static_cast<int>(std::count(before.begin(), before.end(), '\n')) + 1, static_cast<int>(bad - line_start) + 1,
-                  StrCat("byte ", static_cast<uint8_t>(text[bad]), " is neither UTF-8 nor a printable character; save the file as UTF-8"));
+    return refuse(static_cast<int>(std::count(before.begin(), before.end(), '\n')) + 1,
+                  static_cast<int>(bad - line_start) + 1,
+                  StrCat("byte ", static_cast<uint8_t>(text[bad]),
+                         " is neither UTF-8 nor a printable character; save the file as UTF-8"));
   }
   try {
     std::istringstream stream{std::string(text)};
@@ -183,10 +200,14 @@ StatusOr<YamlNodePtr> ParseYaml(std::string_view text, const YamlSource& source,
 
 std::string DescribeValue(const YamlNode& node) {
   switch (node.kind) {
-    case YamlNode::Kind::kNull: return "nothing";
-    case YamlNode::Kind::kScalar: return StrCat("'", Shorten(node.text), "'");
-    case YamlNode::Kind::kSequence: return "a list";
-    case YamlNode::Kind::kMap: return "a map";
+    case YamlNode::Kind::kNull:
+      return "nothing";
+    case YamlNode::Kind::kScalar:
+      return StrCat("'", Shorten(node.text), "'");
+    case YamlNode::Kind::kSequence:
+      return "a list";
+    case YamlNode::Kind::kMap:
+      return "a map";
   }
   return "?";
 }

@@ -1,8 +1,8 @@
 // A YAML document as an immutable tree that remembers where each value stood: what the job file's reader works on.
 //
-// yaml-cpp does the scanning; the tree is built from its events, so that limits hold before anything is allocated on the word of
-// the input: 1 MiB of text, 64 levels of nesting, 100,000 nodes after aliases are followed (an "alias bomb" is refused), one
-// document, no duplicate keys, no tags, no merge keys, valid UTF-8 without control characters.
+// yaml-cpp does the scanning; the tree is built from its events, so that limits hold before anything is allocated on
+// the word of the input: 1 MiB of text, 64 levels of nesting, 100,000 nodes after aliases are followed (an "alias bomb"
+// is refused), one document, no duplicate keys, no tags, no merge keys, valid UTF-8 without control characters.
 #ifndef DISTILL_COORDINATOR_JOBFILE_YAML_TREE_H_
 #define DISTILL_COORDINATOR_JOBFILE_YAML_TREE_H_
 

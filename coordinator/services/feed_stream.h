@@ -1,7 +1,7 @@
 // A server stream that follows a job: writes what is new whenever the job's feed says so, without a thread of its own.
 //
-// Life: Start() -> any number of messages -> Finish(), when NextMessage() says so or the client goes away. At most one write is under
-// way; changes meanwhile are coalesced into one more look. Owned by itself until gRPC is done with it.
+// Life: Start() -> any number of messages -> Finish(), when NextMessage() says so or the client goes away. At most one
+// write is under way; changes meanwhile are coalesced into one more look. Owned by itself until gRPC is done with it.
 #ifndef DISTILL_COORDINATOR_SERVICES_FEED_STREAM_H_
 #define DISTILL_COORDINATOR_SERVICES_FEED_STREAM_H_
 
@@ -69,7 +69,8 @@ class FeedStream : public grpc::ServerWriteReactor<Message>, public std::enable_
 
  protected:
   enum class Next { kMessage, kNothing, kEnd };
-  // Fills in the next message, or says that there is none now (kNothing) or ever (kEnd). One call at a time, on any thread.
+  // Fills in the next message, or says that there is none now (kNothing) or ever (kEnd). One call at a time, on any
+  // thread.
   virtual StatusOr<Next> NextMessage(Message* message) = 0;
 
  private:

@@ -20,7 +20,8 @@ class FleetService : public v1::FleetService::CallbackService {
       input.worker_id = request->worker_id();
       input.incarnation = request->incarnation();
       if (request->kind() != v1::WORKER_KIND_TEACHER && request->kind() != v1::WORKER_KIND_STUDENT) {
-        return absl::InvalidArgumentError(StrCat("worker kind ", static_cast<int>(request->kind()), " is unknown to this coordinator"));
+        return absl::InvalidArgumentError(
+            StrCat("worker kind ", static_cast<int>(request->kind()), " is unknown to this coordinator"));
       }
       input.kind = request->kind() == v1::WORKER_KIND_TEACHER ? WorkerKind::kTeacher : WorkerKind::kStudent;
       input.address = request->address();
@@ -64,19 +65,23 @@ class FleetService : public v1::FleetService::CallbackService {
 
   Reactor* CommitStage(Context* context, const v1::CommitStageRequest* request, v1::CommitStageResponse*) override {
     return AnswerUnary(context, [&] {
-      return coordinator_->CommitStage(request->worker_id(), request->job_id(), request->generation(), Decode(request->result()).result);
+      return coordinator_->CommitStage(request->worker_id(), request->job_id(), request->generation(),
+                                       Decode(request->result()).result);
     });
   }
 
   Reactor* FinishJob(Context* context, const v1::FinishJobRequest* request, v1::FinishJobResponse*) override {
     return AnswerUnary(context, [&] {
-      return coordinator_->FinishJob(request->worker_id(), request->job_id(), request->generation(), Decode(request->artifacts()));
+      return coordinator_->FinishJob(request->worker_id(), request->job_id(), request->generation(),
+                                     Decode(request->artifacts()));
     });
   }
 
-  Reactor* ReportFailure(Context* context, const v1::ReportFailureRequest* request, v1::ReportFailureResponse*) override {
+  Reactor* ReportFailure(Context* context, const v1::ReportFailureRequest* request,
+                         v1::ReportFailureResponse*) override {
     return AnswerUnary(context, [&] {
-      return coordinator_->ReportFailure(request->worker_id(), request->job_id(), request->generation(), request->message(), request->retryable());
+      return coordinator_->ReportFailure(request->worker_id(), request->job_id(), request->generation(),
+                                         request->message(), request->retryable());
     });
   }
 
@@ -86,6 +91,8 @@ class FleetService : public v1::FleetService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeFleetService(Coordinator* coordinator) { return std::make_unique<FleetService>(coordinator); }
+std::unique_ptr<grpc::Service> MakeFleetService(Coordinator* coordinator) {
+  return std::make_unique<FleetService>(coordinator);
+}
 
 }  // namespace distill

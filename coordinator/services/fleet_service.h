@@ -1,4 +1,5 @@
-// distill.v1.FleetService: what workers report and ask, over gRPC. Thin: translates and hands on to Coordinator. Thread-safe.
+// distill.v1.FleetService: what workers report and ask, over gRPC. Thin: translates and hands on to Coordinator.
+// Thread-safe.
 #ifndef DISTILL_COORDINATOR_SERVICES_FLEET_SERVICE_H_
 #define DISTILL_COORDINATOR_SERVICES_FLEET_SERVICE_H_
 

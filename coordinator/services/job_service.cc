@@ -47,7 +47,11 @@ class WatchStream : public FeedStream<v1::JobUpdate> {
 class EventStream : public FeedStream<v1::JobEvent> {
  public:
   EventStream(Coordinator* coordinator, std::string job_id, uint64_t after, bool follow)
-      : FeedStream(&coordinator->feed()), coordinator_(coordinator), job_id_(std::move(job_id)), after_(after), follow_(follow) {}
+      : FeedStream(&coordinator->feed()),
+        coordinator_(coordinator),
+        job_id_(std::move(job_id)),
+        after_(after),
+        follow_(follow) {}
 
  private:
   StatusOr<Next> NextMessage(v1::JobEvent* message) override {
@@ -123,7 +127,8 @@ class JobService : public v1::JobService::CallbackService {
 
   grpc::ServerWriteReactor<v1::JobEvent>* StreamEvents(Context*, const v1::StreamEventsRequest* request) override {
     const StatusOr<JobRecord> job = coordinator_->Get(request->job());
-    auto stream = std::make_shared<EventStream>(coordinator_, job.ok() ? job->id : "", request->after(), request->follow());
+    auto stream =
+        std::make_shared<EventStream>(coordinator_, job.ok() ? job->id : "", request->after(), request->follow());
     return job.ok() ? EventStream::Start(stream, job->id) : EventStream::Refuse(stream, job.status());
   }
 
@@ -163,7 +168,8 @@ class JobService : public v1::JobService::CallbackService {
     });
   }
 
-  Reactor* GetHistory(Context* context, const v1::GetHistoryRequest* request, v1::GetHistoryResponse* response) override {
+  Reactor* GetHistory(Context* context, const v1::GetHistoryRequest* request,
+                      v1::GetHistoryResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const std::vector<JobProgress> points, coordinator_->History(request->job()));
       for (const JobProgress& point : points) Encode(point, response->add_points());
@@ -177,6 +183,8 @@ class JobService : public v1::JobService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeJobService(Coordinator* coordinator) { return std::make_unique<JobService>(coordinator); }
+std::unique_ptr<grpc::Service> MakeJobService(Coordinator* coordinator) {
+  return std::make_unique<JobService>(coordinator);
+}
 
 }  // namespace distill

@@ -20,13 +20,14 @@ class WaitCall : public grpc::ServerUnaryReactor, public std::enable_shared_from
   explicit WaitCall(RendezvousStore* store) : store_(store) {}
 
   // `take` gets the first key's value before the call finishes. Returns what the handler has to return.
-  static Reactor* Start(std::shared_ptr<WaitCall> call, const Scope& scope, const std::vector<std::string>& keys, uint32_t timeout_ms,
-                        std::function<void(std::string)> take) {
+  static Reactor* Start(std::shared_ptr<WaitCall> call, const Scope& scope, const std::vector<std::string>& keys,
+                        uint32_t timeout_ms, std::function<void(std::string)> take) {
     call->self_ = call;
-    const uint64_t ticket = call->store_->WaitFor(scope, keys, absl::Milliseconds(timeout_ms), [call, take](StatusOr<std::string> value) {
-      if (value.ok()) take(*std::move(value));
-      call->Finish(ToGrpc(value.status()));
-    });
+    const uint64_t ticket =
+        call->store_->WaitFor(scope, keys, absl::Milliseconds(timeout_ms), [call, take](StatusOr<std::string> value) {
+          if (value.ok()) take(*std::move(value));
+          call->Finish(ToGrpc(value.status()));
+        });
     call->SetTicket(ticket);
     return call.get();
   }
@@ -66,7 +67,8 @@ class StoreService : public v1::StoreService::CallbackService {
   explicit StoreService(RendezvousStore* store) : store_(store) {}
 
   Reactor* Set(Context* context, const v1::StoreSetRequest* request, v1::StoreSetResponse*) override {
-    return AnswerUnary(context, [&] { return store_->Set(ScopeOf(request->scope()), request->key(), request->value()); });
+    return AnswerUnary(context,
+                       [&] { return store_->Set(ScopeOf(request->scope()), request->key(), request->value()); });
   }
 
   Reactor* Get(Context* context, const v1::StoreGetRequest* request, v1::StoreGetResponse* response) override {
@@ -76,37 +78,41 @@ class StoreService : public v1::StoreService::CallbackService {
         return OkStatus();
       });
     }
-    return WaitCall::Start(std::make_shared<WaitCall>(store_), ScopeOf(request->scope()), {request->key()}, request->timeout_ms(),
+    return WaitCall::Start(std::make_shared<WaitCall>(store_), ScopeOf(request->scope()), {request->key()},
+                           request->timeout_ms(),
                            [response](std::string value) { response->set_value(std::move(value)); });
   }
 
   Reactor* Add(Context* context, const v1::StoreAddRequest* request, v1::StoreAddResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
-      DISTILL_ASSIGN_OR_RETURN(const int64_t value, store_->Add(ScopeOf(request->scope()), request->key(), request->amount()));
+      DISTILL_ASSIGN_OR_RETURN(const int64_t value,
+                               store_->Add(ScopeOf(request->scope()), request->key(), request->amount()));
       response->set_value(value);
       return OkStatus();
     });
   }
 
-  Reactor* CompareSet(Context* context, const v1::StoreCompareSetRequest* request, v1::StoreGetResponse* response) override {
+  Reactor* CompareSet(Context* context, const v1::StoreCompareSetRequest* request,
+                      v1::StoreGetResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
-      DISTILL_ASSIGN_OR_RETURN(*response->mutable_value(),
-                               store_->CompareSet(ScopeOf(request->scope()), request->key(), request->expected(), request->desired()));
+      DISTILL_ASSIGN_OR_RETURN(*response->mutable_value(), store_->CompareSet(ScopeOf(request->scope()), request->key(),
+                                                                              request->expected(), request->desired()));
       return OkStatus();
     });
   }
 
   Reactor* Check(Context* context, const v1::StoreCheckRequest* request, v1::StoreCheckResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
-      DISTILL_ASSIGN_OR_RETURN(const bool all, store_->Check(ScopeOf(request->scope()), {request->keys().begin(), request->keys().end()}));
+      DISTILL_ASSIGN_OR_RETURN(
+          const bool all, store_->Check(ScopeOf(request->scope()), {request->keys().begin(), request->keys().end()}));
       response->set_all_exist(all);
       return OkStatus();
     });
   }
 
   Reactor* Wait(Context*, const v1::StoreWaitRequest* request, v1::StoreWaitResponse*) override {
-    return WaitCall::Start(std::make_shared<WaitCall>(store_), ScopeOf(request->scope()), {request->keys().begin(), request->keys().end()},
-                           request->timeout_ms(), [](std::string) {});
+    return WaitCall::Start(std::make_shared<WaitCall>(store_), ScopeOf(request->scope()),
+                           {request->keys().begin(), request->keys().end()}, request->timeout_ms(), [](std::string) {});
   }
 
   Reactor* Delete(Context* context, const v1::StoreDeleteRequest* request, v1::StoreDeleteResponse* response) override {
@@ -131,6 +137,8 @@ class StoreService : public v1::StoreService::CallbackService {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeStoreService(RendezvousStore* store) { return std::make_unique<StoreService>(store); }
+std::unique_ptr<grpc::Service> MakeStoreService(RendezvousStore* store) {
+  return std::make_unique<StoreService>(store);
+}
 
 }  // namespace distill

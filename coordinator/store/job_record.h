@@ -1,4 +1,5 @@
-// Jobs as the coordinator knows them: the plain types of the store. Values; the wire forms are in proto/distill/v1/job.proto.
+// Jobs as the coordinator knows them: the plain types of the store. Values; the wire forms are in
+// proto/distill/v1/job.proto.
 #ifndef DISTILL_COORDINATOR_STORE_JOB_RECORD_H_
 #define DISTILL_COORDINATOR_STORE_JOB_RECORD_H_
 
@@ -12,7 +13,8 @@
 
 namespace distill {
 
-// Values equal those of v1.JobState. queued -> running -> succeeded | failed | cancelled; running -> queued when members are lost.
+// Values equal those of v1.JobState. queued -> running -> succeeded | failed | cancelled; running -> queued when
+// members are lost.
 enum class JobState { kQueued = 1, kRunning = 2, kSucceeded = 3, kFailed = 4, kCancelled = 5 };
 std::string_view Name(JobState state);  // "queued", ...
 inline bool IsEnded(JobState state) { return state != JobState::kQueued && state != JobState::kRunning; }

@@ -1,11 +1,11 @@
 // The coordinator's truth: jobs, what became of them, their events and curves. Survives the process.
 //
-// One coordinator at a time: Open() raises the coordinator epoch, and a store of an older epoch refuses every write with kAborted
-// (checked inside the write's transaction), so two coordinators on one file cannot both decide. Every write is one transaction,
-// durable when it returns.
+// One coordinator at a time: Open() raises the coordinator epoch, and a store of an older epoch refuses every write
+// with kAborted (checked inside the write's transaction), so two coordinators on one file cannot both decide. Every
+// write is one transaction, durable when it returns.
 //
-// Thread-safe; calls block on the disk. Errors of all calls: kDataLoss the file is damaged; kResourceExhausted disk full;
-// kPermissionDenied; kUnavailable somebody holds the file's lock; kAborted a newer coordinator owns it: stop.
+// Thread-safe; calls block on the disk. Errors of all calls: kDataLoss the file is damaged; kResourceExhausted disk
+// full; kPermissionDenied; kUnavailable somebody holds the file's lock; kAborted a newer coordinator owns it: stop.
 #ifndef DISTILL_COORDINATOR_STORE_JOB_STORE_H_
 #define DISTILL_COORDINATOR_STORE_JOB_STORE_H_
 
@@ -31,7 +31,8 @@ struct JobChange {
 
 class JobStore {
  public:
-  // Points kept per job. When there are more, every second one is dropped and from then on only every second report is kept.
+  // Points kept per job. When there are more, every second one is dropped and from then on only every second report is
+  // kept.
   static constexpr size_t kMaxProgressPoints = 2000;
   // Newest events kept per job; older ones are dropped.
   static constexpr size_t kMaxEvents = 10000;
@@ -48,7 +49,8 @@ class JobStore {
   };
   // The job a request id was used for, if any.
   virtual StatusOr<std::optional<Known>> FindRequest(const std::string& request_id) = 0;
-  // Stores a new job with its first events and remembers the request. kAlreadyExists: the request id or job id is taken.
+  // Stores a new job with its first events and remembers the request. kAlreadyExists: the request id or job id is
+  // taken.
   virtual Status Insert(const JobRecord& job, const std::string& request_id, const std::string& content_sha256,
                         const std::vector<EventRecord>& events) = 0;
   // All or nothing. kNotFound: no such job.
@@ -67,7 +69,8 @@ class JobStore {
 };
 
 // SQLite (WAL, synchronous=FULL) in `path`, made when absent (its folder must exist); ":memory:" for tests.
-// kFailedPrecondition: written by a newer version of this program. kPermissionDenied: names the path. kDataLoss: not a database, or damaged.
+// kFailedPrecondition: written by a newer version of this program. kPermissionDenied: names the path. kDataLoss: not a
+// database, or damaged.
 StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path);
 
 }  // namespace distill

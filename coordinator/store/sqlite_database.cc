@@ -16,21 +16,27 @@ SqliteQuery::~SqliteQuery() {
 }
 
 SqliteQuery& SqliteQuery::Int(int64_t value) {
-  if (status_.ok() && sqlite3_bind_int64(statement_, next_++, value) != SQLITE_OK) status_ = absl::InternalError("bind");
+  if (status_.ok() && sqlite3_bind_int64(statement_, next_++, value) != SQLITE_OK) {
+    status_ = absl::InternalError("bind");
+  }
   return *this;
 }
 SqliteQuery& SqliteQuery::Double(double value) {
-  if (status_.ok() && sqlite3_bind_double(statement_, next_++, value) != SQLITE_OK) status_ = absl::InternalError("bind");
+  if (status_.ok() && sqlite3_bind_double(statement_, next_++, value) != SQLITE_OK) {
+    status_ = absl::InternalError("bind");
+  }
   return *this;
 }
 SqliteQuery& SqliteQuery::Text(std::string_view value) {
-  if (status_.ok() && sqlite3_bind_text64(statement_, next_++, value.data() == nullptr ? "" : value.data(), value.size(), SQLITE_TRANSIENT, SQLITE_UTF8) != SQLITE_OK) {
+  if (status_.ok() && sqlite3_bind_text64(statement_, next_++, value.data() == nullptr ? "" : value.data(),
+                                          value.size(), SQLITE_TRANSIENT, SQLITE_UTF8) != SQLITE_OK) {
     status_ = absl::ResourceExhaustedError("a text is too long for the job store");
   }
   return *this;
 }
 SqliteQuery& SqliteQuery::Blob(std::string_view value) {
-  if (status_.ok() && sqlite3_bind_blob64(statement_, next_++, value.data() == nullptr ? "" : value.data(), value.size(), SQLITE_TRANSIENT) != SQLITE_OK) {
+  if (status_.ok() && sqlite3_bind_blob64(statement_, next_++, value.data() == nullptr ? "" : value.data(),
+                                          value.size(), SQLITE_TRANSIENT) != SQLITE_OK) {
     status_ = absl::ResourceExhaustedError("a value is too long for the job store");
   }
   return *this;
@@ -57,7 +63,8 @@ std::string SqliteQuery::TextAt(int column) const {
 
 StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::string& path) {
   auto db = std::unique_ptr<SqliteDatabase>(new SqliteDatabase(path));
-  const int code = sqlite3_open_v2(path.c_str(), &db->db_, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX, nullptr);
+  const int code = sqlite3_open_v2(path.c_str(), &db->db_,
+                                   SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX, nullptr);
   if (code != SQLITE_OK) return db->Error(code, "cannot be opened");
   sqlite3_extended_result_codes(db->db_, 1);
   sqlite3_busy_timeout(db->db_, 5000);
@@ -94,22 +101,28 @@ Status SqliteDatabase::Execute(const char* sql) {
 int64_t SqliteDatabase::Changes() const { return sqlite3_changes64(db_); }
 
 Status SqliteDatabase::Error(int code, std::string_view what) const {
-  const std::string text = StrCat("job store ", path_, " ", what, ": ", db_ == nullptr ? sqlite3_errstr(code) : sqlite3_errmsg(db_));
+  const std::string text =
+      StrCat("job store ", path_, " ", what, ": ", db_ == nullptr ? sqlite3_errstr(code) : sqlite3_errmsg(db_));
   switch (code & 0xff) {
     case SQLITE_NOTADB:
     case SQLITE_CORRUPT:
       return absl::DataLossError(StrCat(text, "; restore it from a backup, or move it away to start with no jobs"));
-    case SQLITE_FULL: return absl::ResourceExhaustedError(StrCat(text, "; free some space"));
+    case SQLITE_FULL:
+      return absl::ResourceExhaustedError(StrCat(text, "; free some space"));
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:
     case SQLITE_PERM:
     case SQLITE_AUTH:
       return absl::PermissionDeniedError(StrCat(text, "; the folder must exist and be writable"));
     case SQLITE_BUSY:
-    case SQLITE_LOCKED: return absl::UnavailableError(StrCat(text, "; another process holds it"));
-    case SQLITE_CONSTRAINT: return absl::AlreadyExistsError(text);
-    case SQLITE_IOERR: return absl::UnavailableError(text);
-    default: return absl::InternalError(text);
+    case SQLITE_LOCKED:
+      return absl::UnavailableError(StrCat(text, "; another process holds it"));
+    case SQLITE_CONSTRAINT:
+      return absl::AlreadyExistsError(text);
+    case SQLITE_IOERR:
+      return absl::UnavailableError(text);
+    default:
+      return absl::InternalError(text);
   }
 }
 

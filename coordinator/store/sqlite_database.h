@@ -19,7 +19,8 @@ namespace distill {
 
 class SqliteDatabase;
 
-// One use of a prepared statement; resets it at the end of its life. Parameters and columns count from 1 and 0, as in SQLite.
+// One use of a prepared statement; resets it at the end of its life. Parameters and columns count from 1 and 0, as in
+// SQLite.
 class SqliteQuery {
  public:
   SqliteQuery(SqliteDatabase* db, sqlite3_stmt* statement, Status prepared);
@@ -44,7 +45,7 @@ class SqliteQuery {
   bool IsNull(int column) const;
 
  private:
-  SqliteDatabase* const db_;  // not owned; outlives its queries
+  SqliteDatabase* const db_;       // not owned; outlives its queries
   sqlite3_stmt* const statement_;  // owned by the database's cache
   Status status_;
   int next_ = 1;
@@ -52,7 +53,8 @@ class SqliteQuery {
 
 class SqliteDatabase {
  public:
-  // Opens or makes the file; sets WAL, synchronous=FULL, foreign keys and a busy timeout of 5 s, and checks the file (quick_check).
+  // Opens or makes the file; sets WAL, synchronous=FULL, foreign keys and a busy timeout of 5 s, and checks the file
+  // (quick_check).
   static StatusOr<std::unique_ptr<SqliteDatabase>> Open(const std::string& path);
   ~SqliteDatabase();
 

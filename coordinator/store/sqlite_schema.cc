@@ -5,8 +5,8 @@
 namespace distill {
 namespace {
 
-// `number` gives jobs their order of submission. Protobuf blobs: jobs.plan (JobPlan), jobs.progress and points.point (Progress),
-// jobs.artifacts (Artifacts), stages.result (StageResult), all of distill.v1.
+// `number` gives jobs their order of submission. Protobuf blobs: jobs.plan (JobPlan), jobs.progress and points.point
+// (Progress), jobs.artifacts (Artifacts), stages.result (StageResult), all of distill.v1.
 constexpr const char* kTables = R"sql(
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('epoch', 0);
@@ -80,12 +80,15 @@ StatusOr<uint64_t> PrepareSchema(SqliteDatabase* db, const std::string& path) {
   DISTILL_RETURN_IF_ERROR(transaction.Begin());
   DISTILL_ASSIGN_OR_RETURN(const int64_t version, ReadInt(db, "PRAGMA user_version"));
   if (version > kSchemaVersion) {
-    return absl::FailedPreconditionError(StrCat("job store ", path, " has schema version ", version, ", this program knows ", kSchemaVersion,
-                                                "; run a newer distill-coordinator, or move the file away to start with no jobs"));
+    return absl::FailedPreconditionError(
+        StrCat("job store ", path, " has schema version ", version, ", this program knows ", kSchemaVersion,
+               "; run a newer distill-coordinator, or move the file away to start with no jobs"));
   }
   if (version == 0) {
     DISTILL_ASSIGN_OR_RETURN(const int64_t tables, ReadInt(db, "SELECT COUNT(*) FROM sqlite_master"));
-    if (tables != 0) return absl::FailedPreconditionError(StrCat(path, " is a database of another program; give another --state-dir"));
+    if (tables != 0) {
+      return absl::FailedPreconditionError(StrCat(path, " is a database of another program; give another --state-dir"));
+    }
     DISTILL_RETURN_IF_ERROR(db->Execute(kTables));
   }
   DISTILL_RETURN_IF_ERROR(db->Execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'"));

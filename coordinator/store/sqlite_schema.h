@@ -11,7 +11,8 @@ namespace distill {
 
 inline constexpr int kSchemaVersion = 1;
 
-// Makes the tables in an empty file, refuses newer versions (kFailedPrecondition), raises the coordinator epoch by one and returns it.
+// Makes the tables in an empty file, refuses newer versions (kFailedPrecondition), raises the coordinator epoch by one
+// and returns it.
 StatusOr<uint64_t> PrepareSchema(SqliteDatabase* db, const std::string& path);
 
 }  // namespace distill

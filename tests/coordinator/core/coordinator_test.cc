@@ -46,7 +46,8 @@ class CoordinatorTest : public testing::Test {
     input.current_generation = generation;
     return coordinator_->Register(input).status();
   }
-  StatusOr<HeartbeatResult> Beat(const std::string& id, const std::string& job = "", uint64_t generation = 0, const std::string& incarnation = "1") {
+  StatusOr<HeartbeatResult> Beat(const std::string& id, const std::string& job = "", uint64_t generation = 0,
+                                 const std::string& incarnation = "1") {
     HeartbeatInput input;
     input.worker_id = id;
     input.incarnation = incarnation;
@@ -54,7 +55,8 @@ class CoordinatorTest : public testing::Test {
     input.generation = generation;
     return coordinator_->Heartbeat(input);
   }
-  StatusOr<SubmitResult> Submit(const std::string& request_id = "r1", const std::string& yaml = kExplicitJob, bool dry_run = false) {
+  StatusOr<SubmitResult> Submit(const std::string& request_id = "r1", const std::string& yaml = kExplicitJob,
+                                bool dry_run = false) {
     return coordinator_->Submit({request_id, {yaml, "job.yaml", {}}, dry_run});
   }
   // A teacher, two students, and the job running on them.
@@ -70,7 +72,10 @@ class CoordinatorTest : public testing::Test {
   }
   std::vector<std::string> EventTexts(const std::string& job) {
     std::vector<std::string> texts;
-    for (const std::vector<EventRecord> events = coordinator_->Events(job, 0, 1000).value(); const EventRecord& event : events) texts.push_back(event.text);
+    for (const std::vector<EventRecord> events = coordinator_->Events(job, 0, 1000).value();
+         const EventRecord& event : events) {
+      texts.push_back(event.text);
+    }
     return texts;
   }
   JobStatus StatusOf(const std::string& job) { return coordinator_->Get(job)->status; }
@@ -145,12 +150,15 @@ TEST_F(CoordinatorTest, RunsAJobFromTheFirstStageToTheExport) {
   EXPECT_THAT(Beat("t0")->teacher_jobs[0].taps, ElementsAre("layer1", ""));
 
   EXPECT_EQ(coordinator_->FinishJob("s0", job, 1, {}).code(), StatusCode::kFailedPrecondition);
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 1}).code(), StatusCode::kFailedPrecondition);  // 0 comes first
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 1}).code(),
+            StatusCode::kFailedPrecondition);  // 0 comes first
   EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 7}).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(coordinator_->CommitStage("s1", job, 1, {.stage = 0}).code(), StatusCode::kFailedPrecondition);  // not rank 0
+  EXPECT_EQ(coordinator_->CommitStage("s1", job, 1, {.stage = 0}).code(),
+            StatusCode::kFailedPrecondition);  // not rank 0
   EXPECT_EQ(coordinator_->CommitStage("s0", job, 2, {.stage = 0}).code(), StatusCode::kAborted);
   ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
-  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok()) << "repeated report";
+  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok())
+      << "repeated report";
   EXPECT_EQ(coordinator_->Get(job)->stages.size(), 1u);
   beat = Beat("s0", job, 1);
   EXPECT_EQ(beat->student->first_stage, 1u);
@@ -200,7 +208,8 @@ TEST_F(CoordinatorTest, ReportedFailures) {
   EXPECT_EQ(coordinator_->ReportFailure("stranger", job, 1, "x", false).code(), StatusCode::kAborted);
   ASSERT_TRUE(coordinator_->ReportFailure("s0", job, 1, "peer closed", true).ok());
   EXPECT_EQ(StatusOf(job).generation, 2u);
-  EXPECT_EQ(coordinator_->ReportFailure("s1", job, 1, "peer closed", true).code(), StatusCode::kAborted) << "the same break, said twice, counts once";
+  EXPECT_EQ(coordinator_->ReportFailure("s1", job, 1, "peer closed", true).code(), StatusCode::kAborted)
+      << "the same break, said twice, counts once";
   EXPECT_EQ(StatusOf(job).restarts, 1u);
   clock_.now += 1;
   ASSERT_TRUE(Beat("t0").ok() && Beat("s0", job, 1).ok() && Beat("s1", job, 1).ok());
@@ -264,7 +273,8 @@ TEST_F(CoordinatorTest, WorkersEventsAreStoredOnceAndCut) {
   ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
   ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
   int found = 0;
-  for (const std::vector<EventRecord> events = coordinator_->Events(job, 0, 100).value(); const EventRecord& e : events) {
+  for (const std::vector<EventRecord> events = coordinator_->Events(job, 0, 100).value();
+       const EventRecord& e : events) {
     if (e.source != "s0") continue;
     ++found;
     EXPECT_EQ(e.text.size(), 4096u);
@@ -292,7 +302,8 @@ TEST_F(CoordinatorTest, FleetSaysWhatEverybodyDoes) {
   ASSERT_TRUE(Register("s2").ok());
   std::map<std::string, std::string> states;
   for (const WorkerStatus& status : coordinator_->Fleet()) states[status.worker.id] = status.state;
-  EXPECT_THAT(states, ElementsAre(testing::Pair("s0", "training"), testing::Pair("s1", "training"), testing::Pair("s2", "idle"), testing::Pair("t0", "serving")));
+  EXPECT_THAT(states, ElementsAre(testing::Pair("s0", "training"), testing::Pair("s1", "training"),
+                                  testing::Pair("s2", "idle"), testing::Pair("t0", "serving")));
 }
 
 TEST_F(CoordinatorTest, ARestartContinuesTheJobUnderTheSameGeneration) {
@@ -331,7 +342,8 @@ TEST_F(CoordinatorTest, ASecondCoordinatorTakesOverAndTheFirstStops) {
   const std::string job = RunJob();
   auto newer = OpenSqliteJobStore(dir_.File("jobs.db")).value();
   ASSERT_TRUE(coordinator_->health().ok());
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).code(), StatusCode::kUnavailable) << "the worker is to try again, at the new one";
+  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).code(), StatusCode::kUnavailable)
+      << "the worker is to try again, at the new one";
   EXPECT_EQ(coordinator_->health().code(), StatusCode::kAborted);
   EXPECT_EQ(Beat("s0", job, 1).status().code(), StatusCode::kUnavailable);
   EXPECT_EQ(Submit("r2").status().code(), StatusCode::kUnavailable);
@@ -359,7 +371,8 @@ TEST_F(CoordinatorTest, ListsTapsOfZooAndServedModels) {
   spec.image_height = spec.image_width = 28;
   spec.in_channels = 1;
   const TapListing listing = coordinator_->ListTaps(spec).value();
-  const auto layer1 = std::find_if(listing.taps.begin(), listing.taps.end(), [](const ServedTap& tap) { return tap.path == "layer1"; });
+  const auto layer1 =
+      std::find_if(listing.taps.begin(), listing.taps.end(), [](const ServedTap& tap) { return tap.path == "layer1"; });
   ASSERT_NE(layer1, listing.taps.end());
   EXPECT_THAT(layer1->shape, ElementsAre(16u, 28u, 28u));
   EXPECT_TRUE(layer1->stage_end);
@@ -375,10 +388,13 @@ TEST_F(CoordinatorTest, MetricsFollowTheCluster) {
   RunJob();
   (void)Submit("bad", "nonsense");
   const std::string text = metrics_.Serialize();
-  for (const char* line : {"distill_coordinator_jobs{state=\"running\"} 1", "distill_coordinator_workers{kind=\"student\",state=\"alive\"} 2",
-                           "distill_coordinator_workers{kind=\"teacher\",state=\"alive\"} 1", "distill_coordinator_epoch 1",
-                           "distill_coordinator_submissions_total{result=\"accepted\"} 1", "distill_coordinator_submissions_total{result=\"refused\"} 1",
-                           "distill_coordinator_heartbeats_total{kind=\"student\"} 2", "distill_coordinator_generation_changes_total 1"}) {
+  for (const char* line :
+       {"distill_coordinator_jobs{state=\"running\"} 1",
+        "distill_coordinator_workers{kind=\"student\",state=\"alive\"} 2",
+        "distill_coordinator_workers{kind=\"teacher\",state=\"alive\"} 1", "distill_coordinator_epoch 1",
+        "distill_coordinator_submissions_total{result=\"accepted\"} 1",
+        "distill_coordinator_submissions_total{result=\"refused\"} 1",
+        "distill_coordinator_heartbeats_total{kind=\"student\"} 2", "distill_coordinator_generation_changes_total 1"}) {
     EXPECT_THAT(text, HasSubstr(line));
   }
 }
@@ -386,7 +402,8 @@ TEST_F(CoordinatorTest, MetricsFollowTheCluster) {
 TEST_F(CoordinatorTest, OptionsMustMakeSense) {
   Coordinator::Options options;
   options.lease_seconds = 1;
-  const Status status = Coordinator::Create(options, OpenSqliteJobStore(":memory:").value(), clock_, &metrics_).status();
+  const Status status =
+      Coordinator::Create(options, OpenSqliteJobStore(":memory:").value(), clock_, &metrics_).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
 }
 

@@ -39,7 +39,8 @@ class DecideTest : public testing::Test {
   DecideOptions options_{.lease = kLease, .idle_limit = 10, .hold = 60, .max_restarts = 3};
 };
 
-// --- queued ---------------------------------------------------------------------------------------------------------------------
+// --- queued
+// ---------------------------------------------------------------------------------------------------------------------
 
 TEST_F(DecideTest, NothingToDecideWithoutJobs) { EXPECT_THAT(All(), IsEmpty()); }
 
@@ -47,7 +48,8 @@ TEST_F(DecideTest, AGangStartsWithAllItsStudentsOrNone) {
   state_.jobs = {MakeQueued("j", MakePlan(2))};
   JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kQueued);
-  EXPECT_EQ(decision.status.reason, "waiting for 2 students: 0 free, 0 alive; start 2 more: distill-student --coordinator ADDRESS");
+  EXPECT_EQ(decision.status.reason,
+            "waiting for 2 students: 0 free, 0 alive; start 2 more: distill-student --coordinator ADDRESS");
   Add(&state_, MakeStudent("s0"));
   decision = One();
   EXPECT_EQ(decision.status.state, JobState::kQueued);
@@ -78,12 +80,13 @@ TEST_P(UnusableStudentTest, IsNotGivenARank) {
   Add(&state_, worker);
   EXPECT_EQ(One().status.state, JobState::kQueued);
 }
-INSTANTIATE_TEST_SUITE_P(All, UnusableStudentTest,
-                         testing::Values(UnusableCase{"Silent", [](Worker* w) { w->last_seen = kNow - kLease - 0.001; }},
-                                         UnusableCase{"Draining", [](Worker* w) { w->draining = true; }},
-                                         UnusableCase{"Teacher", [](Worker* w) { w->kind = WorkerKind::kTeacher; }},
-                                         UnusableCase{"StillLeavingAnotherJob", [](Worker* w) { w->job_id = "ended"; }}),
-                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    All, UnusableStudentTest,
+    testing::Values(UnusableCase{"Silent", [](Worker* w) { w->last_seen = kNow - kLease - 0.001; }},
+                    UnusableCase{"Draining", [](Worker* w) { w->draining = true; }},
+                    UnusableCase{"Teacher", [](Worker* w) { w->kind = WorkerKind::kTeacher; }},
+                    UnusableCase{"StillLeavingAnotherJob", [](Worker* w) { w->job_id = "ended"; }}),
+    [](const auto& info) { return info.param.name; });
 
 TEST_F(DecideTest, ALeaseEndsAfterItsLastMoment) {
   state_.jobs = {MakeQueued("j", MakePlan(1))};
@@ -114,12 +117,14 @@ TEST_F(DecideTest, ABigJobHoldsTheLineWhileTheFleetCanServeIt) {
 }
 
 TEST_F(DecideTest, AJobThatTheFleetCannotServeHoldsUpNobody) {
-  state_.jobs = {MakeQueued("huge", MakePlan(8)), MakeQueued("no-teacher", MakePlan(1, true)), MakeQueued("small", MakePlan(1))};
+  state_.jobs = {MakeQueued("huge", MakePlan(8)), MakeQueued("no-teacher", MakePlan(1, true)),
+                 MakeQueued("small", MakePlan(1))};
   Add(&state_, MakeStudent("s0"));
   const std::vector<JobDecision> all = All();
   EXPECT_EQ(all[0].status.state, JobState::kQueued);
   EXPECT_EQ(all[1].status.state, JobState::kQueued);
-  EXPECT_THAT(all[1].status.reason, StartsWith("waiting for a teacher: none that is alive serves 'fashion' (digest digest-1)"));
+  EXPECT_THAT(all[1].status.reason,
+              StartsWith("waiting for a teacher: none that is alive serves 'fashion' (digest digest-1)"));
   EXPECT_EQ(all[2].status.state, JobState::kRunning);
 }
 
@@ -142,7 +147,8 @@ TEST_F(DecideTest, ADecisionIsStableWhenNothingChanges) {
   EXPECT_THAT(again.events, IsEmpty());
 }
 
-// --- running --------------------------------------------------------------------------------------------------------------------
+// --- running
+// --------------------------------------------------------------------------------------------------------------------
 
 TEST_F(DecideTest, ARunningJobIsLeftAlone) {
   RunTwo();
@@ -181,14 +187,17 @@ TEST_P(MemberLossTest, BreaksTheGroupUnderANewGeneration) {
   EXPECT_THAT(Ranks(decision), ElementsAre("s0", "s1"));  // kept, so that ranks stay stable
   ASSERT_GE(decision.events.size(), 1u);
   EXPECT_EQ(decision.events[0].level, EventLevel::kWarning);
-  EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr(GetParam().reason), HasSubstr("generation 2 (restart 1 of at most 3)")));
+  EXPECT_THAT(decision.events[0].text,
+              AllOf(HasSubstr(GetParam().reason), HasSubstr("generation 2 (restart 1 of at most 3)")));
 }
 INSTANTIATE_TEST_SUITE_P(
     All, MemberLossTest,
     testing::Values(
-        LossCase{"Silent", [](ClusterState* s) { s->workers["s1"].last_seen = kNow - 6; }, "s1 has been silent for 6 s (lease 5 s)"},
+        LossCase{"Silent", [](ClusterState* s) { s->workers["s1"].last_seen = kNow - 6; },
+                 "s1 has been silent for 6 s (lease 5 s)"},
         LossCase{"Restarted", [](ClusterState* s) { s->workers["s1"].incarnation = "new"; }, "s1 was restarted"},
-        LossCase{"Gone", [](ClusterState* s) { s->workers.erase("s1"); }, "s1 did not return within 5 s of the coordinator's restart"},
+        LossCase{"Gone", [](ClusterState* s) { s->workers.erase("s1"); },
+                 "s1 did not return within 5 s of the coordinator's restart"},
         LossCase{"Draining", [](ClusterState* s) { s->workers["s0"].draining = true; }, "s0 is shutting down"},
         LossCase{"Idle",
                  [](ClusterState* s) {
@@ -202,7 +211,11 @@ INSTANTIATE_TEST_SUITE_P(
                    s->workers["s1"].job_since = kNow - 11;
                  },
                  "s1 has been busy with job other"},
-        LossCase{"Reported", [](ClusterState* s) { s->jobs[0].failure = FailureReport{"s0", "peer closed", true}; }, "s0: peer closed"}),
+        LossCase{"Reported",
+                 [](ClusterState* s) {
+                   s->jobs[0].failure = FailureReport{"s0", "peer closed", true};
+                 },
+                 "s0: peer closed"}),
     [](const auto& info) { return info.param.name; });
 
 TEST_F(DecideTest, SeveralLossesAreOneRestartWithAllReasons) {
@@ -212,7 +225,8 @@ TEST_F(DecideTest, SeveralLossesAreOneRestartWithAllReasons) {
   state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.restarts, 1u);
-  EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr("s0 was restarted"), HasSubstr("s1 is shutting down"), HasSubstr("s0: peer closed")));
+  EXPECT_THAT(decision.events[0].text,
+              AllOf(HasSubstr("s0 was restarted"), HasSubstr("s1 is shutting down"), HasSubstr("s0: peer closed")));
 }
 
 TEST_F(DecideTest, AMemberMayTakeAMomentToTakeItsRank) {
@@ -244,7 +258,8 @@ TEST_F(DecideTest, TooManyRestartsFailTheJob) {
   EXPECT_EQ(decision.status.reason, "gave up after re-forming the group 3 times; last: s0: again");
 }
 
-// --- re-forming -----------------------------------------------------------------------------------------------------------------
+// --- re-forming
+// -----------------------------------------------------------------------------------------------------------------
 
 class ReformTest : public DecideTest {
  protected:
@@ -271,7 +286,8 @@ class ReformTest : public DecideTest {
 
 TEST_F(ReformTest, WaitsForMembersToCallAgain) {
   Calls("s0", kNow + 0.5);
-  EXPECT_EQ(One(kNow + 0.5).status.state, JobState::kQueued) << "s1 has not called since the group broke; it may be the one that died";
+  EXPECT_EQ(One(kNow + 0.5).status.state, JobState::kQueued)
+      << "s1 has not called since the group broke; it may be the one that died";
   Calls("s1", kNow + 0.8);
   const JobDecision decision = One(kNow + 0.8);
   EXPECT_EQ(decision.status.state, JobState::kRunning);
@@ -318,7 +334,8 @@ TEST_F(ReformTest, OthersMayUseStudentsItNeverHad) {
   EXPECT_THAT(Ranks(all[1]), ElementsAre("s9"));
 }
 
-// --- the coordinator's own restart ----------------------------------------------------------------------------------------------
+// --- the coordinator's own restart
+// ----------------------------------------------------------------------------------------------
 
 class RestartTest : public DecideTest {
  protected:
@@ -383,7 +400,8 @@ TEST_F(RestartTest, ACancelledJobWaitsForMembersThatMayReturn) {
   EXPECT_EQ(One(kNow + 5.1).status.state, JobState::kCancelled);
 }
 
-// --- cancelling -----------------------------------------------------------------------------------------------------------------
+// --- cancelling
+// -----------------------------------------------------------------------------------------------------------------
 
 TEST_F(DecideTest, ACancelledJobEndsWhenItsMembersHaveStopped) {
   RunTwo();
@@ -411,7 +429,8 @@ TEST_F(DecideTest, AFailureWhileCancellingDoesNotReformTheGroup) {
   EXPECT_EQ(decision.status.reason, "cancelling: s0 still to write a checkpoint and stop");
 }
 
-// --- teachers -------------------------------------------------------------------------------------------------------------------
+// --- teachers
+// -------------------------------------------------------------------------------------------------------------------
 
 TEST_F(DecideTest, StudentsWaitForALostTeacherAndGoOn) {
   RunTwo(true);
@@ -442,11 +461,13 @@ TEST_F(DecideTest, ATeacherWithOtherWeightsIsNotUsedAndSaidSoOnce) {
   JobDecision decision = One();
   EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
   ASSERT_EQ(decision.events.size(), 1u);
-  EXPECT_EQ(decision.events[0].text, "teacher t1 serves 'fashion' with digest digest-2, the job was submitted with digest-1: not used");
+  EXPECT_EQ(decision.events[0].text,
+            "teacher t1 serves 'fashion' with digest digest-2, the job was submitted with digest-1: not used");
   state_.jobs[0].noted.insert(decision.noted.begin(), decision.noted.end());
   EXPECT_THAT(One().events, IsEmpty());
   state_.workers.erase("t0");
-  EXPECT_THAT(One().status.reason, AllOf(StartsWith("waiting for a teacher"), HasSubstr("t1 serves 'fashion' with digest digest-2")));
+  EXPECT_THAT(One().status.reason,
+              AllOf(StartsWith("waiting for a teacher"), HasSubstr("t1 serves 'fashion' with digest digest-2")));
 }
 
 TEST_F(DecideTest, AQueuedJobWaitsForItsTeacherBeforeItTakesStudents) {

@@ -10,7 +10,8 @@ namespace {
 
 using testing::ElementsAre;
 
-std::vector<std::string> Pick(const std::vector<std::string>& previous, const std::vector<std::string>& candidates, size_t count) {
+std::vector<std::string> Pick(const std::vector<std::string>& previous, const std::vector<std::string>& candidates,
+                              size_t count) {
   std::vector<RankMember> members;
   for (const std::string& id : previous) members.push_back({id, "old"});
   std::vector<Worker> workers;
@@ -33,7 +34,9 @@ TEST(RankPickerTest, NumbersSortAsNumbers) {
   EXPECT_TRUE(NaturalLess("s-01", "s-1") != NaturalLess("s-1", "s-01"));  // a strict order
 }
 
-TEST(RankPickerTest, FirstGroupInNaturalOrder) { EXPECT_THAT(Pick({}, {"s10", "s2", "s1"}, 2), ElementsAre("s1", "s2")); }
+TEST(RankPickerTest, FirstGroupInNaturalOrder) {
+  EXPECT_THAT(Pick({}, {"s10", "s2", "s1"}, 2), ElementsAre("s1", "s2"));
+}
 
 TEST(RankPickerTest, FormerRanksAreKept) {
   EXPECT_THAT(Pick({"s2", "s1"}, {"s1", "s2"}, 2), ElementsAre("s2", "s1"));

@@ -1,4 +1,5 @@
-// Scopes and their generations; the key-value semantics are in the KvSuite, over real gRPC (tests/coordinator/services).
+// Scopes and their generations; the key-value semantics are in the KvSuite, over real gRPC
+// (tests/coordinator/services).
 #include "coordinator/core/rendezvous_store.h"
 
 #include <gmock/gmock.h>

@@ -20,7 +20,9 @@ class TeachersTest : public testing::Test {
   }
   std::vector<std::string> Endpoints() {
     std::vector<std::string> ids;
-    for (const TeacherEndpoint& endpoint : EndpointsFor(kNow, kLease, state_, state_.jobs[0])) ids.push_back(endpoint.worker_id);
+    for (const TeacherEndpoint& endpoint : EndpointsFor(kNow, kLease, state_, state_.jobs[0])) {
+      ids.push_back(endpoint.worker_id);
+    }
     return ids;
   }
   ClusterState state_;
@@ -28,7 +30,8 @@ class TeachersTest : public testing::Test {
 
 TEST_F(TeachersTest, LiveServersOfTheSameWeightsAreUsed) {
   EXPECT_THAT(Endpoints(), ElementsAre("t0", "t1"));
-  EXPECT_EQ(EndpointsFor(kNow, kLease, state_, state_.jobs[0])[0], (TeacherEndpoint{"t0", "t0:1", "fashion", "digest-1"}));
+  EXPECT_EQ(EndpointsFor(kNow, kLease, state_, state_.jobs[0])[0],
+            (TeacherEndpoint{"t0", "t0:1", "fashion", "digest-1"}));
   state_.workers["t0"].draining = true;
   EXPECT_THAT(Endpoints(), ElementsAre("t1"));
   state_.workers["t1"].last_seen = kNow - 6;

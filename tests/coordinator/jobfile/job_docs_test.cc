@@ -35,7 +35,8 @@ TEST(JobDocsTest, EveryKeyIsDocumentedInItsSection) {
     const std::string part = PartAbout(docs, std::string(section.name));
     ASSERT_FALSE(part.empty()) << "docs/job.md has no section '" << section.name << "'";
     for (const std::string_view key : section.keys) {
-      EXPECT_NE(part.find("| `" + std::string(key) + "`"), std::string::npos) << "section '" << section.name << "' does not list " << key;
+      EXPECT_NE(part.find("| `" + std::string(key) + "`"), std::string::npos)
+          << "section '" << section.name << "' does not list " << key;
     }
   }
 }
@@ -45,7 +46,8 @@ TEST(JobDocsTest, EveryLossAndKnobIsDocumented) {
   for (const LossSchema& schema : LossSchemas()) {
     EXPECT_NE(docs.find("| `" + std::string(schema.type) + "`"), std::string::npos) << schema.type;
     for (const KnobSchema& knob : schema.knobs) {
-      const std::string row = "| `" + std::string(schema.type) + "` | `" + std::string(knob.name) + "` | " + std::string(knob.default_value) + " |";
+      const std::string row = "| `" + std::string(schema.type) + "` | `" + std::string(knob.name) + "` | " +
+                              std::string(knob.default_value) + " |";
       EXPECT_NE(docs.find(row), std::string::npos) << "no row that begins " << row;
     }
   }
@@ -54,7 +56,9 @@ TEST(JobDocsTest, EveryLossAndKnobIsDocumented) {
 TEST(JobDocsTest, PresetsAndPoliciesAreDocumented) {
   const std::string docs = Docs();
   for (const std::string& preset : PresetNames()) EXPECT_NE(docs.find("`" + preset + "`"), std::string::npos) << preset;
-  for (const std::string& policy : SskdPolicies()) EXPECT_NE(docs.find("`" + policy + "`"), std::string::npos) << policy;
+  for (const std::string& policy : SskdPolicies()) {
+    EXPECT_NE(docs.find("`" + policy + "`"), std::string::npos) << policy;
+  }
 }
 
 // The examples in the document are run through the reader.

@@ -69,11 +69,13 @@ inline std::string With(std::string text, const std::string& from, const std::st
   return text.replace(at, from.size(), to);
 }
 
-inline StatusOr<ExpandedJob> Expand(const std::string& yaml, const FleetView& fleet = Fleet(), std::vector<std::string> overrides = {}) {
+inline StatusOr<ExpandedJob> Expand(const std::string& yaml, const FleetView& fleet = Fleet(),
+                                    std::vector<std::string> overrides = {}) {
   return ExpandJobFile({yaml, "job.yaml", std::move(overrides)}, fleet);
 }
 
-inline std::string Refusal(const std::string& yaml, const FleetView& fleet = Fleet(), std::vector<std::string> overrides = {}) {
+inline std::string Refusal(const std::string& yaml, const FleetView& fleet = Fleet(),
+                           std::vector<std::string> overrides = {}) {
   const StatusOr<ExpandedJob> job = Expand(yaml, fleet, std::move(overrides));
   return job.ok() ? "accepted" : std::string(job.status().message());
 }

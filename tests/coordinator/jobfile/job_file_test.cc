@@ -59,8 +59,10 @@ TEST(JobFileTest, ExpandsWrittenStages) {
 TEST(JobFileTest, OverridesActBeforeValidation) {
   EXPECT_EQ(Expand(kExplicitJob, Fleet(), {"stages.1.steps=3", "seed=9"})->plan.stages[1].steps, 3u);
   EXPECT_EQ(Expand(kExplicitJob, Fleet(), {"seed=9"})->plan.seed, 9u);
-  EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"seed=x"}), StartsWith("override 'seed=x': seed: expected a whole number"));
-  EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"nam=x"}), AllOf(StartsWith("override 'nam=x': unknown key 'nam'"), HasSubstr("did you mean 'name'?")));
+  EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"seed=x"}),
+              StartsWith("override 'seed=x': seed: expected a whole number"));
+  EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"nam=x"}),
+              AllOf(StartsWith("override 'nam=x': unknown key 'nam'"), HasSubstr("did you mean 'name'?")));
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(), std::vector<std::string>(101, "seed=1")), HasSubstr("at most 100"));
 }
 
@@ -88,8 +90,10 @@ INSTANTIATE_TEST_SUITE_P(
     All, BadJobFileTest,
     testing::Values(
         BadCase{"UnknownKey", "seed: 7", "sede: 7", "job.yaml:2:1: ", "unknown key 'sede'; did you mean 'seed'?"},
-        BadCase{"UnknownKeyInLoss", "weight: 0.1", "wieght: 0.1", "job.yaml:18:31: ", "unknown key 'wieght' in stages[1].losses[0]; did you mean 'weight'?"},
-        BadCase{"KnobOfAnotherLoss", "type: l2,", "type: l2, temperature: 2,", "job.yaml:14:", "unknown key 'temperature' in stages[0].losses[0]"},
+        BadCase{"UnknownKeyInLoss", "weight: 0.1", "wieght: 0.1",
+                "job.yaml:18:31: ", "unknown key 'wieght' in stages[1].losses[0]; did you mean 'weight'?"},
+        BadCase{"KnobOfAnotherLoss", "type: l2,", "type: l2, temperature: 2,",
+                "job.yaml:14:", "unknown key 'temperature' in stages[0].losses[0]"},
         BadCase{"WrongType", "seed: 7", "seed: seven", "job.yaml:2:7: ", "seed: expected a whole number, got 'seven'"},
         BadCase{"QuotedNumber", "seed: 7", "seed: '7'", "job.yaml:2:7: ", "in quotes"},
         BadCase{"Fraction", "students: 2", "students: 2.5", "job.yaml:3:11: ", "expected a whole number"},
@@ -101,36 +105,53 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"MissingName", "name: mimic-job\n", "", "job.yaml:1:1: ", "missing required key 'name'"},
         BadCase{"MissingPath", "path: fashion-mnist, ", "", "job.yaml:", "missing required key 'path' in data"},
         BadCase{"ClimbingPath", "path: fashion-mnist", "path: ../etc", "job.yaml:7:14: ", "must not contain '..'"},
-        BadCase{"Batch", "batch_size: 128", "batch_size: 127", "job.yaml:4:13: ", "not divisible by students 2; take 126"},
-        BadCase{"UnknownArch", "arch: cifar_resnet8", "arch: cifar_resnet9", "job.yaml:5:17: ", "did you mean 'cifar_resnet8'?"},
-        BadCase{"MeanCount", "mean: [0.286]", "mean: [0.286, 0.3]", "job.yaml:5:", "has 2 values, but the student has in_channels 1"},
+        BadCase{"Batch", "batch_size: 128", "batch_size: 127",
+                "job.yaml:4:13: ", "not divisible by students 2; take 126"},
+        BadCase{"UnknownArch", "arch: cifar_resnet8", "arch: cifar_resnet9",
+                "job.yaml:5:17: ", "did you mean 'cifar_resnet8'?"},
+        BadCase{"MeanCount", "mean: [0.286]", "mean: [0.286, 0.3]",
+                "job.yaml:5:", "has 2 values, but the student has in_channels 1"},
         BadCase{"ZeroStd", "std: [0.353]", "std: [0]", "job.yaml:5:", "must be in (0, "},
         BadCase{"TinyImage", "image: [28, 28]", "image: [2, 2]", "job.yaml:5:10: ", "must be from 8"},
         BadCase{"OneSide", "image: [28, 28]", "image: [28]", "job.yaml:5:", "expected [height, width]"},
         BadCase{"UnknownLoss", "type: kd", "type: kdd", "job.yaml:19:16: ", "unknown loss 'kdd'; did you mean 'kd'?"},
         BadCase{"KnobRange", "temperature: 4", "temperature: 0", "job.yaml:19:46: ", "must be a number above 0"},
         BadCase{"TapOnLogits", "type: kd,", "type: kd, student: fc,", "job.yaml:19:", "takes no tap"},
-        BadCase{"UnknownStudentTap", "student: layer1,", "student: layr1,", "job.yaml:14:29: ", "the student has no tap 'layr1'; did you mean 'layer1'?"},
-        BadCase{"UnknownTeacherTap", "teacher: layer1}", "teacher: layer9}", "job.yaml:14:46: ", "the teacher has no tap 'layer9'"},
+        BadCase{"UnknownStudentTap", "student: layer1,", "student: layr1,",
+                "job.yaml:14:29: ", "the student has no tap 'layr1'; did you mean 'layer1'?"},
+        BadCase{"UnknownTeacherTap", "teacher: layer1}", "teacher: layer9}",
+                "job.yaml:14:46: ", "the teacher has no tap 'layer9'"},
         BadCase{"MissingTap", ", teacher: layer1}", "}", "job.yaml:14:", "missing required key 'teacher'"},
-        BadCase{"SpatialSizes", "teacher: layer1}", "teacher: layer2}", "job.yaml:14:29: ", "differ in height or width"},
-        BadCase{"NoAdapter", "teacher: layer1}", "teacher: layer1, adapter: none}", "job.yaml:14:63: ", "differ in channels; set adapter: conv1x1"},
-        BadCase{"FlatTap", "student: layer3, teacher: layer3", "student: fc, teacher: layer3", "job.yaml:20:57: ", "a feature loss needs [C, H, W]"},
-        BadCase{"GlobMatchesNothing", "[conv1, bn1, layer1]", "[conv1, bn1, layer7]", "job.yaml:11:29: ", "'layer7' matches no module"},
-        BadCase{"NoGradient", "[conv1, bn1, layer1]", "[conv1, bn1, layer1, layer2]", "job.yaml:11:17: ", "'layer2.0.conv1' trains, but no loss depends on it (the deepest tap is 'layer1')"},
+        BadCase{"SpatialSizes", "teacher: layer1}", "teacher: layer2}",
+                "job.yaml:14:29: ", "differ in height or width"},
+        BadCase{"NoAdapter", "teacher: layer1}", "teacher: layer1, adapter: none}",
+                "job.yaml:14:63: ", "differ in channels; set adapter: conv1x1"},
+        BadCase{"FlatTap", "student: layer3, teacher: layer3", "student: fc, teacher: layer3",
+                "job.yaml:20:57: ", "a feature loss needs [C, H, W]"},
+        BadCase{"GlobMatchesNothing", "[conv1, bn1, layer1]", "[conv1, bn1, layer7]",
+                "job.yaml:11:29: ", "'layer7' matches no module"},
+        BadCase{"NoGradient", "[conv1, bn1, layer1]", "[conv1, bn1, layer1, layer2]",
+                "job.yaml:11:17: ", "'layer2.0.conv1' trains, but no loss depends on it (the deepest tap is 'layer1')"},
         BadCase{"NoLength", "    steps: 100\n", "", "job.yaml:15:5: ", "give the stage's length"},
         BadCase{"BothLengths", "steps: 100", "steps: 100\n    epochs: 1", "job.yaml:17:13: ", "either epochs or steps"},
         BadCase{"EpochsWithoutSize", ", train_size: 60000", "", "job.yaml:12:13: ", "add data.train_size"},
-        BadCase{"SmallEpoch", "train_size: 60000", "train_size: 100", "job.yaml:12:13: ", "holds no whole batch of 128"},
-        BadCase{"LimitOverSize", "train_size: 60000", "train_size: 60000, train_limit: 70000", "job.yaml:7:", "more than data.train_size"},
+        BadCase{"SmallEpoch", "train_size: 60000", "train_size: 100",
+                "job.yaml:12:13: ", "holds no whole batch of 128"},
+        BadCase{"LimitOverSize", "train_size: 60000", "train_size: 60000, train_limit: 70000",
+                "job.yaml:7:", "more than data.train_size"},
         BadCase{"TwiceTheName", "name: full", "name: mimic", "job.yaml:15:11: ", "'mimic' is used twice"},
         BadCase{"StagesAndPreset", "stages:", "preset: kd\nstages:", "job.yaml:9:9: ", "either a preset or stages"},
         BadCase{"StagesAndBudget", "stages:", "budget: {steps: 1}\nstages:", "job.yaml:9:9: ", "belongs to presets"},
-        BadCase{"PresetOptionsAlone", "stages:", "sskd: {policy: joint}\nstages:", "job.yaml:9:7: ", "belong to the preset 'sskd'"},
-        BadCase{"Schedule", "optimizer: {lr: 0.05}", "schedule: {type: step}", "job.yaml:8:", "'step' needs milestones"},
-        BadCase{"Milestones", "optimizer: {lr: 0.05}", "schedule: {type: step, milestones: [0.5, 0.5]}", "job.yaml:8:", "must ascend"},
-        BadCase{"MilestonesWithCosine", "optimizer: {lr: 0.05}", "schedule: {milestones: [0.5]}", "job.yaml:8:", "belong to type 'step'"},
-        BadCase{"Nesterov", "optimizer: {lr: 0.05}", "optimizer: {nesterov: true, momentum: 0}", "job.yaml:8:", "needs a momentum"},
+        BadCase{"PresetOptionsAlone",
+                "stages:", "sskd: {policy: joint}\nstages:", "job.yaml:9:7: ", "belong to the preset 'sskd'"},
+        BadCase{"Schedule", "optimizer: {lr: 0.05}", "schedule: {type: step}",
+                "job.yaml:8:", "'step' needs milestones"},
+        BadCase{"Milestones", "optimizer: {lr: 0.05}", "schedule: {type: step, milestones: [0.5, 0.5]}",
+                "job.yaml:8:", "must ascend"},
+        BadCase{"MilestonesWithCosine", "optimizer: {lr: 0.05}", "schedule: {milestones: [0.5]}",
+                "job.yaml:8:", "belong to type 'step'"},
+        BadCase{"Nesterov", "optimizer: {lr: 0.05}", "optimizer: {nesterov: true, momentum: 0}",
+                "job.yaml:8:", "needs a momentum"},
         BadCase{"Prefetch", "seed: 7", "prefetch: 64MB", "job.yaml:2:11: ", "such as 64MiB"},
         BadCase{"WireDtype", "seed: 7", "wire_dtype: f8", "job.yaml:2:13: ", "one of f32, f16, bf16"},
         BadCase{"Adapter", "weight: 0.9", "weight: 0.9, adapter: conv1x1", "job.yaml:19:", "takes no adapter"}),
@@ -142,8 +163,9 @@ TEST(JobFileTest, ReportsAllProblemsInTheOrderOfTheFile) {
   yaml = With(yaml, "temperature: 4", "temperature: hot");
   yaml = With(yaml, "teacher: layer3", "teacher: layer5");
   const std::string message = Refusal(yaml);
-  const size_t a = message.find("job.yaml:2:1: unknown key 'sede'"), b = message.find("unknown key 'colour' in student"),
-               c = message.find("expected a number, got 'hot'"), d = message.find("the teacher has no tap 'layer5'");
+  const size_t a = message.find("job.yaml:2:1: unknown key 'sede'"),
+               b = message.find("unknown key 'colour' in student"), c = message.find("expected a number, got 'hot'"),
+               d = message.find("the teacher has no tap 'layer5'");
   EXPECT_NE(d, std::string::npos) << message;
   EXPECT_TRUE(a < b && b < c && c < d) << message;
   EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 3) << message;
@@ -157,13 +179,15 @@ TEST(JobFileTest, ManyProblemsAreCutWithACount) {
 
 TEST(JobFileTest, LossesOnATeacherNeedOne) {
   const std::string message = Refusal(With(kExplicitJob, "teacher: fashion\n", ""));
-  EXPECT_THAT(message, AllOf(HasSubstr("the loss 'l2' needs a teacher; name one: teacher: MODEL"), HasSubstr("the loss 'kd'"), HasSubstr("the loss 'cwd'")));
+  EXPECT_THAT(message, AllOf(HasSubstr("the loss 'l2' needs a teacher; name one: teacher: MODEL"),
+                             HasSubstr("the loss 'kd'"), HasSubstr("the loss 'cwd'")));
   EXPECT_THAT(Refusal(With(kPresetJob, "teacher: fashion\n", "")), HasSubstr("'sskd' needs a teacher"));
 }
 
 TEST(JobFileTest, StagesMayNotBeEmpty) {
   const std::string text = kExplicitJob;
-  EXPECT_THAT(Refusal(text.substr(0, text.find("stages:")) + "stages: []\n"), HasSubstr("expected 1 to 256 stages, got 0"));
+  EXPECT_THAT(Refusal(text.substr(0, text.find("stages:")) + "stages: []\n"),
+              HasSubstr("expected 1 to 256 stages, got 0"));
   EXPECT_THAT(Refusal(text.substr(0, text.find("stages:"))), HasSubstr("missing 'preset'"));
 }
 
@@ -188,16 +212,22 @@ TEST(JobFileTest, EveryAcceptedKeyIsRead) {
   for (const JobSection& section : JobSections()) {
     for (const std::string_view key : section.keys) {
       std::string path(section.name);
-      for (const auto& [from, to] : {std::pair<std::string, std::string>{"stages[].losses[]", "stages.0.losses.0"}, {"stages[]", "stages.0"}}) {
+      for (const auto& [from, to] :
+           {std::pair<std::string, std::string>{"stages[].losses[]", "stages.0.losses.0"}, {"stages[]", "stages.0"}}) {
         if (path == from) path = to;
       }
       path += path.empty() ? "" : ".";
       path += key;
       // Neither a map with an unknown key nor a list of maps is a value of any key.
       const bool is_list = key == "stages" || key == "losses";
-      const std::string base = path.starts_with("stages") ? kExplicitJob : With(kPresetJob, "preset: sskd", "preset: " + std::string(section.name == "kd" || section.name == "cwd" ? section.name : "sskd"));
+      const std::string base =
+          path.starts_with("stages")
+              ? kExplicitJob
+              : With(kPresetJob, "preset: sskd",
+                     "preset: " + std::string(section.name == "kd" || section.name == "cwd" ? section.name : "sskd"));
       const std::string message = Refusal(base, Fleet(), {path + (is_list ? "={zz: 1}" : "=[{zz: 1}]")});
-      EXPECT_THAT(message, HasSubstr("override '" + path)) << "key " << path << " is accepted whatever it holds: " << message;
+      EXPECT_THAT(message, HasSubstr("override '" + path))
+          << "key " << path << " is accepted whatever it holds: " << message;
     }
   }
 }
@@ -208,8 +238,8 @@ TEST(JobFileTest, TeacherMustBeServed) {
   StatusOr<ExpandedJob> job = Expand(kExplicitJob, fleet);
   EXPECT_EQ(job.status().code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(job.status().message()),
-              AllOf(StartsWith("job.yaml:6:10: teacher: no live teacher serves 'fashion'"), HasSubstr("served now: fashion-v2"),
-                    HasSubstr("distill-teacher --model fashion=FILE")));
+              AllOf(StartsWith("job.yaml:6:10: teacher: no live teacher serves 'fashion'"),
+                    HasSubstr("served now: fashion-v2"), HasSubstr("distill-teacher --model fashion=FILE")));
   job = Expand(kPresetJob, FleetView{});
   EXPECT_EQ(job.status().code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(job.status().message()), HasSubstr("served now: nothing"));
@@ -258,10 +288,13 @@ TEST(JobFileTest, WarnsOfWhatIsProbablyNotMeant) {
     EXPECT_TRUE(job.ok()) << job.status();
     return job.ok() ? job->warnings : std::vector<std::string>{};
   };
-  EXPECT_THAT(warnings("steps: 100", "steps: 0"), ElementsAre(AllOf(StartsWith("job.yaml:16:12: "), HasSubstr("0 steps"))));
+  EXPECT_THAT(warnings("steps: 100", "steps: 0"),
+              ElementsAre(AllOf(StartsWith("job.yaml:16:12: "), HasSubstr("0 steps"))));
   EXPECT_THAT(warnings("weight: 2", "weight: 0"), ElementsAre(HasSubstr("weight 0")));
-  EXPECT_THAT(warnings("student: layer3, teacher: layer3", "student: avgpool, teacher: avgpool"), ElementsAre(HasSubstr("single position")));
-  EXPECT_THAT(warnings("    steps: 100", "    trainable: [fc]\n    steps: 100"), ElementsAre(HasSubstr("'cwd-layer3' depends on no trained module")));
+  EXPECT_THAT(warnings("student: layer3, teacher: layer3", "student: avgpool, teacher: avgpool"),
+              ElementsAre(HasSubstr("single position")));
+  EXPECT_THAT(warnings("    steps: 100", "    trainable: [fc]\n    steps: 100"),
+              ElementsAre(HasSubstr("'cwd-layer3' depends on no trained module")));
 }
 
 TEST(JobFileTest, ATeacherThatNobodyReadsIsLeftOut) {
@@ -294,19 +327,30 @@ TEST(JobFileTest, LossesOfOneKindGetDifferentNames) {
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.stages[1].losses[1].name, "kd");
   EXPECT_EQ(job->plan.stages[1].losses[2].name, "kd-2");
-  EXPECT_THAT(Refusal(With(With(kExplicitJob, "type: kd,", "type: kd, name: x,"), "type: cwd,", "type: cwd, name: x,")), HasSubstr("'x' is used twice in this stage"));
+  EXPECT_THAT(Refusal(With(With(kExplicitJob, "type: kd,", "type: kd, name: x,"), "type: cwd,", "type: cwd, name: x,")),
+              HasSubstr("'x' is used twice in this stage"));
+}
+
+TEST(JobFileTest, DataIsIdxOrAnImageFolder) {
+  const StatusOr<ExpandedJob> job = Expand(With(kExplicitJob, "{path: fashion-mnist", "{format: image_folder, path: photos"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->plan.data.format, "image_folder");
+  EXPECT_EQ(job->plan.data.path, "photos");
+  EXPECT_THAT(Refusal(With(kExplicitJob, "{path: fashion-mnist", "{format: image_foldr, path: photos")),
+              ::testing::HasSubstr("did you mean 'image_folder'"));
 }
 
 TEST(JobFileTest, AnchorsSaveTyping) {
-  const std::string yaml = With(With(kExplicitJob, "optimizer: {lr: 0.05}", "optimizer: &o {lr: 0.05, type: adam}"), "steps: 100", "steps: 100\n    optimizer: *o");
+  const std::string yaml = With(With(kExplicitJob, "optimizer: {lr: 0.05}", "optimizer: &o {lr: 0.05, type: adam}"),
+                                "steps: 100", "steps: 100\n    optimizer: *o");
   const StatusOr<ExpandedJob> job = Expand(yaml);
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.stages[1].optimizer.type, "adam");
 }
 
 TEST(JobFileTest, StagesInheritOptimizerAndSchedule) {
-  const StatusOr<ExpandedJob> job =
-      Expand(With(kExplicitJob, "steps: 100", "steps: 100\n    optimizer: {lr: 0.5}\n    schedule: {type: constant, warmup: 0}"));
+  const StatusOr<ExpandedJob> job = Expand(With(
+      kExplicitJob, "steps: 100", "steps: 100\n    optimizer: {lr: 0.5}\n    schedule: {type: constant, warmup: 0}"));
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.stages[0].optimizer.lr, 0.05);
   EXPECT_EQ(job->plan.stages[0].schedule.type, "cosine");

@@ -14,7 +14,8 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 
 JobPlan PlanOf(const std::string& preset, const std::string& options = "", const FleetView& fleet = Fleet()) {
-  const StatusOr<ExpandedJob> job = Expand(With(kPresetJob, "preset: sskd", "preset: " + preset + (options.empty() ? "" : "\n" + options)), fleet);
+  const StatusOr<ExpandedJob> job =
+      Expand(With(kPresetJob, "preset: sskd", "preset: " + preset + (options.empty() ? "" : "\n" + options)), fleet);
   EXPECT_TRUE(job.ok()) << job.status();
   return job.ok() ? job->plan : JobPlan{};
 }
@@ -76,7 +77,7 @@ TEST(PresetsTest, SskdTrainsStageByStageAndThenTheHead) {
     EXPECT_THAT(Losses(stage), ElementsAre("l2-layer" + std::to_string(k + 1)));
     EXPECT_EQ(stage.student_until, "layer" + std::to_string(k + 1));
     EXPECT_TRUE(stage.needs_teacher);
-    EXPECT_FALSE(stage.uses_labels);  // shuffled labels cannot change the backbone
+    EXPECT_FALSE(stage.uses_labels);             // shuffled labels cannot change the backbone
     EXPECT_EQ(stage.losses[0].adapter, "none");  // equal widths: the literal method
   }
   EXPECT_FALSE(plan.stages[3].needs_teacher);  // the teacher is released
@@ -89,10 +90,13 @@ TEST(PresetsTest, SskdPhasesPartitionTheStudent) {
   const Architecture arch = Architecture::Create(spec).value();
   std::set<std::string> seen;
   for (const StagePlan& stage : plan.stages) {
-    for (const std::string& module : stage.trainable) EXPECT_TRUE(seen.insert(module).second) << module << " trains twice";
+    for (const std::string& module : stage.trainable) {
+      EXPECT_TRUE(seen.insert(module).second) << module << " trains twice";
+    }
   }
   for (const std::string& path : arch.ModulePaths()) {
-    EXPECT_TRUE(std::any_of(seen.begin(), seen.end(), [&](const std::string& m) { return IsUnder(path, m); })) << path << " never trains";
+    EXPECT_TRUE(std::any_of(seen.begin(), seen.end(), [&](const std::string& m) { return IsUnder(path, m); }))
+        << path << " never trains";
   }
 }
 
@@ -160,7 +164,8 @@ TEST(PresetsTest, AnUnpairedTailTrainsWithTheHead) {
 }
 
 TEST(PresetsTest, RefusesWhenNoStageFits) {
-  EXPECT_THAT(Refusal(kPresetJob, TeacherWithStages({{8, 5}})), HasSubstr("no stage of the student has the output size of a teacher stage"));
+  EXPECT_THAT(Refusal(kPresetJob, TeacherWithStages({{8, 5}})),
+              HasSubstr("no stage of the student has the output size of a teacher stage"));
   EXPECT_THAT(Refusal(kPresetJob, TeacherWithStages({{8, 5}})), HasSubstr("layer2 14x14"));
 }
 

@@ -28,7 +28,17 @@ TEST(TextChecksTest, ByteSizes) {
   EXPECT_EQ(bytes, 7u << 10);
   EXPECT_TRUE(ParseByteSize("12", &bytes));
   EXPECT_EQ(bytes, 12u);
-  for (const char* bad : {"", "MiB", "-1", "1.5MiB", "64MB", "99999999999GiB", "1e6"}) EXPECT_FALSE(ParseByteSize(bad, &bytes)) << bad;
+  for (const char* bad : {"", "MiB", "-1", "1.5MiB", "64MB", "99999999999GiB", "1e6"}) {
+    EXPECT_FALSE(ParseByteSize(bad, &bytes)) << bad;
+  }
+}
+
+TEST(TextChecksTest, CutTextKeepsWholeCharacters) {
+  EXPECT_EQ(CutText("abc", 3), "abc");
+  EXPECT_EQ(CutText("abc", 2), "ab");
+  EXPECT_EQ(CutText("a\xe2\x82\xac", 3), "a");
+  EXPECT_EQ(CutText("a\xe2\x82\xac", 4), "a\xe2\x82\xac");
+  EXPECT_EQ(CutText("\xe2\x82\xac", 1), "");
 }
 
 TEST(TextChecksTest, ShortenCutsBetweenCharacters) {

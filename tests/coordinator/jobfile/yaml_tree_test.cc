@@ -44,7 +44,8 @@ TEST(YamlTreeTest, AliasesStandForTheirAnchors) {
 }
 
 TEST(YamlTreeTest, RefusesWhatIsNotPlainYaml) {
-  EXPECT_THAT(Error("a: 1\na: 2\n"), AllOf(StartsWith("job.yaml:2:1: "), HasSubstr("duplicate key 'a' (first in line 1)")));
+  EXPECT_THAT(Error("a: 1\na: 2\n"),
+              AllOf(StartsWith("job.yaml:2:1: "), HasSubstr("duplicate key 'a' (first in line 1)")));
   EXPECT_THAT(Error("a: 1\n---\nb: 2\n"), HasSubstr("second YAML document"));
   EXPECT_THAT(Error("a: !!python/object:os.system x\n"), HasSubstr("tags are not supported"));
   EXPECT_THAT(Error("a: &x 1\nb: {<<: *x}\n"), HasSubstr("merge keys"));
@@ -59,9 +60,9 @@ TEST(YamlTreeTest, RefusesWhatIsNotPlainYaml) {
 TEST(YamlTreeTest, RefusesBytesThatAreNotText) {
   EXPECT_THAT(Error("a: 1\nb: \xff\xfe\n"), AllOf(StartsWith("job.yaml:2:4: "), HasSubstr("UTF-8")));
   EXPECT_THAT(Error(std::string("a: x\0y", 6)), AllOf(StartsWith("job.yaml:1:5: "), HasSubstr("UTF-8")));
-  EXPECT_THAT(Error("a: \xc0\xaf"), HasSubstr("UTF-8"));           // overlong '/'
-  EXPECT_THAT(Error("a: \xed\xa0\x80"), HasSubstr("UTF-8"));       // surrogate
-  EXPECT_THAT(Error("a: \xe2\x82"), HasSubstr("UTF-8"));           // truncated
+  EXPECT_THAT(Error("a: \xc0\xaf"), HasSubstr("UTF-8"));                // overlong '/'
+  EXPECT_THAT(Error("a: \xed\xa0\x80"), HasSubstr("UTF-8"));            // surrogate
+  EXPECT_THAT(Error("a: \xe2\x82"), HasSubstr("UTF-8"));                // truncated
   EXPECT_THAT(Error(std::string("a\0:\0 \0", 6)), HasSubstr("UTF-8"));  // UTF-16
   EXPECT_EQ(ParseYaml("a: \xe2\x82\xac\n", {}).value()->Find("a")->text, "\xe2\x82\xac");
 }
@@ -90,7 +91,9 @@ TEST(YamlTreeTest, LimitsSizeDepthAndAliases) {
   EXPECT_THAT(Error(bomb), HasSubstr("aliases expand to more than"));
   // Depth by aliases: each level nests the one before.
   std::string tower = "t0: &t0 [x]\n";
-  for (int i = 1; i < 100; ++i) tower += "t" + std::to_string(i) + ": &t" + std::to_string(i) + " [*t" + std::to_string(i - 1) + "]\n";
+  for (int i = 1; i < 100; ++i) {
+    tower += "t" + std::to_string(i) + ": &t" + std::to_string(i) + " [*t" + std::to_string(i - 1) + "]\n";
+  }
   EXPECT_THAT(Error(tower), HasSubstr("nested deeper than 64"));
   std::string wide = "a: [";
   for (size_t i = 0; i <= kMaxYamlNodes; ++i) wide += "1,";
@@ -140,7 +143,8 @@ TEST(YamlOverrideTest, NamesItselfInErrors) {
                                       {"a=[1", ""}}) {
     const StatusOr<YamlNodePtr> result = Override(yaml, text);
     ASSERT_FALSE(result.ok()) << text;
-    EXPECT_THAT(std::string(result.status().message()), AllOf(StartsWith(std::string("override '") + text + "': "), HasSubstr(message)));
+    EXPECT_THAT(std::string(result.status().message()),
+                AllOf(StartsWith(std::string("override '") + text + "': "), HasSubstr(message)));
   }
 }
 

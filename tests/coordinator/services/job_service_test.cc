@@ -17,7 +17,8 @@ class JobServiceTest : public ::testing::Test {
  protected:
   JobServiceTest() : channel_(coordinator_.Channel()), stub_(v1::JobService::NewStub(channel_)) {}
 
-  grpc::Status Submit(const std::string& yaml, v1::SubmitJobResponse* response, const std::string& request_id = "r1", bool dry_run = false) {
+  grpc::Status Submit(const std::string& yaml, v1::SubmitJobResponse* response, const std::string& request_id = "r1",
+                      bool dry_run = false) {
     v1::SubmitJobRequest request;
     request.set_request_id(request_id);
     request.set_yaml(yaml);
@@ -195,7 +196,8 @@ TEST_F(JobServiceTest, HostileMessagesGetErrorsAndTheServerGoesOn) {
   EXPECT_EQ(Submit(std::string(10000, '['), &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(Submit(std::string(65 << 20, ' '), &response).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   grpc::GenericStub generic(channel_);
-  for (const std::string& bytes : {std::string("\xff\xff\xff\xff\xff"), std::string("\x12\x7fshort"), std::string("\x12\x02\xff\xfe")}) {
+  for (const std::string& bytes :
+       {std::string("\xff\xff\xff\xff\xff"), std::string("\x12\x7fshort"), std::string("\x12\x02\xff\xfe")}) {
     grpc::Slice slice(bytes);
     grpc::ByteBuffer request(&slice, 1), answer;
     grpc::ClientContext context;

@@ -16,17 +16,18 @@
 namespace distill {
 namespace {
 
-using std::chrono::seconds;
-using ::testing::HasSubstr;
 using ::distill::testing::Process;
 using ::distill::testing::ReadFileOrEmpty;
+using std::chrono::seconds;
+using ::testing::HasSubstr;
 
 const std::string kProgram = std::string(DISTILL_BIN_DIR) + "/distill-coordinator";
 
 class CoordinatorProcessTest : public ::testing::Test {
  protected:
   std::vector<std::string> Command(const std::string& ready, const std::string& listen = "127.0.0.1:0") {
-    return {kProgram, "--listen", listen, "--state-dir", dir_ / "state", "--ready-file", dir_ / ready, "--http-listen", "127.0.0.1:0"};
+    return {kProgram,       "--listen",   listen,          "--state-dir", dir_ / "state",
+            "--ready-file", dir_ / ready, "--http-listen", "127.0.0.1:0"};
   }
   std::unique_ptr<Process> Start(const std::string& ready) {
     auto process = std::make_unique<Process>(Command(ready), Process::Options{.log = dir_ / (ready + ".log")});

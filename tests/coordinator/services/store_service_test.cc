@@ -11,18 +11,23 @@ namespace {
 class CoordinatorHarness : public KvHarness {
  public:
   CoordinatorHarness() { RendezvousStore::Run(coordinator_.coordinator->rendezvous().Open("job", 1)); }
-  std::shared_ptr<KvClient> Client() override { return MakeCoordinatorKvClient(coordinator_.server->address(), {}, "job", 1).value(); }
+  std::shared_ptr<KvClient> Client() override {
+    return MakeCoordinatorKvClient(coordinator_.server->address(), {}, "job", 1).value();
+  }
 
  private:
   TestCoordinator coordinator_;
 };
 INSTANTIATE_TEST_SUITE_P(Coordinator, KvSuite,
-                         testing::Values(KvSuiteParam{"Coordinator", [] { return std::make_unique<CoordinatorHarness>(); }}),
+                         testing::Values(KvSuiteParam{"Coordinator",
+                                                      [] { return std::make_unique<CoordinatorHarness>(); }}),
                          [](const auto& info) { return info.param.name; });
 
 class StoreServiceTest : public testing::Test {
  protected:
-  StoreServiceTest() : stub_(v1::StoreService::NewStub(coordinator_.Channel())) { RendezvousStore::Run(store().Open("job", 1)); }
+  StoreServiceTest() : stub_(v1::StoreService::NewStub(coordinator_.Channel())) {
+    RendezvousStore::Run(store().Open("job", 1));
+  }
   RendezvousStore& store() { return coordinator_.coordinator->rendezvous(); }
   static v1::StoreGetRequest GetRequest(const std::string& key, uint32_t timeout_ms, uint64_t generation = 1) {
     v1::StoreGetRequest request;
@@ -76,7 +81,8 @@ TEST_F(StoreServiceTest, ManyWaitersThatGoAwayLeaveRoomForOthers) {
   ASSERT_TRUE(store().Set({"job", 1}, "k", "v").ok());
   grpc::ClientContext context;
   v1::StoreGetResponse response;
-  ASSERT_TRUE(stub_->Get(&context, GetRequest("k", 60000), &response).ok()) << "waiting calls must not keep others from being served";
+  ASSERT_TRUE(stub_->Get(&context, GetRequest("k", 60000), &response).ok())
+      << "waiting calls must not keep others from being served";
   EXPECT_EQ(response.value(), "v");
   for (auto& one : contexts) one->TryCancel();
   void* tag = nullptr;

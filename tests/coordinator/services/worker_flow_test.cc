@@ -111,11 +111,13 @@ TEST_F(WorkerFlowTest, AJobRunsToItsEnd) {
   }
   TestCoordinator::Await([&] { return teacher_->jobs().empty(); }, "the teacher is released");
   ASSERT_TRUE(first_->client->FinishJob(job_, 1, {.safetensors = "out.safetensors"}).ok());
-  TestCoordinator::Await([&] { return !first_->assignment() && !second_->assignment(); }, "the students are free again");
+  TestCoordinator::Await([&] { return !first_->assignment() && !second_->assignment(); },
+                         "the students are free again");
   EXPECT_EQ(Job().status.state, JobState::kSucceeded);
   EXPECT_EQ(Job().artifacts.safetensors, "out.safetensors");
   const auto said = [&] {
-    for (const std::vector<EventRecord> events = core().Events(job_, 0, 100).value(); const EventRecord& event : events) {
+    for (const std::vector<EventRecord> events = core().Events(job_, 0, 100).value();
+         const EventRecord& event : events) {
       if (event.source == "s0" && event.text == "rank 0 says hello" && event.level == EventLevel::kWarning) return true;
     }
     return false;
@@ -125,12 +127,13 @@ TEST_F(WorkerFlowTest, AJobRunsToItsEnd) {
 
 TEST_F(WorkerFlowTest, ARestartedStudentBringsANewGenerationToAll) {
   Start();
-  second_.reset();  // the process dies ...
+  second_.reset();                                                                   // the process dies ...
   second_ = std::make_unique<TestWorker>(coordinator_, "s1", WorkerKind::kStudent);  // ... and is started again
   TestCoordinator::Await([&] { return second_->assignment().has_value(); }, "the new process has the rank");
   EXPECT_EQ(second_->assignment()->rank, 1u);
   EXPECT_EQ(second_->assignment()->generation, 2u);
-  TestCoordinator::Await([&] { return first_->assignment() && first_->assignment()->generation == 2; }, "the survivor follows");
+  TestCoordinator::Await([&] { return first_->assignment() && first_->assignment()->generation == 2; },
+                         "the survivor follows");
   EXPECT_EQ(first_->assignment()->rank, 0u);
   EXPECT_EQ(first_->client->CommitStage(job_, 1, {.stage = 0}).code(), StatusCode::kAborted);
   EXPECT_EQ(Job().status.restarts, 1u);
@@ -138,12 +141,14 @@ TEST_F(WorkerFlowTest, ARestartedStudentBringsANewGenerationToAll) {
 
 TEST_F(WorkerFlowTest, CancelReachesTheStudentsAndEndsWhenTheyStop) {
   Start();
-  TestCoordinator::Await([&] {
-    for (const WorkerStatus& worker : core().Fleet()) {
-      if (worker.worker.kind == WorkerKind::kStudent && worker.worker.job_id != job_) return false;
-    }
-    return true;
-  }, "both say that they work");
+  TestCoordinator::Await(
+      [&] {
+        for (const WorkerStatus& worker : core().Fleet()) {
+          if (worker.worker.kind == WorkerKind::kStudent && worker.worker.job_id != job_) return false;
+        }
+        return true;
+      },
+      "both say that they work");
   ASSERT_TRUE(core().Cancel(job_, "enough").ok());
   TestCoordinator::Await([&] { return first_->cancelled() && second_->cancelled(); }, "both are told");
   EXPECT_EQ(Job().status.state, JobState::kRunning) << "they still write their checkpoint";

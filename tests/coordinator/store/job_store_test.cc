@@ -24,13 +24,17 @@ void PrintTo(const StoreParam& param, std::ostream* out) { *out << param.name; }
 class JobStoreSuite : public testing::TestWithParam<StoreParam> {
  protected:
   void SetUp() override {
-    StatusOr<std::unique_ptr<JobStore>> store = OpenSqliteJobStore(GetParam().on_disk ? dir_.File("jobs.db") : ":memory:");
+    StatusOr<std::unique_ptr<JobStore>> store =
+        OpenSqliteJobStore(GetParam().on_disk ? dir_.File("jobs.db") : ":memory:");
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
   }
   std::vector<std::string> EventTexts(const std::string& job, uint64_t after = 0, size_t limit = 1000) {
     std::vector<std::string> texts;
-    for (const std::vector<EventRecord> events = store_->Events(job, after, limit).value(); const EventRecord& event : events) texts.push_back(event.text);
+    for (const std::vector<EventRecord> events = store_->Events(job, after, limit).value();
+         const EventRecord& event : events) {
+      texts.push_back(event.text);
+    }
     return texts;
   }
   void Insert(const std::string& id, const std::string& name = "job") {
@@ -123,7 +127,8 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   progress.accuracy = 0.9;
   progress.phase = "training";
   change.progress = progress;
-  change.stage = StageRecord{{.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .loss = 1, .seconds = 2}, 77};
+  change.stage =
+      StageRecord{{.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .loss = 1, .seconds = 2}, 77};
   change.artifacts = JobArtifacts{.safetensors = "s.safetensors", .safetensors_bytes = 5, .student_accuracy = 0.91};
   change.events = {MakeEvent("one"), MakeEvent("two")};
   ASSERT_TRUE(Apply(change).ok());
@@ -176,13 +181,16 @@ TEST_P(JobStoreSuite, NumbersEventsPerJobAndStoresWorkersEventsOnce) {
     return e;
   };
   ASSERT_TRUE(Apply(EventsOf("a", {event(1, "x"), event(2, "x")})).ok());
-  ASSERT_TRUE(Apply(EventsOf("a", {event(1, "x"), event(2, "x"), event(3, "x")})).ok());  // the answer was lost; sent again
-  ASSERT_TRUE(Apply(EventsOf("a", {event(1, "y")})).ok());                                // the worker was restarted
+  ASSERT_TRUE(
+      Apply(EventsOf("a", {event(1, "x"), event(2, "x"), event(3, "x")})).ok());  // the answer was lost; sent again
+  ASSERT_TRUE(Apply(EventsOf("a", {event(1, "y")})).ok());                        // the worker was restarted
   ASSERT_TRUE(Apply(EventsOf("b", {event(1, "x")})).ok());
   EXPECT_THAT(EventTexts("a"), ElementsAre("submitted", "x1", "x2", "x3", "y1"));
   EXPECT_THAT(EventTexts("b"), ElementsAre("submitted", "x1"));
   uint64_t want = 1;
-  for (const std::vector<EventRecord> events = store_->Events("a", 0, 100).value(); const EventRecord& e : events) EXPECT_EQ(e.sequence, want++);
+  for (const std::vector<EventRecord> events = store_->Events("a", 0, 100).value(); const EventRecord& e : events) {
+    EXPECT_EQ(e.sequence, want++);
+  }
 }
 
 TEST_P(JobStoreSuite, KeepsTheNewestEvents) {

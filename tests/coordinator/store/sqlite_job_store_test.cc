@@ -38,7 +38,8 @@ TEST(SqliteJobStoreTest, ANewerCoordinatorFencesTheOlderOne) {
   EXPECT_TRUE(newer->CheckOwnership().ok());
   const Status applied = older->Apply({EventsOf("job", {MakeEvent("from the past")})});
   EXPECT_EQ(applied.code(), StatusCode::kAborted) << applied;
-  EXPECT_THAT(std::string(applied.message()), HasSubstr("another coordinator took the job store over (epoch 2, this one is of epoch 1)"));
+  EXPECT_THAT(std::string(applied.message()),
+              HasSubstr("another coordinator took the job store over (epoch 2, this one is of epoch 1)"));
   EXPECT_EQ(older->Insert(MakeJob("job-2"), "r2", "s", {}).code(), StatusCode::kAborted);
   EXPECT_TRUE(newer->Apply({EventsOf("job", {MakeEvent("present")})}).ok());
   EXPECT_EQ(newer->Events("job", 0, 10)->size(), 1u);
@@ -54,7 +55,12 @@ TEST(SqliteJobStoreTest, RefusesADamagedFile) {
   const std::string path = dir.File("jobs.db");
   {
     auto store = OpenSqliteJobStore(path).value();
-    for (int i = 0; i < 50; ++i) ASSERT_TRUE(store->Insert(MakeJob("job-" + std::to_string(i)), "r" + std::to_string(i), "s", {MakeEvent(std::string(500, 'e'))}).ok());
+    for (int i = 0; i < 50; ++i) {
+      ASSERT_TRUE(store
+                      ->Insert(MakeJob("job-" + std::to_string(i)), "r" + std::to_string(i), "s",
+                               {MakeEvent(std::string(500, 'e'))})
+                      .ok());
+    }
   }
   const auto size = std::filesystem::file_size(path);
   {
