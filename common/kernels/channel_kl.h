@@ -23,16 +23,12 @@
 #include <cstdint>
 
 #include "common/kernels/element_type.h"
+#include "common/kernels/map_layout.h"
 #include "common/kernels/parallel_for.h"
 #include "common/kernels/simd_level.h"
 #include "common/status.h"
 
 namespace distill {
-
-enum class MapLayout : uint8_t {
-  kChannelsFirst,  // [N, C, H*W]: torch's contiguous
-  kChannelsLast,   // [N, H*W, C]: torch's channels_last
-};
 
 // What is summed over the positions of a row. p: teacher, q: student, m = (p + q) / 2. All but the first two are computed row by row in
 // double by the reference's code, about 30 times slower.

@@ -8,10 +8,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "common/kernels/channel_kl.h"
 #include "common/kernels/channel_kl_reference.h"
 #include "common/kernels/channel_kl_simd.h"
+#include "common/kernels/flush_denormals.h"
+#include "common/str_cat.h"
 
 namespace distill {
 namespace {
@@ -69,6 +70,55 @@ void SetValue(void* map, ElementType type, int64_t index, float value) {
 float StudentOffset(float student, float teacher, double temperature) {
   const float offset = student - teacher;
   return std::isfinite(offset) && std::fabs(offset) > 16 * temperature ? offset : 0.0f;
+}
+
+// A row in the near form, from the sums of its blocks.
+struct Fit {
+  bool near = false;  // false: a difference beyond kNearLimit, or something not finite; the rest is unset
+  float m = 0;        // the largest t
+  double c = 0;       // the common shift
+  double z = 0;       // sum p, relative to m
+  double y = 0;       // Y = E_p[e^(y) - 1]
+  double divergence = 0;
+};
+
+// exp((b.m - m) / T): 0 for a block outside the mask.
+double BlockShare(const Block& b, float m, double temperature) {
+  if (b.z == 0) return 0;
+  return b.m == m ? 1 : std::exp((static_cast<double>(b.m) - m) / temperature);
+}
+
+// Moves the blocks' sums to a common maximum and shift, exactly, and adds them. REQUIRES: some block has a position in use.
+Fit FitRow(const Block* blocks, int64_t count, double temperature) {
+  Fit fit;
+  fit.m = channel_kl::kExcluded;
+  for (int64_t k = 0; k < count; ++k) fit.m = std::max(fit.m, blocks[k].m);
+  double zc = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const double z = BlockShare(blocks[k], fit.m, temperature) * blocks[k].z;
+    if (z == 0) continue;
+    fit.z += z;
+    zc += z * blocks[k].c;
+  }
+  fit.c = zc / fit.z;
+  // Any NaN or infinity in a block makes its shift one.
+  if (!std::isfinite(fit.c)) return fit;
+  double zy = 0, zw = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const Block& b = blocks[k];
+    const double r = BlockShare(b, fit.m, temperature);
+    const double d = b.c - fit.c;  // y grows by so much
+    if (b.z == 0) continue;
+    if (!(b.spread + std::fabs(d) <= kNearLimit)) return fit;
+    const double e = d == 0 ? 0 : std::expm1(d);
+    zy += r * (b.zy + d * b.z);
+    zw += r * (b.zw * (1 + e) + b.zy * e + b.z * (e - d));
+  }
+  const double a = zy / fit.z;
+  fit.y = a + zw / fit.z;
+  fit.near = std::isfinite(fit.y);
+  fit.divergence = std::max(0.0, std::log1p(fit.y) - a);
+  return fit;
 }
 
 // One row of either layout as the kernels see it: contiguous.
@@ -130,41 +180,17 @@ class RowWorker {
     scale_.offset = StudentOffset(Value(row.student, row.student_type, first), Value(row.teacher, row.teacher_type, first), temperature_);
     kernels_.row_stats(row.student, row.student_type, row.teacher, row.teacher_type, row.mask, hw_, scale_, p_.get(), u_.get(),
                        blocks_.data());
-    // Any NaN or infinity in a block makes its shift c one.
-    float m = channel_kl::kExcluded;
-    for (const Block& b : blocks_) m = std::max(m, b.m);
-    double z = 0, zc = 0;
-    for (Block& b : blocks_) {
-      if (b.z == 0) continue;  // outside the mask
-      const double r = b.m == m ? 1 : std::exp((static_cast<double>(b.m) - m) / temperature_);
-      b.z *= r;
-      b.zy *= r;
-      b.zw *= r;
-      z += b.z;
-      zc += b.z * b.c;
-    }
-    const double c = zc / z;
-    if (!std::isfinite(c)) return false;
-    double zy = 0, zw = 0;
-    for (const Block& b : blocks_) {
-      const double d = b.c - c;  // y grows by so much
-      if (!(b.spread + std::fabs(d) <= kNearLimit)) return false;
-      const double e = std::expm1(d);
-      zy += b.zy + d * b.z;
-      zw += b.zw * (1 + e) + b.zy * e + b.z * (e - d);
-    }
-    const double a = zy / z, sum = a + zw / z;
-    if (!std::isfinite(sum)) return false;
-    *divergence = std::max(0.0, std::log1p(sum) - a);
+    const Fit fit = FitRow(blocks_.data(), blocks_.size(), temperature_);
+    if (!fit.near) return false;
+    *divergence = fit.divergence;
     if (row.gradient == nullptr) return true;
-    // q - p = p / z_block * r * (e^d u + e^d - 1 - Y) / (1 + Y)
+    // q - p = p / z * (e^d u + e^d - 1 - Y) / (1 + Y), with p and u relative to the block's maximum and shift
     for (size_t k = 0; k < blocks_.size(); ++k) {
-      const Block& b = blocks_[k];
-      const double r = b.z == 0 ? 0 : b.m == m ? 1 : std::exp((static_cast<double>(b.m) - m) / temperature_);
-      const double e = std::expm1(b.c - c);
-      const double factor = gradient_factor_ * r / z / (1 + sum);
+      const double d = blocks_[k].c - fit.c;
+      const double e = d == 0 ? 0 : std::expm1(d);
+      const double factor = gradient_factor_ * BlockShare(blocks_[k], fit.m, temperature_) / fit.z / (1 + fit.y);
       alpha_[k] = static_cast<float>(factor * (1 + e));
-      beta_[k] = static_cast<float>(factor * (e - sum));
+      beta_[k] = static_cast<float>(factor * (e - fit.y));
     }
     kernels_.row_gradient(p_.get(), u_.get(), hw_, alpha_.data(), beta_.data(), row.gradient, row.gradient_type, stream_);
     return true;
@@ -216,6 +242,7 @@ int64_t RowGrain(int64_t hw) { return std::max<int64_t>(1, 16384 / hw); }
 void RunRows(const Job& job) {
   const ChannelKlMaps& maps = job.maps;
   job.parallel_for(0, maps.n * maps.c, RowGrain(maps.hw), [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
     RowWorker worker(job.kernels, maps, job.options, job.stream);
     for (int64_t r = begin; r < end; ++r) {
       const int64_t at = r * maps.hw;
@@ -231,6 +258,7 @@ void RunRows(const Job& job) {
 void RunGatheredRows(const Job& job, const std::vector<int64_t>& rows) {
   const ChannelKlMaps& maps = job.maps;
   job.parallel_for(0, rows.size(), RowGrain(maps.hw), [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
     RowWorker worker(job.kernels, maps, job.options, false);
     const FloatArray student = NewFloats(maps.hw), teacher = NewFloats(maps.hw), gradient = NewFloats(maps.hw);
     for (int64_t k = begin; k < end; ++k) {
@@ -249,11 +277,28 @@ void RunGatheredRows(const Job& job, const std::vector<int64_t>& rows) {
   });
 }
 
+// Few channels would leave lanes idle: [H*W, C] is then read as [H*W / fold, fold * C], each channel as `fold` rows of every fold-th
+// position, whose sums are merged in the end. The smallest divisor of H*W that wastes least; 1 with a mask, which is per position.
+int64_t Fold(const ChannelKlMaps& maps, int64_t lanes) {
+  int64_t best = 1;
+  double least = 1e9;
+  for (int64_t fold = 1; fold <= 32 && (fold == 1 || (maps.mask == nullptr && fold * maps.c <= 1024)); ++fold) {
+    if (maps.hw % fold != 0) continue;
+    const int64_t columns = fold * maps.c;
+    const double waste = columns < lanes ? 1e8 : static_cast<double>(RoundUp(columns, lanes)) / columns;
+    if (waste < least - 0.02) {
+      least = waste;
+      best = fold;
+    }
+  }
+  return best;
+}
+
 // [N, H*W, C] with lanes across channels. A group of samples at a time: sums of segments of positions, merged per sample in order,
 // then the gradient from a second sweep, which finds the group in the last-level cache.
-void RunColumns(const Job& job) {
+void RunColumns(const Job& job, int64_t fold) {
   const ChannelKlMaps& maps = job.maps;
-  const int64_t channels = maps.c, hw = maps.hw, padded = RoundUp(channels, kMaxLanes);
+  const int64_t channels = fold * maps.c, hw = maps.hw / fold, padded = RoundUp(channels, kMaxLanes);
   const int64_t block = std::clamp<int64_t>(65536 / channels, 16, kColumnBlock);
   const int64_t segment = block * std::max<int64_t>(1, kSegmentValues / (channels * block));
   const int64_t segments = (hw + segment - 1) / segment;
@@ -287,7 +332,8 @@ void RunColumns(const Job& job) {
           position = std::find_if(mask, mask + hw, [](uint8_t keep) { return keep != 0; }) - mask;
         }
         for (int64_t c = 0; c < channels; ++c) {
-          const int64_t at = ((first + sample) * hw + position) * channels + c;
+          // With a fold all rows of a channel share the offset of its first position.
+          const int64_t at = ((first + sample) * hw + position) * channels + c % maps.c;
           offsets[sample * padded + c] =
               position == hw ? 0.0f
                              : StudentOffset(Value(maps.student, maps.student_type, at), Value(maps.teacher, maps.teacher_type, at),
@@ -296,6 +342,7 @@ void RunColumns(const Job& job) {
       }
     });
     job.parallel_for(0, samples * segments, 1, [&](int64_t begin, int64_t end) {
+      const FlushDenormals flush;
       std::vector<float> scratch(2 * kColumnBlock * kMaxLanes + 6 * padded);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t sample = task / segments, k = task % segments;
@@ -321,26 +368,36 @@ void RunColumns(const Job& job) {
           }
           any = true;
         }
-        for (int64_t c = 0; c < channels; ++c) {
-          double* divergence = &job.row_divergence[(first + sample) * channels + c];
-          float* a = &alpha[sample * padded + c];
-          float* b = &beta[sample * padded + c];
-          *a = *b = 0;
+        std::vector<Block> parts(fold);
+        for (int64_t c = 0; c < maps.c; ++c) {
+          double* divergence = &job.row_divergence[(first + sample) * maps.c + c];
           *divergence = 0;
-          if (!any) continue;
-          const double z = merged.z[c], mean = merged.zy[c] / z, sum = mean + merged.zw[c] / z;
-          if (!std::isfinite(sum) || !std::isfinite(merged.c[c]) || !(merged.spread[c] <= kNearLimit)) {
-            *divergence = kNan;  // marks the row for the far form
-            continue;
+          Fit fit;
+          if (any) {
+            for (int64_t k = 0; k < fold; ++k) {
+              const int64_t j = k * maps.c + c;
+              parts[k] = {merged.z[j], merged.zy[j], merged.zw[j], merged.m[j], merged.c[j], merged.spread[j]};
+            }
+            fit = FitRow(parts.data(), fold, job.options.temperature);
+            *divergence = fit.near ? fit.divergence : kNan;  // marks the row for the far form
           }
-          *divergence = std::max(0.0, std::log1p(sum) - mean);
-          *a = static_cast<float>(factor / z / (1 + sum));
-          *b = static_cast<float>(-factor * sum / z / (1 + sum));
+          // q - p = p / z * (u - Y) / (1 + Y). The shift that the gradient's sweep uses is a float; Y moves with it.
+          const float shift = static_cast<float>(fit.c);
+          const double moved = std::expm1(fit.c - shift), y = fit.y + moved + fit.y * moved;
+          const double scaled = fit.near ? factor / fit.z / (1 + y) : 0;
+          for (int64_t k = 0; k < fold; ++k) {
+            const int64_t j = k * maps.c + c;
+            merged.m[j] = fit.m;
+            merged.c[j] = shift;
+            alpha[sample * padded + j] = static_cast<float>(scaled);
+            beta[sample * padded + j] = static_cast<float>(-scaled * y);
+          }
         }
       }
     });
     if (job.output.gradient != nullptr) {
       job.parallel_for(0, samples * segments, 1, [&](int64_t begin, int64_t end) {
+        const FlushDenormals flush;
         for (int64_t task = begin; task < end; ++task) {
           const int64_t sample = task / segments, k = task % segments;
           const ColumnMaps run = run_of(sample, k * segment, std::min(hw, (k + 1) * segment));
@@ -351,7 +408,7 @@ void RunColumns(const Job& job) {
         }
       });
     }
-    for (int64_t r = first * channels; r < (first + samples) * channels; ++r) {
+    for (int64_t r = first * maps.c; r < (first + samples) * maps.c; ++r) {
       if (std::isnan(job.row_divergence[r])) far_rows.push_back(r);
     }
   }
@@ -403,20 +460,20 @@ double ChannelKlScale(const ChannelKlMaps& maps, const ChannelKlOptions& options
 
 Status ValidateChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output) {
   if (maps.n < 0 || maps.c < 0 || maps.hw < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("channel_kl: negative shape [", maps.n, ", ", maps.c, ", ", maps.hw, "]"));
+    return absl::InvalidArgumentError(StrCat("channel_kl: negative shape [", maps.n, ", ", maps.c, ", ", maps.hw, "]"));
   }
   if (maps.n * maps.c * maps.hw > 0 && (maps.student == nullptr || maps.teacher == nullptr)) {
     return absl::InvalidArgumentError("channel_kl: student or teacher map is null");
   }
   if (!(options.temperature >= 1e-6 && options.temperature <= 1e6)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("channel_kl: temperature is ", options.temperature, ", must lie between 1e-6 and 1e6 (the paper uses 4)"));
+        StrCat("channel_kl: temperature is ", options.temperature, ", must lie between 1e-6 and 1e6 (the paper uses 4)"));
   }
   if (!std::isfinite(options.weight)) {
-    return absl::InvalidArgumentError(absl::StrCat("channel_kl: weight is ", options.weight, ", must be finite"));
+    return absl::InvalidArgumentError(StrCat("channel_kl: weight is ", options.weight, ", must be finite"));
   }
   if (output.gradient != nullptr && output.gradient_type != ElementType::kFloat32 && output.gradient_type != maps.student_type) {
-    return absl::InvalidArgumentError(absl::StrCat("channel_kl: gradient is ", Name(output.gradient_type), ", must be float32 or the student's ",
+    return absl::InvalidArgumentError(StrCat("channel_kl: gradient is ", Name(output.gradient_type), ", must be float32 or the student's ",
                                                    Name(maps.student_type)));
   }
   return OkStatus();
@@ -436,12 +493,15 @@ StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOp
     RunReferenceRows(job);
   } else if (maps.layout == MapLayout::kChannelsFirst || maps.c == 1) {
     RunRows(job);
-  } else if (maps.c < kernels.lanes || maps.hw == 1 || options.divergence == Divergence::kCrossEntropy) {
-    std::vector<int64_t> all(rows);
-    std::iota(all.begin(), all.end(), 0);
-    RunGatheredRows(job, all);
   } else {
-    RunColumns(job);
+    const int64_t fold = Fold(maps, kernels.lanes);
+    if (fold * maps.c < kernels.lanes || maps.hw == 1 || options.divergence == Divergence::kCrossEntropy) {
+      std::vector<int64_t> all(rows);
+      std::iota(all.begin(), all.end(), 0);
+      RunGatheredRows(job, all);
+    } else {
+      RunColumns(job, fold);
+    }
   }
 
   ChannelKlResult result;

@@ -61,6 +61,7 @@ struct ColumnMaps {
   const float* offset;      // [C], instead of Scale::offset
 };
 
+// Callers hold a FlushDenormals: products of tiny probabilities would be denormal and cost a hundred cycles each.
 struct Kernels {
   int64_t lanes;
 
