@@ -37,8 +37,8 @@ StatusOr<std::shared_ptr<Adapter>> MakeAdapter(const LossPlan& loss, const std::
         StrCat("loss '", loss.name, "': unknown adapter '", loss.adapter, "'; this student knows none and conv1x1"));
   }
   if (loss.student_channels == 0 || loss.teacher_channels == 0) {
-    return absl::InvalidArgumentError(StrCat("loss '", loss.name, "': adapter conv1x1 from ", loss.student_channels, " to ",
-                                                   loss.teacher_channels, " channels; both must be at least 1"));
+    return absl::InvalidArgumentError(StrCat("loss '", loss.name, "': adapter conv1x1 from ", loss.student_channels,
+                                             " to ", loss.teacher_channels, " channels; both must be at least 1"));
   }
   return std::make_shared<Adapter>(loss.student_channels, loss.teacher_channels,
                                    StableHash(StrCat(stage_name, "/", loss.name), job_seed));

@@ -17,10 +17,10 @@ class CrossEntropyLoss : public Loss {
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
     const torch::Tensor& logits = inputs.student;  // (N, K)
     const torch::Tensor& labels = inputs.labels;   // (N)
-    if (!logits.defined() || logits.dim() != 2 || !labels.defined() || labels.dim() != 1 || labels.size(0) != logits.size(0) ||
-        labels.scalar_type() != torch::kInt64) {
-      return absl::InvalidArgumentError(StrCat("cross_entropy needs logits [N, K] and int64 labels [N]; got ", ShapeText(logits),
-                                                     " and ", ShapeText(labels)));
+    if (!logits.defined() || logits.dim() != 2 || !labels.defined() || labels.dim() != 1 ||
+        labels.size(0) != logits.size(0) || labels.scalar_type() != torch::kInt64) {
+      return absl::InvalidArgumentError(StrCat("cross_entropy needs logits [N, K] and int64 labels [N]; got ",
+                                               ShapeText(logits), " and ", ShapeText(labels)));
     }
     const torch::Tensor log_q = torch::log_softmax(ToComputeType(logits, logits), 1);  // (N, K)
     if (logits.size(0) == 0) return log_q.sum();

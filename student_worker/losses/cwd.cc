@@ -1,13 +1,14 @@
 // Channel-wise distillation (CWD): the student learns where each of the teacher's channels looks.
 //
-// Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, arXiv:2011.13256. Each row r = (n, c) of a
-// map becomes a distribution over its H*W positions, p = softmax(t_r / T), q = softmax(s_r / T), and
+// Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, arXiv:2011.13256. Each row
+// r = (n, c) of a map becomes a distribution over its H*W positions, p = softmax(t_r / T), q = softmax(s_r / T), and
 //     loss = T^2 / (N*C) * sum over r of KL(p_r || q_r)
-// Scaling is that of the authors' released code (class CriterionCWD: sum over positions, divided by N*C, times T^2), with two
-// departures: log-softmax instead of softmax then log, which underflows to NaN; and C is the width of the map that is compared, after
-// the student's adapter, hence the teacher's.
+// Scaling is that of the authors' released code (class CriterionCWD: sum over positions, divided by N*C, times T^2),
+// with two departures: log-softmax instead of softmax then log, which underflows to NaN; and C is the width of the map
+// that is compared, after the student's adapter, hence the teacher's.
 //
-// Knobs: temperature T > 0; scale_t2 (false: without T^2); reduction mean (1/(N*C)), sum_over_channels (1/N), sum (1); divergence
+// Knobs: temperature T > 0; scale_t2 (false: without T^2); reduction mean (1/(N*C)), sum_over_channels (1/N), sum (1);
+// divergence
 //     kl_t_s  KL(p || q), the paper's
 //     ce      H(p, q): the same gradient, but it does not go to 0
 //     kl_s_t  KL(q || p)
@@ -58,17 +59,20 @@ class CwdLoss : public Loss {
     if (reduction_ == Reduction::kMean) scale /= static_cast<double>(std::max<int64_t>(n * c, 1));
     if (reduction_ == Reduction::kSumOverChannels) scale /= static_cast<double>(std::max<int64_t>(n, 1));
     if (divergence_ == Divergence::kTeacherToStudent) return RowSoftmaxKl(s, t, temperature_, scale);
-    if (divergence_ == Divergence::kCrossEntropy) return RowSoftmaxKl(s, t, temperature_, scale, /*cross_entropy=*/true);
+    if (divergence_ == Divergence::kCrossEntropy)
+      return RowSoftmaxKl(s, t, temperature_, scale, /*cross_entropy=*/true);
 
     const torch::Tensor log_p = LogSoftmaxAtTemperature(t, temperature_);  // (N*C, H*W)
     const torch::Tensor log_q = LogSoftmaxAtTemperature(s, temperature_);  // (N*C, H*W)
     switch (divergence_) {
-      case Divergence::kStudentToTeacher: return scale * (log_q.exp() * (log_q - log_p)).sum();
+      case Divergence::kStudentToTeacher:
+        return scale * (log_q.exp() * (log_q - log_p)).sum();
       case Divergence::kJensenShannon: {
         const torch::Tensor log_m = torch::logaddexp(log_p, log_q) - std::log(2.0);
         return 0.5 * scale * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum();
       }
-      default: return scale * (log_p.exp() - log_q.exp()).square().sum();
+      default:
+        return scale * (log_p.exp() - log_q.exp()).square().sum();
     }
   }
 
@@ -83,7 +87,8 @@ class CwdLoss : public Loss {
 
 std::unique_ptr<Loss> MakeCwd(const Knobs& knobs) {
   return std::make_unique<CwdLoss>(NumberKnob(knobs, "temperature"), FlagKnob(knobs, "scale_t2"),
-                                   ParseDivergence(TextKnob(knobs, "divergence")), ParseReduction(TextKnob(knobs, "reduction")));
+                                   ParseDivergence(TextKnob(knobs, "divergence")),
+                                   ParseReduction(TextKnob(knobs, "reduction")));
 }
 
 }  // namespace distill::loss_internal

@@ -17,8 +17,8 @@ class KdLoss : public Loss {
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
     DISTILL_RETURN_IF_ERROR(CheckPair(inputs, 2));
     const int64_t n = std::max<int64_t>(inputs.student.size(0), 1);
-    return RowSoftmaxKl(ToComputeType(inputs.student, inputs.student), ToComputeType(inputs.teacher, inputs.student), temperature_,
-                        temperature_ * temperature_ / static_cast<double>(n));
+    return RowSoftmaxKl(ToComputeType(inputs.student, inputs.student), ToComputeType(inputs.teacher, inputs.student),
+                        temperature_, temperature_ * temperature_ / static_cast<double>(n));
   }
 
  private:

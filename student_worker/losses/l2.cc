@@ -30,6 +30,8 @@ class L2Loss : public Loss {
 
 }  // namespace
 
-std::unique_ptr<Loss> MakeL2(const Knobs& knobs) { return std::make_unique<L2Loss>(TextKnob(knobs, "reduction") == "mean"); }
+std::unique_ptr<Loss> MakeL2(const Knobs& knobs) {
+  return std::make_unique<L2Loss>(TextKnob(knobs, "reduction") == "mean");
+}
 
 }  // namespace distill::loss_internal

@@ -16,20 +16,23 @@ std::string ShapeText(const torch::Tensor& tensor) {
 
 Status CheckPair(const LossInputs& inputs, int64_t rank) {
   if (!inputs.student.defined() || !inputs.teacher.defined()) {
-    return absl::InvalidArgumentError(StrCat("the loss compares two tensors, but the student's is ", ShapeText(inputs.student),
-                                                   " and the teacher's is ", ShapeText(inputs.teacher)));
+    return absl::InvalidArgumentError(StrCat("the loss compares two tensors, but the student's is ",
+                                             ShapeText(inputs.student), " and the teacher's is ",
+                                             ShapeText(inputs.teacher)));
   }
-  if (inputs.student.dim() != rank || inputs.teacher.dim() != rank || inputs.student.sizes() != inputs.teacher.sizes()) {
+  if (inputs.student.dim() != rank || inputs.teacher.dim() != rank ||
+      inputs.student.sizes() != inputs.teacher.sizes()) {
     return absl::InvalidArgumentError(StrCat(
-        "student ", ShapeText(inputs.student), " and teacher ", ShapeText(inputs.teacher), " must be equal shapes of ", rank,
+        "student ", ShapeText(inputs.student), " and teacher ", ShapeText(inputs.teacher), " must be equal shapes of ",
+        rank,
         " axes; choose taps of equal height and width, and set `adapter: conv1x1` where only the channels differ"));
   }
   if (!inputs.student.is_floating_point() || !inputs.teacher.is_floating_point()) {
     return absl::InvalidArgumentError("student and teacher tensors must be floating point");
   }
   if (inputs.student.device() != inputs.teacher.device()) {
-    return absl::InvalidArgumentError(StrCat("student is on ", inputs.student.device().str(), ", teacher on ",
-                                                   inputs.teacher.device().str()));
+    return absl::InvalidArgumentError(
+        StrCat("student is on ", inputs.student.device().str(), ", teacher on ", inputs.teacher.device().str()));
   }
   return OkStatus();
 }
@@ -58,7 +61,8 @@ StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan) {
     return maker(*knobs);
   }
   return absl::InvalidArgumentError(StrCat("loss '", plan.name, "' has the unknown type '", plan.type, "'",
-                                                 DidYouMean(plan.type, names), "; this student knows ", absl::StrJoin(names, ", ")));
+                                           DidYouMean(plan.type, names), "; this student knows ",
+                                           absl::StrJoin(names, ", ")));
 }
 
 }  // namespace distill

@@ -1,10 +1,10 @@
 // A term of a stage's objective: what the student's tensor is compared with, and how.
 //
-// One file per loss: cross_entropy.cc, kd.cc, l2.cc, cwd.cc. Which losses exist and which knobs they have is said once, in
-// common/plan/loss_schema.h; MakeLoss builds from a plan whose knobs that schema has completed.
+// One file per loss: cross_entropy.cc, kd.cc, l2.cc, cwd.cc. Which losses exist and which knobs they have is said once,
+// in common/plan/loss_schema.h; MakeLoss builds from a plan whose knobs that schema has completed.
 //
-// All arithmetic is float32 (float64 when the student's tensor is float64, for checks by finite differences); half-precision inputs
-// are converted first. The teacher's tensor is detached: gradient flows to the student only.
+// All arithmetic is float32 (float64 when the student's tensor is float64, for checks by finite differences);
+// half-precision inputs are converted first. The teacher's tensor is detached: gradient flows to the student only.
 #ifndef DISTILL_STUDENT_WORKER_LOSSES_LOSS_H_
 #define DISTILL_STUDENT_WORKER_LOSSES_LOSS_H_
 
@@ -28,10 +28,10 @@ struct LossInputs {
 class Loss {
  public:
   virtual ~Loss() = default;
-  // The unweighted term, a scalar of float32 (float64 for float64 students), differentiable in `student`. Not checked for NaN: that
-  // costs a device synchronisation and is done once for all terms (train/objective.h).
-  // kInvalidArgument: an input is missing, has the wrong rank, or the shapes differ; the message names both shapes.
-  // An empty batch (N = 0) gives 0 and keeps the graph, so that gradient synchronisation still runs.
+  // The unweighted term, a scalar of float32 (float64 for float64 students), differentiable in `student`. Not checked
+  // for NaN: that costs a device synchronisation and is done once for all terms (train/objective.h). kInvalidArgument:
+  // an input is missing, has the wrong rank, or the shapes differ; the message names both shapes. An empty batch (N =
+  // 0) gives 0 and keeps the graph, so that gradient synchronisation still runs.
   virtual StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const = 0;
 };
 

@@ -8,8 +8,8 @@ namespace {
 
 class RowSoftmaxKlFunction : public torch::autograd::Function<RowSoftmaxKlFunction> {
  public:
-  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& student, const torch::Tensor& teacher,
-                               double temperature, double scale, bool cross_entropy) {
+  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& student,
+                               const torch::Tensor& teacher, double temperature, double scale, bool cross_entropy) {
     const torch::Tensor log_p = LogSoftmaxAtTemperature(teacher, temperature);  // (R, L)
     const torch::Tensor log_q = LogSoftmaxAtTemperature(student, temperature);  // (R, L)
     const torch::Tensor p = log_p.exp();                                        // (R, L)
@@ -19,8 +19,10 @@ class RowSoftmaxKlFunction : public torch::autograd::Function<RowSoftmaxKlFuncti
     return total * scale;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list grads) {
-    return {context->get_saved_variables()[0] * grads[0], torch::Tensor(), torch::Tensor(), torch::Tensor(), torch::Tensor()};
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list grads) {
+    return {context->get_saved_variables()[0] * grads[0], torch::Tensor(), torch::Tensor(), torch::Tensor(),
+            torch::Tensor()};
   }
 };
 

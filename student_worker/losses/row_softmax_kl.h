@@ -1,13 +1,16 @@
-// KL divergence between softmax distributions row by row, with its gradient in closed form: the inside of CWD and of Hinton's KD.
+// KL divergence between softmax distributions row by row, with its gradient in closed form: the inside of CWD and of
+// Hinton's KD.
 //
 // For rows r = 1..R of length L, temperature T, p = softmax(teacher_r / T), q = softmax(student_r / T):
 //     loss           = scale * sum over r of KL(p_r || q_r)
 //     d loss / d s_r = scale / T * (q_r - p_r)
-// The value and the gradient are computed together, because p and q are at hand then; backward only multiplies by the incoming
-// scalar. A faster implementation (a fused kernel that reads each row once) replaces RowSoftmaxKl's body and nothing else.
+// The value and the gradient are computed together, because p and q are at hand then; backward only multiplies by the
+// incoming scalar. A faster implementation (a fused kernel that reads each row once) replaces RowSoftmaxKl's body and
+// nothing else.
 //
-// Rows are shifted by their maximum before the division by T, so a constant added to a row, of any size, changes nothing but the
-// rounding of the inputs themselves. Everything is log-softmax: no probability is ever divided or put through log.
+// Rows are shifted by their maximum before the division by T, so a constant added to a row, of any size, changes
+// nothing but the rounding of the inputs themselves. Everything is log-softmax: no probability is ever divided or put
+// through log.
 #ifndef DISTILL_STUDENT_WORKER_LOSSES_ROW_SOFTMAX_KL_H_
 #define DISTILL_STUDENT_WORKER_LOSSES_ROW_SOFTMAX_KL_H_
 
@@ -18,9 +21,9 @@ namespace distill {
 // log softmax(rows / T) over the last axis. rows: float32 or float64, temperature > 0.
 torch::Tensor LogSoftmaxAtTemperature(const torch::Tensor& rows, double temperature);
 
-// student, teacher: [R, L], equal dtype float32 or float64, same device; the teacher gets no gradient. Returns a scalar. Bitwise
-// equal rows give exactly 0 and a gradient of exactly 0.
-// With `cross_entropy` the teacher's entropy is left in: scale * sum of H(p, q). Same gradient.
+// student, teacher: [R, L], equal dtype float32 or float64, same device; the teacher gets no gradient. Returns a
+// scalar. Bitwise equal rows give exactly 0 and a gradient of exactly 0. With `cross_entropy` the teacher's entropy is
+// left in: scale * sum of H(p, q). Same gradient.
 torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
                            bool cross_entropy = false);
 

@@ -36,8 +36,8 @@ Status MeasureFiles(JobArtifacts* artifacts) {
   return OkStatus();
 }
 
-Status WriteResult(const std::string& path, const std::string& job_id, const JobPlan& plan, const std::string& plan_digest,
-                   const JobArtifacts& artifacts) {
+Status WriteResult(const std::string& path, const std::string& job_id, const JobPlan& plan,
+                   const std::string& plan_digest, const JobArtifacts& artifacts) {
   json safetensors, torchscript;
   DISTILL_RETURN_IF_ERROR(Describe(artifacts.safetensors, artifacts.safetensors_bytes, &safetensors));
   DISTILL_RETURN_IF_ERROR(Describe(artifacts.torchscript, artifacts.torchscript_bytes, &torchscript));

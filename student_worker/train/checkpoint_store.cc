@@ -34,14 +34,19 @@ Status FileError(int error, std::string_view what, const std::string& path) {
   const std::string text = StrCat(what, " ", path, ": ", std::strerror(error));
   switch (error) {
     case ENOSPC:
-    case EDQUOT: return absl::ResourceExhaustedError(StrCat(text, "; free space there or choose another --work-dir"));
+    case EDQUOT:
+      return absl::ResourceExhaustedError(StrCat(text, "; free space there or choose another --work-dir"));
     case EACCES:
     case EPERM:
-    case EROFS: return absl::PermissionDeniedError(StrCat(text, "; make the folder writable or choose another --work-dir"));
-    case ENOENT: return absl::NotFoundError(text);
+    case EROFS:
+      return absl::PermissionDeniedError(StrCat(text, "; make the folder writable or choose another --work-dir"));
+    case ENOENT:
+      return absl::NotFoundError(text);
     case ENOTDIR:
-    case EEXIST: return absl::InvalidArgumentError(StrCat(text, "; choose another --work-dir"));
-    default: return absl::UnavailableError(text);
+    case EEXIST:
+      return absl::InvalidArgumentError(StrCat(text, "; choose another --work-dir"));
+    default:
+      return absl::UnavailableError(text);
   }
 }
 
@@ -85,7 +90,8 @@ StatusOr<CheckpointState> StateFromJson(const std::string& text, const std::stri
   try {
     const json object = json::parse(text);
     if (object.at("format").get<int>() != kFormatVersion) {
-      return absl::DataLossError(StrCat(path, " has format ", object.at("format").get<int>(), "; this program reads format ", kFormatVersion));
+      return absl::DataLossError(
+          StrCat(path, " has format ", object.at("format").get<int>(), "; this program reads format ", kFormatVersion));
     }
     CheckpointState s;
     s.job_id = object.at("job_id").get<std::string>();
@@ -117,7 +123,8 @@ std::string NameOf(uint32_t stage, uint64_t step) { return StrCat("stage-", stag
 
 bool ParseName(const std::string& name, FolderName* out) {
   char rest = 0;
-  if (std::sscanf(name.c_str(), "stage-%" SCNu32 "-step-%" SCNu64 "%c", &out->stage, &out->step, &rest) != 2) return false;
+  if (std::sscanf(name.c_str(), "stage-%" SCNu32 "-step-%" SCNu64 "%c", &out->stage, &out->step, &rest) != 2)
+    return false;
   out->name = name;
   return NameOf(out->stage, out->step) == name;
 }
@@ -131,8 +138,9 @@ StatusOr<std::vector<FolderName>> ListFolders(const std::string& root) {
     if (ParseName(it->path().filename().string(), &folder)) folders.push_back(folder);
   }
   if (error) return FileError(error.value(), "cannot list", root);
-  std::sort(folders.begin(), folders.end(),
-            [](const FolderName& a, const FolderName& b) { return std::tie(a.stage, a.step) > std::tie(b.stage, b.step); });
+  std::sort(folders.begin(), folders.end(), [](const FolderName& a, const FolderName& b) {
+    return std::tie(a.stage, a.step) > std::tie(b.stage, b.step);
+  });
   return folders;
 }
 
@@ -167,7 +175,8 @@ StatusOr<CheckpointStore> CheckpointStore::Open(const std::string& root) {
   std::error_code error;
   fs::create_directories(root, error);
   if (error) return FileError(error.value(), "cannot make the folder", root);
-  if (!fs::is_directory(root, error)) return absl::InvalidArgumentError(StrCat(root, " is not a folder; choose another --work-dir"));
+  if (!fs::is_directory(root, error))
+    return absl::InvalidArgumentError(StrCat(root, " is not a folder; choose another --work-dir"));
   return CheckpointStore(root);
 }
 
@@ -182,8 +191,8 @@ StatusOr<StoredCheckpoint> CheckpointStore::Write(const Checkpoint& checkpoint) 
   Status status = WriteFiles(temporary, checkpoint);
   if (status.ok()) status = SyncFolder(temporary);
   if (status.ok()) {
-    // rename() replaces only empty folders. A crash between the two calls costs this checkpoint, not its predecessor; an equal one can
-    // only be here when the same step was trained again.
+    // rename() replaces only empty folders. A crash between the two calls costs this checkpoint, not its predecessor;
+    // an equal one can only be here when the same step was trained again.
     fs::remove_all(final_path, error);
     if (rename(temporary.c_str(), final_path.c_str()) != 0) status = FileError(errno, "cannot rename to", final_path);
   }
@@ -207,6 +216,10 @@ StatusOr<StoredCheckpoint> CheckpointStore::Load(const std::string& path) {
   stored.digest = Sha256Hex(manifest_text);
   try {
     const json manifest = json::parse(manifest_text);
+    if (manifest.at("format").get<int>() != kFormatVersion) {
+      return absl::DataLossError(
+          StrCat(path, "/", kManifestFile, " has an unknown format; this program reads format ", kFormatVersion));
+    }
     for (const char* name : {kModelFile, kOptimizerFile, kStateFile}) {
       const json& entry = manifest.at("files").at(name);
       const std::string file = StrCat(path, "/", name);
@@ -214,11 +227,13 @@ StatusOr<StoredCheckpoint> CheckpointStore::Load(const std::string& path) {
       const uint64_t bytes = fs::file_size(file, error);
       if (error) return absl::DataLossError(StrCat(file, " is missing"));
       if (bytes != entry.at("bytes").get<uint64_t>()) {
-        return absl::DataLossError(StrCat(file, " has ", bytes, " bytes, the manifest says ", entry.at("bytes").get<uint64_t>()));
+        return absl::DataLossError(
+            StrCat(file, " has ", bytes, " bytes, the manifest says ", entry.at("bytes").get<uint64_t>()));
       }
       DISTILL_ASSIGN_OR_RETURN(const std::string digest, Sha256File(file));
       if (digest != entry.at("sha256").get<std::string>()) {
-        return absl::DataLossError(StrCat(file, " has sha256 ", digest, ", the manifest says ", entry.at("sha256").get<std::string>()));
+        return absl::DataLossError(
+            StrCat(file, " has sha256 ", digest, ", the manifest says ", entry.at("sha256").get<std::string>()));
       }
     }
   } catch (const json::exception& error) {
@@ -231,7 +246,8 @@ StatusOr<StoredCheckpoint> CheckpointStore::Load(const std::string& path) {
   return stored;
 }
 
-StatusOr<std::optional<StoredCheckpoint>> CheckpointStore::LoadNewest(const std::string& job_id, const std::string& plan_digest,
+StatusOr<std::optional<StoredCheckpoint>> CheckpointStore::LoadNewest(const std::string& job_id,
+                                                                      const std::string& plan_digest,
                                                                       std::vector<std::string>* skipped) const {
   DISTILL_ASSIGN_OR_RETURN(const std::vector<FolderName> folders, ListFolders(root_));
   for (const FolderName& folder : folders) {
@@ -240,9 +256,10 @@ StatusOr<std::optional<StoredCheckpoint>> CheckpointStore::LoadNewest(const std:
     std::string reason;
     if (!stored.ok()) {
       reason = std::string(ToStd(stored.status().message()));
-    } else if (const CheckpointState& state = stored->checkpoint.state; state.job_id != job_id || state.plan_digest != plan_digest) {
-      reason = StrCat(path, " belongs to job ", state.job_id, " with plan ", state.plan_digest, "; this is job ", job_id, " with plan ",
-                      plan_digest);
+    } else if (const CheckpointState& state = stored->checkpoint.state;
+               state.job_id != job_id || state.plan_digest != plan_digest) {
+      reason = StrCat(path, " belongs to job ", state.job_id, " with plan ", state.plan_digest, "; this is job ",
+                      job_id, " with plan ", plan_digest);
     } else {
       return std::optional<StoredCheckpoint>(std::move(*stored));
     }

@@ -14,8 +14,8 @@ constexpr uint64_t kBatch = 256;
 
 }  // namespace
 
-StatusOr<double> EvaluateAccuracy(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep, const JobControl& control,
-                                  torch::Device device) {
+StatusOr<double> EvaluateAccuracy(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
+                                  const JobControl& control, torch::Device device) {
   const uint64_t rank = lockstep->group()->rank(), ranks = lockstep->group()->world_size();
   const uint64_t begin = test.size() * rank / ranks, end = test.size() * (rank + 1) / ranks;
   Status status;
@@ -26,7 +26,8 @@ StatusOr<double> EvaluateAccuracy(ZooNet* net, const Dataset& test, const ModelS
     for (uint64_t start = begin; start < end && status.ok(); start += kBatch) {
       if (control.revoked()) return absl::CancelledError("the assignment was revoked");
       const uint64_t n = std::min(kBatch, end - start);
-      torch::Tensor pixels = torch::empty({static_cast<int64_t>(n), test.channels(), test.height(), test.width()}, torch::kUInt8);
+      torch::Tensor pixels =
+          torch::empty({static_cast<int64_t>(n), test.channels(), test.height(), test.width()}, torch::kUInt8);
       std::vector<int64_t> labels;
       for (uint64_t i = 0; i < n; ++i) {
         test.CopyImage(start + i, pixels.data_ptr<uint8_t>() + i * test.image_bytes());

@@ -13,11 +13,11 @@
 
 namespace distill {
 
-// Share of `test` whose largest logit is the label's, in [0, 1]. All ranks call it together, with equal nets; each takes a contiguous
-// part, the counts are summed. Runs in eval mode and leaves the modules' modes, parameters and buffers as they were.
-// kCancelled: revoked meanwhile; kAborted: a peer is lost.
-StatusOr<double> EvaluateAccuracy(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep, const JobControl& control,
-                                  torch::Device device);
+// Share of `test` whose largest logit is the label's, in [0, 1]. All ranks call it together, with equal nets; each
+// takes a contiguous part, the counts are summed. Runs in eval mode and leaves the modules' modes, parameters and
+// buffers as they were. kCancelled: revoked meanwhile; kAborted: a peer is lost.
+StatusOr<double> EvaluateAccuracy(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
+                                  const JobControl& control, torch::Device device);
 
 }  // namespace distill
 

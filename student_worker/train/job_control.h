@@ -1,5 +1,5 @@
-// What the outside wants of the job that is running: stop, checkpoint and stop, other teachers. The heartbeat and signal threads set
-// it, the training thread reads it at step boundaries. No torch here.
+// What the outside wants of the job that is running: stop, checkpoint and stop, other teachers. The heartbeat and
+// signal threads set it, the training thread reads it at step boundaries. No torch here.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_JOB_CONTROL_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_JOB_CONTROL_H_
 
@@ -35,8 +35,8 @@ class JobControl {
   // The newest list of teachers if it changed since `*version` (start with 0), which is updated then.
   bool TeachersChanged(uint64_t* version, std::vector<TeacherEndpoint>* teachers) const;
 
-  // What Revoke() calls, from its thread, to wake a training thread that is inside a collective; null: nothing. Called at once when
-  // already revoked. It must not block.
+  // What Revoke() calls, from its thread, to wake a training thread that is inside a collective; null: nothing. Called
+  // at once when already revoked. It must not block.
   void SetAbort(std::function<void()> abort);
 
  private:

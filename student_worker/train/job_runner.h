@@ -1,9 +1,9 @@
 // One assignment from start to end: data, network, group, newest checkpoint, stages, export.
 //
-// The ranks stay in lock-step (lockstep.h). Rank 0 alone reads and writes checkpoints; what it resumed from is broadcast, so the other
-// ranks need no access to the work folder. After each stage: statistics of batch norm made equal, evaluation, checkpoint, commit at the
-// coordinator, and only then the next stage. While rank 0 waits for the coordinator the others keep meeting it, so a restart
-// of the coordinator costs nothing but time.
+// The ranks stay in lock-step (lockstep.h). Rank 0 alone reads and writes checkpoints; what it resumed from is
+// broadcast, so the other ranks need no access to the work folder. After each stage: statistics of batch norm made
+// equal, evaluation, checkpoint, commit at the coordinator, and only then the next stage. While rank 0 waits for the
+// coordinator the others keep meeting it, so a restart of the coordinator costs nothing but time.
 //
 // Headers of torch stay in the .cc.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_JOB_RUNNER_H_
@@ -26,18 +26,18 @@ namespace distill {
 
 // What a worker brings to every job.
 struct JobEnvironment {
-  FleetClient* fleet = nullptr;     // not owned; reports go here
-  TrainMetrics* metrics = nullptr;  // not owned
+  FleetClient* fleet = nullptr;         // not owned; reports go here
+  TrainMetrics* metrics = nullptr;      // not owned
   MetricsRegistry* registry = nullptr;  // not owned; for the teacher pool
   // The rendezvous store of (job, generation).
   std::function<StatusOr<std::shared_ptr<KvClient>>(const std::string& job_id, uint64_t generation)> make_store;
-  RpcSecurity security;             // towards teachers
+  RpcSecurity security;  // towards teachers
   std::string worker_id;
-  std::string data_root;            // DataPlan.path is below it
-  std::string work_dir;             // <work_dir>/<job_id>/ holds checkpoints and results
-  std::string model_root;           // ModelSpec.weights is below it; empty: jobs with initial weights are refused
-  std::string host = "127.0.0.1";   // at which other ranks reach this one
-  std::string device = "auto";      // "auto": as the plan says; "cpu", "cuda"
+  std::string data_root;           // DataPlan.path is below it
+  std::string work_dir;            // <work_dir>/<job_id>/ holds checkpoints and results
+  std::string model_root;          // ModelSpec.weights is below it; empty: jobs with initial weights are refused
+  std::string host = "127.0.0.1";  // at which other ranks reach this one
+  std::string device = "auto";     // "auto": as the plan says; "cpu", "cuda"
   std::chrono::milliseconds collective_timeout{20000};
 };
 
@@ -55,14 +55,15 @@ struct JobOutcome {
   bool retryable = false;  // kFailed: a new generation may succeed (lost peer, coordinator or teachers away)
 };
 
-// Blocks until the job ends for this rank. Runs on the caller's thread (the training thread) and sets the process's number of
-// arithmetic threads and torch's determinism switches from the plan. Never throws.
+// Blocks until the job ends for this rank. Runs on the caller's thread (the training thread) and sets the process's
+// number of arithmetic threads and torch's determinism switches from the plan. Never throws.
 JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control);
 
 // Whether a new attempt with the same input can help.
 bool IsRetryable(const Status& status);
 
-// "cpu", or "cuda:0" with the GPU's name: what jobs would run on. kFailedPrecondition: `device` is "cuda" and there is none.
+// "cpu", or "cuda:0" with the GPU's name: what jobs would run on. kFailedPrecondition: `device` is "cuda" and there is
+// none.
 StatusOr<std::string> DescribeDevice(const std::string& device);
 
 }  // namespace distill

@@ -21,13 +21,14 @@ Status RunGuarded(const std::function<Status()>& work) {
 
 }  // namespace
 
-Lockstep::Lockstep(CollectiveGroup* group, const JobControl* control, torch::Device device, std::chrono::milliseconds beat)
+Lockstep::Lockstep(CollectiveGroup* group, const JobControl* control, torch::Device device,
+                   std::chrono::milliseconds beat)
     : group_(group), control_(control), device_(device), beat_(beat) {}
 
 StatusOr<Lockstep::Round> Lockstep::Meet(const Report& report) {
   if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
-  std::vector<double> values = {report.failed ? 1.0 : 0.0, report.waiting ? 1.0 : 0.0, control_->cancelled() ? 1.0 : 0.0,
-                                control_->terminating() ? 1.0 : 0.0};
+  std::vector<double> values = {report.failed ? 1.0 : 0.0, report.waiting ? 1.0 : 0.0,
+                                control_->cancelled() ? 1.0 : 0.0, control_->terminating() ? 1.0 : 0.0};
   values.insert(values.end(), report.values.begin(), report.values.end());
   if (group_->world_size() > 1) {
     std::vector<torch::Tensor> tensors = {torch::tensor(values, torch::kFloat64).to(device_)};

@@ -1,7 +1,8 @@
-// How ranks stay together: every decision that all of them must take at the same step goes through one small all-reduce.
+// How ranks stay together: every decision that all of them must take at the same step goes through one small
+// all-reduce.
 //
-// A rank that is late on its own (waits for a teacher, writes a checkpoint, talks to a coordinator that is restarting) keeps meeting the
-// others meanwhile, so that a collective's timeout means a dead or stopped peer and never a slow one.
+// A rank that is late on its own (waits for a teacher, writes a checkpoint, talks to a coordinator that is restarting)
+// keeps meeting the others meanwhile, so that a collective's timeout means a dead or stopped peer and never a slow one.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_LOCKSTEP_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_LOCKSTEP_H_
 
@@ -21,8 +22,8 @@ namespace distill {
 // Owned by the training thread. All ranks call the same methods in the same order.
 class Lockstep {
  public:
-  // `group` and `control` are not owned: the job runner owns them and outlives this. `beat`: how long a late rank works or waits
-  // between two meetings; well below the group's timeout.
+  // `group` and `control` are not owned: the job runner owns them and outlives this. `beat`: how long a late rank works
+  // or waits between two meetings; well below the group's timeout.
   Lockstep(CollectiveGroup* group, const JobControl* control, torch::Device device,
            std::chrono::milliseconds beat = std::chrono::milliseconds(500));
 
@@ -43,13 +44,14 @@ class Lockstep {
   // kAborted: a peer is lost or the group was aborted; kCancelled: this rank's assignment was revoked.
   StatusOr<Round> Meet(const Report& report);
 
-  // Runs `work` (null on ranks that have none) while all ranks keep meeting, until every rank's work is done. With more than one rank
-  // it runs on a helper thread called `thread_name` (at most 15 letters), which is joined before this returns.
-  // Returns this rank's own error; kAborted when another rank failed (peer_failed() is true then) or the group broke.
+  // Runs `work` (null on ranks that have none) while all ranks keep meeting, until every rank's work is done. With more
+  // than one rank it runs on a helper thread called `thread_name` (at most 15 letters), which is joined before this
+  // returns. Returns this rank's own error; kAborted when another rank failed (peer_failed() is true then) or the group
+  // broke.
   Status Together(const char* thread_name, const std::function<Status()>& work);
 
-  // True after a meeting in which another rank reported failure and this one did not: that rank tells the coordinator why, this one
-  // need not.
+  // True after a meeting in which another rank reported failure and this one did not: that rank tells the coordinator
+  // why, this one need not.
   bool peer_failed() const { return peer_failed_; }
   std::chrono::milliseconds beat() const { return beat_; }
   CollectiveGroup* group() const { return group_; }

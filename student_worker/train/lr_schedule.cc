@@ -13,7 +13,7 @@ StatusOr<LrSchedule> LrSchedule::Create(const SchedulePlan& plan, uint64_t steps
   const std::vector<std::string> types = {"constant", "cosine", "step"};
   if (std::find(types.begin(), types.end(), plan.type) == types.end()) {
     return absl::InvalidArgumentError(StrCat("unknown schedule type '", plan.type, "'", DidYouMean(plan.type, types),
-                                                   "; this student knows constant, cosine and step"));
+                                             "; this student knows constant, cosine and step"));
   }
   if (!(plan.warmup >= 0 && plan.warmup < 1)) {
     return absl::InvalidArgumentError(StrCat("schedule warmup is ", plan.warmup, "; it must be in [0, 1)"));
@@ -27,7 +27,8 @@ StatusOr<LrSchedule> LrSchedule::Create(const SchedulePlan& plan, uint64_t steps
       }
       previous = milestone;
     }
-    if (!(plan.gamma > 0)) return absl::InvalidArgumentError(StrCat("schedule gamma is ", plan.gamma, "; it must be > 0"));
+    if (!(plan.gamma > 0))
+      return absl::InvalidArgumentError(StrCat("schedule gamma is ", plan.gamma, "; it must be > 0"));
   }
   return LrSchedule(plan, steps);
 }

@@ -1,5 +1,5 @@
-// The learning rate of a step, as a factor on the optimizer's base rate: a pure function of the step, so that a resumed stage goes on
-// exactly where it was and needs no schedule state. No torch here.
+// The learning rate of a step, as a factor on the optimizer's base rate: a pure function of the step, so that a resumed
+// stage goes on exactly where it was and needs no schedule state. No torch here.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_LR_SCHEDULE_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_LR_SCHEDULE_H_
 
@@ -14,16 +14,18 @@ namespace distill {
 // Immutable; any thread.
 class LrSchedule {
  public:
-  // `steps`: optimizer steps of the stage. kInvalidArgument: unknown type, warm-up outside [0, 1), milestones not ascending in (0, 1),
-  // gamma <= 0.
+  // `steps`: optimizer steps of the stage. kInvalidArgument: unknown type, warm-up outside [0, 1), milestones not
+  // ascending in (0, 1), gamma <= 0.
   static StatusOr<LrSchedule> Create(const SchedulePlan& plan, uint64_t steps);
 
   // Factor for step 0 <= step < steps (later steps: that of the last).
   //   warm-up:   the first W = round(warmup * steps) steps rise linearly from 0: (step + 1) / (W + 1)
   //   constant:  1
-  //   cosine:    (1 + cos(pi * (step - W) / (steps - W))) / 2: 1 right after the warm-up, 0 when the last step is done (the last
+  //   cosine:    (1 + cos(pi * (step - W) / (steps - W))) / 2: 1 right after the warm-up, 0 when the last step is done
+  //   (the last
   //              step itself still moves)
-  //   step:      gamma once for each milestone m with step >= m * steps; counts from the stage's start, during warm-up as well
+  //   step:      gamma once for each milestone m with step >= m * steps; counts from the stage's start, during warm-up
+  //   as well
   double Factor(uint64_t step) const;
 
  private:

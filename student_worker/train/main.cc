@@ -1,7 +1,8 @@
-// distill-student: one rank of training jobs, job after job. Flags: --help and docs/cli.md. Exit codes: common/exit_codes.h.
+// distill-student: one rank of training jobs, job after job. Flags: --help and docs/cli.md. Exit codes:
+// common/exit_codes.h.
 //
-// Life: check folders and device, register (/readyz 503 until then), run assignments; on SIGTERM or SIGINT the running job writes a
-// checkpoint at its next step, the coordinator is told, and the process exits with 143 or 130.
+// Life: check folders and device, register (/readyz 503 until then), run assignments; on SIGTERM or SIGINT the running
+// job writes a checkpoint at its next step, the coordinator is told, and the process exits with 143 or 130.
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -55,18 +56,23 @@ int Fail(const Status& status, int exit_code) {
 
 int ExitCodeFor(const Status& status) {
   switch (status.code()) {
-    case StatusCode::kUnavailable: return kExitUnreachable;
-    case StatusCode::kUnauthenticated: return kExitUnauthenticated;
+    case StatusCode::kUnavailable:
+      return kExitUnreachable;
+    case StatusCode::kUnauthenticated:
+      return kExitUnauthenticated;
     case StatusCode::kResourceExhausted:
-    case StatusCode::kPermissionDenied: return kExitDiskFull;
-    default: return kExitConfiguration;
+    case StatusCode::kPermissionDenied:
+      return kExitDiskFull;
+    default:
+      return kExitConfiguration;
   }
 }
 
 Status CheckFolders(const Flags& flags) {
   std::error_code error;
   if (!fs::is_directory(flags.data_root, error)) {
-    return absl::InvalidArgumentError(StrCat("--data-root ", flags.data_root, " is not a folder; give the folder that holds the data sets"));
+    return absl::InvalidArgumentError(
+        StrCat("--data-root ", flags.data_root, " is not a folder; give the folder that holds the data sets"));
   }
   if (!flags.model_root.empty() && !fs::is_directory(flags.model_root, error)) {
     return absl::InvalidArgumentError(StrCat("--model-root ", flags.model_root, " is not a folder"));
@@ -74,17 +80,20 @@ Status CheckFolders(const Flags& flags) {
   fs::create_directories(flags.work_dir, error);
   if (error || access(flags.work_dir.c_str(), W_OK) != 0) {
     return absl::InvalidArgumentError(StrCat("--work-dir ", flags.work_dir, " cannot be made or written to",
-                                             error ? ": " + error.message() : std::string(), "; choose a writable folder"));
+                                             error ? ": " + error.message() : std::string(),
+                                             "; choose a writable folder"));
   }
   return OkStatus();
 }
 
 // Tries until the coordinator answers, `patience` is over, or a signal comes (then kCancelled).
-StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& options, const FleetClient::Callbacks& callbacks) {
+StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& options,
+                                                const FleetClient::Callbacks& callbacks) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
   while (true) {
     auto client = FleetClient::Start(options, callbacks);
-    if (client.ok() || client.status().code() != StatusCode::kUnavailable || std::chrono::steady_clock::now() >= end) return client;
+    if (client.ok() || client.status().code() != StatusCode::kUnavailable || std::chrono::steady_clock::now() >= end)
+      return client;
     sigset_t pending;
     sigpending(&pending);
     if (sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1) {
@@ -100,10 +109,12 @@ int Serve(const Flags& flags) {
   if (!device.ok()) return Fail(device.status(), kExitConfiguration);
 
   MetricsRegistry registry;
-  std::atomic<const char*> not_ready = "registering at the coordinator";  // literals; "" when ready. Read by the HTTP thread.
+  std::atomic<const char*> not_ready =
+      "registering at the coordinator";  // literals; "" when ready. Read by the HTTP thread.
   std::unique_ptr<HttpServer> http;
   if (flags.service.http_listen != "off") {
-    auto started = StartServiceHttp(flags.service.http_listen, &registry, [&] { return std::string(not_ready.load()); });
+    auto started =
+        StartServiceHttp(flags.service.http_listen, &registry, [&] { return std::string(not_ready.load()); });
     if (!started.ok()) return Fail(started.status(), kExitConfiguration);
     http = std::move(*started);
   }
@@ -139,7 +150,8 @@ int Serve(const Flags& flags) {
   agent.Start(fleet->get());
   not_ready.store("");
   LogInfo("registered", {{"coordinator", flags.coordinator}, {"device", *device}, {"work_dir", flags.work_dir}});
-  if (const Status written = WriteReadyFile(flags.service.ready_file, {{"id", flags.id}, {"http", http == nullptr ? "off" : http->address()}});
+  if (const Status written = WriteReadyFile(flags.service.ready_file,
+                                            {{"id", flags.id}, {"http", http == nullptr ? "off" : http->address()}});
       !written.ok()) {
     agent.Shutdown(std::chrono::milliseconds(0));
     (*fleet)->Stop();
@@ -161,9 +173,14 @@ int Main(int argc, char** argv) {
   Flags flags;
   CLI::App app("Trains students: one rank of data-parallel jobs that the coordinator assigns.", "distill-student");
   app.add_option("--coordinator", flags.coordinator, "Where to register")->type_name("HOST:PORT")->required();
-  app.add_option("--data-root", flags.data_root, "Folder below which jobs find their data")->type_name("FOLDER")->required();
-  app.add_option("--work-dir", flags.work_dir, "Folder for checkpoints and results, one subfolder a job")->type_name("FOLDER")->required();
-  app.add_option("--model-root", flags.model_root, "Folder below which jobs find initial weights; none: such jobs are refused")
+  app.add_option("--data-root", flags.data_root, "Folder below which jobs find their data")
+      ->type_name("FOLDER")
+      ->required();
+  app.add_option("--work-dir", flags.work_dir, "Folder for checkpoints and results, one subfolder a job")
+      ->type_name("FOLDER")
+      ->required();
+  app.add_option("--model-root", flags.model_root,
+                 "Folder below which jobs find initial weights; none: such jobs are refused")
       ->type_name("FOLDER");
   app.add_option("--id", flags.id, "Stable name of this worker; default: host name and process id");
   app.add_option("--host", flags.host, "Address at which the other ranks reach this one")->capture_default_str();

@@ -23,8 +23,9 @@ StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stag
     if (loss.weight == 0) continue;
     Term term;
     term.weight = loss.weight;
-    term.description = StrCat("loss '", loss.name, "' (student tap ", TapName(loss.student_tap),
-                              loss.needs_teacher ? StrCat(", teacher tap ", TapName(loss.teacher_tap)) : std::string(), ")");
+    term.description =
+        StrCat("loss '", loss.name, "' (student tap ", TapName(loss.student_tap),
+               loss.needs_teacher ? StrCat(", teacher tap ", TapName(loss.teacher_tap)) : std::string(), ")");
     DISTILL_ASSIGN_OR_RETURN(term.loss, MakeLoss(loss));
     DISTILL_ASSIGN_OR_RETURN(term.adapter, MakeAdapter(loss, stage.name, plan.seed));
     auto& taps = objective.student_taps_;
@@ -33,8 +34,8 @@ StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stag
     term.teacher_index = kNone;
     if (loss.needs_teacher) {
       auto& requests = objective.teacher_taps_;
-      const auto found =
-          std::find_if(requests.begin(), requests.end(), [&](const TapRequest& request) { return request.tap == loss.teacher_tap; });
+      const auto found = std::find_if(requests.begin(), requests.end(),
+                                      [&](const TapRequest& request) { return request.tap == loss.teacher_tap; });
       term.teacher_index = found - requests.begin();
       if (found == requests.end()) {
         const bool logits = FindLossSchema(loss.type)->input == LossInput::kLogits;  // not null: MakeLoss knew it
@@ -59,7 +60,8 @@ StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stag
 std::vector<NamedTensor> Objective::AdapterParameters() const {
   std::vector<NamedTensor> parameters;
   for (size_t i = 0; i < terms_.size(); ++i) {
-    if (terms_[i].adapter != nullptr) parameters.push_back({StrCat("adapter.", names_[i], ".weight"), terms_[i].adapter->weight});
+    if (terms_[i].adapter != nullptr)
+      parameters.push_back({StrCat("adapter.", names_[i], ".weight"), terms_[i].adapter->weight});
   }
   return parameters;
 }
@@ -70,7 +72,8 @@ void Objective::MoveTo(torch::Device device) {
   }
 }
 
-StatusOr<Objective::Value> Objective::Compute(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher,
+StatusOr<Objective::Value> Objective::Compute(const std::vector<torch::Tensor>& student,
+                                              const std::vector<torch::Tensor>& teacher,
                                               const torch::Tensor& labels) const {
   Value value;
   std::vector<torch::Tensor> terms;
@@ -92,15 +95,27 @@ StatusOr<Objective::Value> Objective::Compute(const std::vector<torch::Tensor>& 
     const torch::Tensor weighted = *loss * term.weight;
     value.total = value.total.defined() ? value.total + weighted : weighted;
   }
-  const torch::Tensor on_cpu = torch::stack(terms).to(torch::TensorOptions().device(torch::kCPU).dtype(torch::kFloat64));
+  const torch::Tensor on_cpu =
+      torch::stack(terms).to(torch::TensorOptions().device(torch::kCPU).dtype(torch::kFloat64));
   for (size_t i = 0; i < terms_.size(); ++i) {
     value.terms.push_back(on_cpu[i].item<double>());
     if (!std::isfinite(value.terms[i])) {
-      return absl::FailedPreconditionError(StrCat(terms_[i].description, " is ", value.terms[i],
-                                                  "; lower the learning rate or the loss's weight, or check the teacher's weights"));
+      return absl::FailedPreconditionError(
+          StrCat(terms_[i].description, " is ", value.terms[i],
+                 "; lower the learning rate or the loss's weight, or check the teacher's weights"));
     }
   }
   return value;
+}
+
+torch::Tensor Objective::Touch(const std::vector<torch::Tensor>& student) const {
+  torch::Tensor sum;
+  for (const Term& term : terms_) {
+    const torch::Tensor& tap = student[term.student_index];
+    const torch::Tensor part = (term.adapter == nullptr ? tap : term.adapter->forward(tap)).sum();
+    sum = sum.defined() ? sum + part : part;
+  }
+  return sum;
 }
 
 double Objective::Total(const std::vector<double>& terms) const {

@@ -26,8 +26,9 @@ class Objective {
 
   // Taps that Compute reads, each once. "" is the network's output.
   const std::vector<std::string>& student_taps() const { return student_taps_; }
-  // Logits travel as float32, maps in the plan's wire dtype. Where that is narrower and only CWD reads the map, its row maximum is
-  // subtracted before the cast: CWD does not see the difference and the rounding error shrinks about fifty-fold.
+  // Logits travel as float32, maps in the plan's wire dtype. Where that is narrower and only CWD reads the map, its row
+  // maximum is subtracted before the cast: CWD does not see the difference and the rounding error shrinks about
+  // fifty-fold.
   const std::vector<TapRequest>& teacher_taps() const { return teacher_taps_; }
 
   // Weights of the adapters, named "adapter.<loss>.weight", in the order of the losses.
@@ -39,9 +40,13 @@ class Objective {
     std::vector<double> terms;  // unweighted, in the order of names()
   };
   // `student`, `teacher`: in the order of the taps above. Waits for the device once, to look at the values.
-  // Errors name the loss and its taps. kInvalidArgument: shapes (see Loss). kFailedPrecondition: a term is NaN or infinite.
+  // Errors name the loss and its taps. kInvalidArgument: shapes (see Loss). kFailedPrecondition: a term is NaN or
+  // infinite.
   StatusOr<Value> Compute(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher,
                           const torch::Tensor& labels) const;
+
+  // A scalar that depends on every tap and adapter, for a pass that needs the graph and no loss.
+  torch::Tensor Touch(const std::vector<torch::Tensor>& student) const;
 
   // Names and weights of the terms.
   const std::vector<std::string>& names() const { return names_; }

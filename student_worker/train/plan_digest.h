@@ -8,8 +8,8 @@
 
 namespace distill {
 
-// sha256 of the plan's deterministic protobuf bytes. Equal plans give equal digests in every version of the program that knows the
-// same fields; a field that is at its default does not count.
+// sha256 of the plan's deterministic protobuf bytes. Equal plans give equal digests in every version of the program
+// that knows the same fields; a field that is at its default does not count.
 std::string PlanDigest(const JobPlan& plan);
 
 }  // namespace distill

@@ -10,21 +10,25 @@
 
 namespace distill {
 
-StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const OptimizerPlan& plan, std::vector<NamedTensor> parameters) {
+StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const OptimizerPlan& plan,
+                                                                 std::vector<NamedTensor> parameters) {
   const std::vector<std::string> types = {"adam", "sgd"};
   if (std::find(types.begin(), types.end(), plan.type) == types.end()) {
-    return absl::InvalidArgumentError(
-        StrCat("unknown optimizer type '", plan.type, "'", DidYouMean(plan.type, types), "; this student knows adam and sgd"));
+    return absl::InvalidArgumentError(StrCat("unknown optimizer type '", plan.type, "'", DidYouMean(plan.type, types),
+                                             "; this student knows adam and sgd"));
   }
-  for (const auto& [name, value] : {std::pair{"lr", plan.lr}, {"momentum", plan.momentum}, {"weight_decay", plan.weight_decay}}) {
+  for (const auto& [name, value] :
+       {std::pair{"lr", plan.lr}, {"momentum", plan.momentum}, {"weight_decay", plan.weight_decay}}) {
     if (!(std::isfinite(value) && value >= 0)) {
-      return absl::InvalidArgumentError(StrCat("optimizer ", name, " is ", value, "; it must be a number of at least 0"));
+      return absl::InvalidArgumentError(
+          StrCat("optimizer ", name, " is ", value, "; it must be a number of at least 0"));
     }
   }
   if (plan.type == "sgd" && plan.nesterov && plan.momentum == 0) {
     return absl::InvalidArgumentError("optimizer sgd with nesterov needs a momentum above 0");
   }
-  if (parameters.empty()) return absl::InvalidArgumentError("the stage trains no parameter; name modules with weights in `trainable`");
+  if (parameters.empty())
+    return absl::InvalidArgumentError("the stage trains no parameter; name modules with weights in `trainable`");
 
   std::unique_ptr<StageOptimizer> result(new StageOptimizer);
   result->adam_ = plan.type == "adam";
@@ -33,12 +37,13 @@ StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const Optimizer
   std::vector<torch::Tensor> tensors;
   for (const NamedTensor& parameter : result->parameters_) tensors.push_back(parameter.tensor);
   if (result->adam_) {
-    result->optimizer_ =
-        std::make_unique<torch::optim::Adam>(tensors, torch::optim::AdamOptions(plan.lr).weight_decay(plan.weight_decay));
+    result->optimizer_ = std::make_unique<torch::optim::Adam>(
+        tensors, torch::optim::AdamOptions(plan.lr).weight_decay(plan.weight_decay));
   } else {
-    result->optimizer_ = std::make_unique<torch::optim::SGD>(
-        tensors,
-        torch::optim::SGDOptions(plan.lr).momentum(plan.momentum).weight_decay(plan.weight_decay).nesterov(plan.nesterov));
+    result->optimizer_ = std::make_unique<torch::optim::SGD>(tensors, torch::optim::SGDOptions(plan.lr)
+                                                                          .momentum(plan.momentum)
+                                                                          .weight_decay(plan.weight_decay)
+                                                                          .nesterov(plan.nesterov));
   }
   return result;
 }
@@ -57,7 +62,9 @@ std::vector<NamedTensor> StageOptimizer::StateTensors() {
   for (const NamedTensor& parameter : parameters_) {
     auto& slot = optimizer_->state()[parameter.tensor.unsafeGetTensorImpl()];
     const std::string prefix = StrCat("optimizer.", parameter.name, ".");
-    const auto zeros = [&] { return torch::zeros_like(parameter.tensor, torch::TensorOptions().requires_grad(false)).detach(); };
+    const auto zeros = [&] {
+      return torch::zeros_like(parameter.tensor, torch::TensorOptions().requires_grad(false)).detach();
+    };
     if (adam_) {
       if (slot == nullptr) {
         auto fresh = std::make_unique<torch::optim::AdamParamState>();
@@ -75,7 +82,8 @@ std::vector<NamedTensor> StageOptimizer::StateTensors() {
         fresh->momentum_buffer(zeros());
         slot = std::move(fresh);
       }
-      tensors.push_back({prefix + "momentum_buffer", static_cast<torch::optim::SGDParamState&>(*slot).momentum_buffer()});
+      tensors.push_back(
+          {prefix + "momentum_buffer", static_cast<torch::optim::SGDParamState&>(*slot).momentum_buffer()});
     }
   }
   return tensors;

@@ -18,10 +18,11 @@ namespace distill {
 // Owned by the training thread.
 class StageOptimizer {
  public:
-  // "sgd": momentum, weight decay, Nesterov as in torch.optim.SGD without dampening. "adam": betas 0.9 and 0.999, epsilon 1e-8, weight
-  // decay added to the gradient, as in torch.optim.Adam; `momentum` and `nesterov` are not read.
+  // "sgd": momentum, weight decay, Nesterov as in torch.optim.SGD without dampening. "adam": betas 0.9 and 0.999,
+  // epsilon 1e-8, weight decay added to the gradient, as in torch.optim.Adam; `momentum` and `nesterov` are not read.
   // kInvalidArgument: unknown type, a negative or non-finite number, Nesterov without momentum, no parameters.
-  static StatusOr<std::unique_ptr<StageOptimizer>> Create(const OptimizerPlan& plan, std::vector<NamedTensor> parameters);
+  static StatusOr<std::unique_ptr<StageOptimizer>> Create(const OptimizerPlan& plan,
+                                                          std::vector<NamedTensor> parameters);
 
   void SetLearningRate(double rate);
   // Gradients become undefined, not zero: a parameter that no loss reaches must not move through weight decay either.
@@ -31,8 +32,9 @@ class StageOptimizer {
 
   const std::vector<NamedTensor>& parameters() const { return parameters_; }
 
-  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (Adam). Parameters that
-  // were never stepped get their zeros here, which is what torch would start from. SGD without momentum has none.
+  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (Adam).
+  // Parameters that were never stepped get their zeros here, which is what torch would start from. SGD without momentum
+  // has none.
   std::vector<NamedTensor> StateTensors();
   // Adam's step count, equal for all parameters; 0 for SGD.
   int64_t StepCount();

@@ -3,9 +3,10 @@
 #include <torch/torch.h>
 
 #include <chrono>
-#include <set>
 
+#include "common/log.h"
 #include "common/str_cat.h"
+#include "common/torch_status.h"
 #include "student_worker/train/trainable_set.h"
 
 namespace distill {
@@ -27,6 +28,47 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
+torch::Tensor BlackImage(const StageRunner::Options& options) {
+  const ModelSpec& spec = options.net->architecture().spec();
+  return torch::zeros({1, spec.in_channels, spec.image_height, spec.image_width}, options.device);
+}
+
+// Freezes those of the trainable parameters that the objective's taps do not depend on, such as the head in a stage
+// that imitates maps: the gradient reducer waits for every parameter it was given. Found by a backward pass of one
+// black image in eval mode.
+Status DropUnreached(const StageRunner::Options& options, const Objective& objective,
+                     std::vector<NamedTensor>* parameters) {
+  if (parameters->empty()) return OkStatus();
+  const EvalModeGuard eval_mode(options.net);
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> taps,
+                           options.net->Forward(BlackImage(options), objective.student_taps()));
+  const torch::Tensor sum = objective.Touch(taps);
+  std::vector<torch::Tensor> inputs;
+  for (const NamedTensor& parameter : *parameters) inputs.push_back(parameter.tensor);
+  torch::autograd::variable_list gradients(inputs.size());
+  if (sum.requires_grad()) {
+    gradients =
+        torch::autograd::grad({sum}, inputs, /*grad_outputs=*/{}, /*retain_graph=*/std::nullopt, /*create_graph=*/false,
+                              /*allow_unused=*/true);
+  }
+  std::vector<NamedTensor> reached;
+  std::string first_dropped;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (gradients[i].defined()) {
+      reached.push_back((*parameters)[i]);
+    } else {
+      if (first_dropped.empty()) first_dropped = (*parameters)[i].name;
+      inputs[i].requires_grad_(false);
+    }
+  }
+  if (!first_dropped.empty()) {
+    LogWarning("no loss of the stage reaches some trainable parameters; they stay as they are",
+               {{"count", inputs.size() - reached.size()}, {"first", first_dropped}});
+  }
+  *parameters = std::move(reached);
+  return OkStatus();
+}
+
 }  // namespace
 
 // The graph from parameters to the objective, and the terms' values.
@@ -44,6 +86,11 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
   if (!schedule.ok()) return Annotate(schedule.status(), where);
   auto parameters = ApplyTrainable(options.net, stage.trainable);
   if (!parameters.ok()) return Annotate(parameters.status(), where);
+  try {
+    DISTILL_RETURN_IF_ERROR(Annotate(DropUnreached(options, *objective, &*parameters), where));
+  } catch (const std::exception& error) {
+    return TorchStatus(error, StrCat(where, ": a pass from the student's taps through the adapters"));
+  }
   for (NamedTensor& adapter : objective->AdapterParameters()) parameters->push_back(std::move(adapter));
   std::vector<torch::Tensor> tensors;
   for (const NamedTensor& parameter : *parameters) tensors.push_back(parameter.tensor);
@@ -53,7 +100,25 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
   std::unique_ptr<StageRunner> runner(new StageRunner(options, std::move(*objective), std::move(*schedule)));
   runner->optimizer_ = std::move(*optimizer);
   DISTILL_ASSIGN_OR_RETURN(runner->reducer_, options.lockstep->group()->MakeReducer(tensors));
+  if (Status status = runner->SettleReducer(); !status.ok()) return Annotate(status, where);
   return runner;
+}
+
+Status StageRunner::SettleReducer() {
+  if (options_.lockstep->group()->world_size() == 1) return OkStatus();
+  try {
+    const EvalModeGuard eval_mode(options_.net);
+    DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
+    DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> taps,
+                             options_.net->Forward(BlackImage(options_), objective_.student_taps()));
+    const torch::Tensor sum = objective_.Touch(taps);
+    DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({sum}));
+    sum.backward();
+  } catch (const std::exception& error) {
+    return CollectiveStatus(error);
+  }
+  optimizer_->ZeroGrad();
+  return reducer_->PrepareForForward();
 }
 
 StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, StepSeconds* seconds) {
@@ -71,8 +136,10 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, StepSecon
   }
   DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
   // The parallel convolutions of this size are two to four times faster with channels last.
-  const torch::Tensor x = NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
-  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> student, options_.net->Forward(x, objective_.student_taps()));
+  const torch::Tensor x =
+      NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> student,
+                           options_.net->Forward(x, objective_.student_taps()));
   seconds->forward += watch.Lap();
   Forwarded result;
   DISTILL_ASSIGN_OR_RETURN(result.value, objective_.Compute(student, teacher, labels));
@@ -91,11 +158,11 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     bool waiting = false;
     if (own.ok() && !forwarded.has_value()) {
       auto input = source->Next(options_.lockstep->beat());
-      const double waited = watch.Lap();
+      watch.Lap();
       if (input.ok()) {
-        // Next() may have been called more than once: what pixels did not cost, features did.
-        result.seconds.data += std::min(waited, input->data_seconds);
-        result.seconds.wait_features += std::max(0.0, waited - input->data_seconds);
+        // Over all calls for this step, if the first ones gave up.
+        result.seconds.data = input->data_seconds;
+        result.seconds.wait_features = input->feature_seconds;
         try {
           auto computed = Forward(std::move(*input), &result.seconds);
           if (computed.ok()) {
@@ -109,7 +176,6 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
         watch.Lap();
       } else if (input.status().code() == StatusCode::kDeadlineExceeded) {
         waiting = true;
-        result.seconds.wait_features += waited;
       } else {
         own = input.status();
       }
@@ -120,7 +186,8 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     result.seconds.sync += watch.Lap();
     if (!own.ok()) return Annotate(own, StrCat("stage '", stage_.name, "' step ", step));
     if (round.failed > 0) {
-      return absl::AbortedError(StrCat("stage '", stage_.name, "' step ", step, ": another rank failed; it reports why"));
+      return absl::AbortedError(
+          StrCat("stage '", stage_.name, "' step ", step, ": another rank failed; it reports why"));
     }
     result.cancel = round.cancel;
     result.terminate = round.terminate;
@@ -168,7 +235,8 @@ Status StageRunner::LoadState(const SafetensorsFile& state) {
   }
   for (NamedTensor& item : tensors) {
     const auto found = state.tensors.find(item.name);
-    if (found == state.tensors.end()) return absl::FailedPreconditionError(StrCat("the optimizer state lacks '", item.name, "'"));
+    if (found == state.tensors.end())
+      return absl::FailedPreconditionError(StrCat("the optimizer state lacks '", item.name, "'"));
     DISTILL_RETURN_IF_ERROR(CopyInto(found->second, item.name, &item.tensor));
   }
   const auto count = state.metadata.find(kStepCountKey);

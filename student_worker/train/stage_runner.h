@@ -1,9 +1,10 @@
-// Runs one stage of a plan, step by step: freezes what does not train, makes a new optimizer, schedule and gradient reducer over exactly
-// what does, and holds the stage's own state (optimizer, adapters).
+// Runs one stage of a plan, step by step: freezes what does not train, makes a new optimizer, schedule and gradient
+// reducer over exactly what does, and holds the stage's own state (optimizer, adapters).
 //
-// A step: input -> normalised pixels -> student forward up to the deepest tap -> losses in float32 -> the ranks meet -> backward with
-// gradient averaging -> optimizer. The meeting comes before backward, where all ranks' collectives must match: there they learn whether
-// one of them failed (then nobody steps), is still waiting for its input, or was asked to stop.
+// A step: input -> normalised pixels -> student forward up to the deepest tap -> losses in float32 -> the ranks meet ->
+// backward with gradient averaging -> optimizer. The meeting comes before backward, where all ranks' collectives must
+// match: there they learn whether one of them failed (then nobody steps), is still waiting for its input, or was asked
+// to stop.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_
 
@@ -59,8 +60,9 @@ class StageRunner {
     Lockstep* lockstep = nullptr;
     torch::Device device = torch::kCPU;
   };
-  // Freezes and unfreezes the net's modules. All ranks call it together. kInvalidArgument: the stage contradicts the student (module or
-  // tap that does not exist, unknown loss, optimizer or schedule); the message names the stage.
+  // Freezes and unfreezes the net's modules; trainable parameters that no loss reaches stay frozen (a warning names the
+  // first). All ranks call it together. kInvalidArgument: the stage contradicts the student (module or tap that does
+  // not exist, unknown loss, optimizer or schedule); the message names the stage.
   static StatusOr<std::unique_ptr<StageRunner>> Create(const Options& options);
 
   // What the teacher must deliver; empty: the stage needs no teacher.
@@ -68,8 +70,8 @@ class StageRunner {
   const std::vector<std::string>& names() const { return objective_.names(); }
 
   // Takes step `step` (0-based, inside the stage). All ranks call it together.
-  // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps); kAborted: a peer failed or is lost;
-  // kCancelled: revoked.
+  // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps); kAborted: a peer
+  // failed or is lost; kCancelled: revoked.
   StatusOr<StepResult> Step(StepSource* source, uint64_t step);
 
   // Optimizer state and adapters, by name, for a checkpoint.
@@ -86,6 +88,11 @@ class StageRunner {
         objective_(std::move(objective)),
         schedule_(std::move(schedule)) {}
   struct Forwarded;
+  // Runs one backward pass whose gradients are thrown away, and makes the reducer lay its buckets out anew, which it
+  // does once, after its first backward. Now, because the ranks talk then, and in a step a late rank would be
+  // elsewhere. And because with three or more ranks the order of additions hangs on the layout: a resumed stage, whose
+  // reducer is new, would differ in the last bit from one that went on.
+  Status SettleReducer();
   StatusOr<Forwarded> Forward(StepInput input, StepSeconds* seconds);
   std::vector<NamedTensor> StateTensors();
 
@@ -97,9 +104,10 @@ class StageRunner {
   std::unique_ptr<GradientReducer> reducer_;
 };
 
-// Gives all ranks rank 0's parameters and buffers. Ranks' batch-norm statistics drift apart while they train, since each sees its own
-// part of the batch; they are made equal again at checkpoints, before evaluation and at stage ends. Train-mode forward does not read
-// them, so these broadcasts change no gradient, and a resumed job finds the same state as an undisturbed one.
+// Gives all ranks rank 0's parameters and buffers. Ranks' batch-norm statistics drift apart while they train, since
+// each sees its own part of the batch; they are made equal again at checkpoints, before evaluation and at stage ends.
+// Train-mode forward does not read them, so these broadcasts change no gradient, and a resumed job finds the same state
+// as an undisturbed one.
 Status BroadcastNet(CollectiveGroup* group, ZooNet* net, bool buffers_only);
 
 }  // namespace distill

@@ -13,7 +13,8 @@ namespace distill {
 class StepSource {
  public:
   virtual ~StepSource() = default;
-  // The next step's input, waiting at most `timeout`. kDeadlineExceeded: not there yet, call again. Other errors are final.
+  // The next step's input, waiting at most `timeout`. kDeadlineExceeded: not there yet, call again. Other errors are
+  // final.
   virtual StatusOr<StepInput> Next(std::chrono::milliseconds timeout) = 0;
 };
 

@@ -11,10 +11,14 @@ namespace {
 
 const char* Name(JobEnd end) {
   switch (end) {
-    case JobEnd::kFinished: return "finished";
-    case JobEnd::kCancelled: return "cancelled";
-    case JobEnd::kFailed: return "failed";
-    default: return "interrupted";
+    case JobEnd::kFinished:
+      return "finished";
+    case JobEnd::kCancelled:
+      return "cancelled";
+    case JobEnd::kFailed:
+      return "failed";
+    default:
+      return "interrupted";
   }
 }
 
@@ -116,8 +120,9 @@ void StudentAgent::Report(const StudentAssignment& assignment, const JobOutcome&
                          {"generation", assignment.generation},
                          {"retryable", outcome.retryable},
                          {"reason", ToStd(outcome.status.message())}});
-  const Status reported = environment_.fleet->ReportFailure(assignment.job_id, assignment.generation,
-                                                            StrCat("rank ", assignment.rank, ": ", outcome.status.message()), outcome.retryable);
+  const Status reported = environment_.fleet->ReportFailure(
+      assignment.job_id, assignment.generation, StrCat("rank ", assignment.rank, ": ", outcome.status.message()),
+      outcome.retryable);
   if (!reported.ok()) {
     LogWarning("the failure could not be reported; the coordinator will notice that this worker is idle",
                {{"job", assignment.job_id}, {"reason", ToStd(reported.message())}});

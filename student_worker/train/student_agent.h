@@ -1,7 +1,8 @@
-// The student process between jobs: takes assignments from the coordinator one after another, runs each, reports how it ended.
+// The student process between jobs: takes assignments from the coordinator one after another, runs each, reports how it
+// ended.
 //
-// One thread ("trainer") runs the jobs:  idle -> running -> idle -> ... -> stopped. Callbacks of the fleet client (heartbeat thread) only
-// store what they bring and poke the running job's JobControl.
+// One thread ("trainer") runs the jobs:  idle -> running -> idle -> ... -> stopped. Callbacks of the fleet client
+// (heartbeat thread) only store what they bring and poke the running job's JobControl.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_STUDENT_AGENT_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_STUDENT_AGENT_H_
 
@@ -34,8 +35,9 @@ class StudentAgent {
   // Begins to run jobs. The client is not owned and outlives Shutdown().
   void Start(FleetClient* fleet);
 
-  // An orderly end: the running job checkpoints at its next step, the coordinator is told that this worker is going. A job that has not
-  // stopped after `grace` is broken off, which loses its steps since the last checkpoint. Joins the trainer.
+  // An orderly end: the running job checkpoints at its next step, the coordinator is told that this worker is going. A
+  // job that has not stopped after `grace` is broken off, which loses its steps since the last checkpoint. Joins the
+  // trainer.
   void Shutdown(std::chrono::milliseconds grace);
 
  private:

@@ -28,7 +28,8 @@ StatusOr<uint64_t> CountCorrect(const FeatureBatch& features, const std::vector<
   if (features.taps.size() != 1 || features.taps[0].dtype != WireDtype::kF32 || features.taps[0].shape.size() != 2 ||
       features.taps[0].shape[0] != n || features.taps[0].shape[1] == 0 ||
       features.taps[0].bytes.size != ByteSize(features.taps[0].shape, WireDtype::kF32)) {
-    return absl::InvalidArgumentError(StrCat("the teacher's output is not float32 logits of ", n, " images; it cannot be evaluated"));
+    return absl::InvalidArgumentError(
+        StrCat("the teacher's output is not float32 logits of ", n, " images; it cannot be evaluated"));
   }
   const uint64_t classes = features.taps[0].shape[1];
   std::vector<float> logits(n * classes);
@@ -43,14 +44,17 @@ StatusOr<uint64_t> CountCorrect(const FeatureBatch& features, const std::vector<
 
 }  // namespace
 
-StatusOr<double> MeasureTeacherAccuracy(TeacherPool* pool, const Dataset& test, uint32_t batch_size, const std::function<bool()>& tick) {
+StatusOr<double> MeasureTeacherAccuracy(TeacherPool* pool, const Dataset& test, uint32_t batch_size,
+                                        const std::function<bool()>& tick) {
   const auto tally = std::make_shared<Tally>();
   // Waits until at most `limit` batches are in flight.
   const auto wait = [&](int limit) -> Status {
     while (true) {
       {
         absl::MutexLock lock(&tally->mutex);
-        auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(tally->mutex) { return !tally->error.ok() || tally->in_flight <= limit; };
+        auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(tally->mutex) {
+          return !tally->error.ok() || tally->in_flight <= limit;
+        };
         const bool met = tally->mutex.AwaitWithTimeout(absl::Condition(&ready), absl::Milliseconds(200));
         if (met) return tally->error;
       }
@@ -68,21 +72,24 @@ StatusOr<double> MeasureTeacherAccuracy(TeacherPool* pool, const Dataset& test, 
       test.CopyImage(start + i, pixels.data() + i * test.image_bytes());
       labels.push_back(test.label(start + i));
     }
-    ImageBatch images{static_cast<uint32_t>(n), test.channels(), test.height(), test.width(), Buffer::FromVector(std::move(pixels))};
+    ImageBatch images{static_cast<uint32_t>(n), test.channels(), test.height(), test.width(),
+                      Buffer::FromVector(std::move(pixels))};
     {
       absl::MutexLock lock(&tally->mutex);
       ++tally->in_flight;
     }
-    tickets.push_back(pool->Fetch(id++, std::move(images), [tally, labels = std::move(labels)](StatusOr<FeatureBatch> features) {
-      StatusOr<uint64_t> correct = features.ok() ? CountCorrect(*features, labels) : StatusOr<uint64_t>(features.status());
-      absl::MutexLock lock(&tally->mutex);
-      --tally->in_flight;
-      if (correct.ok()) {
-        tally->correct += *correct;
-      } else if (tally->error.ok()) {
-        tally->error = correct.status();
-      }
-    }));
+    tickets.push_back(
+        pool->Fetch(id++, std::move(images), [tally, labels = std::move(labels)](StatusOr<FeatureBatch> features) {
+          StatusOr<uint64_t> correct =
+              features.ok() ? CountCorrect(*features, labels) : StatusOr<uint64_t>(features.status());
+          absl::MutexLock lock(&tally->mutex);
+          --tally->in_flight;
+          if (correct.ok()) {
+            tally->correct += *correct;
+          } else if (tally->error.ok()) {
+            tally->error = correct.status();
+          }
+        }));
     status = wait(kInFlight - 1);
   }
   if (status.ok()) status = wait(0);

@@ -33,8 +33,9 @@ SafeTensor ToSafeTensor(const torch::Tensor& tensor) {
 Status CopyInto(const SafeTensor& from, const std::string& name, torch::Tensor* to) {
   const std::string dtype = to->scalar_type() == torch::kInt64 ? "I64" : "F32";
   if (from.dtype != dtype || to->sizes() != at::IntArrayRef(from.shape)) {
-    return absl::FailedPreconditionError(StrCat("tensor '", name, "' is ", from.dtype, " ", ShapeText(from.shape), " in the file, but ", dtype,
-                                                " ", ShapeText(to->sizes()), " is needed"));
+    return absl::FailedPreconditionError(StrCat("tensor '", name, "' is ", from.dtype, " ", ShapeText(from.shape),
+                                                " in the file, but ", dtype, " ", ShapeText(to->sizes()),
+                                                " is needed"));
   }
   torch::NoGradGuard no_grad;
   torch::Tensor plain = torch::empty(to->sizes(), torch::TensorOptions().dtype(to->scalar_type()));
@@ -46,15 +47,24 @@ Status CopyInto(const SafeTensor& from, const std::string& name, torch::Tensor* 
 StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor) {
   const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());
   if (tensor.bytes.size != ByteSize(tensor.shape, tensor.dtype)) {
-    return absl::InvalidArgumentError(StrCat("a teacher's tensor of shape ", ShapeText(shape), " and dtype ", Name(tensor.dtype), " has ",
-                                             tensor.bytes.size, " bytes, not ", ByteSize(tensor.shape, tensor.dtype)));
+    return absl::InvalidArgumentError(StrCat("a teacher's tensor of shape ", ShapeText(shape), " and dtype ",
+                                             Name(tensor.dtype), " has ", tensor.bytes.size, " bytes, not ",
+                                             ByteSize(tensor.shape, tensor.dtype)));
   }
   torch::ScalarType dtype;
   switch (tensor.dtype) {
-    case WireDtype::kF32: dtype = torch::kFloat32; break;
-    case WireDtype::kF16: dtype = torch::kFloat16; break;
-    case WireDtype::kBf16: dtype = torch::kBFloat16; break;
-    default: return absl::InvalidArgumentError(StrCat("a teacher sent dtype ", Name(tensor.dtype), ", which this student does not read"));
+    case WireDtype::kF32:
+      dtype = torch::kFloat32;
+      break;
+    case WireDtype::kF16:
+      dtype = torch::kFloat16;
+      break;
+    case WireDtype::kBf16:
+      dtype = torch::kBFloat16;
+      break;
+    default:
+      return absl::InvalidArgumentError(
+          StrCat("a teacher sent dtype ", Name(tensor.dtype), ", which this student does not read"));
   }
   // Slices of a received message start anywhere.
   if (reinterpret_cast<uintptr_t>(tensor.bytes.data) % SizeOf(tensor.dtype) != 0) {
@@ -67,8 +77,8 @@ StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor) {
 
 StatusOr<torch::Tensor> FromImages(const ImageBatch& images) {
   if (images.pixels.size != uint64_t{images.n} * images.c * images.h * images.w) {
-    return absl::InvalidArgumentError(StrCat("an image batch of ", images.n, "x", images.c, "x", images.h, "x", images.w, " has ",
-                                             images.pixels.size, " bytes"));
+    return absl::InvalidArgumentError(StrCat("an image batch of ", images.n, "x", images.c, "x", images.h, "x",
+                                             images.w, " has ", images.pixels.size, " bytes"));
   }
   return Share(images.pixels, {images.n, images.c, images.h, images.w}, torch::kUInt8);
 }

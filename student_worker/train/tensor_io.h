@@ -21,11 +21,12 @@ struct NamedTensor {
 // A copy on the CPU, row-major. REQUIRES: float32 or int64.
 SafeTensor ToSafeTensor(const torch::Tensor& tensor);
 
-// Copies `from` into `to`, which keeps its device and layout. kFailedPrecondition: another dtype or shape; `name` is for the message.
+// Copies `from` into `to`, which keeps its device and layout. kFailedPrecondition: another dtype or shape; `name` is
+// for the message.
 Status CopyInto(const SafeTensor& from, const std::string& name, torch::Tensor* to);
 
-// float32 on the CPU. Shares the bytes when they are aligned float32 (the tensor keeps the buffer alive), converts otherwise.
-// kInvalidArgument: fewer bytes than the shape needs, or a dtype that carries a scale (u8).
+// float32 on the CPU. Shares the bytes when they are aligned float32 (the tensor keeps the buffer alive), converts
+// otherwise. kInvalidArgument: fewer bytes than the shape needs, or a dtype that carries a scale (u8).
 StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor);
 
 // uint8 (N, C, H, W), sharing the pixels. kInvalidArgument: fewer bytes than n*c*h*w.

@@ -8,7 +8,9 @@ namespace {
 constexpr char kTermName[] = "distill_student_loss_term";
 constexpr char kTermHelp[] = "Unweighted value of one loss of the stage at the last step, mean over ranks.";
 
-double WallClock() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+double WallClock() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
@@ -16,16 +18,21 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
     : registry_(registry),
       steps_(registry->GetCounter("distill_student_steps_total", "Optimizer steps taken by this rank.")),
       images_(registry->GetCounter("distill_student_images_total", "Images this rank has trained on.")),
-      loss_(registry->GetGauge("distill_student_loss", "Weighted sum of the stage's losses at the last step, mean over ranks.")),
+      loss_(registry->GetGauge("distill_student_loss",
+                               "Weighted sum of the stage's losses at the last step, mean over ranks.")),
       learning_rate_(registry->GetGauge("distill_student_learning_rate", "Learning rate of the last step.")),
       accuracy_(registry->GetGauge("distill_student_accuracy_ratio", "Newest test accuracy of the student, 0 to 1.")),
-      teacher_accuracy_(registry->GetGauge("distill_student_teacher_accuracy_ratio", "Test accuracy of the teacher, 0 to 1.")),
-      generation_(registry->GetGauge("distill_student_generation", "Generation of the job this rank takes part in; 0 when idle.")),
+      teacher_accuracy_(
+          registry->GetGauge("distill_student_teacher_accuracy_ratio", "Test accuracy of the teacher, 0 to 1.")),
+      generation_(registry->GetGauge("distill_student_generation",
+                                     "Generation of the job this rank takes part in; 0 when idle.")),
       stage_(registry->GetGauge("distill_student_stage", "Index of the stage that is running.")),
-      last_step_(registry->GetGauge("distill_student_last_step_timestamp_seconds", "Unix time of the last optimizer step.")),
-      checkpoint_seconds_(
-          registry->GetHistogram("distill_student_checkpoint_seconds", "Time to write a checkpoint.", SecondsBuckets())),
-      checkpoint_failures_(registry->GetCounter("distill_student_checkpoint_failures_total", "Checkpoints that were not written.")) {}
+      last_step_(
+          registry->GetGauge("distill_student_last_step_timestamp_seconds", "Unix time of the last optimizer step.")),
+      checkpoint_seconds_(registry->GetHistogram("distill_student_checkpoint_seconds", "Time to write a checkpoint.",
+                                                 SecondsBuckets())),
+      checkpoint_failures_(
+          registry->GetCounter("distill_student_checkpoint_failures_total", "Checkpoints that were not written.")) {}
 
 void TrainMetrics::ObserveStep(uint32_t images, double loss, double learning_rate,
                                const std::vector<std::pair<std::string, double>>& seconds,
@@ -38,8 +45,8 @@ void TrainMetrics::ObserveStep(uint32_t images, double loss, double learning_rat
   for (const auto& [part, value] : seconds) {
     Histogram*& histogram = parts_[part];
     if (histogram == nullptr) {
-      histogram = &registry_->GetHistogram("distill_student_step_seconds", "Time of one part of a training step.", SecondsBuckets(),
-                                           {{"part", part}});
+      histogram = &registry_->GetHistogram("distill_student_step_seconds", "Time of one part of a training step.",
+                                           SecondsBuckets(), {{"part", part}});
     }
     histogram->Observe(value);
   }
@@ -61,7 +68,10 @@ void TrainMetrics::SetPosition(uint64_t generation, uint32_t stage) {
 }
 
 void TrainMetrics::CountJob(const std::string& outcome) {
-  registry_->GetCounter("distill_student_jobs_total", "Assignments this worker has ended, by outcome.", {{"outcome", outcome}}).Add();
+  registry_
+      ->GetCounter("distill_student_jobs_total", "Assignments this worker has ended, by outcome.",
+                   {{"outcome", outcome}})
+      .Add();
 }
 
 void TrainMetrics::EndJob() {

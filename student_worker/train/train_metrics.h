@@ -18,7 +18,8 @@ class TrainMetrics {
   explicit TrainMetrics(MetricsRegistry* registry);
 
   // `seconds`: parts of the step; `terms`: unweighted losses by name.
-  void ObserveStep(uint32_t images, double loss, double learning_rate, const std::vector<std::pair<std::string, double>>& seconds,
+  void ObserveStep(uint32_t images, double loss, double learning_rate,
+                   const std::vector<std::pair<std::string, double>>& seconds,
                    const std::vector<std::pair<std::string, double>>& terms);
   void ObserveCheckpoint(double seconds);
   void CountCheckpointFailure();

@@ -1,7 +1,8 @@
 // Freezing: which of the student's parameters train in a stage.
 //
-// Frozen means more than "no gradient": frozen modules run in eval mode, so that batch-norm statistics (buffers) stay where they are,
-// and their parameters are in no optimizer and have no gradient tensor, so that neither weight decay nor momentum moves them.
+// Frozen means more than "no gradient": frozen modules run in eval mode, so that batch-norm statistics (buffers) stay
+// where they are, and their parameters are in no optimizer and have no gradient tensor, so that neither weight decay
+// nor momentum moves them.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_TRAINABLE_SET_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_TRAINABLE_SET_H_
 
@@ -14,9 +15,9 @@
 
 namespace distill {
 
-// Freezes the whole net, then unfreezes the modules at `trainable` (dotted paths) and puts them in train mode. Returns their
-// parameters in the net's order. All gradients are undefined afterwards.
-// kInvalidArgument: no module at a path, with the nearest one; the net is frozen then.
+// Freezes the whole net, then unfreezes the modules at `trainable` (dotted paths) and puts them in train mode. Returns
+// their parameters in the net's order. All gradients are undefined afterwards. kInvalidArgument: no module at a path,
+// with the nearest one; the net is frozen then.
 StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable);
 
 // Puts the net in eval mode and back into the modes it had, module by module.

@@ -80,9 +80,12 @@ TEST(CwdLossTest, PermutationsOfPositionsAndChannelsChangeNothingButSwappingMaps
   const LossInputs inputs = RandomMaps({2, 3, 4, 5}, 3);
   const double value = Value(*loss, inputs);
   const torch::Tensor positions = torch::randperm(20), channels = torch::tensor({2, 0, 1});
-  const auto permuted = [&](const torch::Tensor& map) { return map.flatten(2).index_select(2, positions).view({2, 3, 4, 5}); };
+  const auto permuted = [&](const torch::Tensor& map) {
+    return map.flatten(2).index_select(2, positions).view({2, 3, 4, 5});
+  };
   EXPECT_NEAR(Value(*loss, {permuted(inputs.student), permuted(inputs.teacher), {}}), value, 1e-13);
-  EXPECT_NEAR(Value(*loss, {inputs.student.index_select(1, channels), inputs.teacher.index_select(1, channels), {}}), value, 1e-13);
+  EXPECT_NEAR(Value(*loss, {inputs.student.index_select(1, channels), inputs.teacher.index_select(1, channels), {}}),
+              value, 1e-13);
   EXPECT_GT(std::abs(Value(*loss, {inputs.teacher, inputs.student, {}}) - value), 1e-3);
 }
 
@@ -129,14 +132,17 @@ TEST(CwdLossTest, JensenShannonIsSymmetricAndBelowLogTwo) {
 
 TEST(CwdLossTest, ReverseDivergenceIsTheForwardOneWithTheMapsSwapped) {
   const LossInputs inputs = RandomMaps({2, 3, 4, 4}, 9);
-  EXPECT_NEAR(Value(*Build("cwd", {{"divergence", "kl_s_t"}}), inputs), Value(*Build("cwd"), {inputs.teacher, inputs.student, {}}), 1e-12);
+  EXPECT_NEAR(Value(*Build("cwd", {{"divergence", "kl_s_t"}}), inputs),
+              Value(*Build("cwd"), {inputs.teacher, inputs.student, {}}), 1e-12);
 }
 
 TEST(CwdLossTest, TemperatureIsHomogeneous) {  // T8
   const LossInputs inputs = RandomMaps({2, 3, 4, 4}, 10);
   const double at_four = Value(*Build("cwd", {{"temperature", 4.0}}), inputs);
-  EXPECT_NEAR(at_four, 16 * Value(*Build("cwd", {{"temperature", 1.0}}), {inputs.student / 4, inputs.teacher / 4, {}}), 1e-12);
-  EXPECT_NEAR(Value(*Build("cwd", {{"temperature", 12.0}}), {inputs.student * 3, inputs.teacher * 3, {}}), 9 * at_four, 1e-11);
+  EXPECT_NEAR(at_four, 16 * Value(*Build("cwd", {{"temperature", 1.0}}), {inputs.student / 4, inputs.teacher / 4, {}}),
+              1e-12);
+  EXPECT_NEAR(Value(*Build("cwd", {{"temperature", 12.0}}), {inputs.student * 3, inputs.teacher * 3, {}}), 9 * at_four,
+              1e-11);
 }
 
 TEST(CwdLossTest, LimitsOfTheTemperature) {  // T9
@@ -175,12 +181,14 @@ TEST(CwdLossTest, LayoutAndBatchSplitChangeNothing) {  // T13
   const auto loss = Build("cwd");
   const LossInputs inputs = RandomMaps({4, 3, 5, 4}, 14);
   const auto [value, gradient] = Differentiate(*loss, inputs);
-  const auto nhwc = Differentiate(
-      *loss, {inputs.student.contiguous(torch::MemoryFormat::ChannelsLast), inputs.teacher.contiguous(torch::MemoryFormat::ChannelsLast), {}});
+  const auto nhwc = Differentiate(*loss, {inputs.student.contiguous(torch::MemoryFormat::ChannelsLast),
+                                          inputs.teacher.contiguous(torch::MemoryFormat::ChannelsLast),
+                                          {}});
   EXPECT_EQ(nhwc.loss, value);
   EXPECT_TRUE(torch::equal(nhwc.gradient, gradient));
   double sum = 0;
-  for (int64_t n = 0; n < 4; ++n) sum += Value(*loss, {inputs.student.slice(0, n, n + 1), inputs.teacher.slice(0, n, n + 1), {}});
+  for (int64_t n = 0; n < 4; ++n)
+    sum += Value(*loss, {inputs.student.slice(0, n, n + 1), inputs.teacher.slice(0, n, n + 1), {}});
   EXPECT_NEAR(sum / 4, value, 1e-13);
 }
 
@@ -197,9 +205,9 @@ TEST(CwdLossTest, LargeConstantsAndSmallTemperaturesStayFinite) {
   const LossInputs inputs = RandomMaps({2, 3, 8, 8}, 16);
   const double reference = Value(*Build("cwd", {{"temperature", 0.1}}), inputs);
   // 2^14: float32 keeps the maps to about 1e-3 next to it.
-  const auto [value, gradient] = Differentiate(
-      *Build("cwd", {{"temperature", 0.1}}),
-      {(inputs.student + 16384).to(torch::kFloat32), (inputs.teacher - 16384).to(torch::kFloat32), {}});
+  const auto [value, gradient] =
+      Differentiate(*Build("cwd", {{"temperature", 0.1}}),
+                    {(inputs.student + 16384).to(torch::kFloat32), (inputs.teacher - 16384).to(torch::kFloat32), {}});
   EXPECT_NEAR(value, reference, 2e-2 * reference);
   EXPECT_TRUE(gradient.isfinite().all().item<bool>());
 }
@@ -211,7 +219,8 @@ TEST(CwdLossTest, OnePositionGivesZero) {
 }
 
 TEST(CwdLossTest, EmptyBatchGivesZeroAndKeepsTheGraph) {
-  const auto [value, gradient] = Differentiate(*Build("cwd"), {torch::zeros({0, 3, 4, 4}), torch::zeros({0, 3, 4, 4}), {}});
+  const auto [value, gradient] =
+      Differentiate(*Build("cwd"), {torch::zeros({0, 3, 4, 4}), torch::zeros({0, 3, 4, 4}), {}});
   EXPECT_EQ(value, 0.0);
   EXPECT_EQ(gradient.sizes(), (std::vector<int64_t>{0, 3, 4, 4}));
 }
@@ -235,7 +244,8 @@ TEST(CwdLossTest, ShapesThatDifferAreRefusedWithBothNamed) {
   EXPECT_THAT(channels.status().ToString(), HasSubstr("[2, 16, 7, 7]"));
   EXPECT_THAT(channels.status().ToString(), HasSubstr("[2, 32, 7, 7]"));
   EXPECT_THAT(channels.status().ToString(), HasSubstr("conv1x1"));
-  EXPECT_EQ(loss->Compute({torch::zeros({2, 16}), torch::zeros({2, 16}), {}}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(loss->Compute({torch::zeros({2, 16}), torch::zeros({2, 16}), {}}).status().code(),
+            StatusCode::kInvalidArgument);
   EXPECT_EQ(loss->Compute({torch::zeros({2, 16, 7, 7}), {}, {}}).status().code(), StatusCode::kInvalidArgument);
 }
 

@@ -39,7 +39,8 @@ TEST(CrossEntropyLossTest, LabelSmoothingSpreadsOverAllClasses) {
 
 TEST(CrossEntropyLossTest, RefusesLabelsThatDoNotFit) {
   const auto loss = Build("cross_entropy");
-  EXPECT_EQ(loss->Compute({torch::zeros({3, 2}), {}, torch::zeros({2}, torch::kInt64)}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(loss->Compute({torch::zeros({3, 2}), {}, torch::zeros({2}, torch::kInt64)}).status().code(),
+            StatusCode::kInvalidArgument);
   EXPECT_EQ(loss->Compute({torch::zeros({3, 2}), {}, {}}).status().code(), StatusCode::kInvalidArgument);
 }
 
@@ -59,8 +60,10 @@ TEST(KdLossTest, MatchesTorchsKlDivergenceAndDifferences) {
   torch::manual_seed(2);
   const torch::Tensor s = torch::randn({6, 10}, torch::kFloat64) * 3, t = torch::randn({6, 10}, torch::kFloat64) * 3;
   const auto loss = Build("kd", {{"temperature", 4.0}});
-  const torch::Tensor reference =
-      16 * torch::kl_div(torch::log_softmax(s / 4, 1), torch::log_softmax(t / 4, 1), at::Reduction::Sum, /*log_target=*/true) / 6;
+  const torch::Tensor reference = 16 *
+                                  torch::kl_div(torch::log_softmax(s / 4, 1), torch::log_softmax(t / 4, 1),
+                                                at::Reduction::Sum, /*log_target=*/true) /
+                                  6;
   EXPECT_NEAR(Value(*loss, {s, t, {}}), reference.item<double>(), 1e-12);
   ExpectGradientMatchesDifferences(*loss, {s, t, {}});
   EXPECT_EQ(Value(*loss, {t, t, {}}), 0.0);

@@ -1,0 +1,515 @@
+// Whole jobs without a coordinator: ranks are threads, the coordinator's side is recorded. Data, network, group,
+// checkpoints and exports are the real ones.
+#include "student_worker/train/job_runner.h"
+
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+
+#include "common/metrics/metrics.h"
+#include "common/safetensors/safetensors.h"
+#include "student_worker/train/student_agent.h"
+#include "tests/student_worker/train/temp_folder.h"
+#include "tests/student_worker/train/train_fixtures.h"
+
+namespace distill {
+namespace {
+
+using testing::Contains;
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+// What a rank told the coordinator, in order; always acknowledged. `on_progress` runs on the training thread.
+class RecordedFleet : public FleetClient {
+ public:
+  void SetCurrent(const std::string& job_id, uint64_t, uint32_t) override {
+    absl::MutexLock lock(&mutex_);
+    current_ = job_id;
+  }
+  void ReportProgress(const JobProgress& progress) override {
+    if (on_progress) on_progress(progress);
+    absl::MutexLock lock(&mutex_);
+    progress_.push_back(progress);
+  }
+  void ReportEvent(const std::string&, EventLevel, const std::string& text) override {
+    absl::MutexLock lock(&mutex_);
+    events_.push_back(text);
+  }
+  Status CommitStage(const std::string&, uint64_t, const JobStageResult& result) override {
+    absl::MutexLock lock(&mutex_);
+    commits_.push_back(result);
+    return OkStatus();
+  }
+  Status FinishJob(const std::string&, uint64_t, const JobArtifacts& artifacts) override {
+    absl::MutexLock lock(&mutex_);
+    finished_.push_back(artifacts);
+    return OkStatus();
+  }
+  Status ReportFailure(const std::string&, uint64_t, const std::string& message, bool) override {
+    absl::MutexLock lock(&mutex_);
+    failures_.push_back(message);
+    return OkStatus();
+  }
+  void Drain() override {}
+  void Stop() override {}
+
+  std::function<void(const JobProgress&)> on_progress;
+
+  std::vector<JobProgress> progress() const { return Copy(progress_); }
+  std::vector<std::string> events() const { return Copy(events_); }
+  std::vector<JobStageResult> commits() const { return Copy(commits_); }
+  std::vector<JobArtifacts> finished() const { return Copy(finished_); }
+  std::vector<std::string> failures() const { return Copy(failures_); }
+  // Waits until the worker is idle again after `jobs` jobs were finished or failed.
+  void AwaitIdle(size_t jobs) const {
+    absl::MutexLock lock(&mutex_);
+    auto idle = [&] { return current_.empty() && finished_.size() + failures_.size() >= jobs; };
+    mutex_.Await(absl::Condition(&idle));
+  }
+
+ private:
+  template <typename T>
+  T Copy(const T& value) const {
+    absl::MutexLock lock(&mutex_);
+    return value;
+  }
+  mutable absl::Mutex mutex_;
+  std::string current_;
+  std::vector<JobProgress> progress_;
+  std::vector<std::string> events_;
+  std::vector<JobStageResult> commits_;
+  std::vector<JobArtifacts> finished_;
+  std::vector<std::string> failures_;
+};
+
+void AppendBigEndian(std::string* out, uint32_t value) {
+  for (int shift = 24; shift >= 0; shift -= 8) out->push_back(static_cast<char>(value >> shift));
+}
+
+// MNIST-style files with the images of SyntheticSource.
+void WriteIdx(const std::string& folder, const std::string& prefix, uint64_t seed, uint32_t images) {
+  std::vector<uint8_t> pixels;
+  std::vector<int64_t> labels;
+  SyntheticSource::Batch(seed, images, &pixels, &labels);
+  std::string image_file, label_file;
+  for (uint32_t value : {0x803u, images, 12u, 12u}) AppendBigEndian(&image_file, value);
+  image_file.append(pixels.begin(), pixels.end());
+  for (uint32_t value : {0x801u, images}) AppendBigEndian(&label_file, value);
+  for (int64_t label : labels) label_file.push_back(static_cast<char>(label));
+  WriteAll(folder + "/" + prefix + "-images-idx3-ubyte", image_file);
+  WriteAll(folder + "/" + prefix + "-labels-idx1-ubyte", label_file);
+}
+
+// The machine room of one test: data, a work folder that generations share, and rendezvous stores.
+class JobRunnerTest : public testing::Test {
+ protected:
+  JobRunnerTest() {
+    fs::create_directories(folder_ / "data/shapes");
+    fs::create_directories(folder_ / "models");
+    WriteIdx(folder_ / "data/shapes", "train", 1, 256);
+    WriteIdx(folder_ / "data/shapes", "t10k", 2, 128);
+  }
+
+  JobPlan Plan(uint32_t ranks, uint64_t steps = 12) {
+    StagePlan early = Stage("head", {"fc"}, {CrossEntropy()}, 6);
+    StagePlan whole = Stage("whole", WholeNet(), {CrossEntropy()}, steps);
+    JobPlan plan = SmallPlan({early, whole});
+    plan.students = ranks;
+    plan.data.path = "shapes";
+    plan.data.crop_padding = 1;
+    plan.log_every = 1;
+    plan.checkpoint_every = 5;
+    return plan;
+  }
+
+  struct Ended {
+    std::vector<JobOutcome> outcomes;
+    std::vector<std::unique_ptr<RecordedFleet>> fleets;
+  };
+  // Runs one generation of a job on all ranks. `set_up` may install hooks.
+  Ended Run(const JobPlan& plan, const std::string& work,
+            const std::function<void(uint32_t, RecordedFleet*, JobControl*)>& set_up = nullptr,
+            uint32_t first_stage = 0) {
+    Ended ended;
+    ++generation_;
+    const std::shared_ptr<KvClient> store = MakeLocalKvClient();
+    ended.outcomes.resize(plan.students);
+    for (uint32_t rank = 0; rank < plan.students; ++rank) ended.fleets.push_back(std::make_unique<RecordedFleet>());
+    std::vector<std::unique_ptr<JobControl>> controls;
+    for (uint32_t rank = 0; rank < plan.students; ++rank)
+      controls.push_back(std::make_unique<JobControl>(std::vector<TeacherEndpoint>()));
+    std::vector<std::thread> threads;
+    for (uint32_t rank = 0; rank < plan.students; ++rank) {
+      if (set_up) set_up(rank, ended.fleets[rank].get(), controls[rank].get());
+      threads.emplace_back([&, rank] {
+        MetricsRegistry registry;
+        TrainMetrics metrics(&registry);
+        JobEnvironment environment = Environment(work, &registry, &metrics);
+        environment.fleet = ended.fleets[rank].get();
+        environment.make_store = [&store](const std::string&, uint64_t) {
+          return StatusOr<std::shared_ptr<KvClient>>(store);
+        };
+        ended.outcomes[rank] = RunJob(Assignment(plan, rank, first_stage), environment, controls[rank].get());
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return ended;
+  }
+  StudentAssignment Assignment(const JobPlan& plan, uint32_t rank, uint32_t first_stage = 0) {
+    StudentAssignment assignment;
+    assignment.job_id = "job-1";
+    assignment.generation = generation_;
+    assignment.rank = rank;
+    assignment.world_size = plan.students;
+    assignment.plan = plan;
+    assignment.first_stage = first_stage;
+    return assignment;
+  }
+  JobEnvironment Environment(const std::string& work, MetricsRegistry* registry, TrainMetrics* metrics) {
+    JobEnvironment environment;
+    environment.metrics = metrics;
+    environment.registry = registry;
+    environment.worker_id = "s";
+    environment.data_root = folder_ / "data";
+    environment.work_dir = folder_ / work;
+    environment.model_root = folder_ / "models";
+    environment.device = "cpu";
+    environment.collective_timeout = std::chrono::seconds(20);
+    return environment;
+  }
+  std::string Student(const std::string& work) { return ReadAll(folder_ / (work + "/job-1/student.safetensors")); }
+  std::vector<std::string> Checkpoints(const std::string& work) {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_ / (work + "/job-1/checkpoints")))
+      names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  TempFolder folder_;
+  uint64_t generation_ = 0;
+};
+
+TEST_F(JobRunnerTest, TrainsCommitsEvaluatesAndExports) {
+  const Ended ended = Run(Plan(1, 40), "work");
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  const RecordedFleet& fleet = *ended.fleets[0];
+  ASSERT_EQ(fleet.commits().size(), 2u);
+  EXPECT_EQ(fleet.commits()[0].stage, 0u);
+  EXPECT_EQ(fleet.commits()[1].stage, 1u);
+  EXPECT_THAT(fleet.commits()[1].checkpoint, testing::EndsWith("/job-1/checkpoints/stage-1-step-40"));
+  EXPECT_EQ(fleet.commits()[1].digest.size(), 64u);
+  ASSERT_EQ(fleet.finished().size(), 1u);
+  const JobArtifacts artifacts = fleet.finished()[0];
+  // The classes are separable: a network that learns at all gets nearly all of them right.
+  EXPECT_GT(artifacts.student_accuracy, 0.9);
+  EXPECT_EQ(artifacts.student_accuracy, fleet.commits()[1].accuracy);
+  EXPECT_EQ(artifacts.teacher_accuracy, -1);
+  EXPECT_EQ(artifacts.safetensors_bytes, fs::file_size(artifacts.safetensors));
+  EXPECT_EQ(artifacts.torchscript_bytes, fs::file_size(artifacts.torchscript));
+
+  const auto result = nlohmann::json::parse(ReadAll(folder_ / "work/job-1/result.json"));
+  EXPECT_DOUBLE_EQ(result.at("student_accuracy").get<double>(), artifacts.student_accuracy);
+  EXPECT_TRUE(result.at("teacher_accuracy").is_null());
+  EXPECT_EQ(result.at("student_parameters").get<uint64_t>(), artifacts.student_parameters);
+
+  // Progress: every step of both stages, loss falling, parts of the step named.
+  std::vector<uint64_t> steps;
+  JobProgress last;
+  for (const JobProgress& progress : fleet.progress()) {
+    if (progress.phase != "training" || progress.terms.empty()) continue;
+    if (steps.empty() || steps.back() != progress.total_step) steps.push_back(progress.total_step);
+    last = progress;
+  }
+  EXPECT_EQ(steps.size(), 46u);
+  EXPECT_EQ(steps.back(), 46u);
+  EXPECT_LT(last.loss, 0.5);
+  EXPECT_EQ(last.terms[0].name, "cross_entropy");
+  std::vector<std::string> parts;
+  for (const NamedNumber& part : last.step_seconds) parts.push_back(part.name);
+  for (const char* part : {"data", "wait_features", "forward", "loss", "backward", "optimizer"})
+    EXPECT_THAT(parts, Contains(part));
+  // The newest two checkpoints and the stage boundaries.
+  EXPECT_EQ(Checkpoints("work"), (std::vector<std::string>{"stage-0-step-6", "stage-1-step-35", "stage-1-step-40"}));
+}
+
+TEST_F(JobRunnerTest, PythonLoadsTheExportsAndMeasuresTheSameAccuracy) {
+  const char* python = std::getenv("DISTILL_TEST_PYTHON");
+  if (python == nullptr || !fs::exists(python)) GTEST_SKIP() << "DISTILL_TEST_PYTHON names no Python with torch";
+  const Ended ended = Run(Plan(1, 40), "work");
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  WriteAll(folder_ / "check.py", R"(
+import json, struct, sys, torch
+folder, data = sys.argv[1], sys.argv[2]
+images = torch.frombuffer(bytearray(open(data + '/t10k-images-idx3-ubyte', 'rb').read()[16:]), dtype=torch.uint8).view(-1, 1, 12, 12)
+labels = torch.frombuffer(bytearray(open(data + '/t10k-labels-idx1-ubyte', 'rb').read()[8:]), dtype=torch.uint8).long()
+student = torch.jit.load(folder + '/student.pt')
+logits = student((images.float() / 255 - 0.4) / 0.3)
+raw = open(folder + '/student.safetensors', 'rb').read()
+n = struct.unpack('<Q', raw[:8])[0]
+header = json.loads(raw[8:8 + n])
+state = student.state_dict()
+for name, entry in header.items():
+    if name == '__metadata__': continue
+    begin, end = entry['data_offsets']
+    dtype = {'F32': torch.float32, 'I64': torch.int64}[entry['dtype']]
+    tensor = torch.frombuffer(bytearray(raw[8 + n + begin:8 + n + end]), dtype=dtype).view(entry['shape'])
+    assert torch.equal(tensor, state[name]), name
+assert set(state) == set(header) - {'__metadata__'}
+print('%.6f' % (logits.argmax(1) == labels).float().mean().item())
+)");
+  const std::string command = std::string(python) + " " + (folder_ / "check.py") + " " + (folder_ / "work/job-1") +
+                              " " + (folder_ / "data/shapes") + " 2>&1";
+  FILE* pipe = popen(command.c_str(), "r");
+  ASSERT_NE(pipe, nullptr);
+  std::string output;
+  char buffer[512];
+  while (fgets(buffer, sizeof buffer, pipe) != nullptr) output += buffer;
+  EXPECT_EQ(pclose(pipe), 0) << output;
+  EXPECT_NEAR(std::atof(output.c_str()), ended.fleets[0]->finished()[0].student_accuracy, 1e-6) << output;
+}
+
+// Stops the job when rank 0 reports step `step` of stage `stage`, by what `stop` does to the control.
+std::function<void(uint32_t, RecordedFleet*, JobControl*)> StopAt(uint32_t stage, uint64_t step,
+                                                                  const std::function<void(JobControl*)>& stop) {
+  return [=](uint32_t rank, RecordedFleet* fleet, JobControl* control) {
+    if (rank != 0) return;
+    fleet->on_progress = [=](const JobProgress& progress) {
+      if (progress.stage == stage && progress.step >= step && !progress.terms.empty()) stop(control);
+    };
+  };
+}
+
+class ResumedJobTest : public JobRunnerTest, public testing::WithParamInterface<uint32_t> {};
+
+TEST_P(ResumedJobTest, AnInterruptedJobEndsBitIdentical) {
+  const JobPlan plan = Plan(GetParam());
+  const Ended straight = Run(plan, "straight");
+  ASSERT_EQ(straight.outcomes[0].end, JobEnd::kFinished) << straight.outcomes[0].status;
+
+  // An orderly stop inside the second stage: all ranks checkpoint at the same step.
+  const Ended first = Run(plan, "broken", StopAt(1, 3, [](JobControl* control) { control->Terminate(); }));
+  for (const JobOutcome& outcome : first.outcomes) EXPECT_EQ(outcome.end, JobEnd::kTerminated) << outcome.status;
+  EXPECT_THAT(Checkpoints("broken"), Contains("stage-1-step-4"));
+  // A revocation, which writes nothing: the steps since the last checkpoint (5) are trained again.
+  const Ended second = Run(plan, "broken", StopAt(1, 8, [](JobControl* control) { control->Revoke(); }), 1);
+  EXPECT_EQ(second.outcomes[0].end, JobEnd::kRevoked) << second.outcomes[0].status;
+  EXPECT_THAT(second.fleets[0]->events(), Contains(HasSubstr("stage-1-step-4")));
+  EXPECT_THAT(Checkpoints("broken"), Contains("stage-1-step-5"));
+  const Ended third = Run(plan, "broken", nullptr, 1);
+  ASSERT_EQ(third.outcomes[0].end, JobEnd::kFinished) << third.outcomes[0].status;
+  EXPECT_THAT(third.fleets[0]->events(), Contains(HasSubstr("resuming from")));
+  EXPECT_EQ(third.fleets[0]->commits().size(), 1u);
+
+  EXPECT_EQ(Student("straight"), Student("broken"));
+  EXPECT_EQ(straight.fleets[0]->finished()[0].student_accuracy, third.fleets[0]->finished()[0].student_accuracy);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, ResumedJobTest, testing::Values(1u, 2u));
+
+TEST_F(JobRunnerTest, ADamagedCheckpointFallsBackAndTheResultIsTheSame) {
+  const JobPlan plan = Plan(1);
+  ASSERT_EQ(Run(plan, "straight").outcomes[0].end, JobEnd::kFinished);
+  ASSERT_EQ(Run(plan, "broken", StopAt(1, 8, [](JobControl* control) { control->Terminate(); })).outcomes[0].end,
+            JobEnd::kTerminated);
+  const std::string damaged = folder_ / "broken/job-1/checkpoints/stage-1-step-9/model.safetensors";
+  std::string bytes = ReadAll(damaged);
+  ASSERT_FALSE(bytes.empty());
+  bytes[bytes.size() / 2] ^= 0x40;
+  WriteAll(damaged, bytes);
+  const Ended resumed = Run(plan, "broken", nullptr, 1);
+  ASSERT_EQ(resumed.outcomes[0].end, JobEnd::kFinished) << resumed.outcomes[0].status;
+  EXPECT_THAT(resumed.fleets[0]->events(),
+              Contains(testing::AllOf(HasSubstr("stage-1-step-9/model.safetensors"), HasSubstr("sha256"))));
+  EXPECT_THAT(resumed.fleets[0]->events(),
+              Contains(HasSubstr("resuming from " + (folder_ / "broken/job-1/checkpoints/stage-1-step-5"))));
+  EXPECT_EQ(Student("straight"), Student("broken"));
+}
+
+TEST_F(JobRunnerTest, ALostCommitIsRepeatedAfterTheRestart) {
+  const JobPlan plan = Plan(1);
+  ASSERT_EQ(Run(plan, "work").outcomes[0].end, JobEnd::kFinished);
+  // The coordinator knows of the first stage only; the folder holds both.
+  const Ended again = Run(plan, "work", nullptr, 1);
+  ASSERT_EQ(again.outcomes[0].end, JobEnd::kFinished) << again.outcomes[0].status;
+  ASSERT_EQ(again.fleets[0]->commits().size(), 1u);
+  EXPECT_EQ(again.fleets[0]->commits()[0].stage, 1u);
+  EXPECT_GE(again.fleets[0]->commits()[0].accuracy, 0);
+  EXPECT_EQ(again.fleets[0]->finished()[0].student_accuracy, again.fleets[0]->commits()[0].accuracy);
+}
+
+TEST_F(JobRunnerTest, CancellingLeavesACheckpointAndStopsAllRanks) {
+  const JobPlan plan = Plan(2, 1000);
+  // Rank 1 alone has been told so far.
+  JobControl* second = nullptr;
+  const Ended ended = Run(plan, "work", [&](uint32_t rank, RecordedFleet* fleet, JobControl* control) {
+    if (rank == 1) second = control;
+    if (rank == 0) {
+      fleet->on_progress = [&](const JobProgress& progress) {
+        if (progress.stage == 1 && progress.step >= 2) second->Cancel();
+      };
+    }
+  });
+  for (const JobOutcome& outcome : ended.outcomes) EXPECT_EQ(outcome.end, JobEnd::kCancelled) << outcome.status;
+  EXPECT_THAT(ended.fleets[0]->events(), Contains(HasSubstr("cancelled; checkpoint")));
+  EXPECT_TRUE(ended.fleets[0]->finished().empty());
+  EXPECT_FALSE(fs::exists(folder_ / "work/job-1/student.safetensors"));
+}
+
+TEST_F(JobRunnerTest, ALostRankEndsTheOthersWithARetryableFailure) {
+  const JobPlan plan = Plan(2, 1000);
+  JobControl* second = nullptr;
+  const Ended ended = Run(plan, "work", [&](uint32_t rank, RecordedFleet* fleet, JobControl* control) {
+    if (rank == 1) second = control;
+    if (rank == 0) {
+      fleet->on_progress = [&](const JobProgress& progress) {
+        if (progress.stage == 1 && progress.step == 3)
+          second->Revoke();  // its group breaks off, like a process that dies
+      };
+    }
+  });
+  EXPECT_EQ(ended.outcomes[1].end, JobEnd::kRevoked) << ended.outcomes[1].status;
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_TRUE(ended.outcomes[0].retryable) << ended.outcomes[0].status;
+  EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kAborted) << ended.outcomes[0].status;
+}
+
+TEST_F(JobRunnerTest, MissingDataIsNotRetryableAndOneReportIsEnough) {
+  JobPlan plan = Plan(2);
+  plan.data.path = "no-such-data";
+  const Ended ended = Run(plan, "work");
+  for (const JobOutcome& outcome : ended.outcomes) {
+    ASSERT_TRUE(outcome.end == JobEnd::kFailed || outcome.end == JobEnd::kPeerFailed) << outcome.status;
+    if (outcome.end == JobEnd::kFailed) {
+      EXPECT_FALSE(outcome.retryable);
+      EXPECT_THAT(outcome.status.ToString(), HasSubstr("no-such-data"));
+    }
+  }
+}
+
+TEST_F(JobRunnerTest, InitialWeightsAreReadBelowTheModelRootAndDamageIsNamed) {
+  JobPlan plan = Plan(1);
+  plan.student.weights = "start.safetensors";
+  const Ended missing = Run(plan, "work");
+  EXPECT_EQ(missing.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_THAT(missing.outcomes[0].status.ToString(), HasSubstr("start.safetensors"));
+  WriteAll(folder_ / "models/start.safetensors", "not a safetensors file");
+  const Ended damaged = Run(plan, "work");
+  EXPECT_EQ(damaged.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_FALSE(damaged.outcomes[0].retryable);
+  EXPECT_THAT(damaged.outcomes[0].status.ToString(), HasSubstr("start.safetensors"));
+
+  ASSERT_EQ(Run(Plan(1), "teacher").outcomes[0].end, JobEnd::kFinished);
+  fs::copy_file(folder_ / "teacher/job-1/student.safetensors", folder_ / "models/start.safetensors",
+                fs::copy_options::overwrite_existing);
+  plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, 1)};
+  plan.stages[0].optimizer.lr = 0;
+  ASSERT_EQ(Run(plan, "copied").outcomes[0].end, JobEnd::kFinished);
+  const auto start = Take(ReadSafetensors(folder_ / "models/start.safetensors"));
+  const auto end = Take(ReadSafetensors(folder_ / "copied/job-1/student.safetensors"));
+  for (const auto& [name, tensor] : start.tensors) {
+    const Buffer& other = end.tensors.at(name).bytes;
+    EXPECT_TRUE(
+        std::equal(tensor.bytes.data, tensor.bytes.data + tensor.bytes.size, other.data, other.data + other.size))
+        << name;
+  }
+}
+
+TEST_F(JobRunnerTest, AFullDiskFailsTheJobWithThePathAndLeavesNothingHalfWritten) {
+  const SmallDisk disk(folder_ / "disk", "24k");
+  if (!disk.ok()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  const Ended ended = Run(Plan(1), "disk");
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_FALSE(ended.outcomes[0].retryable);
+  EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kResourceExhausted) << ended.outcomes[0].status;
+  EXPECT_THAT(ended.outcomes[0].status.ToString(), HasSubstr(folder_ / "disk"));
+  EXPECT_THAT(Checkpoints("disk"), testing::IsEmpty());
+}
+
+TEST_F(JobRunnerTest, ImpossibleAssignmentsAreRefused) {
+  JobPlan plan = Plan(1);
+  plan.batch_size = 0;
+  EXPECT_EQ(Run(plan, "work").outcomes[0].status.code(), StatusCode::kInvalidArgument);
+  plan = Plan(1);
+  plan.stages.clear();
+  EXPECT_EQ(Run(plan, "work").outcomes[0].status.code(), StatusCode::kInvalidArgument);
+  plan = Plan(1);
+  plan.student.num_classes = 2;  // the data has four
+  EXPECT_EQ(Run(plan, "work").outcomes[0].end, JobEnd::kFailed);
+}
+
+class StudentAgentTest : public JobRunnerTest {};
+
+TEST_F(StudentAgentTest, RunsOneJobAfterTheOtherAndIgnoresRepetitions) {
+  MetricsRegistry registry;
+  TrainMetrics metrics(&registry);
+  RecordedFleet fleet;
+  StudentAgent agent(Environment("work", &registry, &metrics));
+  const FleetClient::Callbacks callbacks = agent.callbacks();
+  agent.Start(&fleet);
+  JobPlan plan = Plan(1);
+  generation_ = 1;
+  const StudentAssignment first = Assignment(plan, 0);
+  callbacks.on_student_assignment(first);
+  fleet.AwaitIdle(1);
+  callbacks.on_student_assignment(first);  // as after a restart of the coordinator
+  callbacks.on_student_assignment(std::nullopt);
+  StudentAssignment second = first;
+  second.job_id = "job-2";
+  second.plan.data.path = "no-such-data";
+  callbacks.on_student_assignment(second);
+  fleet.AwaitIdle(2);
+  EXPECT_EQ(fleet.finished().size(), 1u);
+  ASSERT_EQ(fleet.failures().size(), 1u);
+  EXPECT_THAT(fleet.failures()[0], HasSubstr("rank 0: "));
+  EXPECT_THAT(fleet.failures()[0], HasSubstr("no-such-data"));
+  agent.Shutdown(std::chrono::seconds(30));
+  const std::string text = registry.Serialize();
+  EXPECT_THAT(text, HasSubstr("distill_student_steps_total 18"));
+  EXPECT_THAT(text, HasSubstr("distill_student_jobs_total{outcome=\"finished\"} 1"));
+  EXPECT_THAT(text, HasSubstr("distill_student_jobs_total{outcome=\"failed\"} 1"));
+}
+
+TEST_F(StudentAgentTest, ShutdownChecksPointAndANewGenerationReplacesTheOld) {
+  MetricsRegistry registry;
+  TrainMetrics metrics(&registry);
+  RecordedFleet fleet;
+  StudentAgent agent(Environment("work", &registry, &metrics));
+  const FleetClient::Callbacks callbacks = agent.callbacks();
+  agent.Start(&fleet);
+  const JobPlan plan = Plan(1, 100000);
+  generation_ = 1;
+  absl::Mutex mutex;
+  int phase = 0;  // 1: generation 1 trains; 2: generation 2 trains
+  bool second_given = false;
+  fleet.on_progress = [&](const JobProgress& progress) {
+    if (progress.stage != 1 || progress.step < 7 || progress.terms.empty()) return;
+    absl::MutexLock lock(&mutex);
+    phase = second_given ? 2 : 1;
+  };
+  const auto await = [&](int wanted) {
+    absl::MutexLock lock(&mutex);
+    auto reached = [&] { return phase >= wanted; };
+    mutex.Await(absl::Condition(&reached));
+  };
+  callbacks.on_student_assignment(Assignment(plan, 0));
+  await(1);
+  generation_ = 2;
+  {
+    absl::MutexLock lock(&mutex);
+    phase = 0;
+  }
+  callbacks.on_student_assignment(Assignment(plan, 0, 1));
+  {
+    absl::MutexLock lock(&mutex);
+    second_given = true;
+  }
+  await(2);
+  agent.Shutdown(std::chrono::seconds(60));
+  EXPECT_THAT(fleet.events(), Contains(HasSubstr("resuming from")));
+  EXPECT_THAT(fleet.events(), Contains(HasSubstr("shutting down; checkpoint")));
+  EXPECT_TRUE(fleet.failures().empty());
+}
+
+}  // namespace
+}  // namespace distill
