@@ -1,4 +1,4 @@
-// distill-teacher: loads frozen models and serves their feature maps. Flags: --help and docs/cli.md. Exit codes:
+// distill-teacher: loads frozen models and serves their feature maps. Flags: --help and docs/services.md. Exit codes:
 // common/exit_codes.h.
 //
 // Life: bind, load (health NOT_SERVING, /readyz 503), serve and register, then on SIGTERM or SIGINT drain: no new work

@@ -1,4 +1,4 @@
-// What the coordinator counts. Names are documented in docs/metrics.md. Thread-safe.
+// What the coordinator counts. Names are documented in docs/services.md. Thread-safe.
 #ifndef DISTILL_COORDINATOR_CORE_COORDINATOR_METRICS_H_
 #define DISTILL_COORDINATOR_CORE_COORDINATOR_METRICS_H_
 

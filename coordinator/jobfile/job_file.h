@@ -17,8 +17,8 @@ namespace distill {
 struct JobFileInput {
   std::string yaml;
   std::string file_name = "job.yaml";  // as the user knows it, for messages
-  std::vector<std::string>
-      overrides;  // "stages.1.steps=3", applied in order before validation; at most 100 of at most 4 KiB
+  // "stages.1.steps=3", applied in order before validation; at most 100 of at most 4 KiB.
+  std::vector<std::string> overrides;
 };
 
 struct ExpandedJob {

@@ -1,4 +1,4 @@
-// distill-student: one rank of training jobs, job after job. Flags: --help and docs/cli.md. Exit codes:
+// distill-student: one rank of training jobs, job after job. Flags: --help and docs/services.md. Exit codes:
 // common/exit_codes.h.
 //
 // Life: check folders and device, register (/readyz 503 until then), run assignments; on SIGTERM or SIGINT the running
