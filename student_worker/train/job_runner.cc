@@ -69,6 +69,12 @@ StatusOr<torch::Device> JobDevice(const std::string& flag, const std::string& pl
   return chosen == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
 }
 
+// The coordinator's kAborted: a newer generation exists, whose assignment is on its way. That is a revocation, not a
+// failure.
+Status EndedIfAborted(const Status& status) {
+  return status.code() == StatusCode::kAborted ? absl::CancelledError(status.message()) : status;
+}
+
 // Job ids become folder names.
 Status CheckJobId(const std::string& job_id) {
   const bool plain = !job_id.empty() && job_id.size() <= 200 && job_id[0] != '.' &&
@@ -228,7 +234,7 @@ Status Job::FormGroup() {
     // Ranks learn of their assignment at different times and may still be unwinding the one before. They wait for one
     // another here, for as long as the generation lasts, so that forming the group is bounded by the collective timeout
     // without racing them.
-    DISTILL_RETURN_IF_ERROR(store->Set(StrCat("arrived/", assignment_.rank), "1"));
+    DISTILL_RETURN_IF_ERROR(EndedIfAborted(store->Set(StrCat("arrived/", assignment_.rank), "1")));
     std::vector<std::string> keys;
     for (uint32_t rank = 0; rank < assignment_.world_size; ++rank) keys.push_back(StrCat("arrived/", rank));
     while (true) {
@@ -237,8 +243,9 @@ Status Job::FormGroup() {
       }
       const Status arrived = store->Wait(keys, std::chrono::milliseconds(1000));
       if (arrived.ok()) break;
-      if (arrived.code() == StatusCode::kAborted) return absl::CancelledError("the generation is over");
-      if (arrived.code() != StatusCode::kDeadlineExceeded && arrived.code() != StatusCode::kUnavailable) return arrived;
+      if (arrived.code() != StatusCode::kDeadlineExceeded && arrived.code() != StatusCode::kUnavailable) {
+        return EndedIfAborted(arrived);
+      }
     }
   }
   CollectiveGroup::Options options;
@@ -590,7 +597,7 @@ Status Job::Commit(uint32_t stage, double seconds) {
   result.loss = last_loss_;
   result.seconds = seconds;
   return LeaderDoes("stage-commit", [&] {
-    return environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result);
+    return EndedIfAborted(environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result));
   });
 }
 
@@ -613,7 +620,7 @@ Status Job::Export() {
     DISTILL_RETURN_IF_ERROR(MeasureFiles(&artifacts));
     DISTILL_RETURN_IF_ERROR(
         WriteResult(StrCat(job_folder(), "/result.json"), assignment_.job_id, plan_, plan_digest_, artifacts));
-    return environment_.fleet->FinishJob(assignment_.job_id, assignment_.generation, artifacts);
+    return EndedIfAborted(environment_.fleet->FinishJob(assignment_.job_id, assignment_.generation, artifacts));
   });
 }
 
@@ -642,14 +649,17 @@ JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& env
     Job job(assignment, environment, control);
     outcome.status = job.Run(&outcome.end);
     if (outcome.status.ok()) return outcome;
+    const bool stopped = outcome.status.code() == StatusCode::kCancelled;
     if (control->revoked()) {
       outcome.end = JobEnd::kRevoked;
-    } else if (control->cancelled() && outcome.status.code() == StatusCode::kCancelled) {
+    } else if (control->cancelled() && stopped) {
       outcome.end = JobEnd::kCancelled;
     } else if (control->terminating()) {
       outcome.end = JobEnd::kTerminated;
     } else if (job.peer_failed()) {
       outcome.end = JobEnd::kPeerFailed;
+    } else if (stopped) {
+      outcome.end = JobEnd::kRevoked;
     }
   } catch (const std::exception& error) {
     outcome.status = absl::InternalError(StrCat("unexpected exception: ", error.what()));

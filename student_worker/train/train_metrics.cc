@@ -1,6 +1,7 @@
 #include "student_worker/train/train_metrics.h"
 
 #include <chrono>
+#include <limits>
 
 namespace distill {
 namespace {
@@ -21,9 +22,10 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
       loss_(registry->GetGauge("distill_student_loss",
                                "Weighted sum of the stage's losses at the last step, mean over ranks.")),
       learning_rate_(registry->GetGauge("distill_student_learning_rate", "Learning rate of the last step.")),
-      accuracy_(registry->GetGauge("distill_student_accuracy_ratio", "Newest test accuracy of the student, 0 to 1.")),
-      teacher_accuracy_(
-          registry->GetGauge("distill_student_teacher_accuracy_ratio", "Test accuracy of the teacher, 0 to 1.")),
+      accuracy_(registry->GetGauge("distill_student_accuracy_ratio",
+                                   "Newest test accuracy of the student, 0 to 1; NaN before.")),
+      teacher_accuracy_(registry->GetGauge("distill_student_teacher_accuracy_ratio",
+                                           "Test accuracy of the teacher, 0 to 1; NaN before it is measured.")),
       generation_(registry->GetGauge("distill_student_generation",
                                      "Generation of the job this rank takes part in; 0 when idle.")),
       stage_(registry->GetGauge("distill_student_stage", "Index of the stage that is running.")),
@@ -32,7 +34,11 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
       checkpoint_seconds_(registry->GetHistogram("distill_student_checkpoint_seconds", "Time to write a checkpoint.",
                                                  SecondsBuckets())),
       checkpoint_failures_(
-          registry->GetCounter("distill_student_checkpoint_failures_total", "Checkpoints that were not written.")) {}
+          registry->GetCounter("distill_student_checkpoint_failures_total", "Checkpoints that were not written.")) {
+  // Not measured yet is not 0 %.
+  accuracy_.Set(std::numeric_limits<double>::quiet_NaN());
+  teacher_accuracy_.Set(std::numeric_limits<double>::quiet_NaN());
+}
 
 void TrainMetrics::ObserveStep(uint32_t images, double loss, double learning_rate,
                                const std::vector<std::pair<std::string, double>>& seconds,
