@@ -38,7 +38,7 @@ class RecordedFleet : public FleetClient {
   Status CommitStage(const std::string&, uint64_t, const JobStageResult& result) override {
     absl::MutexLock lock(&mutex_);
     commits_.push_back(result);
-    return OkStatus();
+    return commit_status;
   }
   Status FinishJob(const std::string&, uint64_t, const JobArtifacts& artifacts) override {
     absl::MutexLock lock(&mutex_);
@@ -54,6 +54,7 @@ class RecordedFleet : public FleetClient {
   void Stop() override {}
 
   std::function<void(const JobProgress&)> on_progress;
+  Status commit_status;  // what CommitStage answers; set before the job starts
 
   std::vector<JobProgress> progress() const { return Copy(progress_); }
   std::vector<std::string> events() const { return Copy(events_); }
@@ -336,6 +337,14 @@ TEST_F(JobRunnerTest, ALostCommitIsRepeatedAfterTheRestart) {
   EXPECT_EQ(again.fleets[0]->commits()[0].stage, 1u);
   EXPECT_GE(again.fleets[0]->commits()[0].accuracy, 0);
   EXPECT_EQ(again.fleets[0]->finished()[0].student_accuracy, again.fleets[0]->commits()[0].accuracy);
+}
+
+TEST_F(JobRunnerTest, ANewerGenerationIsNotAFailure) {
+  const Ended ended = Run(Plan(2), "work", [](uint32_t, RecordedFleet* fleet, JobControl*) {
+    fleet->commit_status = absl::AbortedError("the job is at generation 2");
+  });
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kRevoked) << ended.outcomes[0].status;
+  EXPECT_EQ(ended.outcomes[1].end, JobEnd::kPeerFailed) << ended.outcomes[1].status;
 }
 
 TEST_F(JobRunnerTest, CancellingLeavesACheckpointAndStopsAllRanks) {
