@@ -1,5 +1,5 @@
-// The baseline: channel-wise KL as an eager framework computes it, one operator after the other, each reading whole tensors and writing
-// a new one. float32, rows contiguous.
+// The baseline: channel-wise KL as an eager framework computes it, one operator after the other, each reading whole
+// tensors and writing a new one. float32, rows contiguous.
 #ifndef DISTILL_BENCH_KERNELS_EAGER_CHANNEL_KL_H_
 #define DISTILL_BENCH_KERNELS_EAGER_CHANNEL_KL_H_
 

@@ -14,7 +14,8 @@
 
 namespace distill {
 
-// Splits each range evenly over `threads` threads, the caller being one of them. Run() is called by one thread at a time.
+// Splits each range evenly over `threads` threads, the caller being one of them. Run() is called by one thread at a
+// time.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads) : threads_(threads) {
@@ -47,10 +48,12 @@ class ThreadPool {
     }
     body(Edge(0, begin, end, parts), Edge(1, begin, end, parts));
     absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(+[](int* running) { return *running == 0; }, &running_));
+    mutex_.Await(absl::Condition(
+        +[](int* running) { return *running == 0; }, &running_));
   }
   ParallelFor parallel_for() {
-    return [this](int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) { Run(begin, end, grain, body); };
+    return
+        [this](int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) { Run(begin, end, grain, body); };
   }
 
  private:
@@ -58,7 +61,9 @@ class ThreadPool {
     int64_t begin = 0, end = 0, parts = 0;
     const ParallelBody* body = nullptr;
   };
-  static int64_t Edge(int64_t part, int64_t begin, int64_t end, int64_t parts) { return begin + (end - begin) * part / parts; }
+  static int64_t Edge(int64_t part, int64_t begin, int64_t end, int64_t parts) {
+    return begin + (end - begin) * part / parts;
+  }
 
   void Work(int index) {
     int64_t seen = 0;

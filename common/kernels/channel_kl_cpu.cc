@@ -1,9 +1,7 @@
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -11,6 +9,7 @@
 #include "common/kernels/channel_kl.h"
 #include "common/kernels/channel_kl_reference.h"
 #include "common/kernels/channel_kl_simd.h"
+#include "common/kernels/float_array.h"
 #include "common/kernels/flush_denormals.h"
 #include "common/str_cat.h"
 
@@ -44,29 +43,21 @@ const Kernels& KernelsFor(SimdLevel level) {
   return channel_kl::PortableKernels();
 }
 
-constexpr int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-using FloatArray = std::unique_ptr<float[], Free>;
-// 64-byte aligned, with room for whole vectors at the end; not initialised.
-FloatArray NewFloats(int64_t count) {
-  return FloatArray(static_cast<float*>(std::aligned_alloc(64, std::max<int64_t>(64, RoundUp(count * 4, 64)))));
+const void* At(const void* map, ElementType type, int64_t index) {
+  return static_cast<const char*>(map) + index * SizeOf(type);
 }
-
-const void* At(const void* map, ElementType type, int64_t index) { return static_cast<const char*>(map) + index * SizeOf(type); }
 void* At(void* map, ElementType type, int64_t index) { return static_cast<char*>(map) + index * SizeOf(type); }
 
 float Value(const void* map, ElementType type, int64_t index) {
-  return DispatchElement(type, [&](auto* tag) { return ToFloat(static_cast<const std::remove_pointer_t<decltype(tag)>*>(map)[index]); });
+  return DispatchElement(
+      type, [&](auto* tag) { return ToFloat(static_cast<const std::remove_pointer_t<decltype(tag)>*>(map)[index]); });
 }
 void SetValue(void* map, ElementType type, int64_t index, float value) {
   DispatchElement(type, [&](auto* tag) { FromFloat(value, static_cast<decltype(tag)>(map) + index); });
 }
 
-// The shift taken off the student before it is compared with the teacher. Only a large constant between the maps needs one: a shift
-// rounds, and maps that nearly agree are compared exactly without it.
+// The shift taken off the student before it is compared with the teacher. Only a large constant between the maps needs
+// one: a shift rounds, and maps that nearly agree are compared exactly without it.
 float StudentOffset(float student, float teacher, double temperature) {
   const float offset = student - teacher;
   return std::isfinite(offset) && std::fabs(offset) > 16 * temperature ? offset : 0.0f;
@@ -88,7 +79,8 @@ double BlockShare(const Block& b, float m, double temperature) {
   return b.m == m ? 1 : std::exp((static_cast<double>(b.m) - m) / temperature);
 }
 
-// Moves the blocks' sums to a common maximum and shift, exactly, and adds them. REQUIRES: some block has a position in use.
+// Moves the blocks' sums to a common maximum and shift, exactly, and adds them. REQUIRES: some block has a position in
+// use.
 Fit FitRow(const Block* blocks, int64_t count, double temperature) {
   Fit fit;
   fit.m = channel_kl::kExcluded;
@@ -136,9 +128,17 @@ struct Row {
 class RowWorker {
  public:
   RowWorker(const Kernels& kernels, const ChannelKlMaps& maps, const ChannelKlOptions& options, bool stream)
-      : kernels_(kernels), hw_(maps.hw), temperature_(options.temperature), divergence_(options.divergence), stream_(stream),
-        gradient_factor_(ChannelKlScale(maps, options) / options.temperature), p_(NewFloats(RoundUp(hw_, kMaxLanes))),
-        u_(NewFloats(RoundUp(hw_, kMaxLanes))), blocks_((hw_ + kBlock - 1) / kBlock), alpha_(blocks_.size()), beta_(blocks_.size()) {
+      : kernels_(kernels),
+        hw_(maps.hw),
+        temperature_(options.temperature),
+        divergence_(options.divergence),
+        stream_(stream),
+        gradient_factor_(ChannelKlScale(maps, options) / options.temperature),
+        p_(NewFloats(RoundUp(hw_, kMaxLanes))),
+        u_(NewFloats(RoundUp(hw_, kMaxLanes))),
+        blocks_((hw_ + kBlock - 1) / kBlock),
+        alpha_(blocks_.size()),
+        beta_(blocks_.size()) {
     scale_.exponent = static_cast<float>(1.4426950408889634 / temperature_);
     scale_.lowest = -125 / scale_.exponent;
     scale_.inverse_t = static_cast<float>(1 / temperature_);
@@ -177,9 +177,10 @@ class RowWorker {
 
   // Returns false, with the gradient untouched, if the row needs the far form or is not finite.
   bool Near(const Row& row, int64_t first, double* divergence) {
-    scale_.offset = StudentOffset(Value(row.student, row.student_type, first), Value(row.teacher, row.teacher_type, first), temperature_);
-    kernels_.row_stats(row.student, row.student_type, row.teacher, row.teacher_type, row.mask, hw_, scale_, p_.get(), u_.get(),
-                       blocks_.data());
+    scale_.offset = StudentOffset(Value(row.student, row.student_type, first),
+                                  Value(row.teacher, row.teacher_type, first), temperature_);
+    kernels_.row_stats(row.student, row.student_type, row.teacher, row.teacher_type, row.mask, hw_, scale_, p_.get(),
+                       u_.get(), blocks_.data());
     const Fit fit = FitRow(blocks_.data(), blocks_.size(), temperature_);
     if (!fit.near) return false;
     *divergence = fit.divergence;
@@ -192,7 +193,8 @@ class RowWorker {
       alpha_[k] = static_cast<float>(factor * (1 + e));
       beta_[k] = static_cast<float>(factor * (e - fit.y));
     }
-    kernels_.row_gradient(p_.get(), u_.get(), hw_, alpha_.data(), beta_.data(), row.gradient, row.gradient_type, stream_);
+    kernels_.row_gradient(p_.get(), u_.get(), hw_, alpha_.data(), beta_.data(), row.gradient, row.gradient_type,
+                          stream_);
     return true;
   }
 
@@ -247,9 +249,10 @@ void RunRows(const Job& job) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t at = r * maps.hw;
       job.row_divergence[r] = worker.Run(
-          {At(maps.student, maps.student_type, at), maps.student_type, At(maps.teacher, maps.teacher_type, at), maps.teacher_type,
-           maps.mask == nullptr ? nullptr : maps.mask + r / maps.c * maps.hw,
-           job.output.gradient == nullptr ? nullptr : At(job.output.gradient, job.output.gradient_type, at), job.output.gradient_type});
+          {At(maps.student, maps.student_type, at), maps.student_type, At(maps.teacher, maps.teacher_type, at),
+           maps.teacher_type, maps.mask == nullptr ? nullptr : maps.mask + r / maps.c * maps.hw,
+           job.output.gradient == nullptr ? nullptr : At(job.output.gradient, job.output.gradient_type, at),
+           job.output.gradient_type});
     }
   });
 }
@@ -272,13 +275,15 @@ void RunGatheredRows(const Job& job, const std::vector<int64_t>& rows) {
                       maps.mask == nullptr ? nullptr : maps.mask + n * maps.hw,
                       job.output.gradient == nullptr ? nullptr : gradient.get(), ElementType::kFloat32});
       if (job.output.gradient == nullptr) continue;
-      for (int64_t i = 0; i < maps.hw; ++i) SetValue(job.output.gradient, job.output.gradient_type, first + i * maps.c, gradient[i]);
+      for (int64_t i = 0; i < maps.hw; ++i)
+        SetValue(job.output.gradient, job.output.gradient_type, first + i * maps.c, gradient[i]);
     }
   });
 }
 
-// Few channels would leave lanes idle: [H*W, C] is then read as [H*W / fold, fold * C], each channel as `fold` rows of every fold-th
-// position, whose sums are merged in the end. The smallest divisor of H*W that wastes least; 1 with a mask, which is per position.
+// Few channels would leave lanes idle: [H*W, C] is then read as [H*W / fold, fold * C], each channel as `fold` rows of
+// every fold-th position, whose sums are merged in the end. The smallest divisor of H*W that wastes least; 1 with a
+// mask, which is per position.
 int64_t Fold(const ChannelKlMaps& maps, int64_t lanes) {
   int64_t best = 1;
   double least = 1e9;
@@ -294,8 +299,8 @@ int64_t Fold(const ChannelKlMaps& maps, int64_t lanes) {
   return best;
 }
 
-// [N, H*W, C] with lanes across channels. A group of samples at a time: sums of segments of positions, merged per sample in order,
-// then the gradient from a second sweep, which finds the group in the last-level cache.
+// [N, H*W, C] with lanes across channels. A group of samples at a time: sums of segments of positions, merged per
+// sample in order, then the gradient from a second sweep, which finds the group in the last-level cache.
 void RunColumns(const Job& job, int64_t fold) {
   const ChannelKlMaps& maps = job.maps;
   const int64_t channels = fold * maps.c, hw = maps.hw / fold, padded = RoundUp(channels, kMaxLanes);
@@ -320,9 +325,14 @@ void RunColumns(const Job& job, int64_t fold) {
     const int64_t samples = std::min(group, maps.n - first);
     auto run_of = [&](int64_t sample, int64_t begin, int64_t end) {
       const int64_t at = ((first + sample) * hw + begin) * channels;
-      return ColumnMaps{At(maps.student, maps.student_type, at), At(maps.teacher, maps.teacher_type, at), maps.student_type,
-                        maps.teacher_type, maps.mask == nullptr ? nullptr : maps.mask + (first + sample) * hw + begin, end - begin,
-                        channels, offsets.data() + sample * padded};
+      return ColumnMaps{At(maps.student, maps.student_type, at),
+                        At(maps.teacher, maps.teacher_type, at),
+                        maps.student_type,
+                        maps.teacher_type,
+                        maps.mask == nullptr ? nullptr : maps.mask + (first + sample) * hw + begin,
+                        end - begin,
+                        channels,
+                        offsets.data() + sample * padded};
     };
     job.parallel_for(0, samples, 1, [&](int64_t begin, int64_t end) {
       for (int64_t sample = begin; sample < end; ++sample) {
@@ -336,8 +346,8 @@ void RunColumns(const Job& job, int64_t fold) {
           const int64_t at = ((first + sample) * hw + position) * channels + c % maps.c;
           offsets[sample * padded + c] =
               position == hw ? 0.0f
-                             : StudentOffset(Value(maps.student, maps.student_type, at), Value(maps.teacher, maps.teacher_type, at),
-                                             job.options.temperature);
+                             : StudentOffset(Value(maps.student, maps.student_type, at),
+                                             Value(maps.teacher, maps.teacher_type, at), job.options.temperature);
         }
       }
     });
@@ -402,9 +412,10 @@ void RunColumns(const Job& job, int64_t fold) {
           const int64_t sample = task / segments, k = task % segments;
           const ColumnMaps run = run_of(sample, k * segment, std::min(hw, (k + 1) * segment));
           const Columns merged = columns(sample, 0);
-          job.kernels.column_gradient(run, scale, merged.m, merged.c, alpha.data() + sample * padded, beta.data() + sample * padded,
-                                      At(job.output.gradient, job.output.gradient_type, ((first + sample) * hw + k * segment) * channels),
-                                      job.output.gradient_type, job.stream);
+          job.kernels.column_gradient(
+              run, scale, merged.m, merged.c, alpha.data() + sample * padded, beta.data() + sample * padded,
+              At(job.output.gradient, job.output.gradient_type, ((first + sample) * hw + k * segment) * channels),
+              job.output.gradient_type, job.stream);
         }
       });
     }
@@ -438,8 +449,8 @@ void RunReferenceRows(const Job& job) {
         index[count++] = at;
       }
       job.row_divergence[r] = !finite ? kNan
-                                      : RowDivergence<double>(job.options.divergence, job.options.temperature, teacher.data(),
-                                                              student.data(), count, gradient.data());
+                                      : RowDivergence<double>(job.options.divergence, job.options.temperature,
+                                                              teacher.data(), student.data(), count, gradient.data());
       if (!finite || job.output.gradient == nullptr) continue;
       for (int64_t i = 0; i < count; ++i) {
         SetValue(job.output.gradient, job.output.gradient_type, index[i], static_cast<float>(factor * gradient[i]));
@@ -466,27 +477,30 @@ Status ValidateChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& opti
     return absl::InvalidArgumentError("channel_kl: student or teacher map is null");
   }
   if (!(options.temperature >= 1e-6 && options.temperature <= 1e6)) {
-    return absl::InvalidArgumentError(
-        StrCat("channel_kl: temperature is ", options.temperature, ", must lie between 1e-6 and 1e6 (the paper uses 4)"));
+    return absl::InvalidArgumentError(StrCat("channel_kl: temperature is ", options.temperature,
+                                             ", must lie between 1e-6 and 1e6 (the paper uses 4)"));
   }
   if (!std::isfinite(options.weight)) {
     return absl::InvalidArgumentError(StrCat("channel_kl: weight is ", options.weight, ", must be finite"));
   }
-  if (output.gradient != nullptr && output.gradient_type != ElementType::kFloat32 && output.gradient_type != maps.student_type) {
-    return absl::InvalidArgumentError(StrCat("channel_kl: gradient is ", Name(output.gradient_type), ", must be float32 or the student's ",
-                                                   Name(maps.student_type)));
+  if (output.gradient != nullptr && output.gradient_type != ElementType::kFloat32 &&
+      output.gradient_type != maps.student_type) {
+    return absl::InvalidArgumentError(StrCat("channel_kl: gradient is ", Name(output.gradient_type),
+                                             ", must be float32 or the student's ", Name(maps.student_type)));
   }
   return OkStatus();
 }
 
-StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output,
-                                    const ParallelFor& parallel_for, SimdLevel level) {
+StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options,
+                                    const ChannelKlOutput& output, const ParallelFor& parallel_for, SimdLevel level) {
   DISTILL_RETURN_IF_ERROR(ValidateChannelKl(maps, options, output));
   const int64_t rows = maps.n * maps.c;
   std::vector<double> own(output.row_divergence == nullptr ? rows : 0);
   double* row_divergence = output.row_divergence == nullptr ? own.data() : output.row_divergence;
   const Kernels& kernels = KernelsFor(level);
-  const Job job{maps, options, output, parallel_for, kernels, rows * maps.hw * SizeOf(output.gradient_type) >= kStreamBytes, row_divergence};
+  const Job job{maps,          options, output,
+                parallel_for,  kernels, rows * maps.hw * SizeOf(output.gradient_type) >= kStreamBytes,
+                row_divergence};
   if (rows == 0 || maps.hw == 0) {
     std::fill(row_divergence, row_divergence + rows, 0.0);
   } else if (options.divergence != Divergence::kTeacherStudent && options.divergence != Divergence::kCrossEntropy) {

@@ -8,7 +8,8 @@
 namespace distill {
 namespace {
 
-// log softmax(x / T): x_i / T minus the logarithm of the sum of exponentials, relative to the largest x so that nothing overflows.
+// log softmax(x / T): x_i / T minus the logarithm of the sum of exponentials, relative to the largest x so that nothing
+// overflows.
 template <typename Real>
 std::vector<Real> LogSoftmax(const Real* x, int64_t count, Real temperature) {
   const Real largest = *std::max_element(x, x + count);
@@ -21,19 +22,19 @@ std::vector<Real> LogSoftmax(const Real* x, int64_t count, Real temperature) {
 }
 
 float Element(const void* map, ElementType type, int64_t index) {
-  return DispatchElement(type, [&](auto* tag) {
-    return ToFloat(static_cast<const std::remove_pointer_t<decltype(tag)>*>(map)[index]);
-  });
+  return DispatchElement(
+      type, [&](auto* tag) { return ToFloat(static_cast<const std::remove_pointer_t<decltype(tag)>*>(map)[index]); });
 }
 
 }  // namespace
 
 template <typename Real>
-Real RowDivergence(Divergence divergence, Real temperature, const Real* teacher, const Real* student, int64_t count, Real* gradient) {
+Real RowDivergence(Divergence divergence, Real temperature, const Real* teacher, const Real* student, int64_t count,
+                   Real* gradient) {
   if (count == 0) return 0;
   const std::vector<Real> log_p = LogSoftmax(teacher, count, temperature);
   const std::vector<Real> log_q = LogSoftmax(student, count, temperature);
-  Real sum = 0;                  // the divergence
+  Real sum = 0;                   // the divergence
   std::vector<Real> by_q(count);  // its derivative by q_i, each q_i taken as free
   for (int64_t i = 0; i < count; ++i) {
     const Real p = std::exp(log_p[i]);
@@ -89,7 +90,8 @@ StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps,
       std::vector<int64_t> index;  // of the row's positions in use
       for (int64_t i = 0; i < maps.hw; ++i) {
         if (maps.mask != nullptr && maps.mask[n * maps.hw + i] == 0) continue;
-        index.push_back(maps.layout == MapLayout::kChannelsFirst ? (n * maps.c + c) * maps.hw + i : (n * maps.hw + i) * maps.c + c);
+        index.push_back(maps.layout == MapLayout::kChannelsFirst ? (n * maps.c + c) * maps.hw + i
+                                                                 : (n * maps.hw + i) * maps.c + c);
       }
       std::vector<Real> teacher, student, gradient(index.size());
       bool finite = true;
@@ -104,8 +106,8 @@ StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps,
         if (out.result.nonfinite_rows++ == 0) out.result.first_nonfinite_row = row;
         continue;
       }
-      const Real divergence = RowDivergence<Real>(options.divergence, static_cast<Real>(options.temperature), teacher.data(),
-                                                  student.data(), index.size(), gradient.data());
+      const Real divergence = RowDivergence<Real>(options.divergence, static_cast<Real>(options.temperature),
+                                                  teacher.data(), student.data(), index.size(), gradient.data());
       out.row_divergence[row] = static_cast<double>(divergence);
       sum += divergence;
       for (size_t i = 0; i < index.size(); ++i) out.gradient[index[i]] = static_cast<double>(scale * gradient[i]);
@@ -117,8 +119,10 @@ StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps,
 }
 
 template double RowDivergence(Divergence, double, const double*, const double*, int64_t, double*);
-template long double RowDivergence(Divergence, long double, const long double*, const long double*, int64_t, long double*);
+template long double RowDivergence(Divergence, long double, const long double*, const long double*, int64_t,
+                                   long double*);
 template StatusOr<ChannelKlReferenceResult> ChannelKlReference<double>(const ChannelKlMaps&, const ChannelKlOptions&);
-template StatusOr<ChannelKlReferenceResult> ChannelKlReference<long double>(const ChannelKlMaps&, const ChannelKlOptions&);
+template StatusOr<ChannelKlReferenceResult> ChannelKlReference<long double>(const ChannelKlMaps&,
+                                                                            const ChannelKlOptions&);
 
 }  // namespace distill

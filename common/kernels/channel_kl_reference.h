@@ -1,5 +1,5 @@
-// Channel-wise distillation in plain loops: one line of code per line of the paper, sums in double. What the fast kernels are checked
-// against, and what a newcomer reads first. Semantics, shapes and errors: channel_kl.h.
+// Channel-wise distillation in plain loops: one line of code per line of the paper, sums in double. What the fast
+// kernels are checked against, and what a newcomer reads first. Semantics, shapes and errors: channel_kl.h.
 #ifndef DISTILL_COMMON_KERNELS_CHANNEL_KL_REFERENCE_H_
 #define DISTILL_COMMON_KERNELS_CHANNEL_KL_REFERENCE_H_
 
@@ -14,7 +14,8 @@ namespace distill {
 //   gradient: `count` values, d divergence / d student (no T^2, no mean), or null.
 // REQUIRES: count >= 0; 0 gives 0.
 template <typename Real>
-Real RowDivergence(Divergence divergence, Real temperature, const Real* teacher, const Real* student, int64_t count, Real* gradient);
+Real RowDivergence(Divergence divergence, Real temperature, const Real* teacher, const Real* student, int64_t count,
+                   Real* gradient);
 
 struct ChannelKlReferenceResult {
   ChannelKlResult result;
@@ -22,7 +23,8 @@ struct ChannelKlReferenceResult {
   std::vector<double> row_divergence;  // [N, C]
 };
 
-// The whole loss. `Real` is the type of all arithmetic: long double where maps nearly agree and double itself would cancel.
+// The whole loss. `Real` is the type of all arithmetic: long double where maps nearly agree and double itself would
+// cancel.
 template <typename Real = double>
 StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps, const ChannelKlOptions& options);
 

@@ -1,4 +1,5 @@
-// Element types that kernels read and write, and their conversions one value at a time (the reference's; vector code has its own).
+// Element types that kernels read and write, and their conversions one value at a time (the reference's; vector code
+// has its own).
 #ifndef DISTILL_COMMON_KERNELS_ELEMENT_TYPE_H_
 #define DISTILL_COMMON_KERNELS_ELEMENT_TYPE_H_
 
@@ -30,7 +31,8 @@ inline float ToFloat(Bfloat16 x) {
   return f;
 }
 inline float ToFloat(Float16 x) {
-  // Places exponent and mantissa where float32 has them; the multiplication by 2^112 corrects the exponent's bias, subnormals included.
+  // Places exponent and mantissa where float32 has them; the multiplication by 2^112 corrects the exponent's bias,
+  // subnormals included.
   const uint32_t magnitude = (uint32_t{x.bits} & 0x7fffu) << 13;
   uint32_t bits = magnitude;
   float f;
@@ -79,9 +81,12 @@ inline void FromFloat(float x, Float16* out) {
 template <typename Function>
 decltype(auto) DispatchElement(ElementType type, Function&& f) {
   switch (type) {
-    case ElementType::kBfloat16: return f(static_cast<Bfloat16*>(nullptr));
-    case ElementType::kFloat16: return f(static_cast<Float16*>(nullptr));
-    case ElementType::kFloat32: break;
+    case ElementType::kBfloat16:
+      return f(static_cast<Bfloat16*>(nullptr));
+    case ElementType::kFloat16:
+      return f(static_cast<Float16*>(nullptr));
+    case ElementType::kFloat32:
+      break;
   }
   return f(static_cast<float*>(nullptr));
 }

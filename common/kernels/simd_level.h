@@ -1,5 +1,5 @@
-// Which vector instructions a kernel may use. The program is built for the oldest x86-64; a kernel brings one source file per level
-// (channel_kl_avx512.cc, ..., each with its own compiler flags) and chooses when it runs.
+// Which vector instructions a kernel may use. The program is built for the oldest x86-64; a kernel brings one source
+// file per level (channel_kl_avx512.cc, ..., each with its own compiler flags) and chooses when it runs.
 #ifndef DISTILL_COMMON_KERNELS_SIMD_LEVEL_H_
 #define DISTILL_COMMON_KERNELS_SIMD_LEVEL_H_
 

@@ -22,7 +22,8 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 // A map of any element type, kept with its values as they are after rounding to it.
 struct Map {
-  Map(const std::vector<float>& values, ElementType element_type) : type(element_type), bytes(values.size() * SizeOf(element_type)) {
+  Map(const std::vector<float>& values, ElementType element_type)
+      : type(element_type), bytes(values.size() * SizeOf(element_type)) {
     DispatchElement(type, [&](auto* tag) {
       auto* out = reinterpret_cast<decltype(tag)>(bytes.data());
       for (size_t i = 0; i < values.size(); ++i) FromFloat(values[i], out + i);
@@ -65,7 +66,8 @@ struct Case {
   std::vector<uint8_t> mask;
   ChannelKlOptions options;
   MapLayout layout = MapLayout::kChannelsFirst;
-  ElementType student_type = ElementType::kFloat32, teacher_type = ElementType::kFloat32, gradient_type = ElementType::kFloat32;
+  ElementType student_type = ElementType::kFloat32, teacher_type = ElementType::kFloat32,
+              gradient_type = ElementType::kFloat32;
 
   std::vector<float> Laid(const std::vector<float>& x) const {
     return layout == MapLayout::kChannelsFirst ? x : ChannelsLast(x, n, c, hw);
@@ -82,7 +84,8 @@ struct Case {
     StatusOr<ChannelKlResult> result =
         ChannelKl(Maps(s, t), options, {gradient.data(), gradient_type, out.rows.data()}, parallel_for, level);
     EXPECT_TRUE(result.ok()) << result.status();
-    for (size_t i = bytes; i < gradient.size(); ++i) EXPECT_EQ(gradient[i], 'g') << "written " << i - bytes << " bytes past the end";
+    for (size_t i = bytes; i < gradient.size(); ++i)
+      EXPECT_EQ(gradient[i], 'g') << "written " << i - bytes << " bytes past the end";
     gradient.resize(bytes);
     out.gradient = Values(gradient, gradient_type);
     out.result = *result;
@@ -97,7 +100,8 @@ struct Case {
 
 using Generator = std::mt19937_64;
 
-// Skewed, as feature maps are: mostly near zero, a few large values, one channel in five dead, each channel at its own level.
+// Skewed, as feature maps are: mostly near zero, a few large values, one channel in five dead, each channel at its own
+// level.
 std::vector<float> SkewedMap(int64_t rows, int64_t hw, Generator& random) {
   std::normal_distribution<float> normal;
   std::vector<float> x(rows * hw);
@@ -146,9 +150,10 @@ void ExpectGradient(const std::vector<float>& got, const std::vector<double>& wa
 }
 
 std::string Describe(const Case& k, SimdLevel level) {
-  return std::string(Name(level)) + (k.layout == MapLayout::kChannelsFirst ? " NCHW" : " NHWC") + " N" + std::to_string(k.n) + " C" +
-         std::to_string(k.c) + " HW" + std::to_string(k.hw) + " T" + std::to_string(k.options.temperature) + " student " +
-         Name(k.student_type) + " teacher " + Name(k.teacher_type);
+  return std::string(Name(level)) + (k.layout == MapLayout::kChannelsFirst ? " NCHW" : " NHWC") + " N" +
+         std::to_string(k.n) + " C" + std::to_string(k.c) + " HW" + std::to_string(k.hw) + " T" +
+         std::to_string(k.options.temperature) + " student " + Name(k.student_type) + " teacher " +
+         Name(k.teacher_type);
 }
 
 // Every promise is kept by every instruction set in both layouts.
@@ -171,20 +176,22 @@ class ChannelKlTest : public testing::TestWithParam<std::tuple<SimdLevel, MapLay
     EXPECT_LE(GradientError(got.gradient, want.gradient), gradient_tolerance) << what;
     EXPECT_EQ(got.result.nonfinite_rows, 0) << what;
     for (size_t r = 0; r < got.rows.size(); ++r) {
-      EXPECT_NEAR(got.rows[r], want.row_divergence[r], 2 * loss_tolerance * want.row_divergence[r] + 1e-9) << what << " row " << r;
+      EXPECT_NEAR(got.rows[r], want.row_divergence[r], 2 * loss_tolerance * want.row_divergence[r] + 1e-9)
+          << what << " row " << r;
     }
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Levels, ChannelKlTest,
-    testing::Combine(testing::ValuesIn(AvailableSimdLevels()), testing::Values(MapLayout::kChannelsFirst, MapLayout::kChannelsLast)),
-    [](const auto& info) {
-      return std::string(Name(std::get<0>(info.param))) +
-             (std::get<1>(info.param) == MapLayout::kChannelsFirst ? "ChannelsFirst" : "ChannelsLast");
-    });
+INSTANTIATE_TEST_SUITE_P(Levels, ChannelKlTest,
+                         testing::Combine(testing::ValuesIn(AvailableSimdLevels()),
+                                          testing::Values(MapLayout::kChannelsFirst, MapLayout::kChannelsLast)),
+                         [](const auto& info) {
+                           return std::string(Name(std::get<0>(info.param))) +
+                                  (std::get<1>(info.param) == MapLayout::kChannelsFirst ? "ChannelsFirst"
+                                                                                        : "ChannelsLast");
+                         });
 
-// --- Worked examples (2x2 positions) ----------------------------------------------------------------------------------------------
+// --- Worked examples (2x2 positions)
 
 struct Golden {
   double temperature, loss;
@@ -212,8 +219,12 @@ TEST_P(ChannelKlTest, WorkedExampleTwoChannels) {
   k.teacher = {1, 0, 0, 0, 0, 0, 2, 0};
   k.student = {0, 1, 0, 0, 0, 0, 1, 0};
   for (const Golden& golden :
-       {Golden{1, 0.2073196014, {-0.1502445909, 0.1502445909, 0, 0, 0.0393112846, 0.0393112846, -0.1179338539, 0.0393112846}},
-        Golden{4, 0.1883271300, {-0.1325974471, 0.1325974471, 0, 0, 0.0366248012, 0.0366248012, -0.1098744035, 0.0366248012}}}) {
+       {Golden{1,
+               0.2073196014,
+               {-0.1502445909, 0.1502445909, 0, 0, 0.0393112846, 0.0393112846, -0.1179338539, 0.0393112846}},
+        Golden{4,
+               0.1883271300,
+               {-0.1325974471, 0.1325974471, 0, 0, 0.0366248012, 0.0366248012, -0.1098744035, 0.0366248012}}}) {
     k.options.temperature = golden.temperature;
     const Outcome got = k.Run(level());
     EXPECT_NEAR(got.result.loss, golden.loss, 2e-7);
@@ -222,22 +233,39 @@ TEST_P(ChannelKlTest, WorkedExampleTwoChannels) {
   }
 }
 
-// --- Against the reference --------------------------------------------------------------------------------------------------------
+// --- Against the reference
 
 TEST_P(ChannelKlTest, MatchesReferenceOnManyShapes) {
   Generator random(1);
   struct Shape {
     int64_t n, c, hw;
   };
-  // Around the vector widths (4, 8, 16), the blocks (2048 per row; 256 positions and 65536 / C channels last), primes, and large.
-  for (const Shape& s : {Shape{1, 1, 1}, {2, 3, 1}, {1, 1, 2}, {3, 17, 3}, {2, 16, 15}, {2, 33, 33}, {1, 5, 49}, {4, 19, 97}, {1, 8, 256},
-                         {1, 31, 257}, {2, 19, 2047}, {1, 2, 2048}, {1, 3, 2049}, {1, 20, 4225}, {1, 4, 10007}, {1, 520, 700}, {33, 7, 64}}) {
+  // Around the vector widths (4, 8, 16), the blocks (2048 per row; 256 positions and 65536 / C channels last), primes,
+  // and large.
+  for (const Shape& s : {Shape{1, 1, 1},
+                         {2, 3, 1},
+                         {1, 1, 2},
+                         {3, 17, 3},
+                         {2, 16, 15},
+                         {2, 33, 33},
+                         {1, 5, 49},
+                         {4, 19, 97},
+                         {1, 8, 256},
+                         {1, 31, 257},
+                         {2, 19, 2047},
+                         {1, 2, 2048},
+                         {1, 3, 2049},
+                         {1, 20, 4225},
+                         {1, 4, 10007},
+                         {1, 520, 700},
+                         {33, 7, 64}}) {
     for (double temperature : {1.0, 4.0}) {
       Case k = NewCase(s.n, s.c, s.hw);
       k.options.temperature = temperature;
       k.teacher = SkewedMap(s.n * s.c, s.hw, random);
       k.student = SkewedMap(s.n * s.c, s.hw, random);
-      // In a row of two or three positions the differences of the maps' values are rounded by more than their spread deserves.
+      // In a row of two or three positions the differences of the maps' values are rounded by more than their spread
+      // deserves.
       ExpectMatchesReference(k, s.hw < 10 ? 1e-5 : 2e-6);
     }
   }
@@ -353,7 +381,7 @@ TEST_P(ChannelKlTest, FirstPositionsMayBeUnlikeTheRest) {
   ExpectMatchesReference(k, 2e-6, 2e-6);
 }
 
-// --- Properties -------------------------------------------------------------------------------------------------------------------
+// --- Properties
 
 TEST_P(ChannelKlTest, EqualMapsGiveExactlyZero) {  // T1
   Generator random(9);
@@ -534,7 +562,7 @@ TEST_P(ChannelKlTest, SinglePositionTeachesNothing) {
   EXPECT_THAT(got.gradient, testing::Each(0.0f));
 }
 
-// --- Masks ------------------------------------------------------------------------------------------------------------------------
+// --- Masks
 
 TEST_P(ChannelKlTest, MaskedPositionsLeaveBothSoftmaxes) {
   Generator random(19);
@@ -544,8 +572,8 @@ TEST_P(ChannelKlTest, MaskedPositionsLeaveBothSoftmaxes) {
     k.student = SkewedMap(k.n * k.c, hw, random);
     k.mask.assign(k.n * hw, 1);
     for (int64_t i = 0; i < hw; ++i) {
-      k.mask[i] = random() % 3 != 0;  // sample 0: scattered
-      k.mask[hw + i] = 0;             // sample 1: nothing left
+      k.mask[i] = random() % 3 != 0;     // sample 0: scattered
+      k.mask[hw + i] = 0;                // sample 1: nothing left
       k.mask[2 * hw + i] = i >= hw / 2;  // sample 2: whole blocks missing
     }
     for (int64_t r = 0; r < k.n * k.c; ++r) {
@@ -574,7 +602,7 @@ TEST_P(ChannelKlTest, FullMaskEqualsNoMask) {
   EXPECT_LE(GradientError(with.gradient, {without.gradient.begin(), without.gradient.end()}), 1e-6);
 }
 
-// --- What is not finite -----------------------------------------------------------------------------------------------------------
+// --- What is not finite
 
 TEST_P(ChannelKlTest, RowsWithNanOrInfinityAreReported) {
   Generator random(21);
@@ -598,7 +626,7 @@ TEST_P(ChannelKlTest, RowsWithNanOrInfinityAreReported) {
   }
 }
 
-// --- Options ----------------------------------------------------------------------------------------------------------------------
+// --- Options
 
 TEST_P(ChannelKlTest, ReductionsWeightAndTemperatureFactor) {
   Generator random(22);
@@ -629,7 +657,8 @@ TEST_P(ChannelKlTest, ReductionsWeightAndTemperatureFactor) {
 
 TEST_P(ChannelKlTest, EveryDivergenceMatchesTheReference) {
   Generator random(23);
-  for (Divergence divergence : {Divergence::kCrossEntropy, Divergence::kStudentTeacher, Divergence::kJensenShannon, Divergence::kSquaredError}) {
+  for (Divergence divergence : {Divergence::kCrossEntropy, Divergence::kStudentTeacher, Divergence::kJensenShannon,
+                                Divergence::kSquaredError}) {
     Case k = NewCase(2, 17, 2300);
     k.options.divergence = divergence;
     k.options.temperature = 2;
@@ -669,14 +698,14 @@ TEST_P(ChannelKlTest, LossAloneEqualsLossWithGradient) {
   EXPECT_EQ(alone->loss, k.Run(level()).result.loss);
 }
 
-// --- Any level --------------------------------------------------------------------------------------------------------------------
+// --- Any level
 
 // The reference's gradients are the derivatives of its divergences, in long double so that the differences are sharp.
 TEST(ChannelKlReferenceTest, GradientsEqualCentralDifferences) {
   const std::vector<long double> t = {0.3L, -1.2L, 2.0L, 0.9L, -0.1L};
   const std::vector<long double> s = {1.1L, 0.4L, -0.8L, 1.9L, 0.2L};
-  for (Divergence d : {Divergence::kTeacherStudent, Divergence::kCrossEntropy, Divergence::kStudentTeacher, Divergence::kJensenShannon,
-                       Divergence::kSquaredError}) {
+  for (Divergence d : {Divergence::kTeacherStudent, Divergence::kCrossEntropy, Divergence::kStudentTeacher,
+                       Divergence::kJensenShannon, Divergence::kSquaredError}) {
     std::vector<long double> gradient(t.size());
     RowDivergence<long double>(d, 1.7L, t.data(), s.data(), t.size(), gradient.data());
     for (size_t i = 0; i < t.size(); ++i) {
@@ -687,7 +716,8 @@ TEST(ChannelKlReferenceTest, GradientsEqualCentralDifferences) {
       const long double slope = (RowDivergence<long double>(d, 1.7L, t.data(), up.data(), t.size(), nullptr) -
                                  RowDivergence<long double>(d, 1.7L, t.data(), down.data(), t.size(), nullptr)) /
                                 (2 * step);
-      EXPECT_NEAR(static_cast<double>(gradient[i]), static_cast<double>(slope), 1e-10) << static_cast<int>(d) << " " << i;
+      EXPECT_NEAR(static_cast<double>(gradient[i]), static_cast<double>(slope), 1e-10)
+          << static_cast<int>(d) << " " << i;
     }
   }
 }
@@ -705,7 +735,8 @@ TEST(ChannelKlReferenceTest, SymmetricDivergenceIsSymmetricAndOthersAreNot) {  /
 
 TEST(ChannelKlErrorTest, RefusesWhatItCannotCompute) {
   std::vector<float> map(8), gradient(8);
-  const ChannelKlMaps good{1, 2, 4, MapLayout::kChannelsFirst, map.data(), ElementType::kFloat32, map.data(), ElementType::kFloat32};
+  const ChannelKlMaps good{
+      1, 2, 4, MapLayout::kChannelsFirst, map.data(), ElementType::kFloat32, map.data(), ElementType::kFloat32};
   const auto message = [&](const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output) {
     const StatusOr<ChannelKlResult> result = ChannelKl(maps, options, output, SerialFor);
     EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);

@@ -37,7 +37,7 @@ TEST(ElementTypeTest, Float16RoundsToNearestEvenAndOverflowsToInfinity) {
   EXPECT_EQ(RoundTripHalf(2051.0f), 2052.0f);
   EXPECT_EQ(RoundTripHalf(65519.0f), 65504.0f);
   EXPECT_TRUE(std::isinf(RoundTripHalf(65520.0f)));
-  EXPECT_EQ(RoundTripHalf(0x1p-25f), 0.0f);          // tie between 0 and the smallest subnormal
+  EXPECT_EQ(RoundTripHalf(0x1p-25f), 0.0f);  // tie between 0 and the smallest subnormal
   EXPECT_EQ(RoundTripHalf(0x1.8p-25f), 0x1p-24f);
   EXPECT_EQ(RoundTripHalf(-0x1.8p-24f), -0x1p-23f);  // tie, to even
 }
