@@ -22,7 +22,11 @@ Process::Process(const std::vector<std::string>& argv, const Options& options) {
   for (const std::string& arg : argv) args.push_back(const_cast<char*>(arg.c_str()));
   args.push_back(nullptr);
   std::vector<std::string> environment;
-  for (char** e = environ; *e != nullptr; ++e) environment.push_back(*e);
+  for (char** e = environ; *e != nullptr; ++e) {
+    const std::string entry = *e;
+    if (options.env.count(entry.substr(0, entry.find('='))) == 0)
+      environment.push_back(entry);  // getenv takes the first
+  }
   for (const auto& [name, value] : options.env) environment.push_back(name + "=" + value);
   std::vector<char*> envp;
   for (const std::string& e : environment) envp.push_back(const_cast<char*>(e.c_str()));
