@@ -66,7 +66,7 @@ get_filename_component(distill_prometheus_file ${distill_prometheus_real} NAME)
 file(CREATE_LINK ${distill_prometheus_file} ${CMAKE_BINARY_DIR}/bin/libprometheus-cpp-core.so.1.0 SYMBOLIC)
 add_library(distill_dep_prometheus INTERFACE)
 target_link_libraries(distill_dep_prometheus INTERFACE ${DISTILL_PROMETHEUS_CORE})
-target_link_options(distill_dep_prometheus INTERFACE -Wl,-rpath,$ORIGIN -Wl,-rpath,$ORIGIN/../bin)
+list(APPEND CMAKE_BUILD_RPATH $ORIGIN $ORIGIN/../bin)  # installed programs: DistillInstall.cmake
 add_library(distill::prometheus ALIAS distill_dep_prometheus)
 
 if(DISTILL_TESTS)
@@ -98,8 +98,7 @@ if(DISTILL_TORCH)
     ${distill_torch_root}/include ${distill_torch_root}/include/torch/csrc/api/include)
   # CPU programs link these alone; CUDA comes in at run time through the plugin (common/cuda).
   target_link_libraries(distill_dep_torch INTERFACE ${distill_torch_root}/lib/libtorch_cpu.so ${distill_torch_root}/lib/libc10.so)
-  target_link_options(distill_dep_torch INTERFACE -Wl,-rpath,${distill_torch_root}/lib
-    -Wl,-rpath-link,${distill_torch_root}/lib -Wl,--allow-shlib-undefined)
+  target_link_options(distill_dep_torch INTERFACE -Wl,-rpath-link,${distill_torch_root}/lib -Wl,--allow-shlib-undefined)
   target_compile_definitions(distill_dep_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
   add_library(distill::torch ALIAS distill_dep_torch)
 
