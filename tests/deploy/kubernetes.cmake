@@ -1,0 +1,11 @@
+# check_deploy_test: overlays build and validate. kubernetes_test: they agree with the programs. podman_play_test: they run.
+find_program(DISTILL_VENV_PYTHON NAMES python PATHS ${CMAKE_SOURCE_DIR}/build/venv/bin NO_DEFAULT_PATH)
+if(DISTILL_VENV_PYTHON)
+  add_test(NAME check_deploy_test COMMAND ${CMAKE_SOURCE_DIR}/scripts/check_deploy.sh)
+  set_tests_properties(check_deploy_test PROPERTIES LABELS "deploy" TIMEOUT 180)
+  if(DISTILL_TORCH)
+    add_test(NAME kubernetes_test
+      COMMAND ${DISTILL_VENV_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/kubernetes_test.py ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
+    set_tests_properties(kubernetes_test PROPERTIES LABELS "deploy" TIMEOUT 300)
+  endif()
+endif()
