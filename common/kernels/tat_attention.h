@@ -25,7 +25,8 @@
 // Shapes   gamma [N, D, Hs, Ws], phi [N, C, Hs, Ws] (student), theta [N, D, Ht, Wt], target [N, C, Ht, Wt] (teacher).
 //          theta and target may be the same memory (theta = identity). Each map is float32, bfloat16 or float16 in
 //          either layout; everything inside is float32, sums of the loss are double. Gradients are float32.
-// Memory   extra: float32 copies of the four maps' tokens, pooled (anchor), of a round of images (plain: as many as have
+// Memory   extra: float32 copies of the four maps' tokens, pooled (anchor), of a round of images (plain: as many as
+// have
 //          8192 queries together, at least one) or of a few groups per thread (patch_group). Attention weights exist
 //          128 x 128 at a time per thread, or for one whole group of at most 256 tokens.
 // Result   does not depend on the number of threads. It differs in the last bits between instruction sets.

@@ -1,0 +1,306 @@
+// The losses' fused kernels against the compositions of PyTorch operators that compute the same, forward and backward,
+// same threads. Every case is checked before it is timed; then baseline and ours alternate in one run.
+//
+//   losses_bench [--threads T] [--rounds R] [--only TEXT]       (through scripts/bench.sh losses)
+//
+// Defaults: all cores, 9 rounds, all cases. The last lines are figures: RESULT <name> <value> <unit> baseline=<value>
+// ratio=<x>, with the median time of either side and the median of the rounds' ratios baseline / ours. "_rate" compares
+// the bytes of the maps read and the gradient written per second with those of a plain copy; "_memory" is the most
+// memory that a call takes beyond its maps and gradients, in shares of plain TaT's attention matrix of one image.
+#include <torch/torch.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/losses/eager_losses.h"
+#include "common/kernels/channel_kl.h"
+#include "common/kernels/channel_kl_reference.h"
+#include "common/kernels/tat_attention.h"
+#include "common/str_cat.h"
+
+namespace distill {
+namespace {
+
+using torch::Tensor;
+
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+double Median(std::vector<double> x) {
+  std::nth_element(x.begin(), x.begin() + x.size() / 2, x.end());
+  return x[x.size() / 2];
+}
+
+[[noreturn]] void Die(const std::string& what) {
+  std::fprintf(stderr, "losses_bench: %s\n", what.c_str());
+  std::exit(1);
+}
+
+template <typename T>
+T Value(StatusOr<T> result) {
+  if (!result.ok()) Die(std::string(ToStd(result.status().message())));
+  return *std::move(result);
+}
+
+void CheckClose(const std::string& what, double got, double want, double limit) {
+  if (!(std::fabs(got - want) <= limit * std::fabs(want))) Die(StrCat(what, " is ", got, ", must be ", want));
+}
+
+// Relative, in L2.
+void CheckClose(const std::string& what, const Tensor& got, const Tensor& want, double limit) {
+  const Tensor expected = want.to(torch::kDouble);
+  const double error = ((got.to(torch::kDouble) - expected).norm() / expected.norm()).item<double>();
+  if (!(error <= limit)) Die(StrCat(what, " differs by ", error, " of its size; ", limit, " is allowed"));
+}
+
+const ParallelFor kTorchThreads = [](int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) {
+  at::parallel_for(begin, end, grain, body);
+};
+
+ElementType TypeOf(const Tensor& map) {
+  return map.scalar_type() == torch::kFloat32 ? ElementType::kFloat32 : ElementType::kBfloat16;
+}
+MapLayout LayoutOf(const Tensor& map) {
+  return map.is_contiguous() ? MapLayout::kChannelsFirst : MapLayout::kChannelsLast;
+}
+
+// Skewed, as feature maps are: mostly small, a few large values.
+Tensor RandomMap(at::IntArrayRef shape) {
+  const Tensor x = torch::randn(shape);
+  return torch::where(x > 1, 2 * x * x, 0.5 * x);
+}
+
+class Bench {
+ public:
+  Bench(int rounds, std::string only) : rounds_(rounds), only_(std::move(only)) {}
+
+  bool Wants(const std::string& name) const { return name.find(only_) != std::string::npos; }
+
+  // Alternates the two, reports, and returns the median seconds of ours.
+  double Time(const std::string& name, const std::function<void()>& baseline, const std::function<void()>& ours) {
+    std::vector<double> baseline_s, ours_s, ratios;
+    for (int round = 0; round < rounds_; ++round) {
+      const double start = Seconds();
+      baseline();
+      const double middle = Seconds();
+      ours();
+      baseline_s.push_back(middle - start);
+      ours_s.push_back(Seconds() - middle);
+      ratios.push_back(baseline_s.back() / ours_s.back());
+    }
+    const double median = Median(ours_s);
+    Result(name + "_ms", median * 1e3, "ms", Median(baseline_s) * 1e3, Median(ratios));
+    std::printf("%s: ratios %.2f to %.2f\n", name.c_str(), *std::min_element(ratios.begin(), ratios.end()),
+                *std::max_element(ratios.begin(), ratios.end()));
+    std::fflush(stdout);
+    return median;
+  }
+
+  void Result(const std::string& name, double value, const char* unit, double baseline, double ratio) {
+    char line[256];
+    std::snprintf(line, sizeof line, "RESULT %s %.2f %s baseline=%.2f ratio=%.3g", name.c_str(), value, unit, baseline,
+                  ratio);
+    results_.push_back(line);
+  }
+
+  void Print() const {
+    for (const std::string& line : results_) std::printf("%s\n", line.c_str());
+  }
+
+ private:
+  const int rounds_;
+  const std::string only_;
+  std::vector<std::string> results_;
+};
+
+// --- CWD
+
+constexpr double kTemperature = 4;
+
+void BenchChannelKl(Bench* bench, const std::string& name, at::IntArrayRef shape, torch::ScalarType type,
+                    torch::MemoryFormat format) {
+  if (!bench->Wants(name)) return;
+  const Tensor student = RandomMap(shape).to(type).contiguous(format).set_requires_grad(true);
+  const Tensor teacher = RandomMap(shape).to(type).contiguous(format);
+  const ChannelKlOptions options{.temperature = kTemperature};
+  ChannelKlMaps maps{shape[0],
+                     shape[1],
+                     shape[2] * shape[3],
+                     format == torch::MemoryFormat::ChannelsLast ? MapLayout::kChannelsLast : MapLayout::kChannelsFirst,
+                     student.data_ptr(),
+                     TypeOf(student),
+                     teacher.data_ptr(),
+                     TypeOf(teacher)};
+  Tensor gradient;
+  const auto ours = [&] {
+    gradient = torch::empty_like(student, torch::MemoryFormat::Preserve);  // every step's is a new one, as torch's is
+    return Value(ChannelKl(maps, options, {gradient.data_ptr(), TypeOf(student)}, kTorchThreads)).loss;
+  };
+  const auto baseline = [&] {
+    student.mutable_grad() = Tensor();
+    const Tensor loss = EagerChannelKl(student, teacher, kTemperature);
+    loss.backward();
+    return loss.item<double>();
+  };
+
+  const bool narrow = type != torch::kFloat32;  // the baseline rounds its softmax, and both round the gradient
+  CheckClose(name + ": loss", ours(), baseline(), narrow ? 3e-2 : 1e-4);
+  CheckClose(name + ": gradient", gradient, student.grad(), narrow ? 2e-2 : 1e-4);
+  ChannelKlMaps first = maps;
+  first.n = 1;
+  const ChannelKlReferenceResult reference = Value(ChannelKlReference<double>(first, options));
+  const Tensor got = gradient[0].contiguous(torch::MemoryFormat::Contiguous);
+  Tensor want = torch::tensor(reference.gradient, torch::kDouble) / shape[0];
+  want = format == torch::MemoryFormat::ChannelsLast ? want.view({shape[2], shape[3], shape[1]}).permute({2, 0, 1})
+                                                     : want.view({shape[1], shape[2], shape[3]});
+  CheckClose(name + ": gradient of the first image, against the reference", got, want, narrow ? 4e-3 : 1e-5);
+
+  const double seconds = bench->Time(name, baseline, ours);
+  const Tensor copy = torch::empty_like(student);
+  const double bytes = static_cast<double>(student.nbytes());
+  const double copy_s = [&] {
+    std::vector<double> times;
+    for (int i = 0; i < 9; ++i) {
+      const double start = Seconds();
+      kTorchThreads(0, student.nbytes(), 65536, [&](int64_t begin, int64_t end) {
+        std::memcpy(static_cast<char*>(copy.data_ptr()) + begin, static_cast<char*>(student.data_ptr()) + begin,
+                    end - begin);
+      });
+      times.push_back(Seconds() - start);
+    }
+    return Median(times);
+  }();
+  bench->Result(name + "_rate", 3 * bytes / seconds / 1e9, "GB/s", 2 * bytes / copy_s / 1e9,
+                3 * bytes / seconds / (2 * bytes / copy_s));
+}
+
+// --- TaT
+
+// Resident memory now, or its peak since the last reset, in bytes.
+double Resident(const char* key) {
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.rfind(key, 0) == 0) return std::stod(line.substr(line.find(':') + 1)) * 1024;
+  }
+  Die(StrCat("/proc/self/status has no ", key));
+}
+// The most memory `call` takes while it runs.
+double PeakExtraBytes(const std::function<void()>& call) {
+  std::ofstream("/proc/self/clear_refs") << "5";  // the peak becomes what is resident now
+  const double before = Resident("VmRSS");
+  call();
+  return Resident("VmHWM") - before;
+}
+
+FeatureMap View(const Tensor& map) {
+  return {map.data_ptr(), TypeOf(map), LayoutOf(map), map.size(1), map.size(2), map.size(3)};
+}
+
+struct TatCase {
+  const char* name;
+  int64_t n, c, size;
+  std::optional<EagerTatPatches> patches;  // with anchors: hierarchical; without: plain
+  int64_t anchor_kernel;
+};
+
+void BenchTat(Bench* bench, const TatCase& c) {
+  if (!bench->Wants(c.name)) return;
+  const std::vector<int64_t> shape = {c.n, c.c, c.size, c.size};
+  // Logits of a few units.
+  const double scale = 1.4 / std::pow(static_cast<double>(c.c), 0.25);
+  EagerTatMaps maps{(scale * torch::randn(shape)).set_requires_grad(true), torch::randn(shape).set_requires_grad(true),
+                    (scale * torch::randn(shape)).set_requires_grad(true), torch::randn(shape)};
+  const double patch_weight = 1, anchor_weight = 0.4;
+  const auto eager = [&](const EagerTatMaps& m) {
+    for (const Tensor* map : {&m.gamma, &m.phi, &m.theta}) map->mutable_grad() = Tensor();
+    const Tensor loss = c.patches ? patch_weight * EagerPatchGroupTat(m, *c.patches) +
+                                        anchor_weight * EagerAnchorTat(m, c.anchor_kernel)
+                                  : EagerPlainTat(m);
+    loss.backward();
+    return loss.item<double>();
+  };
+  const Tensor gamma = torch::zeros(shape), phi = torch::zeros(shape), theta = torch::zeros(shape);
+  const TatMaps views{c.n, View(maps.gamma), View(maps.phi), View(maps.theta), View(maps.target)};
+  TatGradients gradients{gamma.data_ptr<float>(), phi.data_ptr<float>(), theta.data_ptr<float>()};
+  const auto ours = [&] {
+    if (!c.patches) return Value(TatAttention(views, {}, gradients, kTorchThreads)).loss;
+    TatOptions local{.mode = TatMode::kPatchGroup,
+                     .grid_rows = c.patches->grid,
+                     .grid_columns = c.patches->grid,
+                     .groups = c.patches->groups,
+                     .weight = patch_weight};
+    TatOptions global{.mode = TatMode::kAnchor,
+                      .teacher_window = {c.anchor_kernel, c.anchor_kernel},
+                      .student_window = {c.anchor_kernel, c.anchor_kernel},
+                      .weight = anchor_weight};
+    gradients.add = false;
+    const double loss = Value(TatAttention(views, local, gradients, kTorchThreads)).loss;
+    gradients.add = true;
+    return loss + Value(TatAttention(views, global, gradients, kTorchThreads)).loss;
+  };
+
+  double loss = 0;
+  const double extra = PeakExtraBytes([&] { loss = ours(); });
+  EagerTatMaps exact;
+  for (auto [from, to] : {std::pair{&maps.gamma, &exact.gamma}, {&maps.phi, &exact.phi}, {&maps.theta, &exact.theta}}) {
+    *to = from->detach().to(torch::kDouble).set_requires_grad(true);
+  }
+  exact.target = maps.target.to(torch::kDouble);
+  CheckClose(StrCat(c.name, ": loss"), loss, eager(exact), 1e-5);
+  CheckClose(StrCat(c.name, ": gradient of gamma"), gamma, exact.gamma.grad(), 2e-5);
+  CheckClose(StrCat(c.name, ": gradient of phi"), phi, exact.phi.grad(), 2e-5);
+  CheckClose(StrCat(c.name, ": gradient of theta"), theta, exact.theta.grad(), 2e-5);
+  exact = {};
+
+  bench->Time(
+      c.name, [&] { eager(maps); }, ours);
+  const double matrix = std::pow(static_cast<double>(c.size * c.size), 2) * sizeof(float);
+  bench->Result(StrCat(c.name, "_memory"), extra / (1 << 20), "MiB", matrix / (1 << 20), extra / matrix);
+}
+
+int Main(int argc, char** argv) {
+  int threads = at::get_num_threads(), rounds = 9;
+  std::string only;
+  for (int i = 1; i < argc; i += 2) {
+    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
+    if (flag == "--threads") {
+      threads = std::atoi(value.c_str());
+    } else if (flag == "--rounds") {
+      rounds = std::atoi(value.c_str());
+    } else if (flag == "--only") {
+      only = value;
+    } else {
+      Die(StrCat("unknown option ", flag, "; usage: losses_bench [--threads T] [--rounds R] [--only TEXT]"));
+    }
+  }
+  if (threads < 1 || rounds < 1) Die("--threads and --rounds must be at least 1");
+  at::set_num_threads(threads);
+  torch::manual_seed(1);
+  std::printf("instructions: %s, threads: %d, rounds: %d, torch %s\n", Name(BestSimdLevel()), threads, rounds,
+              TORCH_VERSION);
+  Bench bench(rounds, only);
+  constexpr auto kFirst = torch::MemoryFormat::Contiguous, kLast = torch::MemoryFormat::ChannelsLast;
+  BenchChannelKl(&bench, "cwd_n8_c512_64x128", {8, 512, 64, 128}, torch::kFloat32, kFirst);
+  BenchChannelKl(&bench, "cwd_n8_c19_512x512", {8, 19, 512, 512}, torch::kFloat32, kFirst);
+  BenchChannelKl(&bench, "cwd_n8_c512_64x128_bf16", {8, 512, 64, 128}, torch::kBFloat16, kFirst);
+  BenchChannelKl(&bench, "cwd_n8_c512_64x128_channels_last", {8, 512, 64, 128}, torch::kFloat32, kLast);
+  BenchChannelKl(&bench, "cwd_n8_c19_512x512_channels_last", {8, 19, 512, 512}, torch::kFloat32, kLast);
+  BenchTat(&bench, {"tat_hierarchical_n2_c256_128x128", 2, 256, 128, EagerTatPatches{16, 64}, 4});
+  BenchTat(&bench, {"tat_plain_n8_c512_7x7", 8, 512, 7, std::nullopt, 0});
+  BenchTat(&bench, {"tat_plain_n2_c256_32x32", 2, 256, 32, std::nullopt, 0});
+  bench.Print();
+  return 0;
+}
+
+}  // namespace
+}  // namespace distill
+
+int main(int argc, char** argv) { return distill::Main(argc, argv); }
