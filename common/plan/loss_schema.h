@@ -22,6 +22,13 @@ enum class LossInput {
   kFeatures,  // student and teacher maps [N, C, H, W]
 };
 
+// How a feature loss deals with channel counts that differ.
+enum class ChannelRule {
+  kAdapter,  // compares channel by channel: an adapter lifts the student's to the teacher's
+  kOwn,      // brings its own layers from the student's channels to the teacher's
+  kAny,      // channels are summed away
+};
+
 struct KnobSchema {
   std::string_view name;
   enum class Type { kNumber, kFlag, kText } type;
@@ -30,6 +37,7 @@ struct KnobSchema {
   bool minimum_exclusive = false;                            // true: value > minimum, false: value >= minimum
   double maximum = std::numeric_limits<double>::infinity();  // numbers: upper bound
   bool maximum_exclusive = false;                            // true: value < maximum, false: value <= maximum
+  bool whole = false;                                        // numbers: only whole ones
   std::span<const std::string_view> choices = {};            // texts: allowed values
   std::string_view help;                                     // one sentence, with unit
 };
@@ -39,7 +47,8 @@ struct LossSchema {
   LossInput input;
   std::string_view help;  // one sentence, with the paper
   std::span<const KnobSchema> knobs;
-  bool adapter_allowed;  // channels may differ when an adapter lifts the student's
+  bool uses_labels = false;
+  ChannelRule channels = ChannelRule::kAdapter;  // read for kFeatures only
 };
 
 // All known losses, sorted by type.
@@ -50,6 +59,9 @@ const LossSchema* FindLossSchema(std::string_view type);
 // has every knob of the schema. kInvalidArgument names the knob, the value and what is allowed, or the nearest valid
 // knob.
 StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given);
+
+// The adapters of losses with ChannelRule::kAdapter: "none" and the kinds of layer.
+std::span<const std::string_view> AdapterKinds();
 
 // Readers for completed knobs. REQUIRES: the name exists with that type (CompleteKnobs guarantees it).
 double NumberKnob(const Knobs& knobs, std::string_view name);

@@ -39,6 +39,21 @@ struct TeacherRef {
   bool operator==(const TeacherRef&) const = default;
 };
 
+struct WeightSchedulePlan {
+  std::string type = "constant";
+  double warmup = 0;
+  double start = 0;
+  double stop = 1;
+  bool operator==(const WeightSchedulePlan&) const = default;
+};
+
+struct OwnParametersPlan {
+  double lr_mult = 1;
+  bool constant_lr = false;
+  double weight_decay = -1;
+  bool operator==(const OwnParametersPlan&) const = default;
+};
+
 struct LossPlan {
   std::string name;
   std::string type;
@@ -50,6 +65,12 @@ struct LossPlan {
   uint32_t student_channels = 0;
   uint32_t teacher_channels = 0;
   Knobs knobs;
+  WeightSchedulePlan weight_schedule;
+  OwnParametersPlan own;
+  uint32_t student_height = 0;
+  uint32_t student_width = 0;
+  uint32_t teacher_height = 0;
+  uint32_t teacher_width = 0;
   bool operator==(const LossPlan&) const = default;
 };
 
@@ -59,6 +80,7 @@ struct OptimizerPlan {
   double momentum = 0.9;
   double weight_decay = 5e-4;
   bool nesterov = false;
+  double clip_norm = 0;
   bool operator==(const OptimizerPlan&) const = default;
 };
 
@@ -67,6 +89,8 @@ struct SchedulePlan {
   double warmup = 0.05;
   std::vector<double> milestones;
   double gamma = 0.1;
+  double begin = 0;
+  double end = 1;
   bool operator==(const SchedulePlan&) const = default;
 };
 
@@ -81,6 +105,9 @@ struct StagePlan {
   bool uses_labels = false;
   bool needs_teacher = false;
   std::vector<std::string> trainable_globs;
+  std::string teacher_input;
+  std::string student_input;
+  std::string frozen_bn = "eval";
   bool operator==(const StagePlan&) const = default;
 };
 

@@ -31,6 +31,19 @@ void ToProto(const LossPlan& loss, v1::LossPlan* proto) {
       knob->set_text(std::get<std::string>(value));
     }
   }
+  v1::WeightSchedulePlan* schedule = proto->mutable_weight_schedule();
+  schedule->set_type(loss.weight_schedule.type);
+  schedule->set_warmup(loss.weight_schedule.warmup);
+  schedule->set_start(loss.weight_schedule.start);
+  schedule->set_stop(loss.weight_schedule.stop);
+  v1::OwnParametersPlan* own = proto->mutable_own();
+  own->set_lr_mult(loss.own.lr_mult);
+  own->set_constant_lr(loss.own.constant_lr);
+  own->set_weight_decay(loss.own.weight_decay);
+  proto->set_student_height(loss.student_height);
+  proto->set_student_width(loss.student_width);
+  proto->set_teacher_height(loss.teacher_height);
+  proto->set_teacher_width(loss.teacher_width);
 }
 
 LossPlan FromProto(const v1::LossPlan& proto) {
@@ -59,6 +72,13 @@ LossPlan FromProto(const v1::LossPlan& proto) {
         break;  // a knob without a value is no knob
     }
   }
+  const v1::WeightSchedulePlan& schedule = proto.weight_schedule();
+  loss.weight_schedule = {schedule.type(), schedule.warmup(), schedule.start(), schedule.stop()};
+  loss.own = {proto.own().lr_mult(), proto.own().constant_lr(), proto.own().weight_decay()};
+  loss.student_height = proto.student_height();
+  loss.student_width = proto.student_width();
+  loss.teacher_height = proto.teacher_height();
+  loss.teacher_width = proto.teacher_width();
   return loss;
 }
 
@@ -73,15 +93,21 @@ void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
   optimizer->set_momentum(stage.optimizer.momentum);
   optimizer->set_weight_decay(stage.optimizer.weight_decay);
   optimizer->set_nesterov(stage.optimizer.nesterov);
+  optimizer->set_clip_norm(stage.optimizer.clip_norm);
   v1::SchedulePlan* schedule = proto->mutable_schedule();
   schedule->set_type(stage.schedule.type);
   schedule->set_warmup(stage.schedule.warmup);
   for (double milestone : stage.schedule.milestones) schedule->add_milestones(milestone);
   schedule->set_gamma(stage.schedule.gamma);
+  schedule->set_begin(stage.schedule.begin);
+  schedule->set_end(stage.schedule.end);
   proto->set_steps(stage.steps);
   proto->set_uses_labels(stage.uses_labels);
   proto->set_needs_teacher(stage.needs_teacher);
   for (const std::string& glob : stage.trainable_globs) proto->add_trainable_globs(glob);
+  proto->set_teacher_input(stage.teacher_input);
+  proto->set_student_input(stage.student_input);
+  proto->set_frozen_bn(stage.frozen_bn);
 }
 
 StagePlan FromProto(const v1::StagePlan& proto) {
@@ -95,14 +121,20 @@ StagePlan FromProto(const v1::StagePlan& proto) {
   stage.optimizer.momentum = proto.optimizer().momentum();
   stage.optimizer.weight_decay = proto.optimizer().weight_decay();
   stage.optimizer.nesterov = proto.optimizer().nesterov();
+  stage.optimizer.clip_norm = proto.optimizer().clip_norm();
   stage.schedule.type = proto.schedule().type();
   stage.schedule.warmup = proto.schedule().warmup();
   stage.schedule.milestones = ToVector<double>(proto.schedule().milestones());
   stage.schedule.gamma = proto.schedule().gamma();
+  stage.schedule.begin = proto.schedule().begin();
+  stage.schedule.end = proto.schedule().end();
   stage.steps = proto.steps();
   stage.uses_labels = proto.uses_labels();
   stage.needs_teacher = proto.needs_teacher();
   stage.trainable_globs = ToVector<std::string>(proto.trainable_globs());
+  stage.teacher_input = proto.teacher_input();
+  stage.student_input = proto.student_input();
+  stage.frozen_bn = proto.frozen_bn();
   return stage;
 }
 
@@ -179,7 +211,11 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.batch_size = proto.batch_size();
   plan.student = FromProto(proto.student());
   for (const v1::TeacherRef& ref : proto.teachers()) {
-    plan.teachers.push_back({.model = ref.model(), .digest = ref.digest(), .spec = FromProto(ref.spec()), .parameters = ref.parameters(), .bytes = ref.bytes()});
+    plan.teachers.push_back({.model = ref.model(),
+                             .digest = ref.digest(),
+                             .spec = FromProto(ref.spec()),
+                             .parameters = ref.parameters(),
+                             .bytes = ref.bytes()});
   }
   plan.data.format = proto.data().format();
   plan.data.path = proto.data().path();

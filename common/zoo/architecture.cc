@@ -383,6 +383,11 @@ std::vector<std::string> Architecture::ModulePaths() const {
   return paths;
 }
 
+bool Architecture::CanStartAfter(std::string_view path) const {
+  return std::any_of(root_.children.begin(), root_.children.end(),
+                     [&](const ModuleDef& child) { return child.name == path; });
+}
+
 size_t Architecture::TopLevelIndex(std::string_view path) const {
   for (size_t i = 0; i < root_.children.size(); ++i) {
     if (IsUnder(path, root_.children[i].name)) return i;

@@ -105,6 +105,8 @@ class Architecture {
   // Index in execution order of the top-level child that contains the path: how deep a prefix must run. REQUIRES: path
   // exists.
   size_t TopLevelIndex(std::string_view path) const;
+  // True for a top-level child: a net can be run from its output on (ZooNet::ForwardAfter).
+  bool CanStartAfter(std::string_view path) const;
 
   std::vector<StateEntry> StateDict() const;  // in torch's order
   uint64_t ParameterCount() const;            // trained elements, buffers excluded

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <optional>
 
+#include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
@@ -174,25 +175,40 @@ StatusOr<std::shared_ptr<ZooNet>> ZooNet::Create(const ModelSpec& spec) {
   }
 }
 
-StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, const std::vector<std::string>& taps) {
-  const ModelSpec& spec = arch_.spec();
-  if (taps.empty()) return absl::InvalidArgumentError(StrCat("forward of ", spec.arch, ": no tap was asked for"));
+namespace {
+
+std::string DescribeInput(const torch::Tensor& x) {
+  if (!x.defined()) return "nothing";
+  std::string got = StrCat(c10::toString(x.scalar_type()), " (");
+  for (int64_t i = 0; i < x.dim(); ++i) StrAppend(&got, i == 0 ? "" : ", ", x.size(i));
+  return got + ")";
+}
+
+// Floating point (N, shape[0], shape[1], shape[2]).
+bool HasShape(const torch::Tensor& x, const TapShape& shape) {
+  return x.defined() && x.dim() == 4 && shape.size() == 3 && x.size(1) == shape[0] && x.size(2) == shape[1] &&
+         x.size(3) == shape[2] && x.is_floating_point();
+}
+
+}  // namespace
+
+Status ZooNet::CheckTaps(const std::vector<std::string>& taps) const {
+  if (taps.empty())
+    return absl::InvalidArgumentError(StrCat("forward of ", arch_.spec().arch, ": no tap was asked for"));
   for (const std::string& tap : taps) {
     if (arch_.FindTap(tap) != nullptr) continue;
     std::vector<std::string> paths;
     for (const TapInfo& info : arch_.taps()) paths.push_back(info.path);
-    return absl::InvalidArgumentError(StrCat(spec.arch, " has no tap '", tap, "'", DidYouMean(tap, paths)));
+    return absl::InvalidArgumentError(StrCat(arch_.spec().arch, " has no tap '", tap, "'", DidYouMean(tap, paths)));
   }
-  const bool shape_ok = x.defined() && x.dim() == 4 && x.size(1) == spec.in_channels &&
-                        x.size(2) == spec.image_height && x.size(3) == spec.image_width;
-  if (!shape_ok || !x.is_floating_point()) {
-    std::string got = "nothing";
-    if (x.defined()) {
-      got = StrCat(c10::toString(x.scalar_type()), " (");
-      for (int64_t i = 0; i < x.dim(); ++i) StrAppend(&got, i == 0 ? "" : ", ", x.size(i));
-      got += ")";
-    }
-    return absl::InvalidArgumentError(StrCat("forward of ", spec.arch, ": input is ", got,
+  return OkStatus();
+}
+
+StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, const std::vector<std::string>& taps) {
+  const ModelSpec& spec = arch_.spec();
+  DISTILL_RETURN_IF_ERROR(CheckTaps(taps));
+  if (!HasShape(x, {spec.in_channels, spec.image_height, spec.image_width})) {
+    return absl::InvalidArgumentError(StrCat("forward of ", spec.arch, ": input is ", DescribeInput(x),
                                              ", must be floating point (N, ", spec.in_channels, ", ", spec.image_height,
                                              ", ", spec.image_width, ")"));
   }
@@ -202,6 +218,36 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
     return std::move(run.values);
   } catch (const std::exception& error) {
     return TorchStatus(error, StrCat("forward of ", spec.arch));
+  }
+}
+
+StatusOr<std::vector<torch::Tensor>> ZooNet::ForwardAfter(const std::string& start, const torch::Tensor& value,
+                                                          const std::vector<std::string>& taps) {
+  const std::string& name = arch_.spec().arch;
+  DISTILL_RETURN_IF_ERROR(CheckTaps(taps));
+  if (!arch_.CanStartAfter(start)) {
+    return absl::InvalidArgumentError(StrCat(name, " cannot start after '", start, "': it is no top-level module"));
+  }
+  const TapShape& shape = arch_.FindTap(start)->shape;
+  if (!HasShape(value, shape)) {
+    return absl::InvalidArgumentError(StrCat(name, " after '", start, "': the map is ", DescribeInput(value),
+                                             ", must be floating point (N, ", absl::StrJoin(shape, ", "), ")"));
+  }
+  for (const std::string& tap : taps) {
+    if (tap.empty() || arch_.TopLevelIndex(tap) > arch_.TopLevelIndex(start)) continue;
+    return absl::InvalidArgumentError(
+        StrCat(name, " after '", start, "': the tap '", tap, "' lies before it and does not run"));
+  }
+  try {
+    Run run(taps);
+    torch::Tensor x = value.clone();  // a ReLU may overwrite it
+    for (size_t i = arch_.TopLevelIndex(start) + 1; i < root_->children.size() && !run.Done(); ++i) {
+      x = run.Execute(root_->children[i], std::move(x));
+    }
+    if (!run.Done()) run.Capture("", x);
+    return std::move(run.values);
+  } catch (const std::exception& error) {
+    return TorchStatus(error, StrCat("forward of ", name, " after ", start));
   }
 }
 

@@ -29,6 +29,12 @@ class ZooNet : public torch::nn::Module {
   // kResourceExhausted: out of memory. kInternal: torch failed.
   StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps);
 
+  // The same, from the output of the top-level module `start` on, for which `value` (its shape, for N images) is taken;
+  // `start` and what comes before it do not run, and taps there cannot be asked for. kInvalidArgument also: `start` is
+  // no top-level module, or value has another shape.
+  StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
+                                                    const std::vector<std::string>& taps);
+
   // Convolutions: Kaiming normal (fan out, ReLU); batch norm: weight 1, bias 0; linear: torch's default uniform.
   // Depends on the seed alone, not on the global generator.
   void InitWeights(uint64_t seed);
@@ -41,6 +47,7 @@ class ZooNet : public torch::nn::Module {
  private:
   struct Node;
   struct Run;
+  Status CheckTaps(const std::vector<std::string>& taps) const;
   explicit ZooNet(Architecture arch);
   Architecture arch_;
   std::shared_ptr<Node> root_;  // shared only because Node is incomplete here

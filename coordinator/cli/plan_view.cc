@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
+#include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cli/units.h"
@@ -53,13 +54,48 @@ std::string KnobText(const v1::Knob& knob) {
   }
 }
 
-// "kd temperature=4"; the term's own name in front when it is not the type's.
+// True when the value is what a job file gets that does not name the knob.
+bool IsDefault(const v1::LossPlan& loss, const v1::Knob& knob) {
+  const LossSchema* schema = FindLossSchema(loss.type());
+  if (schema == nullptr) return false;
+  const StatusOr<Knobs> defaults = CompleteKnobs(*schema, {});
+  const auto found = defaults->find(knob.name());
+  if (found == defaults->end()) return false;
+  switch (knob.value_case()) {
+    case v1::Knob::kNumber:
+      return found->second == KnobValue(knob.number());
+    case v1::Knob::kFlag:
+      return found->second == KnobValue(knob.flag());
+    case v1::Knob::kText:
+      return found->second == KnobValue(knob.text());
+    default:
+      return false;
+  }
+}
+
+// "cwd temperature=1", with the knobs that differ from their defaults; the term's own name in front when it is not the
+// type's.
 std::string LossText(const v1::LossPlan& loss) {
   std::string text =
       loss.name() == loss.type() || loss.name().empty() ? loss.type() : StrCat(loss.name(), ": ", loss.type());
-  for (const v1::Knob& knob : loss.knobs()) StrAppend(&text, " ", KnobText(knob));
+  for (const v1::Knob& knob : loss.knobs()) {
+    if (!IsDefault(loss, knob)) StrAppend(&text, " ", KnobText(knob));
+  }
   if (!loss.adapter().empty() && loss.adapter() != "none") {
     StrAppend(&text, " ", loss.adapter(), " ", loss.student_channels(), "->", loss.teacher_channels());
+  }
+  return text;
+}
+
+// "2", "2 linear, warm-up 10%, until 80%"
+std::string WeightText(const v1::LossPlan& loss) {
+  std::string text = FormatNumber(loss.weight());
+  const v1::WeightSchedulePlan& schedule = loss.weight_schedule();
+  if (schedule.type() != "constant" && !schedule.type().empty()) StrAppend(&text, " ", schedule.type());
+  if (schedule.warmup() > 0) StrAppend(&text, ", warm-up ", FormatNumber(schedule.warmup() * 100), "%");
+  if (schedule.start() > 0) StrAppend(&text, ", from ", FormatNumber(schedule.start() * 100), "%");
+  if (schedule.stop() > 0 && schedule.stop() < 1) {
+    StrAppend(&text, ", until ", FormatNumber(schedule.stop() * 100), "%");
   }
   return text;
 }
@@ -76,7 +112,9 @@ std::string RateText(const v1::OptimizerPlan& optimizer, const v1::SchedulePlan&
 }
 
 std::string TrainsText(const v1::StagePlan& stage) {
-  return absl::StrJoin(stage.trainable_globs().empty() ? stage.trainable() : stage.trainable_globs(), ", ");
+  const std::string input =
+      stage.teacher_input().empty() ? "" : StrCat(" after the teacher's ", stage.teacher_input());
+  return absl::StrJoin(stage.trainable_globs().empty() ? stage.trainable() : stage.trainable_globs(), ", ") + input;
 }
 
 std::string TapText(const std::string& tap) { return tap.empty() ? "(output)" : tap; }
@@ -128,7 +166,7 @@ std::string RenderPlan(const v1::JobPlan& plan, const TextOptions& options) {
       if (j < stage.losses_size()) {
         const v1::LossPlan& loss = stage.losses(j);
         row[4].text = LossText(loss);
-        row[5].text = FormatNumber(loss.weight());
+        row[5].text = WeightText(loss);
         row[6].text = TapText(loss.student_tap());
         row[7].text = loss.needs_teacher() ? TapText(loss.teacher_tap()) : "-";
       }

@@ -72,9 +72,11 @@ std::vector<TeacherJob> JobsOf(const Worker& teacher, const ClusterState& state)
     const auto add = [&](const std::string& tap) {
       if (std::find(work.taps.begin(), work.taps.end(), tap) == work.taps.end()) work.taps.push_back(tap);
     };
-    for (const LossPlan& loss : job.plan->stages[job.current_stage()].losses) {
+    const StagePlan& stage = job.plan->stages[job.current_stage()];
+    for (const LossPlan& loss : stage.losses) {
       if (loss.needs_teacher && loss.weight != 0) add(loss.teacher_tap);
     }
+    if (!stage.teacher_input.empty()) add(stage.teacher_input);
     if (job.current_stage() == 0 && job.plan->evaluate_teacher) add("");
     jobs.push_back(std::move(work));
   }

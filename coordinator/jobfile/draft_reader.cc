@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
 #include "common/zoo/architecture.h"
 #include "coordinator/jobfile/presets.h"
@@ -93,7 +94,16 @@ void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* j
   cwd.Number("kd_temperature", kPositive, &job->cwd.kd_temperature);
   const SectionReader sskd(top.Find("sskd"), "sskd", JobSectionKeys("sskd"), problems);
   sskd.Choice("policy", SskdPolicies(), &job->sskd.policy);
-  sskd.Choice("adapter", {"auto", "none", "conv1x1"}, &job->sskd.adapter);
+  std::vector<std::string> adapters = {"auto"};
+  for (const std::string_view kind : AdapterKinds()) adapters.emplace_back(kind);
+  sskd.Choice("adapter", adapters, &job->sskd.adapter);
+  sskd.Choice("feature_loss", {"l2", "l1", "smooth_l1"}, &job->sskd.feature_loss);
+  sskd.Choice("reduction", {"mean", "sum_over_batch"}, &job->sskd.reduction);
+  sskd.Choice("tap_position", {"post_relu", "pre_relu"}, &job->sskd.tap_position);
+  sskd.Choice("frozen_bn", {"eval", "train"}, &job->sskd.frozen_bn);
+  sskd.Flag("restart_lr", &job->sskd.restart_lr);
+  sskd.Numbers("phase_shares", {.minimum = 0, .maximum = 1e6}, &job->sskd.phase_shares);
+  job->sskd.phase_shares_mark = sskd.Mark("phase_shares");
   const SectionReader finetune(sskd.Find("finetune"), "sskd.finetune", JobSectionKeys("sskd.finetune"), problems);
   job->sskd.finetune_lr = job->optimizer.lr / 10;
   finetune.Number("lr", kPositive, &job->sskd.finetune_lr);
@@ -162,6 +172,7 @@ void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* p
   section.Number("momentum", kShareBelowOne, &out->momentum);
   section.Number("weight_decay", {.minimum = 0}, &out->weight_decay);
   section.Flag("nesterov", &out->nesterov);
+  section.Number("clip_norm", {.minimum = 0}, &out->clip_norm);
   if (!section.present()) return;
   if (out->nesterov && out->type == "sgd" && out->momentum == 0) {
     section.Problem("nesterov", "needs a momentum above 0");

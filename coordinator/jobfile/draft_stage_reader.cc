@@ -72,12 +72,40 @@ void ReadTaps(const SectionReader& section, const LossSchema& schema, LossDraft*
     if (read && out->empty()) section.Problem(key, "must name a module; distillctl taps MODEL lists them");
     loss->broken = loss->broken || !read || out->empty();
   }
-  if (!section.Has("adapter")) return;
-  if (!section.Choice("adapter", {"auto", "none", "conv1x1"}, &loss->adapter)) loss->broken = true;
-  if (!schema.adapter_allowed && loss->adapter == "conv1x1") {
+  std::vector<std::string> adapters = {"auto"};
+  for (const std::string_view kind : AdapterKinds()) adapters.emplace_back(kind);
+  if (section.Has("adapter") && !section.Choice("adapter", adapters, &loss->adapter)) loss->broken = true;
+  const bool takes_adapter = schema.input == LossInput::kFeatures && schema.channels == ChannelRule::kAdapter;
+  if (!takes_adapter && loss->adapter != "auto" && loss->adapter != "none") {
     section.Problem("adapter", StrCat("the loss '", schema.type, "' takes no adapter"));
     loss->broken = true;
   }
+  if (!section.Has("tap_position")) return;
+  if (!section.Choice("tap_position", {"post_relu", "pre_relu"}, &loss->tap_position)) loss->broken = true;
+  if (schema.input != LossInput::kFeatures && loss->tap_position == "pre_relu") {
+    section.Problem("tap_position", StrCat("the loss '", schema.type, "' reads the network's output and takes no tap"));
+    loss->broken = true;
+  }
+}
+
+void ReadWeightSchedule(const YamlNodePtr& node, const std::string& path, Problems* problems, WeightSchedulePlan* out) {
+  const SectionReader section(node, path, JobSectionKeys("stages[].losses[].weight_schedule"), problems);
+  section.Choice("type", {"constant", "linear", "cosine"}, &out->type);
+  section.Number("warmup", {.minimum = 0, .maximum = 1}, &out->warmup);
+  section.Number("start", {.minimum = 0, .maximum = 1, .maximum_exclusive = true}, &out->start);
+  section.Number("stop", {.minimum = 0, .maximum = 1, .minimum_exclusive = true}, &out->stop);
+  if (section.present() && out->start >= out->stop) {
+    section.Problem(section.Has("stop") ? "stop" : "start",
+                    StrCat("the weight starts at ", out->start, " of the stage and stops at ", out->stop,
+                           "; start must be below stop"));
+  }
+}
+
+void ReadOwn(const YamlNodePtr& node, const std::string& path, Problems* problems, OwnParametersPlan* out) {
+  const SectionReader section(node, path, JobSectionKeys("stages[].losses[].own"), problems);
+  section.Number("lr_mult", {.minimum = 0, .maximum = 1e6}, &out->lr_mult);
+  section.Flag("constant_lr", &out->constant_lr);
+  section.Number("weight_decay", {.minimum = 0}, &out->weight_decay);
 }
 
 LossDraft ReadLoss(const YamlNodePtr& node, const std::string& path, Problems* problems) {
@@ -109,6 +137,8 @@ LossDraft ReadLoss(const YamlNodePtr& node, const std::string& path, Problems* p
     loss.broken = true;
   }
   section.Number("weight", {.minimum = 0, .maximum = 1e9}, &loss.weight);
+  ReadWeightSchedule(section.Find("weight_schedule"), path + ".weight_schedule", problems, &loss.weight_schedule);
+  ReadOwn(section.Find("own"), path + ".own", problems, &loss.own);
   ReadTaps(section, *schema, &loss);
   ReadKnobs(section, *schema, &loss);
   return loss;
@@ -153,6 +183,16 @@ StageDraft ReadStage(const YamlNodePtr& node, const std::string& path, const Job
   if (!stage.length.given()) problems->Add(node->mark, StrCat(path, ": give the stage's length as epochs or steps"));
   ReadOptimizer(section.Find("optimizer"), path + ".optimizer", problems, &stage.optimizer);
   ReadSchedule(section.Find("schedule"), path + ".schedule", problems, &stage.schedule);
+  section.Choice("frozen_bn", {"eval", "train"}, &stage.frozen_bn);
+  section.Text("teacher_input", &stage.teacher_input);
+  section.Text("student_input", &stage.student_input);
+  stage.input_mark = section.Mark(section.Has("teacher_input") ? "teacher_input" : "student_input");
+  if (stage.teacher_input.empty() != stage.student_input.empty()) {
+    problems->Add(stage.input_mark,
+                  StrCat(path,
+                         ": teacher_input and student_input belong together: the teacher's map at the one takes "
+                         "the place of the student's at the other"));
+  }
   ReadLosses(section, path, problems, &stage);
   return stage;
 }

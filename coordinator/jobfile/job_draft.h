@@ -27,8 +27,11 @@ struct LossDraft {
   double weight = 1;
   std::string student_tap;
   std::string teacher_tap;
-  std::string adapter = "auto";  // auto, none, conv1x1
-  Knobs knobs;                   // as given; defaults are filled in by the builder
+  std::string adapter = "auto";            // auto, or one of AdapterKinds()
+  std::string tap_position = "post_relu";  // pre_relu: the sums before the last ReLU of both taps
+  WeightSchedulePlan weight_schedule;
+  OwnParametersPlan own;
+  Knobs knobs;  // as given; defaults are filled in by the builder
   YamlMark mark;
   YamlMark name_mark;
   YamlMark student_mark;
@@ -45,8 +48,12 @@ struct StageDraft {
   OptimizerPlan optimizer;
   SchedulePlan schedule;
   std::vector<LossDraft> losses;
+  std::string frozen_bn = "eval";
+  std::string teacher_input;  // blockwise: the teacher's map at this tap ...
+  std::string student_input;  // ... takes the place of the student's at this one
   YamlMark mark;
   YamlMark name_mark;
+  YamlMark input_mark;
 };
 
 struct KdOptions {
@@ -62,6 +69,13 @@ struct CwdOptions {
 struct SskdOptions {
   std::string policy = "freeze_previous";
   std::string adapter = "auto";
+  std::string feature_loss = "l2";
+  std::string reduction = "mean";
+  std::string tap_position = "post_relu";
+  std::string frozen_bn = "eval";
+  bool restart_lr = true;
+  std::vector<double> phase_shares;  // of the budget, one per phase and the head; empty: equal
+  YamlMark phase_shares_mark;
   LengthDraft finetune;  // not given: off
   double finetune_lr = 0.01;
 };

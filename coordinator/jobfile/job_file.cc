@@ -100,6 +100,17 @@ void ExpandDraftPreset(const StageContext& context, Problems* problems, JobDraft
     }
     pairs = *std::move(paired);
   }
+  if (const std::vector<double>& shares = job->sskd.phase_shares; !shares.empty()) {
+    const bool all_zero = std::all_of(shares.begin(), shares.end(), [](double share) { return share == 0; });
+    if (shares.size() != pairs.pairs.size() + 1 || all_zero) {
+      problems->Add(job->sskd.phase_shares_mark,
+                    StrCat("sskd.phase_shares: has ", shares.size(), " values, needs ", pairs.pairs.size() + 1,
+                           ": one for each of the ", pairs.pairs.size(),
+                           " backbone phases and one for the head, not all "
+                           "of them 0"));
+      return;
+    }
+  }
   const std::optional<uint64_t> total = StepsOf(job->budget, *job, problems);
   std::optional<uint64_t> finetune = 0;
   if (job->sskd.finetune.given()) finetune = StepsOf(job->sskd.finetune, *job, problems);

@@ -17,14 +17,19 @@ constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};
 constexpr std::string_view kCwd[] = {"temperature", "weight", "kd_weight", "kd_temperature"};
-constexpr std::string_view kSskd[] = {"policy", "adapter", "finetune"};
+constexpr std::string_view kSskd[] = {"policy",    "adapter",    "feature_loss", "reduction", "tap_position",
+                                      "frozen_bn", "restart_lr", "phase_shares", "finetune"};
 constexpr std::string_view kFinetune[] = {"epochs", "steps", "lr"};
-constexpr std::string_view kOptimizer[] = {"type", "lr", "momentum", "weight_decay", "nesterov"};
+constexpr std::string_view kOptimizer[] = {"type", "lr", "momentum", "weight_decay", "nesterov", "clip_norm"};
 constexpr std::string_view kSchedule[] = {"type", "warmup", "milestones", "gamma"};
 constexpr std::string_view kCheckpoint[] = {"every"};
 constexpr std::string_view kEvaluate[] = {"every", "teacher"};
-constexpr std::string_view kStage[] = {"name", "trainable", "epochs", "steps", "optimizer", "schedule", "losses"};
-constexpr std::string_view kLoss[] = {"type", "name", "weight", "student", "teacher", "adapter"};
+constexpr std::string_view kStage[] = {"name",     "trainable", "epochs",        "steps",         "optimizer",
+                                       "schedule", "frozen_bn", "teacher_input", "student_input", "losses"};
+constexpr std::string_view kLoss[] = {"type",    "name",         "weight",          "student", "teacher",
+                                      "adapter", "tap_position", "weight_schedule", "own"};
+constexpr std::string_view kWeightSchedule[] = {"type", "warmup", "start", "stop"};
+constexpr std::string_view kOwn[] = {"lr_mult", "constant_lr", "weight_decay"};
 
 constexpr JobSection kSections[] = {
     {"", kTop},
@@ -42,6 +47,8 @@ constexpr JobSection kSections[] = {
     {"evaluate", kEvaluate},
     {"stages[]", kStage},
     {"stages[].losses[]", kLoss},
+    {"stages[].losses[].weight_schedule", kWeightSchedule},
+    {"stages[].losses[].own", kOwn},
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
+#include "common/plan/loss_shapes.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/text_checks.h"
 
@@ -25,35 +26,22 @@ const ServedTap* FindMap(const ModelTaps& taps, const std::string& path, std::st
   return tap;
 }
 
-// Fills channels and adapter of a feature loss from both taps. False when a problem was added.
-bool MatchMaps(const LossDraft& draft, const LossSchema& schema, const ServedTap& student, const ServedTap& teacher,
-               const std::string& where, Problems* problems, LossPlan* loss) {
-  const auto describe = [&] {
-    return StrCat("student '", student.path, "' ", DescribeShape(student.shape), " and teacher '", teacher.path, "' ",
-                  DescribeShape(teacher.shape));
-  };
-  loss->student_channels = student.shape[0];
-  loss->teacher_channels = teacher.shape[0];
-  if (student.shape[1] != teacher.shape[1] || student.shape[2] != teacher.shape[2]) {
-    problems->Add(draft.student_mark,
-                  StrCat(where, ": ", describe(), " differ in height or width; choose taps of the same size"));
-    return false;
+// The sum before the last ReLU at or below a tap: "layer2" -> "layer2.1.add". Null with a problem when there is none.
+const ServedTap* BeforeRelu(const ModelTaps& taps, const ServedTap& tap, std::string_view owner, const YamlMark& mark,
+                            const std::string& where, Problems* problems) {
+  const ServedTap* last = nullptr;
+  for (const ServedTap& one : taps.taps) {
+    const bool add = one.path.ends_with(".add");
+    if (add && (one.path == tap.path || IsUnder(one.path, tap.path)) && one.shape == tap.shape) last = &one;
   }
-  const bool differ = loss->student_channels != loss->teacher_channels;
-  loss->adapter =
-      draft.adapter == "conv1x1" || (draft.adapter == "auto" && differ && schema.adapter_allowed) ? "conv1x1" : "none";
-  if (differ && loss->adapter == "none") {
-    problems->Add(draft.adapter_mark,
-                  StrCat(where, ": ", describe(), " differ in channels; ",
-                         schema.adapter_allowed ? "set adapter: conv1x1 (or auto)" : "this loss takes no adapter"));
-    return false;
+  if (last == nullptr) {
+    problems->Add(mark, StrCat(where, ": the ", owner, "'s tap '", tap.path,
+                               "' has no sum before a ReLU; leave tap_position out, or name another tap"));
   }
-  if (draft.type == "cwd" && uint64_t{student.shape[1]} * student.shape[2] == 1) {
-    problems->Warn(draft.student_mark,
-                   StrCat(where, ": '", student.path, "' has a single position, over which cwd is always 0"));
-  }
-  return true;
+  return last;
 }
+
+MapShape ShapeOf(const ServedTap& tap) { return {tap.shape[0], {tap.shape[1], tap.shape[2]}}; }
 
 }  // namespace
 
@@ -65,8 +53,11 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
   loss.name = draft.name;
   loss.type = draft.type;
   loss.weight = draft.weight;
+  loss.weight_schedule = draft.weight_schedule;
+  loss.own = draft.own;
   loss.student_tap = draft.student_tap;
   loss.teacher_tap = draft.teacher_tap;
+  loss.adapter = "none";
   loss.needs_teacher = schema->input != LossInput::kLabels;
   StatusOr<Knobs> knobs = CompleteKnobs(*schema, draft.knobs);
   if (!knobs.ok()) {
@@ -96,7 +87,26 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
                                                             : FindMap(*context.teacher, draft.teacher_tap, "teacher",
                                                                       draft.teacher_mark, where, problems);
   if (student_tap == nullptr || teacher_tap == nullptr) return std::nullopt;
-  if (!MatchMaps(draft, *schema, *student_tap, *teacher_tap, where, problems, &loss)) return std::nullopt;
+  if (draft.tap_position == "pre_relu") {
+    student_tap = BeforeRelu(student, *student_tap, "student", draft.student_mark, where, problems);
+    teacher_tap = BeforeRelu(*context.teacher, *teacher_tap, "teacher", draft.teacher_mark, where, problems);
+    if (student_tap == nullptr || teacher_tap == nullptr) return std::nullopt;
+    loss.student_tap = student_tap->path;
+    loss.teacher_tap = teacher_tap->path;
+  }
+  loss.adapter = draft.adapter;
+  std::vector<std::string> warnings;
+  const std::string taps = StrCat("student '", student_tap->path, "' ", DescribeShape(student_tap->shape),
+                                  " and teacher '", teacher_tap->path, "' ", DescribeShape(teacher_tap->shape));
+  if (const Status resolved = ResolveLoss(ShapeOf(*student_tap), ShapeOf(*teacher_tap), &loss, &warnings);
+      !resolved.ok()) {
+    problems->Add(draft.adapter == "none" ? draft.adapter_mark : draft.student_mark,
+                  StrCat(where, ": ", draft.type, " of ", taps, ": ", resolved.message()));
+    return std::nullopt;
+  }
+  for (const std::string& warning : warnings) {
+    problems->Warn(draft.student_mark, StrCat(where, ": ", draft.type, " of ", taps, ": ", warning));
+  }
   return loss;
 }
 

@@ -3,15 +3,19 @@
 //
 //   scratch  one stage, cross-entropy on labels, no teacher: the baseline.
 //   kd       one stage, (1 - w) cross-entropy + w soft targets [Hinton et al. 2015].
-//   cwd      one stage, cross-entropy + channel-wise distillation at all paired stage ends [Shu et al. 2021] (+
-//   optional kd). sskd     stage by stage [Gao et al. 2018]: one backbone stage per pair with the L2 feature loss and
-//   no label, then the head alone with
-//            cross-entropy and no teacher; the budget is split equally. Policies say what trains in backbone phase k:
+//   cwd      one stage, cross-entropy + channel-wise distillation at all paired stage ends [Shu et al. 2021], +
+//   optional
+//            kd.
+//   sskd     stage by stage [Gao et al. 2018]: backbone phases with a feature loss and no label, then the head alone
+//   with
+//            cross-entropy and no teacher. Policies say what trains in backbone phase k:
 //              freeze_previous  stage k alone                     loss of pair k
 //              cumulative_last  stages 1..k                       loss of pair k
 //              cumulative_sum   stages 1..k                       losses of pairs 1..k
-//              joint            all stages at once, one phase     losses of all pairs; gets the budget of all backbone
-//              phases
+//              joint            all stages at once, one phase     losses of all pairs; the budget of all backbone
+//              phases blockwise        stage k alone                     loss of pair k, the stage's input being the
+//              teacher's
+//                                                                 map of pair k-1
 //            An optional stage `finetune` trains everything with cross-entropy at a small rate; it is not part of the
 //            method.
 #ifndef DISTILL_COORDINATOR_JOBFILE_PRESETS_H_
@@ -33,7 +37,8 @@ bool PresetNeedsTeacher(const std::string& preset);
 bool PresetNeedsPairs(const std::string& preset);
 
 // The preset's stages. `total_steps`: the budget in optimizer steps; `finetune_steps`: 0 for none.
-// `pairs` is read only when PresetNeedsPairs. REQUIRES: job.preset is one of PresetNames().
+// `pairs` is read only when PresetNeedsPairs. REQUIRES: job.preset is one of PresetNames(); phase_shares are empty or
+// one per pair and one for the head, not all 0.
 std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps,
                                      uint64_t finetune_steps);
 

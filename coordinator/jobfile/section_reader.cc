@@ -195,7 +195,8 @@ bool SectionReader::Texts(std::string_view key, std::vector<std::string>* out, s
   std::vector<YamlMark> places;
   for (size_t i = 0; i < items.size(); ++i) {
     std::string text;
-    if (!TextAt(*items[i], node->kind == YamlNode::Kind::kSequence ? StrCat(Name(key), "[", i, "]") : Name(key), &text)) {
+    if (!TextAt(*items[i], node->kind == YamlNode::Kind::kSequence ? StrCat(Name(key), "[", i, "]") : Name(key),
+                &text)) {
       return false;
     }
     texts.push_back(std::move(text));

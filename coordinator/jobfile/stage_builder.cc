@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 
+#include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/loss_builder.h"
@@ -76,6 +77,43 @@ void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architect
   }
 }
 
+// The two maps that stand for each other in a blockwise stage, and that everything else comes after them.
+void CheckInput(const StageDraft& draft, const StagePlan& stage, const StageContext& context, const std::string& where,
+                Problems* problems) {
+  const Architecture& arch = *context.student;
+  if (stage.student_input.empty()) return;
+  const ModelTaps student = TapsOf(arch);
+  const ServedTap* to = student.Find(stage.student_input);
+  if (to == nullptr || !arch.CanStartAfter(stage.student_input)) {
+    problems->Add(draft.input_mark,
+                  StrCat(where, ": student_input '", stage.student_input,
+                         to == nullptr ? "' is no tap of the student" : "' lies inside a block",
+                         DidYouMean(stage.student_input, arch.stages()), "; name the end of a stage"));
+    return;
+  }
+  if (context.teacher == nullptr) return;
+  const ServedTap* from = context.teacher->Find(stage.teacher_input);
+  if (from == nullptr) {
+    problems->Add(draft.input_mark,
+                  StrCat(where, ": the teacher has no tap '", stage.teacher_input, "'",
+                         DidYouMean(stage.teacher_input, context.teacher->Paths()), "; distillctl taps lists them"));
+    return;
+  }
+  if (from->shape != to->shape) {
+    problems->Add(draft.input_mark,
+                  StrCat(where, ": the teacher's '", from->path, "' ", DescribeShape(from->shape),
+                         " cannot take the place of the student's '", to->path, "' ", DescribeShape(to->shape),
+                         "; blockwise stages need student and teacher of equal width"));
+  }
+  for (const std::string& module : stage.trainable) {
+    if (Position(arch, module) > Position(arch, stage.student_input)) continue;
+    problems->Add(draft.trainable_marks.empty() ? draft.mark : draft.trainable_marks.front(),
+                  StrCat(where, ": '", module, "' trains, but it does not run: the stage starts after '",
+                         stage.student_input, "'"));
+    return;
+  }
+}
+
 std::vector<std::string> ExpandTrainable(const StageDraft& draft, const Architecture& arch, const std::string& where,
                                          Problems* problems) {
   bool ok = true;
@@ -111,6 +149,9 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   stage.optimizer = draft.optimizer;
   stage.schedule = draft.schedule;
   stage.trainable_globs = draft.trainable;
+  stage.frozen_bn = draft.frozen_bn;
+  stage.teacher_input = draft.teacher_input;
+  stage.student_input = draft.student_input;
   stage.trainable = ExpandTrainable(draft, arch, where, problems);
   if (const std::optional<uint64_t> steps = StepsOf(draft.length, job, problems)) {
     stage.steps = *steps;
@@ -130,7 +171,7 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   for (const LossPlan& loss : stage.losses) {
     if (loss.weight == 0) continue;
     stage.needs_teacher = stage.needs_teacher || loss.needs_teacher;
-    stage.uses_labels = stage.uses_labels || FindLossSchema(loss.type)->input == LossInput::kLabels;
+    stage.uses_labels = stage.uses_labels || FindLossSchema(loss.type)->uses_labels;
     if (deepest == nullptr || Position(arch, loss.student_tap) > Position(arch, deepest->student_tap)) deepest = &loss;
   }
   if (!complete || stage.trainable.empty() || draft.losses.empty()) return stage;  // reported already
@@ -139,6 +180,14 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
     return stage;
   }
   stage.student_until = deepest->student_tap;
+  if (!stage.teacher_input.empty()) {
+    if (!context.has_teacher) {
+      problems->Add(draft.input_mark, StrCat(where, ": teacher_input needs a teacher; name one: teacher: MODEL"));
+      return stage;
+    }
+    stage.needs_teacher = true;
+    CheckInput(draft, stage, context, where, problems);
+  }
   CheckReach(draft, stage, arch, where, problems);
   return stage;
 }

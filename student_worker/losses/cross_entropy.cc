@@ -35,8 +35,8 @@ class CrossEntropyLoss : public Loss {
 
 }  // namespace
 
-std::unique_ptr<Loss> MakeCrossEntropy(const Knobs& knobs) {
-  return std::make_unique<CrossEntropyLoss>(NumberKnob(knobs, "label_smoothing"));
+LossOrStatus MakeCrossEntropy(const LossPlan& plan, uint64_t) {
+  return std::make_unique<CrossEntropyLoss>(NumberKnob(plan.knobs, "label_smoothing"));
 }
 
 }  // namespace distill::loss_internal

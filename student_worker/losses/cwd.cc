@@ -7,15 +7,21 @@
 // with two departures: log-softmax instead of softmax then log, which underflows to NaN; and C is the width of the map
 // that is compared, after the student's adapter, hence the teacher's.
 //
-// Knobs: temperature T > 0; scale_t2 (false: without T^2); reduction mean (1/(N*C)), sum_over_channels (1/N), sum (1);
+// Knobs: temperature T > 0, with `temperature_end` moving over the stage; scale_t2 (false: without T^2); reduction mean
+// (1/(N*C)), sum_over_channels (1/N), sum (1);
+// norm_axis
+//     spatial       softmax over positions, as above
+//     channel       softmax over channels at every position, rows r = (n, position): pixel-wise distillation; the mean
+//                   reduction divides by N*H*W, the sum over "channels" is one over positions
+//     channel_mean  no softmax: loss = mean over (n, c) of (mean over positions of s - of t)^2 (the authors' ablation)
 // divergence
 //     kl_t_s  KL(p || q), the paper's
 //     ce      H(p, q): the same gradient, but it does not go to 0
 //     kl_s_t  KL(q || p)
 //     js      Jensen-Shannon: (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2
 //     mse     sum over positions of (p - q)^2
-// The first two run through RowSoftmaxKl (closed-form gradient dS = T / (N*C) * (q - p)), the others through autograd.
-// A map of one position has p = q = 1: loss and gradient are 0.
+// The first two run through a fused kernel where there is one (row_softmax_kl.h; closed-form gradient
+// dS = T / (N*C) * (q - p)), the others through autograd. A map of one position has p = q = 1: loss and gradient are 0.
 #include <torch/torch.h>
 
 #include <cmath>
@@ -28,7 +34,8 @@ namespace distill::loss_internal {
 namespace {
 
 enum class Divergence { kTeacherToStudent, kCrossEntropy, kStudentToTeacher, kJensenShannon, kSquaredDifference };
-enum class Reduction { kMean, kSumOverChannels, kSum };
+enum class RowReduction { kMean, kSumOverChannels, kSum };
+enum class NormAxis { kSpatial, kChannel, kChannelMean };
 
 Divergence ParseDivergence(std::string_view text) {
   if (text == "ce") return Divergence::kCrossEntropy;
@@ -38,32 +45,58 @@ Divergence ParseDivergence(std::string_view text) {
   return Divergence::kTeacherToStudent;
 }
 
-Reduction ParseReduction(std::string_view text) {
-  if (text == "sum_over_channels") return Reduction::kSumOverChannels;
-  if (text == "sum") return Reduction::kSum;
-  return Reduction::kMean;
+RowReduction ParseRowReduction(std::string_view text) {
+  if (text == "sum_over_channels") return RowReduction::kSumOverChannels;
+  if (text == "sum") return RowReduction::kSum;
+  return RowReduction::kMean;
+}
+
+NormAxis ParseNormAxis(std::string_view text) {
+  if (text == "channel") return NormAxis::kChannel;
+  if (text == "channel_mean") return NormAxis::kChannelMean;
+  return NormAxis::kSpatial;
 }
 
 class CwdLoss : public Loss {
  public:
-  CwdLoss(double temperature, bool scale_t2, Divergence divergence, Reduction reduction)
-      : temperature_(temperature), scale_t2_(scale_t2), divergence_(divergence), reduction_(reduction) {}
+  explicit CwdLoss(const Knobs& knobs)
+      : matcher_(knobs),
+        temperature_(knobs),
+        scale_t2_(FlagKnob(knobs, "scale_t2")),
+        divergence_(ParseDivergence(TextKnob(knobs, "divergence"))),
+        reduction_(ParseRowReduction(TextKnob(knobs, "reduction"))),
+        norm_axis_(ParseNormAxis(TextKnob(knobs, "norm_axis"))) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
-    DISTILL_RETURN_IF_ERROR(CheckPair(inputs, 4));
-    const int64_t n = inputs.student.size(0), c = inputs.student.size(1);
-    // (N, C, H, W) -> (N*C, H*W). A copy for channels_last maps, a view otherwise.
-    const torch::Tensor s = ToComputeType(inputs.student, inputs.student).flatten(0, 1).flatten(1);
-    const torch::Tensor t = ToComputeType(inputs.teacher, inputs.student).detach().flatten(0, 1).flatten(1);
-    double scale = scale_t2_ ? temperature_ * temperature_ : 1;
-    if (reduction_ == Reduction::kMean) scale /= static_cast<double>(std::max<int64_t>(n * c, 1));
-    if (reduction_ == Reduction::kSumOverChannels) scale /= static_cast<double>(std::max<int64_t>(n, 1));
-    if (divergence_ == Divergence::kTeacherToStudent) return RowSoftmaxKl(s, t, temperature_, scale);
-    if (divergence_ == Divergence::kCrossEntropy)
-      return RowSoftmaxKl(s, t, temperature_, scale, /*cross_entropy=*/true);
-
-    const torch::Tensor log_p = LogSoftmaxAtTemperature(t, temperature_);  // (N*C, H*W)
-    const torch::Tensor log_q = LogSoftmaxAtTemperature(s, temperature_);  // (N*C, H*W)
+    MapPair maps{inputs.student, inputs.teacher};
+    if (inputs.student.defined() && inputs.teacher.defined() && inputs.student.sizes() == inputs.teacher.sizes()) {
+      // As they are: the fused kernel reads half precision itself.
+      DISTILL_RETURN_IF_ERROR(CheckPair(inputs, 4));
+      maps.teacher = inputs.teacher.detach();
+    } else {
+      DISTILL_ASSIGN_OR_RETURN(maps, matcher_.Match(inputs));
+    }
+    DISTILL_RETURN_IF_ERROR(CheckPair({maps.student, maps.teacher, {}}, 4));
+    if (norm_axis_ == NormAxis::kChannelMean) return OfMeans(maps);
+    if (norm_axis_ == NormAxis::kChannel) {
+      // Positions become channels and channels positions.
+      maps.student = maps.student.flatten(2).transpose(1, 2).unsqueeze(2);  // (N, H*W, 1, C)
+      maps.teacher = maps.teacher.flatten(2).transpose(1, 2).unsqueeze(2);
+    }
+    const int64_t n = maps.student.size(0), c = maps.student.size(1);
+    const double temperature = temperature_.At(inputs.progress);
+    double scale = scale_t2_ ? temperature * temperature : 1;
+    if (reduction_ == RowReduction::kMean) scale /= static_cast<double>(std::max<int64_t>(n * c, 1));
+    if (reduction_ == RowReduction::kSumOverChannels) scale /= static_cast<double>(std::max<int64_t>(n, 1));
+    if (divergence_ == Divergence::kTeacherToStudent || divergence_ == Divergence::kCrossEntropy) {
+      return MapSoftmaxKl(maps.student, maps.teacher, temperature, scale, divergence_ == Divergence::kCrossEntropy);
+    }
+    // (N, C, H, W) -> (N*C, H*W)
+    const auto rows = [&](const torch::Tensor& map) {
+      return ToComputeType(map, inputs.student).flatten(0, 1).flatten(1);
+    };
+    const torch::Tensor log_p = LogSoftmaxAtTemperature(rows(maps.teacher), temperature);  // (N*C, H*W)
+    const torch::Tensor log_q = LogSoftmaxAtTemperature(rows(maps.student), temperature);  // (N*C, H*W)
     switch (divergence_) {
       case Divergence::kStudentToTeacher:
         return scale * (log_q.exp() * (log_q - log_p)).sum();
@@ -77,18 +110,24 @@ class CwdLoss : public Loss {
   }
 
  private:
-  const double temperature_;
+  torch::Tensor OfMeans(const MapPair& maps) const {
+    const torch::Tensor s = ToComputeType(maps.student, maps.student).mean({2, 3});  // (N, C)
+    const torch::Tensor t = ToComputeType(maps.teacher, maps.student).mean({2, 3});
+    const torch::Tensor squares = (s - t).square();
+    if (reduction_ == RowReduction::kSum || squares.numel() == 0) return squares.sum();
+    return reduction_ == RowReduction::kMean ? squares.mean() : squares.sum() / static_cast<double>(s.size(0));
+  }
+
+  const SpatialMatcher matcher_;
+  const TemperatureSchedule temperature_;
   const bool scale_t2_;
   const Divergence divergence_;
-  const Reduction reduction_;
+  const RowReduction reduction_;
+  const NormAxis norm_axis_;
 };
 
 }  // namespace
 
-std::unique_ptr<Loss> MakeCwd(const Knobs& knobs) {
-  return std::make_unique<CwdLoss>(NumberKnob(knobs, "temperature"), FlagKnob(knobs, "scale_t2"),
-                                   ParseDivergence(TextKnob(knobs, "divergence")),
-                                   ParseReduction(TextKnob(knobs, "reduction")));
-}
+LossOrStatus MakeCwd(const LossPlan& plan, uint64_t) { return std::make_unique<CwdLoss>(plan.knobs); }
 
 }  // namespace distill::loss_internal

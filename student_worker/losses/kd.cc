@@ -1,6 +1,7 @@
 // Knowledge distillation on logits [Hinton, Vinyals, Dean 2015], mean over the batch:
 //     loss = T^2 / N * sum over n of KL(softmax(t_n / T) || softmax(s_n / T))
-// T^2 keeps the gradient's size when T changes, as the paper advises. T is the knob `temperature`.
+// T^2 keeps the gradient's size when T changes, as the paper advises. T is the knob `temperature`; with
+// `temperature_end` it moves over the stage.
 #include <torch/torch.h>
 
 #include "common/plan/loss_schema.h"
@@ -12,21 +13,22 @@ namespace {
 
 class KdLoss : public Loss {
  public:
-  explicit KdLoss(double temperature) : temperature_(temperature) {}
+  explicit KdLoss(const Knobs& knobs) : temperature_(knobs) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
     DISTILL_RETURN_IF_ERROR(CheckPair(inputs, 2));
     const int64_t n = std::max<int64_t>(inputs.student.size(0), 1);
+    const double temperature = temperature_.At(inputs.progress);
     return RowSoftmaxKl(ToComputeType(inputs.student, inputs.student), ToComputeType(inputs.teacher, inputs.student),
-                        temperature_, temperature_ * temperature_ / static_cast<double>(n));
+                        temperature, temperature * temperature / static_cast<double>(n));
   }
 
  private:
-  const double temperature_;
+  const TemperatureSchedule temperature_;
 };
 
 }  // namespace
 
-std::unique_ptr<Loss> MakeKd(const Knobs& knobs) { return std::make_unique<KdLoss>(NumberKnob(knobs, "temperature")); }
+LossOrStatus MakeKd(const LossPlan& plan, uint64_t) { return std::make_unique<KdLoss>(plan.knobs); }
 
 }  // namespace distill::loss_internal

@@ -7,50 +7,24 @@
 #include "student_worker/losses/loss_internal.h"
 
 namespace distill {
-namespace loss_internal {
 
-std::string ShapeText(const torch::Tensor& tensor) {
-  if (!tensor.defined()) return "none";
-  return StrCat("[", absl::StrJoin(tensor.sizes().vec(), ", "), "]");
-}
-
-Status CheckPair(const LossInputs& inputs, int64_t rank) {
-  if (!inputs.student.defined() || !inputs.teacher.defined()) {
-    return absl::InvalidArgumentError(StrCat("the loss compares two tensors, but the student's is ",
-                                             ShapeText(inputs.student), " and the teacher's is ",
-                                             ShapeText(inputs.teacher)));
-  }
-  if (inputs.student.dim() != rank || inputs.teacher.dim() != rank ||
-      inputs.student.sizes() != inputs.teacher.sizes()) {
-    return absl::InvalidArgumentError(StrCat(
-        "student ", ShapeText(inputs.student), " and teacher ", ShapeText(inputs.teacher), " must be equal shapes of ",
-        rank,
-        " axes; choose taps of equal height and width, and set `adapter: conv1x1` where only the channels differ"));
-  }
-  if (!inputs.student.is_floating_point() || !inputs.teacher.is_floating_point()) {
-    return absl::InvalidArgumentError("student and teacher tensors must be floating point");
-  }
-  if (inputs.student.device() != inputs.teacher.device()) {
-    return absl::InvalidArgumentError(
-        StrCat("student is on ", inputs.student.device().str(), ", teacher on ", inputs.teacher.device().str()));
-  }
-  return OkStatus();
-}
-
-torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student) {
-  return tensor.to(student.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
-}
-
-}  // namespace loss_internal
-
-StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan) {
+StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan, uint64_t seed) {
   const LossSchema* schema = FindLossSchema(plan.type);
-  using Maker = std::unique_ptr<Loss> (*)(const Knobs&);
+  using Maker = loss_internal::LossOrStatus (*)(const LossPlan&, uint64_t);
   static constexpr std::pair<std::string_view, Maker> kMakers[] = {
+      {"at", loss_internal::MakeAt},
+      {"channel_transform", loss_internal::MakeChannelTransform},
       {"cross_entropy", loss_internal::MakeCrossEntropy},
-      {"kd", loss_internal::MakeKd},
-      {"l2", loss_internal::MakeL2},
       {"cwd", loss_internal::MakeCwd},
+      {"dkd", loss_internal::MakeDkd},
+      {"kd", loss_internal::MakeKd},
+      {"l1", loss_internal::MakeL1},
+      {"l2", loss_internal::MakeL2},
+      {"mgd", loss_internal::MakeMgd},
+      {"pixel_kd", loss_internal::MakePixelKd},
+      {"smooth_l1", loss_internal::MakeSmoothL1},
+      {"sp", loss_internal::MakeSp},
+      {"tat", loss_internal::MakeTat},
   };
   std::vector<std::string> names;
   for (const auto& [type, maker] : kMakers) {
@@ -58,7 +32,11 @@ StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan) {
     if (schema == nullptr || type != plan.type) continue;
     auto knobs = CompleteKnobs(*schema, plan.knobs);
     if (!knobs.ok()) return Annotate(knobs.status(), StrCat("loss '", plan.name, "'"));
-    return maker(*knobs);
+    LossPlan completed = plan;
+    completed.knobs = *std::move(knobs);
+    auto loss = maker(completed, seed);
+    if (!loss.ok()) return Annotate(loss.status(), StrCat("loss '", plan.name, "'"));
+    return loss;
   }
   return absl::InvalidArgumentError(StrCat("loss '", plan.name, "' has the unknown type '", plan.type, "'",
                                            DidYouMean(plan.type, names), "; this student knows ",

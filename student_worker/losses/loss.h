@@ -1,17 +1,20 @@
 // A term of a stage's objective: what the student's tensor is compared with, and how.
 //
-// One file per loss: cross_entropy.cc, kd.cc, l2.cc, cwd.cc. Which losses exist and which knobs they have is said once,
-// in common/plan/loss_schema.h; MakeLoss builds from a plan whose knobs that schema has completed.
+// One file per loss, named as its type. Which losses exist and which knobs they have is said once, in
+// common/plan/loss_schema.h; MakeLoss builds from a plan whose knobs that schema has completed.
 //
 // All arithmetic is float32 (float64 when the student's tensor is float64, for checks by finite differences);
-// half-precision inputs are converted first. The teacher's tensor is detached: gradient flows to the student only.
+// half-precision inputs are converted first, or read as they are by a fused kernel that computes in float32. The
+// teacher's tensor is detached: gradient flows to the student and the loss's own parameters only.
 #ifndef DISTILL_STUDENT_WORKER_LOSSES_LOSS_H_
 #define DISTILL_STUDENT_WORKER_LOSSES_LOSS_H_
 
+#include <torch/nn/module.h>
 #include <torch/types.h>
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "common/plan/plan.h"
 #include "common/status.h"
@@ -20,23 +23,36 @@ namespace distill {
 
 struct LossInputs {
   torch::Tensor student;  // logits [N, K] or a map [N, C, H, W] (after its adapter), floating point
-  torch::Tensor teacher;  // the same shape; undefined for losses that read no teacher
+  torch::Tensor teacher;  // what it is compared with; undefined for losses that read no teacher
   torch::Tensor labels;   // int64 [N], classes in [0, K); undefined for losses that read none
+  double progress = 0;    // share of the stage's steps that are done, in [0, 1): for knobs with a schedule
+  uint64_t draw = 0;      // differs between steps and ranks: seeds what a loss draws at random
 };
 
-// Immutable; any thread.
+// Immutable but for its parameters and the details of the last call; one thread at a time.
 class Loss {
  public:
   virtual ~Loss() = default;
-  // The unweighted term, a scalar of float32 (float64 for float64 students), differentiable in `student`. Not checked
-  // for NaN: that costs a device synchronisation and is done once for all terms (train/objective.h). kInvalidArgument:
-  // an input is missing, has the wrong rank, or the shapes differ; the message names both shapes. An empty batch (N =
-  // 0) gives 0 and keeps the graph, so that gradient synchronisation still runs.
+  // The unweighted term, a scalar of float32 (float64 for float64 students), differentiable in `student` and in the
+  // parameters of module(). Not checked for NaN: that costs a device synchronisation and is done once for all terms
+  // (train/objective.h). kInvalidArgument: an input is missing, has the wrong rank, or the shapes do not fit; the
+  // message names both shapes. An empty batch (N = 0) gives 0 and keeps the graph, so that gradient synchronisation
+  // still runs.
   virtual StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const = 0;
+
+  // The layers that train with the student and are dropped after the stage; null when the loss has none.
+  virtual torch::nn::Module* module() const { return nullptr; }
+
+  // Numbers beside the term that tell whether it works, such as the entropy of an attention: their names, and scalars
+  // of the last Compute in the same order.
+  virtual std::vector<std::string> detail_names() const { return {}; }
+  virtual std::vector<torch::Tensor> details() const { return {}; }
 };
 
-// kInvalidArgument: unknown type (with the nearest), bad knobs. Missing knobs take their defaults.
-StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan);
+// `seed`: for the initial values of the loss's own parameters. kInvalidArgument: unknown type (with the nearest), bad
+// knobs, or channels of 0 where layers need them. Missing knobs take their defaults; knobs may not be "auto"
+// (common/plan/loss_shapes.h).
+StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan, uint64_t seed = 0);
 
 }  // namespace distill
 

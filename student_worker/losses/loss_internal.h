@@ -2,24 +2,80 @@
 #ifndef DISTILL_STUDENT_WORKER_LOSSES_LOSS_INTERNAL_H_
 #define DISTILL_STUDENT_WORKER_LOSSES_LOSS_INTERNAL_H_
 
+#include <string_view>
+
+#include "common/plan/loss_shapes.h"
 #include "student_worker/losses/loss.h"
 
 namespace distill::loss_internal {
 
-// REQUIRES (all four): `knobs` completed by CompleteKnobs for the loss's schema.
-std::unique_ptr<Loss> MakeCrossEntropy(const Knobs& knobs);
-std::unique_ptr<Loss> MakeKd(const Knobs& knobs);
-std::unique_ptr<Loss> MakeL2(const Knobs& knobs);
-std::unique_ptr<Loss> MakeCwd(const Knobs& knobs);
+// REQUIRES (all): plan.knobs completed by CompleteKnobs for the loss's schema, none of them "auto".
+using LossOrStatus = StatusOr<std::unique_ptr<Loss>>;
+LossOrStatus MakeAt(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeChannelTransform(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeCrossEntropy(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeCwd(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeDkd(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeKd(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeL1(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeL2(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeMgd(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakePixelKd(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeSmoothL1(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeSp(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeTat(const LossPlan& plan, uint64_t seed);
 
 // "[128, 16, 28, 28]", or "none" for an undefined tensor.
 std::string ShapeText(const torch::Tensor& tensor);
 
-// Both there, `rank` axes, equal shapes, floating point, same device.
+// Both there, `rank` axes, equal batch, floating point, same device.
+Status CheckInputs(const LossInputs& inputs, int64_t rank);
+// That, and equal shapes.
 Status CheckPair(const LossInputs& inputs, int64_t rank);
 
 // The dtype losses compute in: float64 stays, everything else becomes float32.
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student);
+
+// The two maps in the compute dtype, the teacher's detached.
+struct MapPair {
+  torch::Tensor student;  // [N, C, H, W]
+  torch::Tensor teacher;  // [N, C', H, W]
+};
+
+// The knobs spatial_mismatch and align_corners at work.
+class SpatialMatcher {
+ public:
+  // REQUIRES: both knobs are there.
+  explicit SpatialMatcher(const Knobs& knobs);
+  // Brings both maps to the same height and width, the student's with gradient. kInvalidArgument: they differ and
+  // nothing may be resized; or CheckInputs.
+  StatusOr<MapPair> Match(const LossInputs& inputs) const;
+  // As Match; sizes may differ afterwards.
+  StatusOr<MapPair> Resize(const LossInputs& inputs) const;
+
+ private:
+  torch::Tensor To(const torch::Tensor& map, MapSize size) const;
+
+  std::string mismatch_;
+  bool align_corners_;
+};
+
+// The knob `reduction`: mean over all elements, sum over each sample's elements and mean over samples, plain sum.
+// `elementwise`: the unreduced terms [N, ...]. An empty batch gives 0.
+enum class Reduction { kMean, kSumOverBatch, kSum };
+Reduction ParseReduction(std::string_view text);
+torch::Tensor Reduce(const torch::Tensor& elementwise, Reduction reduction);
+
+// The temperature at `progress` by the knobs temperature, temperature_end and temperature_schedule.
+class TemperatureSchedule {
+ public:
+  explicit TemperatureSchedule(const Knobs& knobs);
+  double At(double progress) const;
+
+ private:
+  double start_, end_;  // end_ 0: constant
+  bool cosine_;
+};
 
 }  // namespace distill::loss_internal
 

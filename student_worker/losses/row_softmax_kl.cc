@@ -1,15 +1,21 @@
 #include "student_worker/losses/row_softmax_kl.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/torch.h>
+
+#include "common/kernels/channel_kl.h"
 
 namespace distill {
 namespace {
 
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
 class RowSoftmaxKlFunction : public torch::autograd::Function<RowSoftmaxKlFunction> {
  public:
-  static torch::Tensor forward(torch::autograd::AutogradContext* context, const torch::Tensor& student,
-                               const torch::Tensor& teacher, double temperature, double scale, bool cross_entropy) {
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& student, const torch::Tensor& teacher,
+                               double temperature, double scale, bool cross_entropy) {
     const torch::Tensor log_p = LogSoftmaxAtTemperature(teacher, temperature);  // (R, L)
     const torch::Tensor log_q = LogSoftmaxAtTemperature(student, temperature);  // (R, L)
     const torch::Tensor p = log_p.exp();                                        // (R, L)
@@ -19,12 +25,74 @@ class RowSoftmaxKlFunction : public torch::autograd::Function<RowSoftmaxKlFuncti
     return total * scale;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 torch::autograd::variable_list grads) {
-    return {context->get_saved_variables()[0] * grads[0], torch::Tensor(), torch::Tensor(), torch::Tensor(),
-            torch::Tensor()};
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    return {context->get_saved_variables()[0] * grads[0], {}, {}, {}, {}};
   }
 };
+
+bool HasKernelType(const torch::Tensor& tensor, ElementType* type) {
+  switch (tensor.scalar_type()) {
+    case torch::kFloat32:
+      *type = ElementType::kFloat32;
+      return true;
+    case torch::kBFloat16:
+      *type = ElementType::kBfloat16;
+      return true;
+    case torch::kFloat16:
+      *type = ElementType::kFloat16;
+      return true;
+    default:
+      return false;
+  }
+}
+
+void ParallelForOfTorch(int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) {
+  at::parallel_for(begin, end, grain, body);
+}
+
+// On maps [N, C, H, W] that both lie in memory as `format` says.
+class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& student, const torch::Tensor& teacher,
+                               double temperature, double scale, bool cross_entropy, bool channels_last) {
+    ChannelKlMaps maps;
+    maps.n = student.size(0);
+    maps.c = student.size(1);
+    maps.hw = student.size(2) * student.size(3);
+    maps.layout = channels_last ? MapLayout::kChannelsLast : MapLayout::kChannelsFirst;
+    maps.student = student.const_data_ptr();
+    maps.teacher = teacher.const_data_ptr();
+    HasKernelType(student, &maps.student_type);
+    HasKernelType(teacher, &maps.teacher_type);
+    ChannelKlOptions options;
+    options.temperature = temperature;
+    options.divergence = cross_entropy ? Divergence::kCrossEntropy : Divergence::kTeacherStudent;
+    options.reduction = MapReduction::kSum;
+    options.scale_t2 = false;
+    options.weight = scale;
+    const torch::Tensor gradient = torch::empty_like(student);
+    ChannelKlOutput output;
+    output.gradient = gradient.data_ptr();
+    output.gradient_type = maps.student_type;
+    const StatusOr<ChannelKlResult> result = ChannelKl(maps, options, output, ParallelForOfTorch);
+    TORCH_CHECK(result.ok(), result.status().ToString());
+    context->save_for_backward({gradient});
+    return torch::scalar_tensor(result->loss, torch::kFloat32);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const torch::Tensor gradient = context->get_saved_variables()[0];
+    return {gradient * grads[0].to(gradient.scalar_type()), {}, {}, {}, {}, {}};
+  }
+};
+
+bool FusedApplies(const torch::Tensor& student, const torch::Tensor& teacher, double temperature) {
+  ElementType type;
+  return student.is_cpu() && teacher.is_cpu() && HasKernelType(student, &type) && HasKernelType(teacher, &type) &&
+         temperature >= 1e-6 && temperature <= 1e6;
+}
+
+torch::Tensor Single(const torch::Tensor& x) { return x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32); }
 
 }  // namespace
 
@@ -35,7 +103,26 @@ torch::Tensor LogSoftmaxAtTemperature(const torch::Tensor& rows, double temperat
 
 torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
                            bool cross_entropy) {
-  return RowSoftmaxKlFunction::apply(student, teacher.detach(), temperature, scale, cross_entropy);
+  if (FusedApplies(student, teacher, temperature)) {
+    // A row is the map of a sample with one channel.
+    return MapSoftmaxKl(student.unsqueeze(1).unsqueeze(1), teacher.unsqueeze(1).unsqueeze(1), temperature, scale,
+                        cross_entropy);
+  }
+  return RowSoftmaxKlFunction::apply(Single(student), teacher.detach().to(Single(student).scalar_type()), temperature,
+                                     scale, cross_entropy);
+}
+
+torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
+                           bool cross_entropy) {
+  if (!FusedApplies(student, teacher, temperature)) {
+    return RowSoftmaxKl(student.flatten(0, 1).flatten(1), teacher.flatten(0, 1).flatten(1), temperature, scale,
+                        cross_entropy);
+  }
+  const auto last = torch::MemoryFormat::ChannelsLast;
+  const bool channels_last = !student.is_contiguous() && student.is_contiguous(last);
+  const auto format = channels_last ? last : torch::MemoryFormat::Contiguous;
+  return FusedMapKlFunction::apply(student.contiguous(format), teacher.detach().contiguous(format), temperature, scale,
+                                   cross_entropy, channels_last);
 }
 
 }  // namespace distill

@@ -5,8 +5,9 @@
 //     loss           = scale * sum over r of KL(p_r || q_r)
 //     d loss / d s_r = scale / T * (q_r - p_r)
 // The value and the gradient are computed together, because p and q are at hand then; backward only multiplies by the
-// incoming scalar. A faster implementation (a fused kernel that reads each row once) replaces RowSoftmaxKl's body and
-// nothing else.
+// incoming scalar. On the CPU, tensors of at most 32 bits go through the fused kernel of common/kernels/channel_kl.h,
+// which reads each row once and keeps its accuracy where p and q nearly agree; others (float64 for checks, GPUs)
+// through torch's operators.
 //
 // Rows are shifted by their maximum before the division by T, so a constant added to a row, of any size, changes
 // nothing but the rounding of the inputs themselves. Everything is log-softmax: no probability is ever divided or put
@@ -21,10 +22,15 @@ namespace distill {
 // log softmax(rows / T) over the last axis. rows: float32 or float64, temperature > 0.
 torch::Tensor LogSoftmaxAtTemperature(const torch::Tensor& rows, double temperature);
 
-// student, teacher: [R, L], equal dtype float32 or float64, same device; the teacher gets no gradient. Returns a
-// scalar. Bitwise equal rows give exactly 0 and a gradient of exactly 0. With `cross_entropy` the teacher's entropy is
-// left in: scale * sum of H(p, q). Same gradient.
+// student, teacher: [R, L], floating point, same device; the teacher gets no gradient. Returns a scalar of float32
+// (float64 for a float64 student). Bitwise equal rows give exactly 0 and a gradient of exactly 0. With `cross_entropy`
+// the teacher's entropy is left in: scale * sum of H(p, q). Same gradient.
 torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
+                           bool cross_entropy = false);
+
+// The same with one row for each (n, c) of maps [N, C, H, W], over its H*W positions. Contiguous and channels_last maps
+// are read as they lie in memory.
+torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
                            bool cross_entropy = false);
 
 }  // namespace distill

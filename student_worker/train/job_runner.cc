@@ -8,6 +8,7 @@
 
 #include "common/cuda/cuda_runtime.h"
 #include "common/log.h"
+#include "common/metrics/process_metrics.h"
 #include "common/str_cat.h"
 #include "common/zoo/torch_log.h"
 #include "common/zoo/weights.h"
@@ -15,6 +16,7 @@
 #include "student_worker/train/artifacts.h"
 #include "student_worker/train/checkpoint_store.h"
 #include "student_worker/train/evaluate.h"
+#include "student_worker/train/objective.h"
 #include "student_worker/train/plan_digest.h"
 #include "student_worker/train/stage_runner.h"
 #include "student_worker/train/teacher_accuracy.h"
@@ -449,24 +451,33 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
   const bool trains_head = TrainsHead(net_->architecture(), stage);
   // Sums since the last report.
   uint64_t steps = 0;
+  double loss = 0;
   std::vector<double> terms(runner->names().size(), 0.0);
   std::vector<std::pair<std::string, double>> seconds = Parts({});
   auto last_report = Clock::now();
   Phase("training");
   for (uint64_t step = position_.step; step < stage.steps;) {
-    DISTILL_ASSIGN_OR_RETURN(const StepResult result, runner->Step(&source, step));
+    const StatusOr<StepResult> stepped = runner->Step(&source, step);
+    if (IsNotFinite(stepped.status())) environment_.metrics->CountNotFiniteLoss();
+    DISTILL_RETURN_IF_ERROR(stepped.status());
+    const StepResult& result = *stepped;
     if (result.stepped) {
       position_.step = ++step;
-      last_loss_ = result.loss;
-      ++steps;
-      const auto parts = Parts(result.seconds);
-      std::vector<std::pair<std::string, double>> named_terms;
-      for (size_t i = 0; i < terms.size(); ++i) {
-        terms[i] += result.terms[i];
-        named_terms.emplace_back(runner->names()[i], result.terms[i]);
+      if (result.skipped) {
+        environment_.metrics->CountSkippedStep();
+      } else {
+        last_loss_ = result.loss;
+        ++steps;
+        loss += result.loss;
+        const auto parts = Parts(result.seconds);
+        std::vector<std::pair<std::string, double>> named_terms;
+        for (size_t i = 0; i < terms.size(); ++i) {
+          terms[i] += result.terms[i];
+          named_terms.emplace_back(runner->names()[i], result.terms[i]);
+        }
+        for (size_t i = 0; i < parts.size(); ++i) seconds[i].second += parts[i].second;
+        environment_.metrics->ObserveStep(images_per_rank, result.loss, result.learning_rate, parts, named_terms);
       }
-      for (size_t i = 0; i < parts.size(); ++i) seconds[i].second += parts[i].second;
-      environment_.metrics->ObserveStep(images_per_rank, result.loss, result.learning_rate, parts, named_terms);
     }
     const bool stage_done = step == stage.steps;
     const bool report = plan_.log_every > 0 && step % plan_.log_every == 0;
@@ -478,17 +489,12 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       progress_.images_per_second = count * plan_.batch_size / std::max(1e-9, SecondsSince(last_report));
       progress_.terms.clear();
       progress_.step_seconds.clear();
-      for (double& term : terms) term /= count;
-      double loss = 0;
-      for (size_t i = 0, active = 0; i < stage.losses.size(); ++i) {
-        if (stage.losses[i].weight == 0) continue;
-        loss += stage.losses[i].weight * terms[active];
-        progress_.terms.push_back({stage.losses[i].name, terms[active++]});
-      }
-      progress_.loss = loss;
+      for (size_t i = 0; i < terms.size(); ++i) progress_.terms.push_back({runner->names()[i], terms[i] / count});
+      progress_.loss = loss / count;
       for (const auto& [part, total] : seconds) progress_.step_seconds.push_back({part, total / count});
       Phase("training");
       steps = 0;
+      loss = 0;
       std::fill(terms.begin(), terms.end(), 0.0);
       seconds = Parts({});
       last_report = Clock::now();
@@ -576,6 +582,7 @@ Status Job::WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner) 
     DISTILL_ASSIGN_OR_RETURN(const StoredCheckpoint stored, store_->Write(checkpoint));
     last_checkpoint_ = stored.path;
     last_digest_ = stored.digest;
+    MeasureFolder("work", environment_.work_dir, environment_.registry);
     return OkStatus();
   });
   if (leader()) {

@@ -30,16 +30,22 @@ StatusOr<LrSchedule> LrSchedule::Create(const SchedulePlan& plan, uint64_t steps
     if (!(plan.gamma > 0))
       return absl::InvalidArgumentError(StrCat("schedule gamma is ", plan.gamma, "; it must be > 0"));
   }
+  if (!(plan.begin >= 0 && plan.begin < plan.end && plan.end <= 1) && steps > 0) {
+    return absl::InvalidArgumentError(StrCat("schedule begin ", plan.begin, " and end ", plan.end,
+                                             "; they must ascend inside [0, 1]"));
+  }
   return LrSchedule(plan, steps);
 }
 
 LrSchedule::LrSchedule(SchedulePlan plan, uint64_t steps)
     : plan_(std::move(plan)),
-      steps_(std::max<uint64_t>(steps, 1)),
+      stage_steps_(std::max<uint64_t>(steps, 1)),
+      steps_(std::max<uint64_t>(stage_steps_, std::llround(static_cast<double>(steps) / (plan_.end - plan_.begin)))),
+      offset_(std::min<uint64_t>(std::llround(plan_.begin * static_cast<double>(steps_)), steps_ - stage_steps_)),
       warmup_steps_(std::min<uint64_t>(std::llround(plan_.warmup * static_cast<double>(steps_)), steps_ - 1)) {}
 
 double LrSchedule::Factor(uint64_t step) const {
-  step = std::min(step, steps_ - 1);
+  step = offset_ + std::min(step, stage_steps_ - 1);
   double factor = 1;
   if (step < warmup_steps_) {
     factor = static_cast<double>(step + 1) / static_cast<double>(warmup_steps_ + 1);

@@ -18,20 +18,21 @@ class LrSchedule {
   // ascending in (0, 1), gamma <= 0.
   static StatusOr<LrSchedule> Create(const SchedulePlan& plan, uint64_t steps);
 
-  // Factor for step 0 <= step < steps (later steps: that of the last).
+  // Factor for step 0 <= step < steps (later steps: that of the last). Where the stage is a part of a longer schedule
+  // (begin, end), step and steps below are that schedule's.
   //   warm-up:   the first W = round(warmup * steps) steps rise linearly from 0: (step + 1) / (W + 1)
   //   constant:  1
   //   cosine:    (1 + cos(pi * (step - W) / (steps - W))) / 2: 1 right after the warm-up, 0 when the last step is done
-  //   (the last
-  //              step itself still moves)
-  //   step:      gamma once for each milestone m with step >= m * steps; counts from the stage's start, during warm-up
-  //   as well
+  //              (the last step itself still moves)
+  //   step:      gamma once for each milestone m with step >= m * steps; counts from the start, during warm-up as well
   double Factor(uint64_t step) const;
 
  private:
   LrSchedule(SchedulePlan plan, uint64_t steps);
   SchedulePlan plan_;
-  uint64_t steps_;
+  uint64_t stage_steps_;
+  uint64_t steps_;   // of the whole schedule, of which the stage is the part from `begin` to `end`
+  uint64_t offset_;  // of the stage in it
   uint64_t warmup_steps_;
 };
 

@@ -1,4 +1,4 @@
-// A stage's objective: the weighted sum of its losses on taps of student and teacher, with the adapters between them.
+// A stage's objective: the weighted sum of its losses on taps of student and teacher, with the layers between them.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_OBJECTIVE_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_OBJECTIVE_H_
 
@@ -11,53 +11,75 @@
 #include "common/plan/plan.h"
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
-#include "student_worker/losses/adapter.h"
+#include "student_worker/losses/conv_block.h"
 #include "student_worker/losses/loss.h"
+#include "student_worker/train/stage_optimizer.h"
 #include "student_worker/train/tensor_io.h"
 
 namespace distill {
 
+// The factor on a loss's weight when `progress` of the stage's steps, in [0, 1), are done (WeightSchedulePlan).
+double WeightFactor(const WeightSchedulePlan& schedule, double progress);
+
+// True for Compute's error about a term that is NaN or infinite, also after Annotate.
+bool IsNotFinite(const Status& status);
+
 // Owned by the training thread.
 class Objective {
  public:
-  // Losses of weight 0 are left out altogether: their taps are not asked for and their adapters do not exist.
-  // kInvalidArgument: unknown loss, adapter or wire dtype, or no loss of non-zero weight.
+  // Losses of weight 0 are left out altogether: their taps are not asked for and their layers do not exist.
+  // kInvalidArgument: unknown loss, adapter, weight schedule or wire dtype, or no loss of non-zero weight.
   static StatusOr<Objective> Create(const JobPlan& plan, const StagePlan& stage);
 
   // Taps that Compute reads, each once. "" is the network's output.
   const std::vector<std::string>& student_taps() const { return student_taps_; }
   // Logits travel as float32, maps in the plan's wire dtype. Where that is narrower and only CWD reads the map, its row
   // maximum is subtracted before the cast: CWD does not see the difference and the rounding error shrinks about
-  // fifty-fold.
+  // fifty-fold. In a blockwise stage the last one is the stage's input, which Compute does not read.
   const std::vector<TapRequest>& teacher_taps() const { return teacher_taps_; }
+  // True when the last of teacher_taps() takes the place of the student's map at stage.student_input.
+  bool teacher_feeds_student() const { return teacher_feeds_student_; }
 
-  // Weights of the adapters, named "adapter.<loss>.weight", in the order of the losses.
-  std::vector<NamedTensor> AdapterParameters() const;
+  // Parameters that the losses and adapters bring along, a group for each loss that has any. Names:
+  // "adapter.<loss>.weight", "loss.<loss>.gamma.weight". They are trained with the student, kept in checkpoints, never
+  // exported.
+  std::vector<ParameterGroup> OwnParameters() const;
   void MoveTo(torch::Device device);
 
   struct Value {
     torch::Tensor total;        // weighted sum, float32 [], differentiable
-    std::vector<double> terms;  // unweighted, in the order of names()
+    std::vector<double> terms;  // in the order of names(): unweighted losses, then their details
+    double weighted = 0;        // the total's value
   };
-  // `student`, `teacher`: in the order of the taps above. Waits for the device once, to look at the values.
-  // Errors name the loss and its taps. kInvalidArgument: shapes (see Loss). kFailedPrecondition: a term is NaN or
-  // infinite.
-  StatusOr<Value> Compute(const std::vector<torch::Tensor>& student, const std::vector<torch::Tensor>& teacher,
-                          const torch::Tensor& labels) const;
+  struct Inputs {
+    std::vector<torch::Tensor> student;  // in the order of student_taps()
+    std::vector<torch::Tensor> teacher;  // in the order of teacher_taps()
+    torch::Tensor labels;                // int64 [N]
+    double progress = 0;                 // share of the stage's steps that are done, in [0, 1)
+    uint64_t draw = 0;                   // differs between steps and ranks
+  };
+  // Waits for the device once, to look at the values. Errors name the loss and its taps. kInvalidArgument: shapes (see
+  // Loss). kFailedPrecondition: a term is NaN or infinite.
+  StatusOr<Value> Compute(const Inputs& inputs) const;
 
-  // A scalar that depends on every tap and adapter, for a pass that needs the graph and no loss.
+  // The first teacher tap that holds a NaN or an infinity, "" when none does. Waits for the device.
+  static std::string FindNotFinite(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps);
+
+  // A scalar that depends on every tap and all own parameters, for a pass that needs the graph and no loss.
   torch::Tensor Touch(const std::vector<torch::Tensor>& student) const;
 
-  // Names and weights of the terms.
+  // Names of the terms, then of their details ("tat-layer3/entropy").
   const std::vector<std::string>& names() const { return names_; }
-  double Total(const std::vector<double>& terms) const;
 
  private:
   struct Term {
     std::string description;  // "loss 'cwd-1' (student tap layer1, teacher tap layer1)"
+    std::string name;
     double weight;
+    WeightSchedulePlan schedule;
+    OwnParametersPlan own;
     std::unique_ptr<Loss> loss;
-    std::shared_ptr<Adapter> adapter;  // null: none; shared as torch modules are
+    std::shared_ptr<ConvBlock> adapter;  // null: none; shared as torch modules are
     size_t student_index;
     size_t teacher_index;  // kNone: reads no teacher
   };
@@ -67,6 +89,7 @@ class Objective {
   std::vector<std::string> names_;
   std::vector<std::string> student_taps_;
   std::vector<TapRequest> teacher_taps_;
+  bool teacher_feeds_student_ = false;
 };
 
 }  // namespace distill

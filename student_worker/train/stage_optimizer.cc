@@ -11,14 +11,16 @@
 namespace distill {
 
 StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const OptimizerPlan& plan,
-                                                                 std::vector<NamedTensor> parameters) {
+                                                                 std::vector<ParameterGroup> groups) {
   const std::vector<std::string> types = {"adam", "sgd"};
   if (std::find(types.begin(), types.end(), plan.type) == types.end()) {
     return absl::InvalidArgumentError(StrCat("unknown optimizer type '", plan.type, "'", DidYouMean(plan.type, types),
                                              "; this student knows adam and sgd"));
   }
-  for (const auto& [name, value] :
-       {std::pair{"lr", plan.lr}, {"momentum", plan.momentum}, {"weight_decay", plan.weight_decay}}) {
+  for (const auto& [name, value] : {std::pair{"lr", plan.lr},
+                                    {"momentum", plan.momentum},
+                                    {"weight_decay", plan.weight_decay},
+                                    {"clip_norm", plan.clip_norm}}) {
     if (!(std::isfinite(value) && value >= 0)) {
       return absl::InvalidArgumentError(
           StrCat("optimizer ", name, " is ", value, "; it must be a number of at least 0"));
@@ -27,38 +29,59 @@ StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const Optimizer
   if (plan.type == "sgd" && plan.nesterov && plan.momentum == 0) {
     return absl::InvalidArgumentError("optimizer sgd with nesterov needs a momentum above 0");
   }
-  if (parameters.empty())
-    return absl::InvalidArgumentError("the stage trains no parameter; name modules with weights in `trainable`");
 
   std::unique_ptr<StageOptimizer> result(new StageOptimizer);
   result->adam_ = plan.type == "adam";
-  result->momentum_ = plan.momentum;
-  result->parameters_ = std::move(parameters);
-  std::vector<torch::Tensor> tensors;
-  for (const NamedTensor& parameter : result->parameters_) tensors.push_back(parameter.tensor);
-  if (result->adam_) {
-    result->optimizer_ = std::make_unique<torch::optim::Adam>(
-        tensors, torch::optim::AdamOptions(plan.lr).weight_decay(plan.weight_decay));
-  } else {
-    result->optimizer_ = std::make_unique<torch::optim::SGD>(tensors, torch::optim::SGDOptions(plan.lr)
-                                                                          .momentum(plan.momentum)
-                                                                          .weight_decay(plan.weight_decay)
-                                                                          .nesterov(plan.nesterov));
+  result->plan_ = plan;
+  std::vector<torch::optim::OptimizerParamGroup> torch_groups;
+  for (const ParameterGroup& group : groups) {
+    if (group.parameters.empty()) continue;
+    std::vector<torch::Tensor> tensors;
+    for (const NamedTensor& parameter : group.parameters) tensors.push_back(parameter.tensor);
+    result->parameters_.insert(result->parameters_.end(), group.parameters.begin(), group.parameters.end());
+    result->rates_.emplace_back(group.lr_mult, group.constant_lr);
+    const double decay = group.weight_decay.value_or(plan.weight_decay);
+    std::unique_ptr<torch::optim::OptimizerOptions> options;
+    if (result->adam_) {
+      options = std::make_unique<torch::optim::AdamOptions>(torch::optim::AdamOptions(plan.lr).weight_decay(decay));
+    } else {
+      options = std::make_unique<torch::optim::SGDOptions>(
+          torch::optim::SGDOptions(plan.lr).momentum(plan.momentum).weight_decay(decay).nesterov(plan.nesterov));
+    }
+    torch_groups.emplace_back(std::move(tensors), std::move(options));
   }
+  if (result->parameters_.empty())
+    return absl::InvalidArgumentError("the stage trains no parameter; name modules with weights in `trainable`");
+  if (result->adam_) {
+    result->optimizer_ = std::make_unique<torch::optim::Adam>(torch_groups, torch::optim::AdamOptions(plan.lr));
+  } else {
+    result->optimizer_ = std::make_unique<torch::optim::SGD>(torch_groups, torch::optim::SGDOptions(plan.lr));
+  }
+  result->SetScheduleFactor(1);
   return result;
 }
 
-void StageOptimizer::SetLearningRate(double rate) {
-  for (torch::optim::OptimizerParamGroup& group : optimizer_->param_groups()) group.options().set_lr(rate);
+void StageOptimizer::SetScheduleFactor(double factor) {
+  for (size_t i = 0; i < rates_.size(); ++i) {
+    const auto& [lr_mult, constant] = rates_[i];
+    optimizer_->param_groups()[i].options().set_lr(plan_.lr * lr_mult * (constant ? 1 : factor));
+  }
 }
 
 void StageOptimizer::ZeroGrad() { optimizer_->zero_grad(/*set_to_none=*/true); }
 
-void StageOptimizer::Step() { optimizer_->step(); }
+void StageOptimizer::Step() {
+  if (plan_.clip_norm > 0) {
+    std::vector<torch::Tensor> tensors;
+    for (const NamedTensor& parameter : parameters_) tensors.push_back(parameter.tensor);
+    torch::nn::utils::clip_grad_norm_(tensors, plan_.clip_norm);
+  }
+  optimizer_->step();
+}
 
 std::vector<NamedTensor> StageOptimizer::StateTensors() {
   std::vector<NamedTensor> tensors;
-  if (!adam_ && momentum_ == 0) return tensors;
+  if (!adam_ && plan_.momentum == 0) return tensors;
   for (const NamedTensor& parameter : parameters_) {
     auto& slot = optimizer_->state()[parameter.tensor.unsafeGetTensorImpl()];
     const std::string prefix = StrCat("optimizer.", parameter.name, ".");

@@ -5,6 +5,7 @@
 #include <torch/optim/optimizer.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,14 @@
 
 namespace distill {
 
+// Parameters that share settings.
+struct ParameterGroup {
+  std::vector<NamedTensor> parameters;
+  double lr_mult = 1;                  // on the stage's learning rate
+  bool constant_lr = false;            // true: the schedule's factor does not apply
+  std::optional<double> weight_decay;  // none: the optimizer's
+};
+
 // Owned by the training thread.
 class StageOptimizer {
  public:
@@ -22,12 +31,13 @@ class StageOptimizer {
   // epsilon 1e-8, weight decay added to the gradient, as in torch.optim.Adam; `momentum` and `nesterov` are not read.
   // kInvalidArgument: unknown type, a negative or non-finite number, Nesterov without momentum, no parameters.
   static StatusOr<std::unique_ptr<StageOptimizer>> Create(const OptimizerPlan& plan,
-                                                          std::vector<NamedTensor> parameters);
+                                                          std::vector<ParameterGroup> groups);
 
-  void SetLearningRate(double rate);
+  // The rate of the next steps: plan.lr times the schedule's factor, times each group's own factor.
+  void SetScheduleFactor(double factor);
   // Gradients become undefined, not zero: a parameter that no loss reaches must not move through weight decay either.
   void ZeroGrad();
-  // Throws c10::Error when torch does.
+  // Clips the gradients to plan.clip_norm first, if that is above 0. Throws c10::Error when torch does.
   void Step();
 
   const std::vector<NamedTensor>& parameters() const { return parameters_; }
@@ -44,7 +54,8 @@ class StageOptimizer {
   StageOptimizer() = default;
 
   bool adam_ = false;
-  double momentum_ = 0;
+  OptimizerPlan plan_;
+  std::vector<std::pair<double, bool>> rates_;  // lr_mult and constant_lr of each group
   std::vector<NamedTensor> parameters_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
 };

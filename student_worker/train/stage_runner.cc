@@ -28,9 +28,27 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-torch::Tensor BlackImage(const StageRunner::Options& options) {
-  const ModelSpec& spec = options.net->architecture().spec();
-  return torch::zeros({1, spec.in_channels, spec.image_height, spec.image_width}, options.device);
+// The teacher's broken maps are skipped, but not for ever.
+constexpr uint32_t kMaxSkippedInARow = 20;
+
+const StagePlan& StageOf(const StageRunner::Options& options) { return options.plan->stages[options.stage]; }
+
+// The taps for one image of zeros, or for a map of zeros where the stage starts at one.
+StatusOr<std::vector<torch::Tensor>> ForwardOfZeros(const StageRunner::Options& options,
+                                                    const std::vector<std::string>& taps) {
+  const Architecture& architecture = options.net->architecture();
+  const std::string& start = StageOf(options).student_input;
+  if (!start.empty()) {
+    const TapInfo* tap = architecture.FindTap(start);
+    if (tap == nullptr || tap->shape.size() != 3) {
+      return absl::InvalidArgumentError(StrCat("student_input '", start, "' is no map of the student"));
+    }
+    return options.net->ForwardAfter(
+        start, torch::zeros({1, tap->shape[0], tap->shape[1], tap->shape[2]}, options.device), taps);
+  }
+  const ModelSpec& spec = architecture.spec();
+  return options.net->Forward(torch::zeros({1, spec.in_channels, spec.image_height, spec.image_width}, options.device),
+                              taps);
 }
 
 // Freezes those of the trainable parameters that the objective's taps do not depend on, such as the head in a stage
@@ -40,8 +58,7 @@ Status DropUnreached(const StageRunner::Options& options, const Objective& objec
                      std::vector<NamedTensor>* parameters) {
   if (parameters->empty()) return OkStatus();
   const EvalModeGuard eval_mode(options.net);
-  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> taps,
-                           options.net->Forward(BlackImage(options), objective.student_taps()));
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> taps, ForwardOfZeros(options, objective.student_taps()));
   const torch::Tensor sum = objective.Touch(taps);
   std::vector<torch::Tensor> inputs;
   for (const NamedTensor& parameter : *parameters) inputs.push_back(parameter.tensor);
@@ -74,6 +91,7 @@ Status DropUnreached(const StageRunner::Options& options, const Objective& objec
 // The graph from parameters to the objective, and the terms' values.
 struct StageRunner::Forwarded {
   Objective::Value value;
+  std::string not_finite;  // a teacher tap with a NaN or an infinity: the step is to be skipped, and value is empty
 };
 
 StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& options) {
@@ -84,17 +102,21 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
   objective->MoveTo(options.device);
   auto schedule = LrSchedule::Create(stage.schedule, stage.steps);
   if (!schedule.ok()) return Annotate(schedule.status(), where);
-  auto parameters = ApplyTrainable(options.net, stage.trainable);
+  auto parameters = ApplyTrainable(options.net, stage.trainable, stage.frozen_bn == "train");
   if (!parameters.ok()) return Annotate(parameters.status(), where);
   try {
     DISTILL_RETURN_IF_ERROR(Annotate(DropUnreached(options, *objective, &*parameters), where));
   } catch (const std::exception& error) {
     return TorchStatus(error, StrCat(where, ": a pass from the student's taps through the adapters"));
   }
-  for (NamedTensor& adapter : objective->AdapterParameters()) parameters->push_back(std::move(adapter));
+  std::vector<ParameterGroup> groups;
+  groups.push_back({.parameters = std::move(*parameters), .lr_mult = 1, .constant_lr = false, .weight_decay = {}});
+  for (ParameterGroup& own : objective->OwnParameters()) groups.push_back(std::move(own));
   std::vector<torch::Tensor> tensors;
-  for (const NamedTensor& parameter : *parameters) tensors.push_back(parameter.tensor);
-  auto optimizer = StageOptimizer::Create(stage.optimizer, std::move(*parameters));
+  for (const ParameterGroup& group : groups) {
+    for (const NamedTensor& parameter : group.parameters) tensors.push_back(parameter.tensor);
+  }
+  auto optimizer = StageOptimizer::Create(stage.optimizer, std::move(groups));
   if (!optimizer.ok()) return Annotate(optimizer.status(), where);
 
   std::unique_ptr<StageRunner> runner(new StageRunner(options, std::move(*objective), std::move(*schedule)));
@@ -110,7 +132,7 @@ Status StageRunner::SettleReducer() {
     const EvalModeGuard eval_mode(options_.net);
     DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
     DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> taps,
-                             options_.net->Forward(BlackImage(options_), objective_.student_taps()));
+                             ForwardOfZeros(options_, objective_.student_taps()));
     const torch::Tensor sum = objective_.Touch(taps);
     DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({sum}));
     sum.backward();
@@ -121,7 +143,7 @@ Status StageRunner::SettleReducer() {
   return reducer_->PrepareForForward();
 }
 
-StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, StepSeconds* seconds) {
+StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t step, StepSeconds* seconds) {
   Stopwatch watch;
   DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
   const torch::Tensor labels = torch::tensor(input.labels, torch::kInt64).to(options_.device);  // (n)
@@ -129,20 +151,33 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, StepSecon
     return absl::InvalidArgumentError(
         StrCat("the teacher delivered ", input.features.taps.size(), " taps, the stage reads ", teacher_taps().size()));
   }
-  std::vector<torch::Tensor> teacher;
+  Objective::Inputs inputs;
+  inputs.labels = labels;
+  inputs.progress = static_cast<double>(step) / static_cast<double>(std::max<uint64_t>(1, stage_.steps));
+  inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull +
+                step * static_cast<uint64_t>(options_.lockstep->group()->world_size()) +
+                static_cast<uint64_t>(options_.lockstep->group()->rank());
   for (const WireTensor& tap : input.features.taps) {
     DISTILL_ASSIGN_OR_RETURN(torch::Tensor tensor, FromWireTensor(tap));
-    teacher.push_back(tensor.to(options_.device));
+    inputs.teacher.push_back(tensor.to(options_.device));
   }
   DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
-  // The parallel convolutions of this size are two to four times faster with channels last.
-  const torch::Tensor x =
-      NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
-  DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> student,
-                           options_.net->Forward(x, objective_.student_taps()));
-  seconds->forward += watch.Lap();
   Forwarded result;
-  DISTILL_ASSIGN_OR_RETURN(result.value, objective_.Compute(student, teacher, labels));
+  result.not_finite = Objective::FindNotFinite(teacher_taps(), inputs.teacher);
+  if (!result.not_finite.empty()) return result;
+  if (objective_.teacher_feeds_student()) {
+    DISTILL_ASSIGN_OR_RETURN(
+        inputs.student, options_.net->ForwardAfter(stage_.student_input,
+                                                   inputs.teacher.back().contiguous(torch::MemoryFormat::ChannelsLast),
+                                                   objective_.student_taps()));
+  } else {
+    // The parallel convolutions of this size are two to four times faster with channels last.
+    const torch::Tensor x =
+        NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
+    DISTILL_ASSIGN_OR_RETURN(inputs.student, options_.net->Forward(x, objective_.student_taps()));
+  }
+  seconds->forward += watch.Lap();
+  DISTILL_ASSIGN_OR_RETURN(result.value, objective_.Compute(inputs));
   seconds->loss += watch.Lap();
   return result;
 }
@@ -164,7 +199,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
         result.seconds.data = input->data_seconds;
         result.seconds.wait_features = input->feature_seconds;
         try {
-          auto computed = Forward(std::move(*input), &result.seconds);
+          auto computed = Forward(std::move(*input), step, &result.seconds);
           if (computed.ok()) {
             forwarded = std::move(*computed);
           } else {
@@ -181,7 +216,13 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
       }
     }
     Lockstep::Report report{.failed = !own.ok(), .waiting = waiting, .values = {}};
-    report.values = forwarded.has_value() ? forwarded->value.terms : std::vector<double>(names().size(), 0.0);
+    // Terms and details, their weighted sum, and whether this rank's teacher maps are of no use.
+    report.values.assign(names().size() + 2, 0.0);
+    if (forwarded.has_value() && forwarded->not_finite.empty()) {
+      std::copy(forwarded->value.terms.begin(), forwarded->value.terms.end(), report.values.begin());
+      report.values[names().size()] = forwarded->value.weighted;
+    }
+    if (forwarded.has_value() && !forwarded->not_finite.empty()) report.values[names().size() + 1] = 1;
     DISTILL_ASSIGN_OR_RETURN(round, options_.lockstep->Meet(report));
     result.seconds.sync += watch.Lap();
     if (!own.ok()) return Annotate(own, StrCat("stage '", stage_.name, "' step ", step));
@@ -196,15 +237,22 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     if (round.cancel || round.terminate) return result;
   }
 
-  const double ranks = options_.lockstep->group()->world_size();
-  for (double sum : round.sums) result.terms.push_back(sum / ranks);
-  result.loss = objective_.Total(result.terms);
   result.learning_rate = stage_.optimizer.lr * schedule_.Factor(step);
+  result.skipped = round.sums.back() > 0;
+  if (result.skipped) {
+    DISTILL_RETURN_IF_ERROR(CountSkipped(forwarded->not_finite, step));
+    result.stepped = true;
+    return result;
+  }
+  skipped_in_a_row_ = 0;
+  const double ranks = options_.lockstep->group()->world_size();
+  for (size_t i = 0; i < names().size(); ++i) result.terms.push_back(round.sums[i] / ranks);
+  result.loss = round.sums[names().size()] / ranks;
   try {
     DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({forwarded->value.total}));
     forwarded->value.total.backward();
     result.seconds.backward = watch.Lap();
-    optimizer_->SetLearningRate(result.learning_rate);
+    optimizer_->SetScheduleFactor(schedule_.Factor(step));
     optimizer_->Step();
     result.seconds.optimizer = watch.Lap();
   } catch (const std::exception& error) {
@@ -214,9 +262,25 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
   return result;
 }
 
+Status StageRunner::CountSkipped(const std::string& tap, uint64_t step) {
+  ++skipped_in_a_row_;
+  if (!tap.empty()) {
+    LogWarning("a teacher map holds NaN or infinity; the step is skipped",
+               {{"stage", stage_.name}, {"step", step}, {"tap", tap}, {"in_a_row", skipped_in_a_row_}});
+  }
+  if (skipped_in_a_row_ < kMaxSkippedInARow) return OkStatus();
+  return absl::FailedPreconditionError(StrCat(
+      "stage '", stage_.name, "' step ", step, ": the teacher's maps ",
+      tap.empty() ? "of another rank" : StrCat("at tap '", tap, "'"), " held NaN or infinity in ", skipped_in_a_row_,
+      " steps in a row; check the teacher's weights, and the range of a half-precision "
+      "wire_dtype"));
+}
+
 std::vector<NamedTensor> StageRunner::StateTensors() {
   std::vector<NamedTensor> tensors = optimizer_->StateTensors();
-  for (NamedTensor& adapter : objective_.AdapterParameters()) tensors.push_back(std::move(adapter));
+  for (const ParameterGroup& own : objective_.OwnParameters()) {
+    tensors.insert(tensors.end(), own.parameters.begin(), own.parameters.end());
+  }
   return tensors;
 }
 

@@ -42,10 +42,11 @@ struct StepSeconds {
 
 struct StepResult {
   bool stepped = false;       // false: the ranks agreed to stop before this step, nothing moved
+  bool skipped = false;       // a rank's teacher map held NaN or infinity: the step counts as done, nothing was learnt
   bool cancel = false;        // agreed by all ranks: checkpoint and stop after this step
   bool terminate = false;     // likewise
-  std::vector<double> terms;  // unweighted losses, mean over ranks, in the order of names()
-  double loss = 0;            // weighted sum of terms
+  std::vector<double> terms;  // unweighted losses and details, mean over ranks, as names(); empty when skipped
+  double loss = 0;            // weighted sum of the losses
   double learning_rate = 0;
   StepSeconds seconds;
 };
@@ -70,15 +71,15 @@ class StageRunner {
   const std::vector<std::string>& names() const { return objective_.names(); }
 
   // Takes step `step` (0-based, inside the stage). All ranks call it together.
-  // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps); kAborted: a peer
-  // failed or is lost; kCancelled: revoked.
+  // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps), or the teacher's
+  // maps were in many steps in a row; kAborted: a peer failed or is lost; kCancelled: revoked.
   StatusOr<StepResult> Step(StepSource* source, uint64_t step);
 
-  // Optimizer state and adapters, by name, for a checkpoint.
+  // Optimizer state and the losses' own parameters, by name, for a checkpoint.
   SafetensorsFile State();
   // The inverse. kFailedPrecondition: a tensor is missing, superfluous or of another shape (names it).
   Status LoadState(const SafetensorsFile& state);
-  // Gives all ranks rank 0's optimizer state and adapters.
+  // Gives all ranks rank 0's optimizer state and the losses' own parameters.
   Status BroadcastState();
 
  private:
@@ -93,7 +94,9 @@ class StageRunner {
   // elsewhere. And because with three or more ranks the order of additions hangs on the layout: a resumed stage, whose
   // reducer is new, would differ in the last bit from one that went on.
   Status SettleReducer();
-  StatusOr<Forwarded> Forward(StepInput input, StepSeconds* seconds);
+  StatusOr<Forwarded> Forward(StepInput input, uint64_t step, StepSeconds* seconds);
+  // After a step that was skipped; `tap` is this rank's reason, "" when it was another's.
+  Status CountSkipped(const std::string& tap, uint64_t step);
   std::vector<NamedTensor> StateTensors();
 
   const Options options_;
@@ -102,6 +105,7 @@ class StageRunner {
   LrSchedule schedule_;
   std::unique_ptr<StageOptimizer> optimizer_;
   std::unique_ptr<GradientReducer> reducer_;
+  uint32_t skipped_in_a_row_ = 0;
 };
 
 // Gives all ranks rank 0's parameters and buffers. Ranks' batch-norm statistics drift apart while they train, since

@@ -34,7 +34,11 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
       checkpoint_seconds_(registry->GetHistogram("distill_student_checkpoint_seconds", "Time to write a checkpoint.",
                                                  SecondsBuckets())),
       checkpoint_failures_(
-          registry->GetCounter("distill_student_checkpoint_failures_total", "Checkpoints that were not written.")) {
+          registry->GetCounter("distill_student_checkpoint_failures_total", "Checkpoints that were not written.")),
+      not_finite_losses_(registry->GetCounter("distill_student_not_finite_losses_total",
+                                              "Steps whose loss was NaN or infinite; each ends its job.")),
+      skipped_steps_(registry->GetCounter("distill_student_skipped_steps_total",
+                                          "Steps skipped because a teacher map held NaN or infinity.")) {
   // Not measured yet is not 0 %.
   accuracy_.Set(std::numeric_limits<double>::quiet_NaN());
   teacher_accuracy_.Set(std::numeric_limits<double>::quiet_NaN());
@@ -65,6 +69,8 @@ void TrainMetrics::ObserveStep(uint32_t images, double loss, double learning_rat
 
 void TrainMetrics::ObserveCheckpoint(double seconds) { checkpoint_seconds_.Observe(seconds); }
 void TrainMetrics::CountCheckpointFailure() { checkpoint_failures_.Add(); }
+void TrainMetrics::CountNotFiniteLoss() { not_finite_losses_.Add(); }
+void TrainMetrics::CountSkippedStep() { skipped_steps_.Add(); }
 void TrainMetrics::SetAccuracy(double accuracy) { accuracy_.Set(accuracy); }
 void TrainMetrics::SetTeacherAccuracy(double accuracy) { teacher_accuracy_.Set(accuracy); }
 

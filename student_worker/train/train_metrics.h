@@ -23,6 +23,8 @@ class TrainMetrics {
                    const std::vector<std::pair<std::string, double>>& terms);
   void ObserveCheckpoint(double seconds);
   void CountCheckpointFailure();
+  void CountNotFiniteLoss();
+  void CountSkippedStep();
   void SetAccuracy(double accuracy);
   void SetTeacherAccuracy(double accuracy);
   void SetPosition(uint64_t generation, uint32_t stage);
@@ -43,6 +45,8 @@ class TrainMetrics {
   Gauge& last_step_;
   Histogram& checkpoint_seconds_;
   Counter& checkpoint_failures_;
+  Counter& not_finite_losses_;
+  Counter& skipped_steps_;
   std::map<std::string, Histogram*> parts_;  // owned by the registry, like the gauges below
   std::map<std::string, Gauge*> terms_;
 };

@@ -7,7 +7,8 @@
 
 namespace distill {
 
-StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable) {
+StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable,
+                                                  bool frozen_bn_trains) {
   net->eval();
   for (torch::Tensor& parameter : net->parameters()) {
     parameter.requires_grad_(false);
@@ -19,6 +20,7 @@ StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector
           StrCat("the student has no module '", path, "'", DidYouMean(path, net->architecture().ModulePaths())));
     }
   }
+  if (frozen_bn_trains) net->train();
   for (const std::string& path : trainable) {
     torch::nn::Module* module = net->FindModule(path);
     module->train();

@@ -16,9 +16,11 @@
 namespace distill {
 
 // Freezes the whole net, then unfreezes the modules at `trainable` (dotted paths) and puts them in train mode. Returns
-// their parameters in the net's order. All gradients are undefined afterwards. kInvalidArgument: no module at a path,
-// with the nearest one; the net is frozen then.
-StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable);
+// their parameters in the net's order. With `frozen_bn_trains` (an ablation) the frozen modules are in train mode too,
+// so that their batch norms use and update batch statistics. All gradients are undefined afterwards. kInvalidArgument:
+// no module at a path, with the nearest one; the net is frozen then.
+StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable,
+                                                  bool frozen_bn_trains = false);
 
 // Puts the net in eval mode and back into the modes it had, module by module.
 class EvalModeGuard {

@@ -45,13 +45,22 @@ JobPlan FullPlan() {
                    .adapter = "conv1x1",
                    .student_channels = 8,
                    .teacher_channels = 16,
-                   .knobs = {{"temperature", 4.5}, {"scale_t2", true}, {"reduction", std::string("sum")}}}};
-  stage.optimizer = {.type = "adam", .lr = 0.01, .momentum = 0.5, .weight_decay = 0.25, .nesterov = true};
-  stage.schedule = {.type = "step", .warmup = 0.125, .milestones = {0.5, 0.75}, .gamma = 0.2};
+                   .knobs = {{"temperature", 4.5}, {"scale_t2", true}, {"reduction", std::string("sum")}},
+                   .weight_schedule = {.type = "linear", .warmup = 0.25, .start = 0.125, .stop = 0.75},
+                   .own = {.lr_mult = 3, .constant_lr = true, .weight_decay = 0.5},
+                   .student_height = 7,
+                   .student_width = 8,
+                   .teacher_height = 9,
+                   .teacher_width = 10}};
+  stage.optimizer = {.type = "adam", .lr = 0.01, .momentum = 0.5, .weight_decay = 0.25, .nesterov = true, .clip_norm = 35};
+  stage.schedule = {.type = "step", .warmup = 0.125, .milestones = {0.5, 0.75}, .gamma = 0.2, .begin = 0.25, .end = 0.5};
   stage.steps = 77;
   stage.uses_labels = true;
   stage.needs_teacher = true;
   stage.trainable_globs = {"*1"};
+  stage.teacher_input = "layer3";
+  stage.student_input = "layer2";
+  stage.frozen_bn = "train";
   plan.stages = {stage, StagePlan{}};
   plan.checkpoint_every = 11;
   plan.log_every = 7;

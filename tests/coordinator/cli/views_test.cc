@@ -31,7 +31,7 @@ TEST(PlanViewTest, Golden) {
             "warm-up 5%\n"
             "2  whole   1050  **      cross_entropy         0.1  (output)     -            needed      sgd 0.1 cosine, "
             "warm-up 5%\n"
-            "                         kd temperature=4      0.9  (output)     (output)\n"
+            "                         kd                    0.9  (output)     (output)\n"
             "3  head     200  fc      cross_entropy           1  (output)     -            not needed  sgd 0.1 cosine, "
             "warm-up 5%\n"
             "\n"

@@ -114,7 +114,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"ZeroStd", "std: [0.353]", "std: [0]", "job.yaml:5:", "must be in (0, "},
         BadCase{"TinyImage", "image: [28, 28]", "image: [2, 2]", "job.yaml:5:10: ", "must be from 8"},
         BadCase{"OneSide", "image: [28, 28]", "image: [28]", "job.yaml:5:", "expected [height, width]"},
-        BadCase{"UnknownLoss", "type: kd", "type: kdd", "job.yaml:19:16: ", "unknown loss 'kdd'; did you mean 'kd'?"},
+        BadCase{"UnknownLoss", "type: kd", "type: kdl", "job.yaml:19:16: ", "unknown loss 'kdl'; did you mean 'kd'?"},
         BadCase{"KnobRange", "temperature: 4", "temperature: 0", "job.yaml:19:46: ", "must be a number above 0"},
         BadCase{"TapOnLogits", "type: kd,", "type: kd, student: fc,", "job.yaml:19:", "takes no tap"},
         BadCase{"UnknownStudentTap", "student: layer1,", "student: layr1,",
@@ -125,7 +125,29 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"SpatialSizes", "teacher: layer1}", "teacher: layer2}",
                 "job.yaml:14:29: ", "differ in height or width"},
         BadCase{"NoAdapter", "teacher: layer1}", "teacher: layer1, adapter: none}",
-                "job.yaml:14:63: ", "differ in channels; set adapter: conv1x1"},
+                "job.yaml:14:63: ", "differ in channels (8 and 16); set adapter: conv1x1"},
+        BadCase{"AdapterOfALossThatTakesNone", "type: l2, student: layer1, teacher: layer1}",
+                "type: at, student: layer1, teacher: layer1, adapter: conv1x1}",
+                "job.yaml:14:63: ", "the loss 'at' takes no adapter"},
+        BadCase{"TatGroups", "type: l2,", "type: tat, mode: hierarchical, grid_rows: 4, grid_cols: 4, groups: 3,",
+                "job.yaml:14:", "groups 3 does not divide the 16 patches"},
+        BadCase{"TatPatches", "type: l2,", "type: tat, mode: hierarchical, grid_rows: 32,",
+                "job.yaml:14:", "into patches without a position"},
+        BadCase{"Collapse", "type: l2,", "type: channel_transform, side: both,", "job.yaml:14:", "allow_collapse"},
+        BadCase{"PreReluOfALayerWithoutSum", "student: layer1,", "student: bn1, tap_position: pre_relu,",
+                "job.yaml:14:29: ", "'bn1' has no sum before a ReLU"},
+        BadCase{"WeightSchedule", "type: l2,", "type: l2, weight_schedule: {start: 0.5, stop: 0.5},",
+                "job.yaml:14:", "start must be below stop"},
+        BadCase{"WholeKnob", "type: l2,", "type: tat, groups: 2.5,", "job.yaml:14:", "must be a whole number"},
+        BadCase{"InputAlone", "    steps: 100\n", "    steps: 100\n    teacher_input: layer1\n",
+                "job.yaml:17:20: ", "belong together"},
+        BadCase{"InputInsideABlock", "    steps: 100\n",
+                "    steps: 100\n    teacher_input: layer1\n    student_input: layer1.0\n",
+                "job.yaml:17:20: ", "lies inside a block"},
+        BadCase{"InputOfAnotherWidth", "    steps: 100\n",
+                "    steps: 100\n    trainable: [layer2, layer3, fc]\n    teacher_input: layer1\n    student_input: "
+                "layer1\n",
+                "job.yaml:18:20: ", "need student and teacher of equal width"},
         BadCase{"FlatTap", "student: layer3, teacher: layer3", "student: fc, teacher: layer3",
                 "job.yaml:20:57: ", "a feature loss needs [C, H, W]"},
         BadCase{"GlobMatchesNothing", "[conv1, bn1, layer1]", "[conv1, bn1, layer7]",
@@ -332,7 +354,8 @@ TEST(JobFileTest, LossesOfOneKindGetDifferentNames) {
 }
 
 TEST(JobFileTest, DataIsIdxOrAnImageFolder) {
-  const StatusOr<ExpandedJob> job = Expand(With(kExplicitJob, "{path: fashion-mnist", "{format: image_folder, path: photos"));
+  const StatusOr<ExpandedJob> job =
+      Expand(With(kExplicitJob, "{path: fashion-mnist", "{format: image_folder, path: photos"));
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.data.format, "image_folder");
   EXPECT_EQ(job->plan.data.path, "photos");
@@ -346,6 +369,38 @@ TEST(JobFileTest, AnchorsSaveTyping) {
   const StatusOr<ExpandedJob> job = Expand(yaml);
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.stages[1].optimizer.type, "adam");
+}
+
+TEST(JobFileTest, LossesCarryScheduleOwnSettingsAndSizes) {
+  const StatusOr<ExpandedJob> job = Expand(
+      With(kExplicitJob, "type: l2,",
+           "type: tat, weight_schedule: {type: cosine, warmup: 0.2, stop: 0.9}, own: {lr_mult: 2, weight_decay: 0},"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  const LossPlan& loss = job->plan.stages[0].losses[0];
+  EXPECT_EQ(loss.weight_schedule, (WeightSchedulePlan{"cosine", 0.2, 0, 0.9}));
+  EXPECT_EQ(loss.own, (OwnParametersPlan{2, false, 0}));
+  EXPECT_EQ(loss.adapter, "none");  // tat brings its own layers
+  EXPECT_EQ(loss.student_height, 28u);
+  EXPECT_EQ(loss.teacher_width, 28u);
+  // 28 x 28 is 784 positions: plain attention, embeddings of one pixel.
+  EXPECT_EQ(TextKnob(loss.knobs, "mode"), "plain");
+  EXPECT_EQ(TextKnob(loss.knobs, "gamma"), "conv1x1_bn");
+  EXPECT_EQ(TextKnob(loss.knobs, "spatial_mismatch"), "none");
+}
+
+TEST(JobFileTest, DkdReadsLabelsToo) {
+  const StatusOr<ExpandedJob> job =
+      Expand(With(With(kExplicitJob, "type: kd, weight: 0.9, temperature: 4", "type: dkd, weight: 0.9"),
+                  "      - {type: cross_entropy, weight: 0.1}\n", ""));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_TRUE(job->plan.stages[1].uses_labels);
+}
+
+TEST(JobFileTest, MapsOfDifferentSizesCompareWhenAskedTo) {
+  const StatusOr<ExpandedJob> job =
+      Expand(With(kExplicitJob, "teacher: layer1}", "teacher: layer2, spatial_mismatch: pool_larger}"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->plan.stages[0].losses[0].teacher_height, 14u);
 }
 
 TEST(JobFileTest, StagesInheritOptimizerAndSchedule) {

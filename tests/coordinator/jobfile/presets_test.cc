@@ -112,6 +112,48 @@ TEST(PresetsTest, SskdPolicies) {
   EXPECT_THAT(Steps(plan), ElementsAre(302u, 100u));
 }
 
+TEST(PresetsTest, SskdBlockwiseFeedsEachStageWithTheTeachersMap) {
+  const JobPlan plan = PlanOf("sskd", "sskd: {policy: blockwise}");
+  ASSERT_EQ(plan.stages.size(), 4u);
+  EXPECT_EQ(plan.stages[0].teacher_input, "");  // the first stage sees the images
+  EXPECT_EQ(plan.stages[1].teacher_input, "layer1");
+  EXPECT_EQ(plan.stages[1].student_input, "layer1");
+  EXPECT_EQ(plan.stages[2].teacher_input, "layer2");
+  EXPECT_THAT(plan.stages[2].trainable, ElementsAre("layer3"));
+  EXPECT_EQ(plan.stages[3].teacher_input, "");  // the head sees the student's own features
+  EXPECT_THAT(Refusal(With(With(kPresetJob, "budget:", "sskd: {policy: blockwise}\nbudget:"), "width: 16", "width: 8")),
+              HasSubstr("blockwise stages need student and teacher of equal width"));
+}
+
+TEST(PresetsTest, SskdKnobsReachTheStages) {
+  const JobPlan plan = PlanOf("sskd",
+                              "sskd: {feature_loss: smooth_l1, reduction: sum_over_batch, tap_position: pre_relu, "
+                              "frozen_bn: train, adapter: conv3x3, phase_shares: [1, 2, 0, 1]}");
+  ASSERT_EQ(plan.stages.size(), 4u);
+  EXPECT_THAT(Steps(plan), ElementsAre(101u, 201u, 0u, 100u));
+  for (size_t k = 0; k < 3; ++k) {
+    const LossPlan& loss = plan.stages[k].losses[0];
+    EXPECT_EQ(loss.type, "smooth_l1");
+    EXPECT_EQ(TextKnob(loss.knobs, "reduction"), "sum_over_batch");
+    EXPECT_EQ(loss.student_tap, "layer" + std::to_string(k + 1) + ".0.add");
+    EXPECT_EQ(loss.teacher_tap, "layer" + std::to_string(k + 1) + ".2.add");
+    EXPECT_EQ(loss.adapter, "conv3x3");
+    EXPECT_EQ(plan.stages[k].frozen_bn, "train");
+  }
+  EXPECT_THAT(Refusal(With(kPresetJob, "budget:", "sskd: {phase_shares: [1, 2]}\nbudget:")),
+              HasSubstr("sskd.phase_shares: has 2 values, needs 4"));
+}
+
+TEST(PresetsTest, SskdWithoutRestartHasOneScheduleOverTheBudget) {
+  const JobPlan plan = PlanOf("sskd", "sskd: {restart_lr: false}");
+  EXPECT_DOUBLE_EQ(plan.stages[0].schedule.begin, 0);
+  for (size_t k = 0; k + 1 < plan.stages.size(); ++k) {
+    EXPECT_DOUBLE_EQ(plan.stages[k].schedule.end, plan.stages[k + 1].schedule.begin);
+  }
+  EXPECT_DOUBLE_EQ(plan.stages.back().schedule.end, 1);
+  EXPECT_DOUBLE_EQ(PlanOf("sskd").stages[2].schedule.begin, 0);
+}
+
 TEST(PresetsTest, FinetuneComesOnTopAndUnderItsOwnName) {
   const JobPlan plan = PlanOf("sskd", "sskd: {finetune: {epochs: 1}}");
   ASSERT_EQ(plan.stages.size(), 5u);

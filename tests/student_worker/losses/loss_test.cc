@@ -1,7 +1,7 @@
 // The losses on logits and features that are short enough to work by hand, the factory, and the adapter.
 #include "student_worker/losses/loss.h"
 
-#include "student_worker/losses/adapter.h"
+#include "student_worker/losses/conv_block.h"
 #include "tests/student_worker/losses/loss_checks.h"
 
 namespace distill {
@@ -113,11 +113,11 @@ TEST(AdapterTest, IsAOneByOneConvolutionOfTheSeed) {
   plan.adapter = "conv1x1";
   plan.student_channels = 3;
   plan.teacher_channels = 5;
-  const auto a = MakeAdapter(plan, "stage-1", 7);
+  const auto a = MakeAdapter(plan, SeedFor("stage-1", 7));
   torch::manual_seed(99);  // the global generator must not matter
-  const auto b = MakeAdapter(plan, "stage-1", 7);
-  const auto other_seed = MakeAdapter(plan, "stage-1", 8);
-  const auto other_stage = MakeAdapter(plan, "stage-2", 7);
+  const auto b = MakeAdapter(plan, SeedFor("stage-1", 7));
+  const auto other_seed = MakeAdapter(plan, SeedFor("stage-1", 8));
+  const auto other_stage = MakeAdapter(plan, SeedFor("stage-2", 7));
   ASSERT_TRUE(a.ok() && b.ok() && other_seed.ok() && other_stage.ok());
   EXPECT_TRUE(torch::equal((*a)->weight, (*b)->weight));
   EXPECT_FALSE(torch::equal((*a)->weight, (*other_seed)->weight));
@@ -133,7 +133,7 @@ TEST(AdapterTest, IsAOneByOneConvolutionOfTheSeed) {
 }
 
 TEST(AdapterTest, IdentityWeightsGiveTheLossOfNoAdapter) {
-  Adapter adapter(4, 4, 1);
+  ConvBlock adapter({.in = 4, .out = 4}, 1);
   {
     torch::NoGradGuard no_grad;
     adapter.weight.copy_(torch::eye(4).view({4, 4, 1, 1}));
@@ -146,13 +146,13 @@ TEST(AdapterTest, IdentityWeightsGiveTheLossOfNoAdapter) {
 TEST(AdapterTest, NoneGivesNullAndUnknownKindsAreRefused) {
   LossPlan plan;
   plan.name = "l2-1";
-  const auto none = MakeAdapter(plan, "s", 1);
+  const auto none = MakeAdapter(plan, 1);
   ASSERT_TRUE(none.ok());
   EXPECT_EQ(*none, nullptr);
-  plan.adapter = "conv3x3";
-  EXPECT_EQ(MakeAdapter(plan, "s", 1).status().code(), StatusCode::kInvalidArgument);
+  plan.adapter = "conv5x5";
+  EXPECT_EQ(MakeAdapter(plan, 1).status().code(), StatusCode::kInvalidArgument);
   plan.adapter = "conv1x1";
-  EXPECT_EQ(MakeAdapter(plan, "s", 1).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(MakeAdapter(plan, 1).status().code(), StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -1,0 +1,68 @@
+// Decoupled knowledge distillation on logits. Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022,
+// arXiv:2203.08679, equations 5 to 7. With the labels y, p = softmax(t / T), q = softmax(s / T):
+//     b(p)  = (p_y, 1 - p_y)                       target class against all others
+//     p^    = softmax of t / T over the classes k != y
+//     TCKD  = KL(b(p) || b(q)),   NCKD = KL(p^ || q^)
+//     loss  = T^2 / N * sum over n of (alpha TCKD_n + beta NCKD_n)
+// KL(p || q) itself is TCKD + (1 - p_y) NCKD: with alpha = 1 and beta = 1 - p_y this is Hinton's loss. The paper raises
+// the term's weight linearly over the first 20 epochs: `weight_schedule: {warmup: ...}`.
+#include <torch/torch.h>
+
+#include "common/plan/loss_schema.h"
+#include "common/str_cat.h"
+#include "student_worker/losses/loss_internal.h"
+
+namespace distill::loss_internal {
+namespace {
+
+// sum over the last axis of p (log p - log q); where p is 0 the term is 0.
+torch::Tensor Kl(const torch::Tensor& log_p, const torch::Tensor& log_q) {
+  return (log_p.exp() * (log_p - log_q)).sum(-1);
+}
+
+class DkdLoss : public Loss {
+ public:
+  explicit DkdLoss(const Knobs& knobs)
+      : alpha_(NumberKnob(knobs, "alpha")),
+        beta_(NumberKnob(knobs, "beta")),
+        temperature_(NumberKnob(knobs, "temperature")) {}
+
+  StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
+    DISTILL_RETURN_IF_ERROR(CheckPair(inputs, 2));
+    const torch::Tensor& labels = inputs.labels;
+    const int64_t n = inputs.student.size(0), k = inputs.student.size(1);
+    if (!labels.defined() || labels.dim() != 1 || labels.size(0) != n || labels.scalar_type() != torch::kInt64) {
+      return absl::InvalidArgumentError(StrCat("dkd needs int64 labels [N] with its logits ", ShapeText(inputs.student),
+                                               "; got ", ShapeText(labels)));
+    }
+    if (k < 2) return absl::InvalidArgumentError("dkd needs at least two classes");
+    const torch::Tensor s = ToComputeType(inputs.student, inputs.student) / temperature_;
+    const torch::Tensor t = ToComputeType(inputs.teacher.detach(), inputs.student) / temperature_;
+    if (n == 0) return s.sum();
+    const torch::Tensor target = torch::zeros({n, k}, torch::TensorOptions().dtype(torch::kBool).device(s.device()))
+                                     .scatter_(1, labels.unsqueeze(1), true);  // (N, K)
+    // log of the target's probability and of the others' together, as two log-sum-exps: 1 - p_y would cancel.
+    const auto binary = [&](const torch::Tensor& z) {
+      const torch::Tensor all = torch::logsumexp(z, 1);                                           // (N)
+      const torch::Tensor others = torch::logsumexp(z.masked_fill(target, -kInfinite), 1);        // (N)
+      return torch::stack({z.gather(1, labels.unsqueeze(1)).squeeze(1) - all, others - all}, 1);  // (N, 2)
+    };
+    // The other classes alone: (N, K - 1), in order.
+    const auto others = [&](const torch::Tensor& z) {
+      return torch::log_softmax(z.masked_select(target.logical_not()).view({n, k - 1}), 1);
+    };
+    const torch::Tensor target_part = Kl(binary(t), binary(s));
+    const torch::Tensor other_part = Kl(others(t), others(s));
+    return (alpha_ * target_part + beta_ * other_part).mean() * (temperature_ * temperature_);
+  }
+
+ private:
+  static constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  const double alpha_, beta_, temperature_;
+};
+
+}  // namespace
+
+LossOrStatus MakeDkd(const LossPlan& plan, uint64_t) { return std::make_unique<DkdLoss>(plan.knobs); }
+
+}  // namespace distill::loss_internal

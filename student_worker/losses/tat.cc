@@ -1,0 +1,332 @@
+// Target-aware transformer (TaT): every teacher pixel is compared with a mixture of all the student's pixels, so that
+// student and teacher need not agree on where something is.
+//
+// Source: Lin et al., "Knowledge Distillation via the Target-aware Transformer", CVPR 2022, arXiv:2205.10793. The text
+// of the paper was not available; formulas and settings come from its released code and notes. With embeddings a =
+// gamma(student), v = phi(student), b = theta(teacher), target f = the raw teacher map, rows = pixels:
+//     teacher_query (the paper's definition):  W = softmax_j(scale <b_i, a_j>),  loss = mean over elements of (W v -
+//     f)^2 student_query (the released code):       W = softmax_j(scale <a_i, b_j>), v taken at the teacher's index j
+// Modes: plain, all pixels against all; hierarchical, patch_weight * patch groups + anchor_weight * anchors from the
+// same a, b, v (common/plan/tat_geometry.h says how maps are cut):
+//     patch group   the p patches of a group share one attention whose logits are the sum of theirs
+//     anchor        a, b, v and f are averaged over kernel x kernel windows, then plain
+// There is no 1/sqrt(d), one head, and the target has no embedding, which could make it trivial.
+//
+// `impl` tiled runs on the CPU through the fused kernel of common/kernels/tat_attention.h, which never holds an
+// attention matrix; dense, float64 and other devices through torch's operators. Both log, beside the term, the
+// attention's mean entropy (nats) and mean largest weight: without a scale the attention is easily almost hard, and
+// gamma and theta learn little then. A 1x1 map has W = 1: loss = mean((phi(s) - f)^2), no gradient to gamma and theta.
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+#include "common/kernels/tat_attention.h"
+#include "common/plan/loss_schema.h"
+#include "common/plan/tat_geometry.h"
+#include "common/str_cat.h"
+#include "student_worker/losses/conv_block.h"
+#include "student_worker/losses/loss_internal.h"
+
+namespace distill::loss_internal {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Embeddings : torch::nn::Module {
+  std::shared_ptr<ConvBlock> gamma, theta, phi;  // null: identity
+};
+
+torch::Tensor Embed(const std::shared_ptr<ConvBlock>& block, const torch::Tensor& map) {
+  return block == nullptr ? map : block->forward(map);
+}
+
+// The four maps [N, C, H, W] that an attention compares.
+struct Maps {
+  torch::Tensor gamma, phi, theta, target;
+};
+
+// Loss and what is logged of one attention.
+struct Part {
+  torch::Tensor loss;
+  double entropy = 0;         // nats
+  double largest_weight = 0;  // in (0, 1]
+};
+
+// ---- Dense
+// -----------------------------------------------------------------------------------------------------------
+
+// [N, C, H, W] -> [N * groups, h * w, patches * C]: tokens are places in a patch, with the features of the group's
+// patches one after the other.
+torch::Tensor CutPatches(const torch::Tensor& map, MapSize patch, const TatGeometry& geometry) {
+  const int64_t rows = geometry.grid_rows, cols = geometry.grid_cols, groups = geometry.groups;
+  const int64_t n = map.size(0), c = map.size(1), h = patch.height, w = patch.width;
+  return map.slice(2, 0, rows * h)
+      .slice(3, 0, cols * w)
+      .reshape({n, c, rows, h, cols, w})
+      .permute({0, 2, 4, 3, 5, 1})  // N, rows, cols, h, w, C
+      .reshape({n * groups, rows * cols / groups, h * w, c})
+      .transpose(1, 2)
+      .flatten(2);
+}
+
+// [N, C, H, W] -> [N, H * W, C].
+torch::Tensor Pixels(const torch::Tensor& map) { return map.flatten(2).transpose(1, 2); }
+
+torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel) {
+  return torch::avg_pool2d(map, {kernel.height, kernel.width}, {kernel.height, kernel.width});
+}
+
+// query [G, Lq, D], key [G, Lk, D], value [G, Lk, C], target [G, Lq, C].
+struct Tokens {
+  torch::Tensor query, key, value, target;
+};
+
+// ---- Tiled
+// -----------------------------------------------------------------------------------------------------------
+
+struct KernelCall {
+  TatOptions options;
+  double entropy = 0, largest_weight = 0;
+};
+
+void ParallelForOfTorch(int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) {
+  at::parallel_for(begin, end, grain, body);
+}
+
+bool IsChannelsLast(const torch::Tensor& map) {
+  return !map.is_contiguous() && map.is_contiguous(torch::MemoryFormat::ChannelsLast);
+}
+
+FeatureMap Describe(const torch::Tensor& map) {
+  FeatureMap out;
+  out.data = map.const_data_ptr();
+  out.type = map.scalar_type() == torch::kBFloat16 ? ElementType::kBfloat16
+             : map.scalar_type() == torch::kHalf   ? ElementType::kFloat16
+                                                   : ElementType::kFloat32;
+  out.layout = IsChannelsLast(map) ? MapLayout::kChannelsLast : MapLayout::kChannelsFirst;
+  out.channels = map.size(1);
+  out.height = map.size(2);
+  out.width = map.size(3);
+  return out;
+}
+
+// Loss and gradients in one go; backward multiplies by the incoming scalar.
+class TiledTat : public torch::autograd::Function<TiledTat> {
+ public:
+  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& gamma, const torch::Tensor& phi,
+                               const torch::Tensor& theta, const torch::Tensor& target, int64_t call_address) {
+    auto* call = reinterpret_cast<KernelCall*>(call_address);  // alive: the caller waits for us
+    TatMaps maps;
+    maps.n = gamma.size(0);
+    maps.gamma = Describe(gamma);
+    maps.phi = Describe(phi);
+    maps.theta = Describe(theta);
+    maps.target = Describe(target);
+    const auto gradient_of = [](const torch::Tensor& map) {
+      return torch::empty_like(map, map.options().dtype(torch::kFloat32));
+    };
+    const bool learns_theta = theta.requires_grad();
+    const torch::Tensor d_gamma = gradient_of(gamma), d_phi = gradient_of(phi);
+    const torch::Tensor d_theta = learns_theta ? gradient_of(theta) : torch::Tensor();
+    TatGradients gradients;
+    gradients.gamma = d_gamma.data_ptr<float>();
+    gradients.phi = d_phi.data_ptr<float>();
+    gradients.theta = learns_theta ? d_theta.data_ptr<float>() : nullptr;
+    const StatusOr<TatResult> result = TatAttention(maps, call->options, gradients, ParallelForOfTorch);
+    TORCH_CHECK(result.ok(), result.status().ToString());
+    call->entropy = result->mean_entropy;
+    call->largest_weight = result->mean_largest_weight;
+    context->save_for_backward({d_gamma, d_phi, d_theta});
+    return torch::scalar_tensor(result->loss, torch::kFloat32);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const variable_list saved = context->get_saved_variables();
+    const torch::Tensor theta = saved[2].defined() ? saved[2] * grads[0] : torch::Tensor();
+    return {saved[0] * grads[0], saved[1] * grads[0], theta, {}, {}};
+  }
+};
+
+// ---- The loss
+// --------------------------------------------------------------------------------------------------------
+
+class TatLoss : public Loss {
+ public:
+  TatLoss(const LossPlan& plan, std::shared_ptr<Embeddings> embeddings)
+      : knobs_(plan.knobs),
+        matcher_(plan.knobs),
+        embeddings_(std::move(embeddings)),
+        teacher_query_(TextKnob(knobs_, "orientation") == "teacher_query"),
+        hierarchical_(TextKnob(knobs_, "mode") == "hierarchical"),
+        tiled_(TextKnob(knobs_, "impl") == "tiled"),
+        summed_patches_(TextKnob(knobs_, "group_mode") == "none"),
+        attn_scale_(NumberKnob(knobs_, "attn_scale")),
+        patch_weight_(NumberKnob(knobs_, "patch_weight")),
+        anchor_weight_(NumberKnob(knobs_, "anchor_weight")),
+        reduction_(TextKnob(knobs_, "reduction") == "sum_per_image" ? TatReduction::kSumPerImage
+                   : TextKnob(knobs_, "reduction") == "l2norm"      ? TatReduction::kL2Norm
+                                                                    : TatReduction::kMeanAll) {}
+
+  StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
+    DISTILL_ASSIGN_OR_RETURN(const MapPair pair, matcher_.Resize(inputs));
+    const auto size = [](const torch::Tensor& map) {
+      return MapSize{static_cast<uint32_t>(map.size(2)), static_cast<uint32_t>(map.size(3))};
+    };
+    DISTILL_ASSIGN_OR_RETURN(const TatGeometry geometry,
+                             MakeTatGeometry(knobs_, size(pair.student), size(pair.teacher)));
+    DISTILL_RETURN_IF_ERROR(CheckChannels(pair));
+    details_.clear();
+    if (pair.student.size(0) == 0) {
+      details_.assign(detail_names().size(), torch::zeros({}));
+      return Embed(embeddings_->gamma, pair.student).sum() + Embed(embeddings_->phi, pair.student).sum();
+    }
+    const Maps maps{Embed(embeddings_->gamma, pair.student), Embed(embeddings_->phi, pair.student),
+                    Embed(embeddings_->theta, pair.teacher), pair.teacher};
+    if (!hierarchical_) {
+      DISTILL_ASSIGN_OR_RETURN(const Part plain, Attend(maps, geometry, TatMode::kPlain));
+      details_ = {torch::scalar_tensor(plain.entropy), torch::scalar_tensor(plain.largest_weight)};
+      return plain.loss;
+    }
+    torch::Tensor total;
+    Part shown;
+    // A weight of 0 skips the branch.
+    for (const auto& [mode, weight] :
+         {std::pair{TatMode::kPatchGroup, patch_weight_}, std::pair{TatMode::kAnchor, anchor_weight_}}) {
+      if (weight == 0) {
+        details_.push_back(torch::zeros({}));
+        continue;
+      }
+      DISTILL_ASSIGN_OR_RETURN(Part part, Attend(maps, geometry, mode));
+      if (mode == TatMode::kPatchGroup && summed_patches_) part.loss = part.loss * static_cast<double>(geometry.groups);
+      details_.push_back(part.loss.detach());
+      if (!total.defined()) shown = part;
+      const torch::Tensor weighted = part.loss * weight;
+      total = total.defined() ? total + weighted : weighted;
+    }
+    details_.push_back(torch::scalar_tensor(shown.entropy));
+    details_.push_back(torch::scalar_tensor(shown.largest_weight));
+    return total;
+  }
+
+  torch::nn::Module* module() const override { return embeddings_.get(); }
+  std::vector<std::string> detail_names() const override {
+    if (!hierarchical_) return {"entropy", "max-weight"};
+    return {"patch", "anchor", "entropy", "max-weight"};
+  }
+  std::vector<torch::Tensor> details() const override { return details_; }
+
+ private:
+  Status CheckChannels(const MapPair& pair) const {
+    const int64_t in = embeddings_->phi == nullptr ? pair.teacher.size(1) : embeddings_->phi->options().in;
+    if (pair.student.size(1) == in) return OkStatus();
+    return absl::InvalidArgumentError(StrCat("the student's map ", ShapeText(pair.student), " has not the ", in,
+                                             " channels that phi and gamma take"));
+  }
+
+  StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+    const bool kernel_can = tiled_ && maps.gamma.is_cpu() && maps.gamma.scalar_type() == torch::kFloat32;
+    return kernel_can ? AttendTiled(maps, geometry, mode) : AttendDense(maps, geometry, mode);
+  }
+
+  double ScaleFor(int64_t width) const {
+    return attn_scale_ == 0 ? 1 / std::sqrt(static_cast<double>(width)) : attn_scale_;
+  }
+
+  StatusOr<Part> AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+    KernelCall call;
+    TatOptions& options = call.options;
+    options.orientation = teacher_query_ ? TatOrientation::kTeacherQuery : TatOrientation::kStudentQuery;
+    options.mode = mode;
+    options.grid_rows = geometry.grid_rows;
+    options.grid_columns = geometry.grid_cols;
+    options.groups = geometry.groups;
+    options.teacher_window = {geometry.teacher.anchor.height, geometry.teacher.anchor.width};
+    options.student_window = {geometry.student.anchor.height, geometry.student.anchor.width};
+    options.reduction = reduction_;
+    int64_t width = maps.gamma.size(1);
+    if (mode == TatMode::kPatchGroup) width *= geometry.grid_rows * geometry.grid_cols / geometry.groups;
+    options.attention_scale = ScaleFor(width);
+    const auto dense = [](const torch::Tensor& map) { return IsChannelsLast(map) ? map : map.contiguous(); };
+    Part part;
+    part.loss = TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target),
+                                reinterpret_cast<int64_t>(&call));
+    part.entropy = call.entropy;
+    part.largest_weight = call.largest_weight;
+    return part;
+  }
+
+  StatusOr<Part> AttendDense(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+    const auto tokens = [&](const torch::Tensor& map, const TatSide& side) {
+      if (mode == TatMode::kPatchGroup) return CutPatches(map, side.patch, geometry);
+      return Pixels(mode == TatMode::kAnchor ? PoolAnchors(map, side.anchor) : map);
+    };
+    const torch::Tensor a = tokens(maps.gamma, geometry.student), v = tokens(maps.phi, geometry.student);
+    const torch::Tensor b = tokens(maps.theta, geometry.teacher), f = tokens(maps.target, geometry.teacher);
+    const torch::Tensor logits = teacher_query_ ? b.matmul(a.transpose(1, 2)) : a.matmul(b.transpose(1, 2));
+    const torch::Tensor weights = torch::softmax(logits * ScaleFor(a.size(2)), 2);  // (G, Lq, Lk)
+    const torch::Tensor squares = (weights.matmul(v) - f).square();                 // (G, Lq, C)
+    Part part;
+    part.loss = ReduceSquares(squares, maps.gamma.size(0));
+    torch::NoGradGuard no_grad;
+    part.entropy = -torch::xlogy(weights, weights).sum(2).mean().item<double>();
+    part.largest_weight = weights.amax(2).mean().item<double>();
+    return part;
+  }
+
+  torch::Tensor ReduceSquares(const torch::Tensor& squares, int64_t images) const {
+    switch (reduction_) {
+      case TatReduction::kMeanAll:
+        return squares.mean();
+      case TatReduction::kSumPerImage:
+        return squares.sum() / static_cast<double>(images);
+      case TatReduction::kL2Norm:
+        return squares.reshape({images, -1}).sum(1).sqrt().mean();
+    }
+    return squares.mean();
+  }
+
+  const Knobs knobs_;
+  const SpatialMatcher matcher_;
+  const std::shared_ptr<Embeddings> embeddings_;  // shared as torch modules are
+  const bool teacher_query_, hierarchical_, tiled_, summed_patches_;
+  const double attn_scale_, patch_weight_, anchor_weight_;
+  const TatReduction reduction_;
+  mutable std::vector<torch::Tensor> details_;  // of the last Compute
+};
+
+}  // namespace
+
+LossOrStatus MakeTat(const LossPlan& plan, uint64_t seed) {
+  const int64_t student = plan.student_channels, teacher = plan.teacher_channels;
+  if (student == 0 || teacher == 0) {
+    return absl::InvalidArgumentError(
+        StrCat("tat from ", student, " to ", teacher, " channels; both must be at least 1"));
+  }
+  const std::string& norm = TextKnob(plan.knobs, "embed_bn");
+  auto embeddings = std::make_shared<Embeddings>();
+  const auto make = [&](const std::string& name, int64_t in, std::shared_ptr<ConvBlock>* out) -> Status {
+    const std::string& kind = TextKnob(plan.knobs, name);
+    if (kind == "auto") {
+      return absl::InvalidArgumentError(StrCat(name, " is auto; the coordinator turns it into a kind of layer"));
+    }
+    if (kind == "identity") {
+      if (in == teacher) return OkStatus();
+      return absl::InvalidArgumentError(StrCat(name, ": identity needs equal channels, not ", in, " and ", teacher));
+    }
+    ConvBlock::Options options{.in = in, .out = teacher, .kernel = kind == "conv3x3_bn" ? 3 : 1};
+    options.norm = norm == "per_sample" ? ConvBlock::Norm::kPerSample
+                   : norm == "frozen"   ? ConvBlock::Norm::kFrozen
+                                        : ConvBlock::Norm::kBatch;
+    *out = embeddings->register_module(name, std::make_shared<ConvBlock>(options, SeedFor(name, seed)));
+    return OkStatus();
+  };
+  DISTILL_RETURN_IF_ERROR(make("gamma", student, &embeddings->gamma));
+  DISTILL_RETURN_IF_ERROR(make("theta", teacher, &embeddings->theta));
+  DISTILL_RETURN_IF_ERROR(make("phi", student, &embeddings->phi));
+  return std::make_unique<TatLoss>(plan, std::move(embeddings));
+}
+
+}  // namespace distill::loss_internal
