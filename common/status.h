@@ -27,7 +27,7 @@ using absl::StatusCode;
 using absl::StatusOr;
 inline Status OkStatus() { return absl::OkStatus(); }
 
-// `context`: message, same code.
+// `context`: message, same code and payloads.
 Status Annotate(const Status& status, std::string_view context);
 
 }  // namespace distill

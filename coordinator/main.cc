@@ -14,7 +14,9 @@
 
 #include "common/exit_codes.h"
 #include "common/log.h"
+#include "common/metrics/process_metrics.h"
 #include "common/rpc/server.h"
+#include "common/service/certificate_metrics.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
 #include "coordinator/core/coordinator.h"
@@ -73,6 +75,7 @@ StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, Metri
 // Serves until a signal comes or the store is lost. The result is the reason to stop; ok for a signal.
 Status Serve(const Flags& flags) {
   MetricsRegistry metrics;
+  ExportCertificateExpiry(flags.service.security, &metrics);
   DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Coordinator> coordinator, OpenCoordinator(flags, &metrics));
   const std::unique_ptr<grpc::Service> jobs = MakeJobService(coordinator.get());
   const std::unique_ptr<grpc::Service> fleet = MakeFleetService(coordinator.get());
@@ -91,6 +94,7 @@ Status Serve(const Flags& flags) {
   // A quarter of a heartbeat: leases are seen to end within that.
   Ticker ticker("coord-tick", absl::Seconds(flags.heartbeat / 4), [&] {
     coordinator->Tick();
+    MeasureFolder("state", flags.state_dir, &metrics);
     if (!coordinator->health().ok()) RequestStop();
   });
   std::map<std::string, std::string> addresses = {{"address", server->address()}};

@@ -20,6 +20,7 @@
 #include "common/log.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/server.h"
+#include "common/service/certificate_metrics.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
 #include "teacher_server/feature_service.h"
@@ -124,6 +125,7 @@ int Serve(const Flags& flags) {
   if (!device.ok()) return Fail(device.status(), kExitConfiguration);
 
   MetricsRegistry metrics;
+  ExportCertificateExpiry(flags.service.security, &metrics);
   Gauge& ready = metrics.GetGauge("distill_teacher_ready", "1 while batches are taken, 0 while loading or draining.");
   ready.Set(0);
   std::atomic<const char*> not_ready = "loading models";  // literals; "" when ready. Read by the HTTP thread.

@@ -46,8 +46,8 @@ int WaitForSignal();
 // From any thread: WaitForSignal returns 0, also when it is called later.
 void RequestStop();
 
-// /metrics, /healthz (always 200 "ok"), /readyz (200 or 503 with the reason from `ready`, empty string = ready), extra
-// routes. `metrics` is not owned and outlives the server; `ready` runs on the server's thread. "off" gives a null
+// /metrics (with the process's own figures), /healthz (always 200 "ok"), /readyz (200 or 503 with the reason from
+// `ready`, empty string = ready), extra routes. `metrics` is not owned and outlives the server; `ready` runs on the server's thread. "off" gives a null
 // pointer.
 StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen, MetricsRegistry* metrics,
                                                        std::function<std::string()> ready,

@@ -1,5 +1,7 @@
+#include <memory>
 #include <utility>
 
+#include "common/metrics/process_metrics.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
 
@@ -10,7 +12,10 @@ StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen
                                                        std::map<std::string, HttpHandler> extra) {
   if (listen == "off") return std::unique_ptr<HttpServer>();
   std::map<std::string, HttpHandler> routes = std::move(extra);
-  routes["/metrics"] = [metrics](const HttpRequest&) {
+  metrics->GetGauge("distill_build_info", "Which program this is; always 1.", {{"version", VersionString()}}).Set(1);
+  auto process = std::make_shared<ProcessMetrics>(metrics);  // shared: handlers are copied
+  routes["/metrics"] = [metrics, process](const HttpRequest&) {
+    process->Refresh();
     return HttpResponse{.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics->Serialize()};
   };
   routes["/healthz"] = [](const HttpRequest&) { return HttpResponse{.body = "ok\n"}; };

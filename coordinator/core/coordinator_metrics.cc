@@ -1,7 +1,10 @@
 #include "coordinator/core/coordinator_metrics.h"
 
+#include <algorithm>
 #include <map>
 #include <utility>
+
+#include "coordinator/core/teachers.h"
 
 namespace distill {
 namespace {
@@ -47,6 +50,13 @@ void CoordinatorMetrics::SetCluster(double now, double lease, const ClusterState
                    {{"state", std::string(Name(job_state))}})
         .Set(count);
   }
+  const auto waits_for_teacher = [&](const ActiveJob& job) {
+    return NeedOf(job).now && MatchTeachers(now, lease, state, job).usable.empty();
+  };
+  registry_
+      ->GetGauge("distill_coordinator_jobs_without_teacher",
+                 "Jobs whose current stage reads a teacher while no live worker serves it.")
+      .Set(static_cast<double>(std::count_if(state.jobs.begin(), state.jobs.end(), waits_for_teacher)));
   std::map<std::pair<std::string, std::string>, int> workers;
   for (const char* kind : kKinds) {
     for (const char* worker_state : kWorkerStates) workers[{kind, worker_state}] = 0;

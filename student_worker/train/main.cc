@@ -19,7 +19,9 @@
 #include "common/fleet/fleet_client.h"
 #include "common/log.h"
 #include "common/metrics/metrics.h"
+#include "common/metrics/process_metrics.h"
 #include "common/rendezvous/kv_client.h"
+#include "common/service/certificate_metrics.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
 #include "student_worker/train/job_runner.h"
@@ -109,6 +111,8 @@ int Serve(const Flags& flags) {
   if (!device.ok()) return Fail(device.status(), kExitConfiguration);
 
   MetricsRegistry registry;
+  ExportCertificateExpiry(flags.service.security, &registry);
+  MeasureFolder("work", flags.work_dir, &registry);
   std::atomic<const char*> not_ready =
       "registering at the coordinator";  // literals; "" when ready. Read by the HTTP thread.
   std::unique_ptr<HttpServer> http;

@@ -13,9 +13,6 @@
 namespace distill {
 namespace {
 
-// Marks the one error that a metric counts.
-constexpr char kNotFinitePayload[] = "distill/loss-not-finite";
-
 std::string TapName(const std::string& tap) { return tap.empty() ? "output" : tap; }
 
 // A scalar that depends on all parameters of a module, null included.
@@ -32,6 +29,7 @@ torch::Tensor Add(const torch::Tensor& a, const torch::Tensor& b) {
   return !a.defined() ? b : !b.defined() ? a : a + b;
 }
 
+// Marks the one error that a metric counts.
 constexpr char kNotFinite[] = "distillery/loss-not-finite";
 
 }  // namespace

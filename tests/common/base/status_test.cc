@@ -1,6 +1,7 @@
 #include "common/status.h"
 
 #include <gtest/gtest.h>
+#include "absl/strings/cord.h"
 
 namespace distill {
 namespace {
@@ -10,6 +11,9 @@ TEST(StatusTest, AnnotateKeepsCodeAndPutsContextInFront) {
   EXPECT_EQ(status.code(), StatusCode::kNotFound);
   EXPECT_EQ(status.message(), "teacher 't0': no file 'a'");
   EXPECT_TRUE(Annotate(OkStatus(), "teacher 't0'").ok());
+  Status marked = absl::NotFoundError("no file 'a'");
+  marked.SetPayload("mark", absl::Cord("value"));
+  EXPECT_EQ(Annotate(marked, "teacher 't0'").GetPayload("mark"), absl::Cord("value"));
 }
 
 StatusOr<int> Half(int value) {

@@ -35,13 +35,13 @@ struct KeyAndCertificate {
 };
 
 // Self-signed, for 127.0.0.1 and localhost; serves as its own authority.
-inline KeyAndCertificate MakeCertificate(const char* name) {
+inline KeyAndCertificate MakeCertificate(const char* name, long ends_in_seconds = 3600) {
   EVP_PKEY* const key = EVP_EC_gen("P-256");
   X509* const certificate = X509_new();
   X509_set_version(certificate, 2);
   ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
   X509_gmtime_adj(X509_getm_notBefore(certificate), -3600);
-  X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
+  X509_gmtime_adj(X509_getm_notAfter(certificate), ends_in_seconds);
   X509_set_pubkey(certificate, key);
   X509_NAME* const subject = X509_get_subject_name(certificate);
   X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, reinterpret_cast<const unsigned char*>(name), -1, -1, 0);

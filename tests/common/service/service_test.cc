@@ -5,14 +5,18 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
+#include "common/metrics/process_metrics.h"
+#include "common/service/certificate_metrics.h"
 #include "common/service/service_flags.h"
 #include "tests/common/http/http_test_client.h"
+#include "tests/common/rpc/rpc_test_util.h"
 
 namespace distill {
 namespace {
@@ -158,7 +162,9 @@ TEST(ServiceHttpTest, HealthReadinessMetricsAndExtraRoutes) {
   }
   EXPECT_THAT(HttpGet(port, "/readyz"), StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(HttpGet(port, "/metrics"),
-              AllOf(HasSubstr("Content-Type: text/plain; version=0.0.4"), HasSubstr("distill_steps_total 3\n")));
+              AllOf(HasSubstr("Content-Type: text/plain; version=0.0.4"), HasSubstr("distill_steps_total 3\n"),
+                    HasSubstr("distill_build_info{version=\"" + VersionString() + "\"} 1\n"),
+                    HasSubstr("\nprocess_resident_memory_bytes "), HasSubstr("\nprocess_start_time_seconds 1")));
   EXPECT_THAT(HttpGet(port, "/extra"), EndsWith("extra"));
 }
 
@@ -170,6 +176,58 @@ TEST(ServiceHttpTest, OffGivesNoServerAndBadAddressNamesTheFlag) {
   const Status bad = StartServiceHttp("nonsense", &metrics, [] { return ""; }).status();
   EXPECT_EQ(bad.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(bad.message()), HasSubstr("--http-listen"));
+}
+
+TEST(ServiceHttpTest, ScrapesShowTheTimeSpent) {
+  MetricsRegistry metrics;
+  auto server = StartServiceHttp("127.0.0.1:0", &metrics, [] { return ""; });
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto cpu_seconds = [&] {
+    const std::string text = HttpGet((*server)->port(), "/metrics");
+    return std::stod(text.substr(text.find("\nprocess_cpu_seconds_total ") + 27));
+  };
+  const double before = cpu_seconds();
+  volatile double sum = 0;
+  while (static_cast<double>(std::clock()) / CLOCKS_PER_SEC < before + 0.05) sum = sum + 1;
+  EXPECT_GE(cpu_seconds(), before + 0.04);
+}
+
+TEST(FolderMetricsTest, SpaceIsThatOfTheFileSystem) {
+  MetricsRegistry metrics;
+  MeasureFolder("work", "/no/such/folder", &metrics);
+  EXPECT_EQ(metrics.Serialize(), "");
+  MeasureFolder("work", "/", &metrics);
+  const std::filesystem::space_info space = std::filesystem::space("/");
+  EXPECT_EQ(
+      metrics.GetGauge("distill_folder_size_bytes", "Size of the folder's file system.", {{"folder", "work"}}).Value(),
+      static_cast<double>(space.capacity));
+  EXPECT_THAT(metrics.Serialize(), HasSubstr("distill_folder_free_bytes{folder=\"work\"} "));
+}
+
+TEST(CertificateMetricsTest, TheEarliestEndOfAFileIsShown) {
+  const double now = static_cast<double>(std::time(nullptr));
+  const TempFile hour(MakeCertificate("a").certificate);  // ends in an hour
+  EXPECT_NEAR(CertificateExpiry(hour.path()).value(), now + 3600, 30);
+  const TempFile both(MakeCertificate("b", 60 * 86400).certificate + MakeCertificate("a").certificate);
+  EXPECT_NEAR(CertificateExpiry(both.path()).value(), now + 3600, 30);
+  const TempFile garbage("garbage");
+  EXPECT_THAT(std::string(CertificateExpiry(garbage.path()).status().message()), HasSubstr(garbage.path()));
+  EXPECT_FALSE(CertificateExpiry("/no/such.pem").ok());
+}
+
+TEST(CertificateMetricsTest, CertificateAndAuthorityHaveASeriesEachAndPlaintextHasNone) {
+  MetricsRegistry metrics;
+  ExportCertificateExpiry({}, &metrics);
+  ExportCertificateExpiry({.ca_file = "/no/such.pem"}, &metrics);
+  EXPECT_EQ(metrics.Serialize(), "");
+  const TempFile cert(MakeCertificate("a").certificate), ended(MakeCertificate("b", -60).certificate);
+  testing::internal::CaptureStderr();
+  ExportCertificateExpiry({.ca_file = ended.path(), .cert_file = cert.path()}, &metrics);
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(log,
+              AllOf(HasSubstr("ends soon"), HasSubstr(cert.path()), HasSubstr("has ended"), HasSubstr(ended.path())));
+  EXPECT_THAT(metrics.Serialize(), AllOf(HasSubstr("distill_tls_certificate_expiry_timestamp_seconds{file=\"cert\"} "),
+                                         HasSubstr("distill_tls_certificate_expiry_timestamp_seconds{file=\"ca\"} ")));
 }
 
 TEST(ReadyFileTest, HoldsTheValuesAndLeavesNothingElse) {

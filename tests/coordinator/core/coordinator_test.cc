@@ -384,6 +384,14 @@ TEST_F(CoordinatorTest, ListsTapsOfZooAndServedModels) {
   EXPECT_THAT(std::string(coordinator_->ListTaps(spec).status().message()), HasSubstr("did you mean 'fashion'?"));
 }
 
+TEST_F(CoordinatorTest, MetricsTellOfAJobWithoutTeacher) {
+  RunJob();
+  EXPECT_THAT(metrics_.Serialize(), HasSubstr("distill_coordinator_jobs_without_teacher 0"));
+  clock_.now += 6;  // a lease, in which nobody calls
+  coordinator_->Tick();
+  EXPECT_THAT(metrics_.Serialize(), HasSubstr("distill_coordinator_jobs_without_teacher 1"));
+}
+
 TEST_F(CoordinatorTest, MetricsFollowTheCluster) {
   RunJob();
   (void)Submit("bad", "nonsense");

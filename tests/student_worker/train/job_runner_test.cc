@@ -479,6 +479,24 @@ TEST_F(StudentAgentTest, RunsOneJobAfterTheOtherAndIgnoresRepetitions) {
   EXPECT_THAT(text, HasSubstr("distill_student_jobs_total{outcome=\"failed\"} 1"));
 }
 
+TEST_F(StudentAgentTest, CountsLossesThatAreNotFinite) {
+  MetricsRegistry registry;
+  TrainMetrics metrics(&registry);
+  RecordedFleet fleet;
+  StudentAgent agent(Environment("work", &registry, &metrics));
+  const FleetClient::Callbacks callbacks = agent.callbacks();
+  agent.Start(&fleet);
+  JobPlan plan = Plan(1);
+  for (StagePlan& stage : plan.stages) stage.optimizer.lr = 1e30;
+  generation_ = 1;
+  callbacks.on_student_assignment(Assignment(plan, 0));
+  fleet.AwaitIdle(1);
+  agent.Shutdown(std::chrono::seconds(30));
+  ASSERT_EQ(fleet.failures().size(), 1u);
+  EXPECT_THAT(fleet.failures()[0], HasSubstr("lower the learning rate"));
+  EXPECT_THAT(registry.Serialize(), HasSubstr("distill_student_not_finite_losses_total 1"));
+}
+
 TEST_F(StudentAgentTest, ShutdownChecksPointAndANewGenerationReplacesTheOld) {
   MetricsRegistry registry;
   TrainMetrics metrics(&registry);

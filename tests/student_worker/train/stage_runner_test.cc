@@ -170,6 +170,8 @@ TEST(StageRunnerTest, NaNNamesStepLossAndTapAndMovesNothing) {
   source.poison_ = true;
   const auto result = runner->Step(&source, 2);
   EXPECT_EQ(result.status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(IsNotFinite(result.status()));
+  EXPECT_FALSE(IsNotFinite(absl::FailedPreconditionError("another one")));
   for (const char* part : {"'mimic'", "step 2", "'l2-layer1'", "tap layer1", "nan"}) {
     EXPECT_THAT(result.status().ToString(), HasSubstr(part));
   }
