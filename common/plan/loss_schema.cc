@@ -97,7 +97,7 @@ constexpr KnobSchema kReduction = Choice("reduction", "mean", kReductions,
 
 constexpr KnobSchema kAtKnobs[] = {
     kAlignCorners,
-    Above("power", "2", 0, "Exponent of the absolute value before channels are averaged; dimensionless."),
+    Number("power", "2", 1, kInfinity, "Exponent of the absolute value before channels are averaged; dimensionless."),
     kReduction,
     kMismatch,
 };

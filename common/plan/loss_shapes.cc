@@ -42,6 +42,11 @@ Status ResolveChannelTransform(LossPlan* loss) {
                " lets the transformation make the teacher's map constant, which teaches nothing; for an ablation set "
                "allow_collapse: true"));
   }
+  if (TextKnob(loss->knobs, "side") == "teacher" && loss->student_channels != loss->teacher_channels) {
+    return absl::InvalidArgumentError(StrCat("side teacher leaves the student's map as it is, so its ",
+                                             loss->student_channels, " channels would have to be the teacher's ",
+                                             loss->teacher_channels, "; use side: both or student"));
+  }
   if (NumberKnob(loss->knobs, "kernel") == 2) {
     return absl::InvalidArgumentError("kernel is 2, must be 1 or 3");
   }
@@ -69,7 +74,9 @@ Status ResolveTat(const MapShape& student, const MapShape& teacher, LossPlan* lo
   }
   const ResizedMaps sizes = ResizeTo(TextKnob(knobs, "spatial_mismatch"), student.size, teacher.size);
   DISTILL_ASSIGN_OR_RETURN(const TatGeometry geometry, MakeTatGeometry(knobs, sizes.student, sizes.teacher));
-  if (TextKnob(knobs, "embed_bn") == "per_sample" && sizes.student.positions() == 1) {
+  const bool one_position =
+      sizes.student.positions() == 1 || (sizes.teacher.positions() == 1 && TextKnob(knobs, "theta") != "identity");
+  if (TextKnob(knobs, "embed_bn") == "per_sample" && one_position) {
     return absl::InvalidArgumentError(
         "embed_bn: per_sample has no variance over a map of one position; use batch or frozen");
   }

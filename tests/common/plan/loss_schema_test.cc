@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -65,6 +66,34 @@ TEST(LossSchemaTest, RefusalsNameTheKnobTheValueAndTheRemedy) {
 TEST(LossSchemaTest, NanAndInfinityAreOutOfRange) {
   for (double bad : {std::nan(""), std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}) {
     EXPECT_THAT(Refusal("kd", {{"temperature", bad}}), HasSubstr("temperature"));
+  }
+}
+
+TEST(LossSchemaTest, WholeNumbersTakeNoFractions) {
+  EXPECT_THAT(Refusal("tat", {{"groups", 2.5}}), HasSubstr("groups is 2.5, must be a whole number of at least 1"));
+  EXPECT_THAT(Refusal("tat", {{"groups", 0.0}}), HasSubstr("must be a whole number"));
+  EXPECT_THAT(Refusal("channel_transform", {{"depth", 9.0}}), HasSubstr("at least 0 and at most 8"));
+  EXPECT_THAT(Refusal("channel_transform", {{"kernel", 1.0000001}}), HasSubstr("kernel"));
+  EXPECT_THAT(Refusal("tat", {{"grid_rows", std::nan("")}}), HasSubstr("grid_rows"));
+  EXPECT_EQ(NumberKnob(*CompleteKnobs(*FindLossSchema("tat"), {{"groups", 7.0}}), "groups"), 7);
+  EXPECT_EQ(NumberKnob(*CompleteKnobs(*FindLossSchema("channel_transform"), {{"depth", 0.0}}), "depth"), 0);
+}
+
+TEST(LossSchemaTest, BoundsAreInclusiveOrNotAsTheTableSays) {
+  EXPECT_THAT(Refusal("mgd", {{"mask_ratio", 1.0}}), HasSubstr("below 1"));
+  EXPECT_EQ(NumberKnob(*CompleteKnobs(*FindLossSchema("mgd"), {{"mask_ratio", 0.0}}), "mask_ratio"), 0);
+  EXPECT_THAT(Refusal("at", {{"power", 0.5}}), HasSubstr("at least 1"));  // an infinite slope at 0
+  EXPECT_EQ(NumberKnob(*CompleteKnobs(*FindLossSchema("at"), {{"power", 1.0}}), "power"), 1);
+  EXPECT_THAT(Refusal("smooth_l1", {{"beta", 0.0}}), HasSubstr("above 0"));
+}
+
+TEST(LossSchemaTest, DefaultsOfChoicesAreAmongTheChoices) {
+  for (const LossSchema& schema : LossSchemas()) {
+    for (const KnobSchema& knob : schema.knobs) {
+      if (knob.type != KnobSchema::Type::kText) continue;
+      EXPECT_NE(std::find(knob.choices.begin(), knob.choices.end(), knob.default_value), knob.choices.end())
+          << schema.type << "." << knob.name;
+    }
   }
 }
 

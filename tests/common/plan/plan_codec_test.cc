@@ -25,7 +25,8 @@ JobPlan FullPlan() {
                   .weights = "start.safetensors",
                   .mean = {0.25f},
                   .std = {0.5f}};
-  plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student, .parameters = 5, .bytes = 21}, {.model = "other"}};
+  plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student, .parameters = 5, .bytes = 21},
+                   {.model = "other"}};
   plan.data = {.format = "image_folder",
                .path = "cats",
                .train_limit = 100,
@@ -52,8 +53,10 @@ JobPlan FullPlan() {
                    .student_width = 8,
                    .teacher_height = 9,
                    .teacher_width = 10}};
-  stage.optimizer = {.type = "adam", .lr = 0.01, .momentum = 0.5, .weight_decay = 0.25, .nesterov = true, .clip_norm = 35};
-  stage.schedule = {.type = "step", .warmup = 0.125, .milestones = {0.5, 0.75}, .gamma = 0.2, .begin = 0.25, .end = 0.5};
+  stage.optimizer = {
+      .type = "adam", .lr = 0.01, .momentum = 0.5, .weight_decay = 0.25, .nesterov = true, .clip_norm = 35};
+  stage.schedule = {
+      .type = "step", .warmup = 0.125, .milestones = {0.5, 0.75}, .gamma = 0.2, .begin = 0.25, .end = 0.5};
   stage.steps = 77;
   stage.uses_labels = true;
   stage.needs_teacher = true;
