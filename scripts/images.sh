@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Builds the container images distillery/coordinator, distillery/teacher and distillery/student, tagged by variant, and prints their sizes.
+# Builds the container images distillery/coordinator, distillery/teacher and distillery/student, tagged by variant, and prints their
+# sizes.
 #
 #   scripts/images.sh [OPTION...]
 #
 #   --variant cpu|cuda    default cpu. cuda compiles with nvcc: give --build-base, or --prebuilt
 #   --prebuilt FOLDER     package a tree made by `cmake --install` instead of compiling in the build stage
+#   --name NAME           images are called NAME/coordinator and so on (default distillery), for example for a registry
 #   --base IMAGE          what the images start from (default debian:bookworm-slim; where that cannot be pulled, the one that
 #                         scripts/base_image.sh makes)
 #   --build-base IMAGE    what the build stage starts from (default: the base)
 #
 # Compiling takes a quarter of an hour or more on two cores, and 10 GB of disk while it runs.
 . "$(dirname "$0")/common.sh"
-variant=cpu prebuilt='' base='' build_base=''
+variant=cpu name=distillery prebuilt='' base='' build_base=''
 while [ $# -gt 0 ]; do
   case $1 in
     --variant) variant=${2:?--variant is cpu or cuda}; shift 2 ;;
+    --name) name=${2:?--name needs a name}; shift 2 ;;
     --prebuilt) prebuilt=${2:?--prebuilt needs a folder}; shift 2 ;;
     --base) base=${2:?--base needs an image}; shift 2 ;;
     --build-base) build_base=${2:?--build-base needs an image}; shift 2 ;;
@@ -49,9 +52,9 @@ fi
 log=$BUILD/images-$variant.log
 revision=$(git -C "$ROOT" rev-parse HEAD 2>/dev/null || echo unknown)
 for target in coordinator teacher student; do
-  say "building distillery/$target:$variant"
-  docker build -f "$context/deploy/docker/Dockerfile" --target $target -t "distillery/$target:$variant" --build-arg "BASE=$base" \
+  say "building $name/$target:$variant"
+  docker build -f "$context/deploy/docker/Dockerfile" --target $target -t "$name/$target:$variant" --build-arg "BASE=$base" \
     --build-arg "BUILD_BASE=${build_base:-$base}" --build-arg "VARIANT=$variant" --build-arg "REVISION=$revision" "$context" >"$log" 2>&1 ||
-    { tail -n 40 "$log" >&2; die "building distillery/$target:$variant failed; all of its output is in $log"; }
+    { tail -n 40 "$log" >&2; die "building $name/$target:$variant failed; all of its output is in $log"; }
 done
-docker image ls --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}' | grep -E "IMAGE|REPOSITORY|distillery/(coordinator|teacher|student):$variant"
+docker image ls --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}' | grep -E "REPOSITORY|^$name/(coordinator|teacher|student):$variant"
