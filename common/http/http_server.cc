@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <boost/beast/ssl/ssl_stream.hpp>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -74,15 +76,29 @@ class Session : public std::enable_shared_from_this<Session> {
  public:
   Session(tcp::socket socket, Server* server);
   ~Session();
-  void Read();
+  // Finds out whether the peer speaks TLS, when this server can, and reads its requests.
+  void Begin();
 
  private:
+  // Calls `operation` with the stream that requests and answers travel on.
+  template <typename Operation>
+  void OnStream(const Operation& operation) {
+    if (tls_.has_value()) {
+      operation(*tls_);
+    } else {
+      operation(stream_);
+    }
+  }
+  void Handshake();
+  void Read();
   void OnRead(beast::error_code error);
   void Send(HttpResponse response, bool keep_alive, bool head);
+  void Finish();
   void Discard();
 
   Server* const server_;  // Not owned: destroys the io_context, and with it every session, before it goes
   beast::tcp_stream stream_;
+  std::optional<beast::ssl_stream<beast::tcp_stream&>> tls_;  // over stream_, once the peer has begun a TLS handshake
   beast::flat_buffer buffer_;
   std::optional<http::request_parser<http::string_body>> parser_;
   std::shared_ptr<void> response_;  // alive while it is written
@@ -92,6 +108,20 @@ class Server : public HttpServer {
  public:
   Server(std::map<std::string, HttpHandler> routes, const HttpLimits& limits)
       : routes_(std::move(routes)), limits_(limits) {}
+
+  // Call before Listen().
+  Status UseCertificate(const HttpTls& files) {
+    namespace ssl = boost::asio::ssl;
+    beast::error_code error;
+    tls_.emplace(ssl::context::tls_server);
+    tls_->set_options(ssl::context::default_workarounds | ssl::context::no_tlsv1 | ssl::context::no_tlsv1_1, error);
+    if (!error) tls_->use_certificate_chain(asio::buffer(files.certificate), error);
+    if (!error) tls_->use_private_key(asio::buffer(files.key), ssl::context::pem, error);
+    if (!error) return OkStatus();
+    return absl::InvalidArgumentError(
+        StrCat("the TLS certificate or its key cannot be used for HTTP: ", error.message()));
+  }
+  asio::ssl::context* tls() { return tls_.has_value() ? &*tls_ : nullptr; }
   ~Server() override {
     if (context_ == nullptr) return;
     context_->stop();
@@ -141,12 +171,19 @@ class Server : public HttpServer {
   const HttpLimits& limits() const { return limits_; }
 
   HttpResponse Handle(const HttpRequest& request) {
-    if (request.method != "GET" && request.method != "HEAD") {
+    const auto post = routes_.find("POST " + request.path);
+    const HttpHandler* const page = Find(request.path);
+    const HttpHandler* handler = page;
+    if (request.method == "POST" && post != routes_.end()) {
+      handler = &post->second;
+    } else if ((request.method != "GET" && request.method != "HEAD") || (page == nullptr && post != routes_.end())) {
+      const std::string_view allowed = post == routes_.end() ? "GET, HEAD"
+                                       : page == nullptr     ? "POST"
+                                                             : "GET, HEAD, POST";
       return {.status = 405,
-              .body = StrCat("method ", request.method, " is not allowed; use GET or HEAD\n"),
-              .headers = {{"Allow", "GET, HEAD"}}};
+              .body = StrCat("method ", request.method, " is not allowed here; use ", allowed, "\n"),
+              .headers = {{"Allow", std::string(allowed)}}};
     }
-    const HttpHandler* const handler = Find(request.path);
     if (handler == nullptr) return {.status = 404, .body = "no such page\n"};
     try {
       return (*handler)(request);
@@ -182,7 +219,7 @@ class Server : public HttpServer {
     acceptor_->async_accept([this](beast::error_code error, tcp::socket socket) {
       if (error == asio::error::operation_aborted) return;
       if (!error) {
-        std::make_shared<Session>(std::move(socket), this)->Read();
+        std::make_shared<Session>(std::move(socket), this)->Begin();
         return Accept();
       }
       // Out of file descriptors, or a peer that was gone already. A short pause keeps the loop from spinning.
@@ -196,8 +233,9 @@ class Server : public HttpServer {
 
   const std::map<std::string, HttpHandler> routes_;
   const HttpLimits limits_;
-  int port_ = 0;         // constant after Listen()
-  std::string address_;  // constant after Listen()
+  std::optional<asio::ssl::context> tls_;  // constant after UseCertificate()
+  int port_ = 0;                           // constant after Listen()
+  std::string address_;                    // constant after Listen()
   // Everything below is used by the loop's thread alone once it runs.
   std::unique_ptr<asio::io_context> context_;
   std::unique_ptr<tcp::acceptor> acceptor_;
@@ -213,13 +251,36 @@ Session::Session(tcp::socket socket, Server* server) : server_(server), stream_(
 }
 Session::~Session() { server_->SessionClosed(); }
 
+void Session::Begin() {
+  if (server_->tls() == nullptr) return Read();
+  stream_.expires_after(server_->limits().idle);
+  beast::async_detect_ssl(stream_, buffer_, [self = shared_from_this()](beast::error_code error, bool is_tls) {
+    if (error) return;
+    if (!is_tls) return self->Read();
+    self->Handshake();
+  });
+}
+
+void Session::Handshake() {
+  tls_.emplace(stream_, *server_->tls());
+  stream_.expires_after(server_->limits().idle);
+  tls_->async_handshake(asio::ssl::stream_base::server, buffer_.data(),
+                        [self = shared_from_this()](beast::error_code error, size_t used) {
+                          if (error) return;  // a peer that does not trust the certificate, or no TLS after all
+                          self->buffer_.consume(used);
+                          self->Read();
+                        });
+}
+
 void Session::Read() {
   parser_.emplace();
   parser_->header_limit(static_cast<std::uint32_t>(server_->limits().header_bytes));
   parser_->body_limit(server_->limits().body_bytes);
   stream_.expires_after(server_->limits().idle);
-  http::async_read(stream_, buffer_, *parser_,
-                   [self = shared_from_this()](beast::error_code error, size_t) { self->OnRead(error); });
+  OnStream([this](auto& stream) {
+    http::async_read(stream, buffer_, *parser_,
+                     [self = shared_from_this()](beast::error_code error, size_t) { self->OnRead(error); });
+  });
 }
 
 void Session::OnRead(beast::error_code error) {
@@ -238,6 +299,10 @@ void Session::OnRead(beast::error_code error) {
   for (const auto& field : message) {
     request.headers[absl::AsciiStrToLower(std::string(View(field.name_string())))] = std::string(View(field.value()));
   }
+  request.body = message.body();
+  request.tls = tls_.has_value();
+  beast::error_code unknown;
+  request.peer = stream_.socket().remote_endpoint(unknown).address().to_string();
   const bool keep_alive = message.keep_alive();
   Send(server_->Handle(request), keep_alive, message.method() == http::verb::head);
 }
@@ -250,17 +315,17 @@ void Session::Send(HttpResponse response, bool keep_alive, bool head) {
     message->set("X-Content-Type-Options", "nosniff");
     for (const auto& [name, value] : response.headers) message->set(name, value);
     message->keep_alive(keep_alive);
-    message->content_length(length);
+    // 304 tells of a body that stays away; a length of 0 would be a lie about it.
+    if (response.status != 304) message->content_length(length);
     response_ = message;
     stream_.expires_after(server_->limits().idle);
-    http::async_write(stream_, *message, [self = shared_from_this(), keep_alive](beast::error_code error, size_t) {
-      self->response_.reset();
-      if (error) return;
-      if (keep_alive) return self->Read();
-      beast::error_code ignored;
-      self->stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
-      self->stream_.expires_after(std::min(self->server_->limits().idle, kLinger));
-      self->Discard();
+    OnStream([&](auto& stream) {
+      http::async_write(stream, *message, [self = shared_from_this(), keep_alive](beast::error_code error, size_t) {
+        self->response_.reset();
+        if (error) return;
+        if (keep_alive) return self->Read();
+        self->Finish();
+      });
     });
   };
   // A HEAD answer tells the length of a body that does not follow.
@@ -271,6 +336,18 @@ void Session::Send(HttpResponse response, bool keep_alive, bool head) {
     message->body() = std::move(response.body);
     send(message);
   }
+}
+
+void Session::Finish() {
+  stream_.expires_after(std::min(server_->limits().idle, kLinger));
+  // Over TLS the peer must learn that the answer was not cut off.
+  if (tls_.has_value()) {
+    tls_->async_shutdown([self = shared_from_this()](beast::error_code) {});
+    return;
+  }
+  beast::error_code ignored;
+  stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
+  Discard();
 }
 
 // Closing a socket with unread bytes resets the connection, and the peer may lose the answer: read until it has closed
@@ -286,9 +363,10 @@ void Session::Discard() {
 
 StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& listen,
                                                         std::map<std::string, HttpHandler> routes,
-                                                        const HttpLimits& limits) {
+                                                        const HttpLimits& limits, const HttpTls& tls) {
   DISTILL_ASSIGN_OR_RETURN(const HostPort host_port, ParseHostPort(listen));
   auto server = std::make_unique<Server>(std::move(routes), limits);
+  if (!tls.certificate.empty()) DISTILL_RETURN_IF_ERROR(server->UseCertificate(tls));
   DISTILL_RETURN_IF_ERROR(server->Listen(host_port));
   return StatusOr<std::unique_ptr<HttpServer>>(std::move(server));
 }

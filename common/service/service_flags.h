@@ -48,10 +48,11 @@ void RequestStop();
 
 // /metrics (with the process's own figures), /healthz (always 200 "ok"), /readyz (200 or 503 with the reason from
 // `ready`, empty string = ready), extra routes. `metrics` is not owned and outlives the server; `ready` runs on the server's thread. "off" gives a null
-// pointer.
+// pointer. `tls`: see HttpServer.
 StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen, MetricsRegistry* metrics,
                                                        std::function<std::string()> ready,
-                                                       std::map<std::string, HttpHandler> extra = {});
+                                                       std::map<std::string, HttpHandler> extra = {},
+                                                       const HttpTls& tls = {});
 
 // "0.1.0 (cpu)", or "0.1.0 (cuda)" when the CUDA plugin was built.
 std::string VersionString();

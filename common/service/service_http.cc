@@ -9,7 +9,7 @@ namespace distill {
 
 StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen, MetricsRegistry* metrics,
                                                        std::function<std::string()> ready,
-                                                       std::map<std::string, HttpHandler> extra) {
+                                                       std::map<std::string, HttpHandler> extra, const HttpTls& tls) {
   if (listen == "off") return std::unique_ptr<HttpServer>();
   std::map<std::string, HttpHandler> routes = std::move(extra);
   metrics->GetGauge("distill_build_info", "Which program this is; always 1.", {{"version", VersionString()}}).Set(1);
@@ -24,7 +24,7 @@ StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen
     if (reason.empty()) return HttpResponse{.body = "ready\n"};
     return HttpResponse{.status = 503, .body = StrCat("not ready: ", reason, "\n")};
   };
-  StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Start(listen, std::move(routes));
+  StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Start(listen, std::move(routes), {}, tls);
   if (!server.ok()) return Annotate(server.status(), "--http-listen");
   return server;
 }

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "tests/common/http/http_test_client.h"
+#include "tests/common/http/https_test_client.h"
+#include "tests/common/rpc/rpc_test_util.h"
 
 namespace distill {
 namespace {
@@ -33,6 +35,18 @@ std::map<std::string, HttpHandler> Routes() {
       {"/jobs/*",
        [](const HttpRequest& request) { return HttpResponse{.status = 202, .body = "job " + request.path}; }},
       {"/jobs/special", [](const HttpRequest&) { return HttpResponse{.body = "special"}; }},
+      {"POST /form",
+       [](const HttpRequest& request) { return HttpResponse{.body = request.method + " " + request.body}; }},
+      {"/both", [](const HttpRequest&) { return HttpResponse{.body = "got"}; }},
+      {"POST /both", [](const HttpRequest&) { return HttpResponse{.body = "posted"}; }},
+      {"/unchanged",
+       [](const HttpRequest&) {
+         return HttpResponse{.status = 304, .headers = {{"ETag", "\"1\""}}};
+       }},
+      {"/peer",
+       [](const HttpRequest& request) {
+         return HttpResponse{.body = request.peer + (request.tls ? " over TLS" : " in the clear")};
+       }},
       {"/throws", [](const HttpRequest&) -> HttpResponse { throw std::runtime_error("secret"); }},
   };
 }
@@ -176,6 +190,69 @@ TEST(HttpServerTest, PortInUseAndBadAddressesAreNamed) {
   EXPECT_THAT(std::string(taken.message()), HasSubstr("port " + std::to_string(server->port()) + " is in use"));
   EXPECT_EQ(HttpServer::Start("nonsense", {}).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(HttpServer::Start("192.0.2.1:0", {}).status().code(), StatusCode::kInvalidArgument);  // not ours
+}
+
+TEST(HttpServerTest, TakesPostsWhereARouteAsksForThem) {
+  auto server = MustStart();
+  const auto exchange = [&](const std::string& method, const std::string& path, const std::string& body) {
+    HttpTestClient client(server->port());
+    client.Send(method + " " + path + " HTTP/1.1\r\nHost: test\r\nContent-Length: " + std::to_string(body.size()) +
+                "\r\nConnection: close\r\n\r\n" + body);
+    return client.Receive();
+  };
+  EXPECT_THAT(exchange("POST", "/form", "a=1&b=2"), EndsWith("\r\n\r\nPOST a=1&b=2"));
+  EXPECT_THAT(exchange("POST", "/both", ""), EndsWith("posted"));
+  EXPECT_THAT(exchange("GET", "/both", ""), EndsWith("got"));
+  EXPECT_THAT(exchange("GET", "/form", ""), AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("Allow: POST\r\n")));
+  EXPECT_THAT(exchange("DELETE", "/both", ""),
+              AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("Allow: GET, HEAD, POST\r\n")));
+  EXPECT_THAT(exchange("POST", "/echo", ""), StartsWith("HTTP/1.1 405 "));
+  EXPECT_THAT(exchange("GET", "/POST%20/form", ""), StartsWith("HTTP/1.1 404 "));
+  EXPECT_THAT(exchange("GET", "POST /form", ""), StartsWith("HTTP/1.1 400 "));
+  EXPECT_THAT(exchange("POST", "/form", std::string(20000, 'x')), StartsWith("HTTP/1.1 413 "));
+}
+
+TEST(HttpServerTest, AnUnchangedPageHasNoBodyAndTheConnectionGoesOn) {
+  auto server = MustStart();
+  HttpTestClient client(server->port());
+  for (int i = 0; i < 2; ++i) {
+    client.Send("GET /unchanged HTTP/1.1\r\nHost: test\r\n\r\n");
+    const std::string answer = client.Receive();
+    EXPECT_THAT(answer, AllOf(StartsWith("HTTP/1.1 304 "), HasSubstr("ETag: \"1\""), Not(HasSubstr("Content-Length"))));
+  }
+  client.Send("GET /hello HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(client.Receive(), EndsWith("\r\n\r\nhello\n"));
+}
+
+TEST(HttpServerTest, WithACertificateOnePortSpeaksTlsAndPlainHttp) {
+  const KeyAndCertificate made = MakeCertificate("status");
+  auto started = HttpServer::Start("127.0.0.1:0", Routes(), {}, {.certificate = made.certificate, .key = made.key});
+  ASSERT_TRUE(started.ok()) << started.status();
+  const int port = (*started)->port();
+  const std::string request = "GET /peer HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+  EXPECT_THAT(HttpsExchange(port, request, made.certificate), EndsWith("\r\n\r\n127.0.0.1 over TLS"));
+  EXPECT_THAT(HttpGet(port, "/peer"), EndsWith("\r\n\r\n127.0.0.1 in the clear"));
+  // A request that comes in pieces is not taken for TLS.
+  HttpTestClient slow(port);
+  slow.Send("G");
+  slow.Send("ET /peer HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+  EXPECT_THAT(slow.Receive(), EndsWith("in the clear"));
+  // A client that does not trust the certificate gets nothing, a broken handshake ends its connection, and others go
+  // on.
+  EXPECT_THAT(HttpsExchange(port, request, MakeCertificate("other").certificate), StartsWith("error: "));
+  HttpTestClient broken(port);
+  broken.Send(std::string("\x16\x03\x01\x00\x05hello", 10));
+  broken.Receive();
+  EXPECT_TRUE(broken.ClosedByServer());
+  EXPECT_THAT(HttpsExchange(port, request, made.certificate), EndsWith("over TLS"));
+}
+
+TEST(HttpServerTest, ACertificateThatCannotBeUsedIsRefused) {
+  const KeyAndCertificate one = MakeCertificate("one");
+  const auto started =
+      HttpServer::Start("127.0.0.1:0", Routes(), {}, {.certificate = one.certificate, .key = "no key"});
+  EXPECT_EQ(started.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(started.status().message()), HasSubstr("TLS"));
 }
 
 }  // namespace
