@@ -99,6 +99,14 @@ StatusOr<SecurityFiles> ReadSecurityFiles(const RpcSecurity& security) {
   return files;
 }
 
+bool ConstantTimeEqual(std::string_view given, std::string_view expected) {
+  unsigned char difference = given.size() == expected.size() ? 0 : 1;
+  for (size_t i = 0; i < given.size(); ++i) {
+    difference |= static_cast<unsigned char>(given[i] ^ expected[i % expected.size()]);
+  }
+  return difference == 0;
+}
+
 void InstallGrpcLogging() {
   static absl::once_flag once;
   absl::call_once(once, [] {

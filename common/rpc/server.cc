@@ -26,15 +26,6 @@ std::string_view View(const grpc_slice& slice) {
   return {reinterpret_cast<const char*>(GRPC_SLICE_START_PTR(slice)), GRPC_SLICE_LENGTH(slice)};
 }
 
-// Takes the same time wherever the first difference is.
-bool ConstantTimeEqual(std::string_view given, std::string_view expected) {
-  unsigned char difference = given.size() == expected.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size(); ++i) {
-    difference |= static_cast<unsigned char>(given[i] ^ expected[i % expected.size()]);
-  }
-  return difference == 0;
-}
-
 // Runs in gRPC's core, before any handler, for every call.
 struct TokenCheck {
   const std::string expected;  // "Bearer <token>"
