@@ -116,6 +116,8 @@ class Coordinator {
   StatusOr<std::vector<JobRecord>> List(size_t limit);
   StatusOr<std::vector<EventRecord>> Events(const std::string& job_id, uint64_t after, size_t limit);
   StatusOr<std::vector<JobProgress>> History(const std::string& job);
+  // Points of the curve of the job with this id (JobStore::Curve).
+  StatusOr<std::vector<CurvePoint>> Curve(const std::string& job_id, uint64_t from, size_t limit);
   std::vector<WorkerStatus> Fleet() ABSL_LOCKS_EXCLUDED(mutex_);
   // Taps of a zoo architecture (spec.arch; zeros take the architecture's defaults) or of the served model of that name.
   StatusOr<TapListing> ListTaps(const ModelSpec& spec) ABSL_LOCKS_EXCLUDED(mutex_);

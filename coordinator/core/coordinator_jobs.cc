@@ -165,6 +165,10 @@ StatusOr<std::vector<JobProgress>> Coordinator::History(const std::string& job) 
   return store_->History(record.id);
 }
 
+StatusOr<std::vector<CurvePoint>> Coordinator::Curve(const std::string& job_id, uint64_t from, size_t limit) {
+  return store_->Curve(job_id, from, limit);
+}
+
 std::vector<WorkerStatus> Coordinator::Fleet() {
   absl::MutexLock lock(&mutex_);
   const double now = clock_.Monotonic();

@@ -61,6 +61,12 @@ struct JobRecord {
   JobArtifacts artifacts;
 };
 
+// A point of a job's curve.
+struct CurvePoint {
+  uint64_t number = 0;  // of the report, from 0; ascending, with gaps where points were thinned out
+  JobProgress progress;
+};
+
 struct EventRecord {
   uint64_t sequence = 0;  // ascending inside the job, from 1; given by the store
   double time = 0;        // seconds since 1970

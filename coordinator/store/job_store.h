@@ -64,8 +64,10 @@ class JobStore {
   virtual StatusOr<std::vector<JobRecord>> Active() = 0;
   // Events with a larger sequence, oldest first.
   virtual StatusOr<std::vector<EventRecord>> Events(const std::string& job_id, uint64_t after, size_t limit) = 0;
-  // Points of the job's curve, oldest first.
-  virtual StatusOr<std::vector<JobProgress>> History(const std::string& job_id) = 0;
+  // At most `limit` points of the job's curve, those with the smallest numbers of at least `from`, oldest first.
+  virtual StatusOr<std::vector<CurvePoint>> Curve(const std::string& job_id, uint64_t from, size_t limit) = 0;
+  // All points of the job's curve, oldest first.
+  StatusOr<std::vector<JobProgress>> History(const std::string& job_id);
 };
 
 // SQLite (WAL, synchronous=FULL) in `path`, made when absent (its folder must exist); ":memory:" for tests.

@@ -232,15 +232,17 @@ StatusOr<std::vector<EventRecord>> LoadEvents(SqliteDatabase* db, const std::str
   }
 }
 
-StatusOr<std::vector<JobProgress>> LoadPoints(SqliteDatabase* db, const std::string& job_id) {
-  SqliteQuery query = db->Query("SELECT point FROM points WHERE job_id = ? ORDER BY number");
-  query.Text(job_id);
-  std::vector<JobProgress> points;
+StatusOr<std::vector<CurvePoint>> LoadPoints(SqliteDatabase* db, const std::string& job_id, uint64_t from,
+                                             size_t limit) {
+  SqliteQuery query =
+      db->Query("SELECT number, point FROM points WHERE job_id = ? AND number >= ? ORDER BY number LIMIT ?");
+  query.Text(job_id).Int(static_cast<int64_t>(std::min<uint64_t>(from, INT64_MAX))).Int(static_cast<int64_t>(limit));
+  std::vector<CurvePoint> points;
   while (true) {
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return points;
-    DISTILL_ASSIGN_OR_RETURN(const v1::Progress proto, Parse<v1::Progress>(query.TextAt(0), "curve", job_id));
-    points.push_back(Decode(proto));
+    DISTILL_ASSIGN_OR_RETURN(const v1::Progress proto, Parse<v1::Progress>(query.TextAt(1), "curve", job_id));
+    points.push_back({static_cast<uint64_t>(query.IntAt(0)), Decode(proto)});
   }
 }
 

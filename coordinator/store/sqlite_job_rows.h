@@ -25,7 +25,8 @@ Status AddEvents(SqliteDatabase* db, const std::string& job_id, const std::vecto
 StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id);
 StatusOr<std::vector<EventRecord>> LoadEvents(SqliteDatabase* db, const std::string& job_id, uint64_t after,
                                               size_t limit);
-StatusOr<std::vector<JobProgress>> LoadPoints(SqliteDatabase* db, const std::string& job_id);
+StatusOr<std::vector<CurvePoint>> LoadPoints(SqliteDatabase* db, const std::string& job_id, uint64_t from,
+                                             size_t limit);
 
 }  // namespace distill
 

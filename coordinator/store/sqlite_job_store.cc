@@ -84,9 +84,9 @@ class SqliteJobStore : public JobStore {
     return LoadEvents(db_.get(), job_id, after, limit);
   }
 
-  StatusOr<std::vector<JobProgress>> History(const std::string& job_id) override {
+  StatusOr<std::vector<CurvePoint>> Curve(const std::string& job_id, uint64_t from, size_t limit) override {
     absl::MutexLock lock(&mutex_);
-    return LoadPoints(db_.get(), job_id);
+    return LoadPoints(db_.get(), job_id, from, limit);
   }
 
  private:
@@ -135,6 +135,13 @@ class SqliteJobStore : public JobStore {
 };
 
 }  // namespace
+
+StatusOr<std::vector<JobProgress>> JobStore::History(const std::string& job_id) {
+  DISTILL_ASSIGN_OR_RETURN(std::vector<CurvePoint> points, Curve(job_id, 0, kMaxProgressPoints));
+  std::vector<JobProgress> history;
+  for (CurvePoint& point : points) history.push_back(std::move(point.progress));
+  return history;
+}
 
 StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path) {
   DISTILL_ASSIGN_OR_RETURN(std::unique_ptr<SqliteDatabase> db, SqliteDatabase::Open(path));

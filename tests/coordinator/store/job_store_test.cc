@@ -227,6 +227,31 @@ TEST_P(JobStoreSuite, ThinsACurveEvenly) {
   EXPECT_EQ(store_->Get("job")->progress.total_step, reports - 1);  // the newest is kept beside the curve
 }
 
+TEST_P(JobStoreSuite, ACurveIsReadInPages) {
+  Insert("job");
+  for (uint64_t i = 0; i < 5; ++i) {
+    JobChange change;
+    change.job_id = "job";
+    change.progress = JobProgress{.total_step = 10 * i};
+    ASSERT_TRUE(Apply(std::move(change)).ok());
+  }
+  const auto numbers = [&](uint64_t from, size_t limit) {
+    std::vector<uint64_t> out;
+    for (const std::vector<CurvePoint> points = store_->Curve("job", from, limit).value();
+         const CurvePoint& point : points) {
+      EXPECT_EQ(point.progress.total_step, 10 * point.number);
+      out.push_back(point.number);
+    }
+    return out;
+  };
+  EXPECT_EQ(numbers(0, 100), (std::vector<uint64_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(numbers(1, 2), (std::vector<uint64_t>{1, 2}));
+  EXPECT_EQ(numbers(4, 100), std::vector<uint64_t>{4});
+  EXPECT_TRUE(numbers(5, 100).empty());
+  EXPECT_TRUE(numbers(UINT64_MAX, 100).empty());
+  EXPECT_TRUE(store_->Curve("unknown", 0, 100)->empty());
+}
+
 TEST_P(JobStoreSuite, HoldsWhateverBytesUsersSend) {
   JobRecord job = MakeJob("job");
   job.yaml = std::string("a\0b\xff'; DROP TABLE jobs; --", 27);
