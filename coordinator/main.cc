@@ -15,6 +15,7 @@
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/metrics/process_metrics.h"
+#include "common/rpc/security_files.h"
 #include "common/rpc/server.h"
 #include "common/service/certificate_metrics.h"
 #include "common/service/service_flags.h"
@@ -24,6 +25,7 @@
 #include "coordinator/services/fleet_service.h"
 #include "coordinator/services/job_service.h"
 #include "coordinator/services/store_service.h"
+#include "coordinator/web/status_page.h"
 
 namespace distill {
 namespace {
@@ -89,8 +91,15 @@ Status Serve(const Flags& flags) {
     const Status health = coordinator->health();
     return health.ok() ? "" : std::string(health.message());
   };
-  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http,
-                           StartServiceHttp(flags.service.http_listen, &metrics, ready));
+  DISTILL_ASSIGN_OR_RETURN(const SecurityFiles files, ReadSecurityFiles(flags.service.security));
+  const web::StatusPageOptions page{.listen = flags.service.http_listen,
+                                    .token = files.token,
+                                    .tls = !files.cert.empty(),
+                                    .insecure = flags.service.security.insecure};
+  DISTILL_ASSIGN_OR_RETURN(
+      const std::unique_ptr<HttpServer> http,
+      StartServiceHttp(flags.service.http_listen, &metrics, ready, web::StatusPageRoutes(coordinator.get(), page),
+                       {.certificate = files.cert, .key = files.key}));
   // A quarter of a heartbeat: leases are seen to end within that.
   Ticker ticker("coord-tick", absl::Seconds(flags.heartbeat / 4), [&] {
     coordinator->Tick();

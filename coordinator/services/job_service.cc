@@ -5,6 +5,7 @@
 
 #include "common/plan/plan_codec.h"
 #include "coordinator/services/feed_stream.h"
+#include "coordinator/services/fleet_codec.h"
 #include "coordinator/services/rpc_answer.h"
 #include "coordinator/store/record_codec.h"
 #include "distill/v1/job.grpc.pb.h"
@@ -134,20 +135,7 @@ class JobService : public v1::JobService::CallbackService {
 
   Reactor* GetFleet(Context* context, const v1::GetFleetRequest*, v1::GetFleetResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
-      for (const WorkerStatus& status : coordinator_->Fleet()) {
-        v1::WorkerInfo* info = response->add_workers();
-        info->set_id(status.worker.id);
-        info->set_kind(status.worker.kind == WorkerKind::kTeacher ? "teacher" : "student");
-        info->set_address(status.worker.address);
-        info->set_state(status.state);
-        info->set_heartbeat_age(status.heartbeat_age);
-        for (const ServedModelInfo& model : status.worker.models) Encode(model, info->add_models());
-        for (const std::string& job : status.jobs) info->add_jobs(job);
-        info->set_device(status.worker.device);
-        info->set_version(status.worker.version);
-      }
-      response->set_coordinator_epoch(coordinator_->epoch());
-      response->set_coordinator_version(coordinator_->options().version);
+      *response = DescribeFleet(coordinator_);
       return OkStatus();
     });
   }

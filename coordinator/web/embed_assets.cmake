@@ -1,0 +1,17 @@
+# cmake -DOUT=FILE.cc "-DFILES=a.html;b.js" -P embed_assets.cmake: the files' bytes as the array kEmbeddedAssets (assets.h).
+set(text "// Made by embed_assets.cmake.\n#include \"coordinator/web/assets.h\"\n\nnamespace distill::web {\nnamespace {\n\n")
+set(table "")
+set(count 0)
+foreach(file ${FILES})
+  get_filename_component(name ${file} NAME)
+  file(READ ${file} bytes HEX)
+  # Rows of 32 bytes, which compilers digest sooner than one long line.
+  string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${bytes}")
+  string(REGEX REPLACE "((0x..,){32})" "\\1\n" bytes "${bytes}")
+  string(APPEND text "constexpr unsigned char kFile${count}[] = {\n${bytes}0};\n")
+  string(APPEND table "    {\"${name}\", {reinterpret_cast<const char*>(kFile${count}), sizeof kFile${count} - 1}},\n")
+  math(EXPR count "${count} + 1")
+endforeach()
+string(APPEND text "\nconst EmbeddedFile kFiles[] = {\n${table}};\n\n}  // namespace\n\n")
+string(APPEND text "const EmbeddedFile* const kEmbeddedFiles = kFiles;\nconst unsigned kEmbeddedFileCount = ${count};\n\n}  // namespace distill::web\n")
+file(WRITE ${OUT} "${text}")
