@@ -7,5 +7,9 @@ if(DISTILL_VENV_PYTHON)
     add_test(NAME kubernetes_test
       COMMAND ${DISTILL_VENV_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/kubernetes_test.py ${CMAKE_RUNTIME_OUTPUT_DIRECTORY})
     set_tests_properties(kubernetes_test PROPERTIES LABELS "deploy" TIMEOUT 300)
+    # Skips itself, with the reason, where podman cannot play: exit code 77.
+    add_test(NAME podman_play_test
+      COMMAND ${DISTILL_VENV_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/podman_play_test.py ${CMAKE_BINARY_DIR})
+    set_tests_properties(podman_play_test PROPERTIES LABELS "deploy;slow" TIMEOUT 1200 SKIP_RETURN_CODE 77)
   endif()
 endif()
