@@ -27,6 +27,7 @@ struct ModelSpec {
   std::string weights;
   std::vector<float> mean;
   std::vector<float> std;
+  std::vector<std::string> weights_modules;
   bool operator==(const ModelSpec&) const = default;
 };
 
@@ -108,6 +109,8 @@ struct StagePlan {
   std::string teacher_input;
   std::string student_input;
   std::string frozen_bn = "eval";
+  std::string select = "last";
+  uint32_t patience = 0;
   bool operator==(const StagePlan&) const = default;
 };
 
@@ -118,6 +121,7 @@ struct DataPlan {
   uint64_t test_limit = 0;
   uint32_t crop_padding = 0;
   bool horizontal_flip = false;
+  uint64_t holdout = 0;
   bool operator==(const DataPlan&) const = default;
 };
 

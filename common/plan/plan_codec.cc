@@ -108,6 +108,8 @@ void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
   proto->set_teacher_input(stage.teacher_input);
   proto->set_student_input(stage.student_input);
   proto->set_frozen_bn(stage.frozen_bn);
+  proto->set_select(stage.select);
+  proto->set_patience(stage.patience);
 }
 
 StagePlan FromProto(const v1::StagePlan& proto) {
@@ -135,6 +137,8 @@ StagePlan FromProto(const v1::StagePlan& proto) {
   stage.teacher_input = proto.teacher_input();
   stage.student_input = proto.student_input();
   stage.frozen_bn = proto.frozen_bn();
+  stage.select = proto.select();
+  stage.patience = proto.patience();
   return stage;
 }
 
@@ -151,6 +155,7 @@ void ToProto(const ModelSpec& spec, v1::ModelSpec* proto) {
   proto->set_weights(spec.weights);
   for (float v : spec.mean) proto->add_mean(v);
   for (float v : spec.std) proto->add_std(v);
+  for (const std::string& path : spec.weights_modules) proto->add_weights_modules(path);
 }
 
 ModelSpec FromProto(const v1::ModelSpec& proto) {
@@ -164,6 +169,7 @@ ModelSpec FromProto(const v1::ModelSpec& proto) {
   spec.weights = proto.weights();
   spec.mean = ToVector<float>(proto.mean());
   spec.std = ToVector<float>(proto.std());
+  spec.weights_modules = ToVector<std::string>(proto.weights_modules());
   return spec;
 }
 
@@ -190,6 +196,7 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   data->set_test_limit(plan.data.test_limit);
   data->set_crop_padding(plan.data.crop_padding);
   data->set_horizontal_flip(plan.data.horizontal_flip);
+  data->set_holdout(plan.data.holdout);
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -223,6 +230,7 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.data.test_limit = proto.data().test_limit();
   plan.data.crop_padding = proto.data().crop_padding();
   plan.data.horizontal_flip = proto.data().horizontal_flip();
+  plan.data.holdout = proto.data().holdout();
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

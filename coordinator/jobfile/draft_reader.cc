@@ -29,7 +29,8 @@ void ReadPath(const SectionReader& section, std::string_view key, std::string* o
   *out = path;
 }
 
-void ReadStudent(const YamlNodePtr& node, Problems* problems, ModelSpec* spec) {
+void ReadStudent(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
+  ModelSpec* const spec = &job->plan.student;
   const SectionReader student(node, "student", JobSectionKeys("student"), problems);
   if (!student.present()) return;
   if (student.Require("arch")) student.Choice("arch", Architecture::Names(), &spec->arch);
@@ -65,6 +66,12 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, ModelSpec* spec) {
     out->assign(values.begin(), values.end());
   }
   ReadPath(student, "weights", &spec->weights);
+  std::vector<YamlMark> marks;
+  student.Texts("weights_modules", &job->weights_globs, &marks);
+  job->weights_mark = student.Mark("weights_modules");
+  if (student.Has("weights_modules") && !student.Has("weights")) {
+    student.Problem("weights_modules", "says which modules come from `weights`, which is missing");
+  }
 }
 
 void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
@@ -78,6 +85,12 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
     data.Problem("train_limit", StrCat(job->plan.data.train_limit, " is more than data.train_size ", job->train_size));
   }
   data.Integer("test_limit", 0, kMaxImages, &job->plan.data.test_limit);
+  data.Integer("holdout", 0, kMaxImages, &job->plan.data.holdout);
+  const uint64_t rank_batch = job->plan.batch_size / job->plan.students;
+  if (rank_batch > 0 && job->plan.data.holdout % rank_batch != 0) {
+    data.Problem("holdout", StrCat(job->plan.data.holdout, " is no multiple of a rank's batch of ", rank_batch,
+                                   "; take ", std::max<uint64_t>(1, job->plan.data.holdout / rank_batch) * rank_batch));
+  }
   const SectionReader augment(data.Find("augment"), "data.augment", JobSectionKeys("data.augment"), problems);
   augment.Integer("crop_padding", 0, 1024, &job->plan.data.crop_padding);
   augment.Flag("horizontal_flip", &job->plan.data.horizontal_flip);
@@ -102,6 +115,8 @@ void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* j
   sskd.Choice("tap_position", {"post_relu", "pre_relu"}, &job->sskd.tap_position);
   sskd.Choice("frozen_bn", {"eval", "train"}, &job->sskd.frozen_bn);
   sskd.Flag("restart_lr", &job->sskd.restart_lr);
+  sskd.Choice("select", {"last", "best"}, &job->sskd.select);
+  sskd.Integer("patience", 0, 1'000'000, &job->sskd.patience);
   sskd.Numbers("phase_shares", {.minimum = 0, .maximum = 1e6}, &job->sskd.phase_shares);
   job->sskd.phase_shares_mark = sskd.Mark("phase_shares");
   const SectionReader finetune(sskd.Find("finetune"), "sskd.finetune", JobSectionKeys("sskd.finetune"), problems);
@@ -220,7 +235,7 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
                          std::max(1u, plan.batch_size / plan.students) * plan.students));
   }
   top.Choice("device", {"auto", "cpu", "cuda"}, &plan.device);
-  if (top.Require("student")) ReadStudent(top.Find("student"), problems, &plan.student);
+  if (top.Require("student")) ReadStudent(top.Find("student"), problems, &job);
   job.student_mark = top.Mark("student");
   if (top.Text("teacher", &job.teacher) && !IsPlainName(job.teacher)) {
     top.Problem("teacher", StrCat("'", Shorten(job.teacher),

@@ -184,6 +184,9 @@ StageDraft ReadStage(const YamlNodePtr& node, const std::string& path, const Job
   ReadOptimizer(section.Find("optimizer"), path + ".optimizer", problems, &stage.optimizer);
   ReadSchedule(section.Find("schedule"), path + ".schedule", problems, &stage.schedule);
   section.Choice("frozen_bn", {"eval", "train"}, &stage.frozen_bn);
+  section.Choice("select", {"last", "best"}, &stage.select);
+  section.Integer("patience", 0, 1'000'000, &stage.patience);
+  stage.select_mark = section.Mark(section.Has("select") ? "select" : "patience");
   section.Text("teacher_input", &stage.teacher_input);
   section.Text("student_input", &stage.student_input);
   stage.input_mark = section.Mark(section.Has("teacher_input") ? "teacher_input" : "student_input");

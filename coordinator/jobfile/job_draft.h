@@ -49,6 +49,9 @@ struct StageDraft {
   SchedulePlan schedule;
   std::vector<LossDraft> losses;
   std::string frozen_bn = "eval";
+  std::string select = "last";
+  uint32_t patience = 0;
+  YamlMark select_mark;
   std::string teacher_input;  // blockwise: the teacher's map at this tap ...
   std::string student_input;  // ... takes the place of the student's at this one
   YamlMark mark;
@@ -73,6 +76,8 @@ struct SskdOptions {
   std::string reduction = "mean";
   std::string tap_position = "post_relu";
   std::string frozen_bn = "eval";
+  std::string select = "last";
+  uint32_t patience = 0;
   bool restart_lr = true;
   std::vector<double> phase_shares;  // of the budget, one per phase and the head; empty: equal
   YamlMark phase_shares_mark;
@@ -86,6 +91,8 @@ struct JobDraft {
   std::string teacher;  // name of a served model; "" for none
   YamlMark teacher_mark;
   YamlMark student_mark;
+  std::vector<std::string> weights_globs;  // of student.weights_modules, as written
+  YamlMark weights_mark;
   uint64_t train_size = 0;  // images in the training set; 0: not given
   bool evaluate_teacher = true;
   OptimizerPlan optimizer;

@@ -117,6 +117,17 @@ void ExpandDraftPreset(const StageContext& context, Problems* problems, JobDraft
   if (total && finetune) job->stages = ExpandPreset(*job, pairs, *total, *finetune);
 }
 
+// Expands student.weights_modules.
+void ExpandWeightsModules(const Architecture& student, Problems* problems, JobDraft* job) {
+  if (job->weights_globs.empty()) return;
+  StatusOr<std::vector<std::string>> modules = ExpandModuleGlobs(student, job->weights_globs);
+  if (!modules.ok()) {
+    problems->Add(job->weights_mark, StrCat("student.weights_modules: ", modules.status().message()));
+    return;
+  }
+  job->plan.student.weights_modules = *std::move(modules);
+}
+
 }  // namespace
 
 StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
@@ -151,6 +162,7 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     const StageContext context{&*student, teacher_taps ? &*teacher_taps : nullptr, !job.teacher.empty()};
     if (!job.preset.empty() && job.stages.empty() && job.budget.given()) ExpandDraftPreset(context, &problems, &job);
     job.plan.stages = BuildStages(job, context, &problems);
+    ExpandWeightsModules(*student, &problems, &job);
     job.plan.student.width = student->spec().width;
   }
   if (teacher != nullptr) {

@@ -121,6 +121,9 @@ std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs,
   uint64_t done = 0;
   for (StageDraft& stage : stages) {
     stage.frozen_bn = options.frozen_bn;
+    stage.select = options.select;
+    stage.patience = options.patience;
+    stage.select_mark = job.preset_mark;
     if (options.restart_lr || total_steps == 0) continue;
     stage.schedule.begin = static_cast<double>(done) / static_cast<double>(total_steps);
     done += *stage.length.steps;

@@ -150,6 +150,13 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   stage.schedule = draft.schedule;
   stage.trainable_globs = draft.trainable;
   stage.frozen_bn = draft.frozen_bn;
+  stage.select = draft.select;
+  stage.patience = draft.patience;
+  if ((stage.select == "best" || stage.patience > 0) && job.plan.data.holdout == 0) {
+    problems->Add(draft.select_mark, StrCat(where,
+                                            ": select: best and patience measure on held-out training images; say "
+                                            "how many: data.holdout, for example 1024"));
+  }
   stage.teacher_input = draft.teacher_input;
   stage.student_input = draft.student_input;
   stage.trainable = ExpandTrainable(draft, arch, where, problems);
@@ -198,7 +205,8 @@ std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, 
   if (length.steps) return length.steps;
   if (!length.epochs) return std::nullopt;
   const uint64_t limit = job.plan.data.train_limit;
-  const uint64_t images = limit == 0 ? job.train_size : job.train_size == 0 ? limit : std::min(limit, job.train_size);
+  uint64_t images = limit == 0 ? job.train_size : job.train_size == 0 ? limit : std::min(limit, job.train_size);
+  images -= std::min(images, job.plan.data.holdout);
   if (images == 0) {
     problems->Add(
         length.mark,

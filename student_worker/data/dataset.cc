@@ -51,6 +51,24 @@ std::string Shape(uint32_t channels, uint32_t height, uint32_t width) {
   return absl::StrCat("[", channels, ", ", height, ", ", width, "]");
 }
 
+// Some of another data set's images.
+class DatasetPart : public Dataset {
+ public:
+  DatasetPart(std::shared_ptr<const Dataset> whole, std::vector<uint32_t> ids)
+      : whole_(std::move(whole)), ids_(std::move(ids)) {}
+  uint64_t size() const override { return ids_.size(); }
+  uint32_t channels() const override { return whole_->channels(); }
+  uint32_t height() const override { return whole_->height(); }
+  uint32_t width() const override { return whole_->width(); }
+  uint32_t classes() const override { return whole_->classes(); }
+  void CopyImage(uint64_t index, uint8_t* out) const override { whole_->CopyImage(ids_[index], out); }
+  int64_t label(uint64_t index) const override { return whole_->label(ids_[index]); }
+
+ private:
+  const std::shared_ptr<const Dataset> whole_;  // shared by both parts
+  const std::vector<uint32_t> ids_;
+};
+
 }  // namespace
 
 StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& path) {
@@ -89,6 +107,19 @@ StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, ui
     }
   }
   return std::make_shared<const MemoryDataset>(channels, height, width, classes, std::move(pixels), std::move(labels));
+}
+
+StatusOr<HeldOutSplit> HoldOut(std::shared_ptr<const Dataset> whole, uint64_t count, uint64_t seed) {
+  if (count >= whole->size()) {
+    return absl::InvalidArgumentError(absl::StrCat("data.holdout is ", count, ", but there are only ", whole->size(),
+                                                   " training images; hold out fewer"));
+  }
+  std::vector<bool> held(whole->size(), false);
+  for (const uint32_t id : SubsetOrder(seed, whole->size(), count)) held[id] = true;
+  std::vector<uint32_t> train, held_out;
+  for (uint32_t id = 0; id < held.size(); ++id) (held[id] ? held_out : train).push_back(id);
+  return HeldOutSplit{std::make_shared<const DatasetPart>(whole, std::move(train)),
+                      std::make_shared<const DatasetPart>(whole, std::move(held_out))};
 }
 
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed, uint32_t num_classes) {

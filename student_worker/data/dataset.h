@@ -59,6 +59,14 @@ struct DataSplits {
 // (counts, sizes, class lists). kResourceExhausted: over kMaxDatasetBytes.
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed, uint32_t num_classes = 0);
 
+// A data set cut in two, by a shuffle keyed by `seed`: `count` images to measure on and the others to train on, each in
+// the order of the whole. kInvalidArgument: not fewer than there are.
+struct HeldOutSplit {
+  std::shared_ptr<const Dataset> train;
+  std::shared_ptr<const Dataset> held_out;
+};
+StatusOr<HeldOutSplit> HoldOut(std::shared_ptr<const Dataset> whole, uint64_t count, uint64_t seed);
+
 // kInvalidArgument when images of `dataset` are not what `student` takes (channels, height, width) or have more classes than its head.
 Status CheckDatasetFits(const Dataset& dataset, const ModelSpec& student);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "common/cuda/cuda_runtime.h"
@@ -108,6 +109,37 @@ struct Position {
   double teacher_accuracy = -1;
 };
 
+// The best weights of a stage by its objective on held-out images, in the stage's checkpoints beside the optimizer.
+struct Best {
+  double loss = std::numeric_limits<double>::infinity();
+  uint32_t since = 0;     // measurements since then
+  SafetensorsFile model;  // empty: nothing was measured yet
+
+  static constexpr std::string_view kPrefix = "best.";
+  void AddTo(SafetensorsFile* file) const {
+    if (model.tensors.empty()) return;
+    for (const auto& [name, tensor] : model.tensors) file->tensors[StrCat(kPrefix, name)] = tensor;
+    file->metadata["best_loss"] = StrCat(loss);
+    file->metadata["best_since"] = StrCat(since);
+  }
+  // Takes out of `file` what AddTo put in.
+  static Best TakeFrom(SafetensorsFile* file) {
+    Best best;
+    for (auto it = file->tensors.begin(); it != file->tensors.end();) {
+      if (it->first.starts_with(kPrefix)) {
+        best.model.tensors[it->first.substr(kPrefix.size())] = it->second;
+        it = file->tensors.erase(it);
+      } else {
+        ++it;
+      }
+    }
+    if (best.model.tensors.empty()) return best;
+    best.loss = std::atof(file->metadata["best_loss"].c_str());
+    best.since = static_cast<uint32_t>(std::atoi(file->metadata["best_since"].c_str()));
+    return best;
+  }
+};
+
 class Job {
  public:
   Job(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control)
@@ -135,6 +167,10 @@ class Job {
   Status MeasureTeacher();
   // Runs the rest of a stage. `*end` is set when the job stops inside it.
   Status RunStage(uint32_t stage, std::optional<JobEnd>* end);
+  // Measures the objective on held-out images and keeps the best weights. True when the stage has settled (patience).
+  StatusOr<bool> MeasureHeldOut(uint32_t stage, uint64_t step, StageRunner* runner);
+  // Gives all ranks the best weights.
+  Status TakeBest();
   Status FinishStage(uint32_t stage, double seconds);
   StatusOr<std::unique_ptr<TeacherPool>> MakePool(const std::vector<TapRequest>& taps);
   Status WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner);
@@ -160,12 +196,14 @@ class Job {
       group_;  // shared with JobControl's abort function, which another thread may be inside of
   std::unique_ptr<Lockstep> lockstep_;
   DataSplits data_;
+  std::shared_ptr<const Dataset> held_out_;  // null: none
   std::shared_ptr<ZooNet> net_;
   std::optional<CheckpointStore> store_;  // rank 0
   Position position_;
   SafetensorsFile resumed_optimizer_;  // rank 0, until the stage has taken it
   std::string last_checkpoint_, last_digest_;
   double last_loss_ = 0;
+  Best best_;  // rank 0
   JobProgress progress_;
 };
 
@@ -269,6 +307,11 @@ Status Job::Load() {
                            OpenDataset(plan_.data, environment_.data_root, plan_.seed, plan_.student.num_classes));
   DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.train, plan_.student));
   DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.test, plan_.student));
+  if (plan_.data.holdout > 0) {
+    DISTILL_ASSIGN_OR_RETURN(HeldOutSplit parts, HoldOut(data_.train, plan_.data.holdout, plan_.seed));
+    data_.train = std::move(parts.train);
+    held_out_ = std::move(parts.held_out);
+  }
   DISTILL_ASSIGN_OR_RETURN(net_, ZooNet::Create(plan_.student));
   DISTILL_RETURN_IF_ERROR(LoadInitialWeights());
   if (leader()) {
@@ -278,17 +321,28 @@ Status Job::Load() {
 }
 
 Status Job::LoadInitialWeights() {
-  if (plan_.student.weights.empty()) {
-    net_->InitWeights(plan_.seed);
-    return OkStatus();
-  }
+  net_->InitWeights(plan_.seed);
+  if (plan_.student.weights.empty()) return OkStatus();
   if (environment_.model_root.empty()) {
     return absl::InvalidArgumentError(StrCat("the job starts from weights '", plan_.student.weights,
                                              "', but this student was started without --model-root"));
   }
   DISTILL_ASSIGN_OR_RETURN(const std::string path, ResolveBelow(environment_.model_root, plan_.student.weights));
   DISTILL_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
-  return Annotate(LoadWeights(file, net_.get()), path);
+  if (plan_.student.weights_modules.empty()) return Annotate(LoadWeights(file, net_.get()), path);
+  SafetensorsFile mixed = SaveWeights(*net_);
+  for (auto& [name, tensor] : mixed.tensors) {
+    const bool wanted = std::any_of(plan_.student.weights_modules.begin(), plan_.student.weights_modules.end(),
+                                    [&](const std::string& module) { return IsUnder(name, module); });
+    if (!wanted) continue;
+    const auto found = file.tensors.find(name);
+    if (found == file.tensors.end()) {
+      return absl::FailedPreconditionError(
+          StrCat(path, " has no '", name, "', which student.weights_modules asks for"));
+    }
+    tensor = found->second;
+  }
+  return Annotate(LoadWeights(mixed, net_.get()), path);
 }
 
 Status Job::Resume() {
@@ -333,6 +387,14 @@ Status Job::Resume() {
   const double* n = numbers.data_ptr<double>();
   position_ = {static_cast<uint32_t>(n[0]), static_cast<uint64_t>(n[1]), n[2], n[3]};
   const bool resumed = n[4] > 0;
+  // The coordinator's store may be older than the checkpoint, when it was restored from a copy.
+  for (uint32_t stage = assignment_.first_stage; resumed && stage < position_.stage; ++stage) {
+    if (leader()) {
+      Event(EventLevel::kWarning, StrCat("the coordinator does not know that stage ", stage + 1,
+                                         " is done; committing it again with ", last_checkpoint_));
+    }
+    DISTILL_RETURN_IF_ERROR(Commit(stage, 0));
+  }
   if (resumed && position_.step == plan_.stages[position_.stage].steps) {
     // The stage is complete. Its commit may have been lost with whoever was about to send it.
     const uint32_t done = position_.stage;
@@ -412,12 +474,14 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
   std::unique_ptr<StageRunner> runner;
   std::unique_ptr<TeacherPool> pool;
   std::unique_ptr<StepPipeline> pipeline;
+  best_ = Best();
   const auto set_up = [&]() -> Status {
     DISTILL_ASSIGN_OR_RETURN(
         runner,
         StageRunner::Create(
             {.plan = &plan_, .stage = stage_index, .net = net_.get(), .lockstep = lockstep_.get(), .device = device_}));
     if (position_.step > 0 && leader()) {
+      best_ = Best::TakeFrom(&resumed_optimizer_);
       DISTILL_RETURN_IF_ERROR(Annotate(runner->LoadState(resumed_optimizer_), last_checkpoint_));
       resumed_optimizer_ = SafetensorsFile();
     }
@@ -449,6 +513,9 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
 
   const uint32_t images_per_rank = plan_.batch_size / assignment_.world_size;
   const bool trains_head = TrainsHead(net_->architecture(), stage);
+  const bool measures = held_out_ != nullptr && (stage.select == "best" || stage.patience > 0);
+  const uint64_t measure_every =
+      plan_.evaluate_every > 0 ? plan_.evaluate_every : std::max<uint64_t>(1, stage.steps / 10);
   // Sums since the last report.
   uint64_t steps = 0;
   double loss = 0;
@@ -499,6 +566,11 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       seconds = Parts({});
       last_report = Clock::now();
     }
+    if (measures && result.stepped && (stage_done || step % measure_every == 0)) {
+      DISTILL_ASSIGN_OR_RETURN(const bool settled, MeasureHeldOut(stage_index, step, runner.get()));
+      last_report = Clock::now();
+      if (settled) break;
+    }
     if (stage_done) break;
     if (result.cancel || result.terminate) {
       DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage_index, step, runner.get()));
@@ -523,7 +595,62 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
   pipeline.reset();
   pool.reset();
   runner.reset();
+  if (stage.select == "best") DISTILL_RETURN_IF_ERROR(TakeBest());
   return FinishStage(stage_index, SecondsSince(stage_start));
+}
+
+StatusOr<bool> Job::MeasureHeldOut(uint32_t stage_index, uint64_t step, StageRunner* runner) {
+  const StagePlan& stage = plan_.stages[stage_index];
+  Phase("measuring");
+  DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/true));
+  const Status measured = LeaderDoes("held-out", [&]() -> Status {
+    at::set_num_threads(std::max<int>(1, static_cast<int>(plan_.threads)));  // this may be a thread of its own
+    std::unique_ptr<TeacherPool> pool;
+    if (!runner->teacher_taps().empty()) {
+      DISTILL_ASSIGN_OR_RETURN(pool, MakePool(runner->teacher_taps()));
+    }
+    StepPipeline::Options options;
+    options.dataset = held_out_;
+    options.sampler.seed = plan_.seed;
+    options.sampler.batch_size = plan_.batch_size / assignment_.world_size;
+    options.pool = pool.get();
+    options.end_step = held_out_->size() / options.sampler.batch_size;
+    const uint64_t batches = options.end_step;
+    DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<StepPipeline> pipeline, StepPipeline::Create(std::move(options)));
+    PipelineSource source(pipeline.get(), pool.get(), control_);
+    const auto tick = [&] { return !control_->revoked() && !control_->cancelled() && !control_->terminating(); };
+    const StatusOr<double> loss = runner->Measure(&source, batches, step, tick);
+    // Asked to stop: the next step finds the ranks' common end.
+    if (loss.status().code() == StatusCode::kCancelled) return OkStatus();
+    DISTILL_RETURN_IF_ERROR(loss.status());
+    const bool better = *loss < best_.loss;
+    LogInfo("measured on held-out images", {{"stage", stage.name}, {"step", step}, {"loss", *loss}, {"best", better}});
+    best_.since = better ? 0 : best_.since + 1;
+    if (better) {
+      best_.loss = *loss;
+      best_.model = SaveWeights(*net_);
+    }
+    return OkStatus();
+  });
+  DISTILL_RETURN_IF_ERROR(measured);
+  const bool settled = leader() && stage.patience > 0 && best_.since >= stage.patience;
+  DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round round,
+                           lockstep_->Meet({.failed = false, .waiting = false, .values = {settled ? 1.0 : 0.0}}));
+  if (leader() && settled && step < stage.steps) {
+    Event(EventLevel::kInfo, StrCat("stage '", stage.name, "' ends at step ", step, " of ", stage.steps,
+                                    ": no lower loss on held-out images in ", best_.since, " measurements"));
+  }
+  Phase("training");
+  return round.sums[0] > 0;
+}
+
+Status Job::TakeBest() {
+  const Status taken = LeaderDoes("take-best", [&]() -> Status {
+    if (best_.model.tensors.empty()) return OkStatus();  // nothing finite was measured
+    return LoadWeights(best_.model, net_.get());
+  });
+  DISTILL_RETURN_IF_ERROR(taken);
+  return BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/false);
 }
 
 Status Job::FinishStage(uint32_t stage, double seconds) {
@@ -576,7 +703,10 @@ Status Job::WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner) 
     state.teacher_accuracy = position_.teacher_accuracy;
     state.loss = last_loss_;
     checkpoint.model = SaveWeights(*net_);
-    if (runner != nullptr) checkpoint.optimizer = runner->State();
+    if (runner != nullptr) {
+      checkpoint.optimizer = runner->State();
+      best_.AddTo(&checkpoint.optimizer);
+    }
     // A revoked rank must not touch the folder any more: the next generation's rank 0 owns it.
     if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
     DISTILL_ASSIGN_OR_RETURN(const StoredCheckpoint stored, store_->Write(checkpoint));

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <chrono>
+#include <limits>
 
 #include "common/log.h"
 #include "common/str_cat.h"
@@ -161,7 +162,6 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
     DISTILL_ASSIGN_OR_RETURN(torch::Tensor tensor, FromWireTensor(tap));
     inputs.teacher.push_back(tensor.to(options_.device));
   }
-  DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
   Forwarded result;
   result.not_finite = Objective::FindNotFinite(teacher_taps(), inputs.teacher);
   if (!result.not_finite.empty()) return result;
@@ -199,6 +199,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
         result.seconds.data = input->data_seconds;
         result.seconds.wait_features = input->feature_seconds;
         try {
+          DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
           auto computed = Forward(std::move(*input), step, &result.seconds);
           if (computed.ok()) {
             forwarded = std::move(*computed);
@@ -260,6 +261,34 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
   }
   result.stepped = true;
   return result;
+}
+
+StatusOr<double> StageRunner::Measure(StepSource* source, uint64_t batches, uint64_t step,
+                                      const std::function<bool()>& tick) {
+  const EvalModeGuard eval_mode(options_.net);
+  const torch::NoGradGuard no_grad;
+  step = std::min(step, std::max<uint64_t>(stage_.steps, 1) - 1);  // after the last step: schedules as in the last
+  StepSeconds seconds;
+  double sum = 0;
+  uint64_t count = 0;
+  for (uint64_t batch = 0; batch < batches;) {
+    auto input = source->Next(options_.lockstep->beat());
+    if (input.status().code() == StatusCode::kDeadlineExceeded) {
+      if (!tick()) return absl::CancelledError("stopped while measuring on held-out images");
+      continue;
+    }
+    DISTILL_RETURN_IF_ERROR(input.status());
+    ++batch;
+    try {
+      DISTILL_ASSIGN_OR_RETURN(const Forwarded forwarded, Forward(*std::move(input), step, &seconds));
+      if (!forwarded.not_finite.empty()) continue;
+      sum += forwarded.value.weighted;
+      ++count;
+    } catch (const std::exception& error) {
+      return TorchStatus(error, StrCat("stage '", stage_.name, "' step ", step, ": measuring on held-out images"));
+    }
+  }
+  return count == 0 ? std::numeric_limits<double>::quiet_NaN() : sum / static_cast<double>(count);
 }
 
 Status StageRunner::CountSkipped(const std::string& tap, uint64_t step) {

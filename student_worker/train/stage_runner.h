@@ -10,6 +10,7 @@
 
 #include <torch/types.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -74,6 +75,12 @@ class StageRunner {
   // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps), or the teacher's
   // maps were in many steps in a row; kAborted: a peer failed or is lost; kCancelled: revoked.
   StatusOr<StepResult> Step(StepSource* source, uint64_t step);
+
+  // The objective's weighted sum over `batches` inputs of the source, in eval mode, without gradients; mean over the
+  // batches that were not skipped. Changes nothing. `step` is where the stage stands, for schedules. No meeting of
+  // ranks: one of them may call it alone, on any thread while the others wait. Errors as Step; kCancelled also when
+  // `tick` returns false, which is called while the source is late. NaN when every batch was skipped.
+  StatusOr<double> Measure(StepSource* source, uint64_t batches, uint64_t step, const std::function<bool()>& tick);
 
   // Optimizer state and the losses' own parameters, by name, for a checkpoint.
   SafetensorsFile State();

@@ -24,7 +24,8 @@ JobPlan FullPlan() {
                   .image_width = 29,
                   .weights = "start.safetensors",
                   .mean = {0.25f},
-                  .std = {0.5f}};
+                  .std = {0.5f},
+                  .weights_modules = {"fc"}};
   plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student, .parameters = 5, .bytes = 21},
                    {.model = "other"}};
   plan.data = {.format = "image_folder",
@@ -32,7 +33,8 @@ JobPlan FullPlan() {
                .train_limit = 100,
                .test_limit = 50,
                .crop_padding = 4,
-               .horizontal_flip = true};
+               .horizontal_flip = true,
+               .holdout = 10};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};
@@ -64,6 +66,8 @@ JobPlan FullPlan() {
   stage.teacher_input = "layer3";
   stage.student_input = "layer2";
   stage.frozen_bn = "train";
+  stage.select = "best";
+  stage.patience = 3;
   plan.stages = {stage, StagePlan{}};
   plan.checkpoint_every = 11;
   plan.log_every = 7;

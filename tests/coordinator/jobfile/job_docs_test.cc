@@ -77,7 +77,8 @@ TEST(JobDocsTest, ExamplesAreAccepted) {
 
 TEST(JobDocsTest, ExampleFilesAreAccepted) {
   int examples = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(std::string(DISTILL_SOURCE_DIR) + "/examples")) {
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(std::string(DISTILL_SOURCE_DIR) + "/examples")) {
     if (entry.path().extension() != ".yaml") continue;
     std::ostringstream text;
     text << std::ifstream(entry.path()).rdbuf();

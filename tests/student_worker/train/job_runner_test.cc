@@ -8,6 +8,8 @@
 
 #include "common/metrics/metrics.h"
 #include "common/safetensors/safetensors.h"
+#include "common/zoo/weights.h"
+#include "student_worker/data/dataset.h"
 #include "student_worker/train/student_agent.h"
 #include "tests/student_worker/train/temp_folder.h"
 #include "tests/student_worker/train/train_fixtures.h"
@@ -423,6 +425,101 @@ TEST_F(JobRunnerTest, InitialWeightsAreReadBelowTheModelRootAndDamageIsNamed) {
         << name;
   }
 }
+
+TEST_F(JobRunnerTest, OnlyTheNamedModulesComeFromInitialWeights) {
+  ASSERT_EQ(Run(Plan(1), "teacher").outcomes[0].end, JobEnd::kFinished);
+  fs::copy_file(folder_ / "teacher/job-1/student.safetensors", folder_ / "models/start.safetensors");
+  JobPlan plan = Plan(1);
+  plan.seed = 77;
+  plan.student.weights = "start.safetensors";
+  plan.student.weights_modules = {"fc"};
+  plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, 1)};
+  plan.stages[0].optimizer.lr = 0;
+  ASSERT_EQ(Run(plan, "copied").outcomes[0].end, JobEnd::kFinished);
+  const auto start = Take(ReadSafetensors(folder_ / "models/start.safetensors"));
+  const auto end = Take(ReadSafetensors(folder_ / "copied/job-1/student.safetensors"));
+  const auto equal = [&](const std::string& name) {
+    const Buffer &a = start.tensors.at(name).bytes, &b = end.tensors.at(name).bytes;
+    return std::equal(a.data, a.data + a.size, b.data, b.data + b.size);
+  };
+  EXPECT_TRUE(equal("fc.weight"));
+  EXPECT_TRUE(equal("fc.bias"));
+  EXPECT_FALSE(equal("conv1.weight"));
+}
+
+TEST_F(JobRunnerTest, AStageThatHasSettledEndsEarly) {
+  JobPlan plan = Plan(2);
+  plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, 12), Stage("whole", WholeNet(), {CrossEntropy()}, 2)};
+  plan.stages[0].optimizer.lr = 0;  // the held-out loss stays what it was
+  plan.stages[0].patience = 2;
+  plan.data.holdout = 32;
+  plan.evaluate_every = 3;
+  const Ended ended = Run(plan, "work");
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  EXPECT_EQ(ended.outcomes[1].end, JobEnd::kFinished) << ended.outcomes[1].status;
+  // Best at step 3, no better at 6 and 9.
+  EXPECT_THAT(ended.fleets[0]->events(), Contains(HasSubstr("stage 'head' ends at step 9 of 12")));
+  EXPECT_EQ(ended.fleets[0]->commits().size(), 2u);
+}
+
+class BestWeightsTest : public JobRunnerTest, public testing::WithParamInterface<uint32_t> {};
+
+TEST_P(BestWeightsTest, AreThoseWithTheLowestHeldOutLossAlsoAfterAResume) {
+  constexpr uint64_t kSteps = 8;
+  JobPlan plan = Plan(GetParam());
+  plan.data.holdout = 64;
+  plan.evaluate_every = 1;
+  plan.checkpoint_every = 3;
+  const auto stage = [&](uint64_t steps, const std::string& select) {
+    plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, steps)};
+    plan.stages[0].optimizer.lr = 8;  // so high that the loss goes up and down
+    plan.stages[0].schedule.type = "constant";
+    plan.stages[0].schedule.warmup = 0;
+    plan.stages[0].select = select;
+  };
+  stage(kSteps, "best");
+  const Ended best = Run(plan, "best");
+  ASSERT_EQ(best.outcomes[0].end, JobEnd::kFinished) << best.outcomes[0].status;
+  std::vector<std::string> after;  // the student after each number of steps
+  for (uint64_t steps = 1; steps <= kSteps; ++steps) {
+    stage(steps, "last");
+    const std::string work = "last-" + std::to_string(steps);
+    ASSERT_EQ(Run(plan, work).outcomes[0].end, JobEnd::kFinished);
+    after.push_back(Student(work));
+  }
+  const auto found = std::find(after.begin(), after.end(), Student("best"));
+  ASSERT_NE(found, after.end()) << "the best weights are none of those that training passed through";
+
+  // The objective of each on the held-out images, measured here by hand.
+  const DataSplits data = Take(OpenDataset(plan.data, folder_ / "data", plan.seed, 4));
+  const HeldOutSplit parts = Take(HoldOut(data.train, plan.data.holdout, plan.seed));
+  std::vector<double> losses;
+  for (uint64_t steps = 1; steps <= kSteps; ++steps) {
+    const auto net = Take(ZooNet::Create(plan.student));
+    ASSERT_TRUE(
+        LoadWeights(Take(ReadSafetensors(folder_ / ("last-" + std::to_string(steps) + "/job-1/student.safetensors"))),
+                    net.get())
+            .ok());
+    net->eval();
+    torch::Tensor pixels = torch::empty({64, 1, 12, 12}, torch::kUInt8), labels = torch::empty({64}, torch::kInt64);
+    for (int i = 0; i < 64; ++i) {
+      parts.held_out->CopyImage(i, pixels[i].data_ptr<uint8_t>());
+      labels[i] = parts.held_out->label(i);
+    }
+    const torch::Tensor logits = Take(net->Forward(NormalizePixels(pixels, plan.student, true), {""}))[0];
+    losses.push_back(torch::cross_entropy_loss(logits, labels).item<double>());
+  }
+  EXPECT_EQ(found - after.begin(), std::min_element(losses.begin(), losses.end()) - losses.begin())
+      << testing::PrintToString(losses);
+
+  stage(kSteps, "best");
+  const Ended first = Run(plan, "broken", StopAt(0, 5, [](JobControl* control) { control->Terminate(); }));
+  EXPECT_EQ(first.outcomes[0].end, JobEnd::kTerminated) << first.outcomes[0].status;
+  ASSERT_EQ(Run(plan, "broken").outcomes[0].end, JobEnd::kFinished);
+  EXPECT_EQ(Student("broken"), Student("best"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, BestWeightsTest, testing::Values(1u, 2u));
 
 TEST_F(JobRunnerTest, AFullDiskFailsTheJobWithThePathAndLeavesNothingHalfWritten) {
   const SmallDisk disk(folder_ / "disk", "24k");
