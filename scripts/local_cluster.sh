@@ -1,8 +1,9 @@
 # Sourced by demo.sh, train_teacher.sh and results.sh: a cluster of real processes on loopback. Not run by itself.
 #
 #   start_cluster FOLDER TEACHERS STUDENTS [MODEL=FILE]   one coordinator, teachers and students; sets DISTILL_COORDINATOR
+#                                                         (students find data below CLUSTER_DATA_ROOT, default Debian's data sets)
 #   stop_cluster                                          ends them all; also runs on exit
-BIN=$BUILD/dev/bin
+BIN=${DISTILL_BIN:-$BUILD/dev/bin}
 CLUSTER_PIDS=()
 
 start_service() {  # NAME PROGRAM FLAG...: starts it and waits for its ready file
@@ -34,7 +35,7 @@ start_cluster() {
     start_service "teacher-$i" distill-teacher --id "teacher-$i" --threads 1 --model "$model" --coordinator "$DISTILL_COORDINATOR"
   done
   for ((i = 0; i < students; ++i)); do
-    start_service "student-$i" distill-student --id "student-$i" --coordinator "$DISTILL_COORDINATOR" --data-root /usr/share/datasets --work-dir "$CLUSTER_DIR/work"
+    start_service "student-$i" distill-student --id "student-$i" --coordinator "$DISTILL_COORDINATOR" --data-root "${CLUSTER_DATA_ROOT:-/usr/share/datasets}" --work-dir "$CLUSTER_DIR/work"
   done
 }
 
