@@ -29,7 +29,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$table" ] || { usage; exit 2; }
 
-methods=(scratch kd dkd l2 at cwd channel-transform tat kd-cwd kd-tat stages-kd-cwd sskd)
+methods=(scratch kd dkd l2 at cwd channel-transform tat kd-cwd stages-kd-cwd sskd)
 model=fashion=$ROOT/examples/teachers/fashion-resnet20.safetensors
 file_of() { echo "$ROOT/examples/methods/$1.yaml"; }
 settings=()
@@ -54,7 +54,7 @@ case $table in
     rows=(scratch freeze_previous cumulative_last cumulative_sum joint blockwise)
     file_of() { if [ "$1" = scratch ]; then echo "$ROOT/examples/methods/scratch.yaml"; else echo "$ROOT/examples/methods/sskd.yaml"; fi; }
     settings_of() {
-      settings=(--set student.width=16 --set budget.steps=1872)
+      settings=(--set student.width=16 --set budget.steps=936)
       [ "$1" = scratch ] || settings+=(--set "sskd.policy=$1")
     } ;;
   *) die "no table called $table (see --help)" ;;
