@@ -3,6 +3,7 @@
 A check takes a Manifests and returns its problems as sentences; none means that it is content. kubernetes_test.py runs them on
 deploy/kubernetes/rendered and, to see that they can fail, on manifests with mistakes in them.
 """
+
 import hashlib
 import pathlib
 import re
@@ -47,7 +48,9 @@ def overlays():
 def source_digest():
     """Of all that the overlays are rendered from; written into each rendering."""
     digest = hashlib.sha256()
-    for path in sorted(p for folder in ("base", "components", "overlays") for p in (TREE / folder).rglob("*") if p.is_file()):
+    for path in sorted(
+        p for folder in ("base", "components", "overlays") for p in (TREE / folder).rglob("*") if p.is_file()
+    ):
         digest.update(str(path.relative_to(TREE)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -58,7 +61,9 @@ class Programs:
     def __init__(self, folder):
         self.flags, self.required, self.environment, self.defaults = {}, {}, {}, {}
         for program in PROGRAMS:
-            text = subprocess.run([f"{folder}/{program}", "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
+            text = subprocess.run(
+                [f"{folder}/{program}", "--help"], capture_output=True, text=True, check=True, timeout=60
+            ).stdout
             self.flags[program] = set(re.findall(r"^ *(?:-\w,\s*)?--([a-z-]+)", text, re.M))
             self.environment[program] = set(re.findall(r"\(Env:(DISTILL_[A-Z_]+)\)", text))
             self.required[program] = set(re.findall(r"^ *--([a-z-]+)[^\n]* REQUIRED", text, re.M))
@@ -126,8 +131,12 @@ def selects(selector, values):
             return False
     for rule in selector.get("matchExpressions") or []:
         value = values.get(rule["key"])
-        fits = {"In": value in rule.get("values", []), "NotIn": value not in rule.get("values", []),
-                "Exists": value is not None, "DoesNotExist": value is None}[rule["operator"]]
+        fits = {
+            "In": value in rule.get("values", []),
+            "NotIn": value not in rule.get("values", []),
+            "Exists": value is not None,
+            "DoesNotExist": value is None,
+        }[rule["operator"]]
         if not fits:
             return False
     return True
@@ -139,7 +148,9 @@ def selected(manifests, selector):
 
 def mount_of(container, path):
     """The mount that holds `path`: the longest mountPath that is path or a folder above it."""
-    mounts = [m for m in container.get("volumeMounts", []) if path == m["mountPath"] or path.startswith(m["mountPath"] + "/")]
+    mounts = [
+        m for m in container.get("volumeMounts", []) if path == m["mountPath"] or path.startswith(m["mountPath"] + "/")
+    ]
     return max(mounts, key=lambda m: len(m["mountPath"]), default=None)
 
 
@@ -167,7 +178,11 @@ def run_advertise(manifests, workload):
         for file, text in data.items():
             (here / "config" / file).write_text(text)
         script = init["args"][0].replace("/etc/distill/config", f"{here}/config").replace("/run/distill", f"{here}/run")
-        environment = {"PATH": "/usr/bin:/bin", "POD_IP": "10.1.2.3", "POD_NAMESPACE": workload["metadata"]["namespace"]}
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "POD_IP": "10.1.2.3",
+            "POD_NAMESPACE": workload["metadata"]["namespace"],
+        }
         subprocess.run(init["command"] + [script], env=environment, check=True, timeout=60)
         return {path.name: path.read_text() for path in (here / "run").iterdir()}
 
@@ -187,8 +202,11 @@ def configuration(manifests, workload):
             if volume is None:
                 problems.append(f"{name(workload)}: nothing is mounted at {found[2]}, which --config names")
                 continue
-            files = (manifests.named("ConfigMap", volume["configMap"]["name"]) or {"data": {}})["data"] if "configMap" in volume \
+            files = (
+                (manifests.named("ConfigMap", volume["configMap"]["name"]) or {"data": {}})["data"]
+                if "configMap" in volume
                 else run_advertise(manifests, workload)
+            )
             if file not in files:
                 problems.append(f"{name(workload)}: --config names {found[2]}, and {sorted(files)} are there")
                 continue
@@ -235,7 +253,9 @@ def check_references(manifests):
                     if item["key"] not in SECRETS.get(secret, set()):
                         problems.append(f'{name(workload)}: Secret {secret} has no key {item["key"]}')
                 if volume["secret"].get("defaultMode") != 0o440:
-                    problems.append(f"{name(workload)}: files of Secret {secret} are not for the pod's group alone (0440)")
+                    problems.append(
+                        f"{name(workload)}: files of Secret {secret} are not for the pod's group alone (0440)"
+                    )
         if not manifests.named("ServiceAccount", pod(workload).get("serviceAccountName", "")):
             problems.append(f'{name(workload)}: no ServiceAccount {pod(workload).get("serviceAccountName")}')
         governing = workload["spec"].get("serviceName") or pod(workload).get("subdomain")
@@ -245,8 +265,12 @@ def check_references(manifests):
         if config["metadata"]["name"] not in used_configs:
             problems.append(f"{name(config)} is used by no pod")
     for claim in manifests.of("PersistentVolumeClaim"):
-        users = [w for w in manifests.workloads() for v in pod(w).get("volumes", [])
-                 if v.get("persistentVolumeClaim", {}).get("claimName") == claim["metadata"]["name"]]
+        users = [
+            w
+            for w in manifests.workloads()
+            for v in pod(w).get("volumes", [])
+            if v.get("persistentVolumeClaim", {}).get("claimName") == claim["metadata"]["name"]
+        ]
         if not users:
             problems.append(f"{name(claim)} is used by no pod")
     guide = (ROOT / "docs/deploy-kubernetes.md").read_text()
@@ -335,13 +359,17 @@ def check_ports(manifests):
             for workload in selected(manifests, {"matchLabels": service["spec"]["selector"]}):
                 declared = {p["name"]: p["containerPort"] for p in pod(workload)["containers"][0].get("ports", [])}
                 if declared.get(port["targetPort"]) != port["port"]:
-                    problems.append(f'{name(service)}: port {port["port"]} goes to {port["targetPort"]} of {name(workload)}, which has {declared}')
+                    problems.append(
+                        f'{name(service)}: port {port["port"]} goes to {port["targetPort"]} of {name(workload)}, which has {declared}'
+                    )
     for monitor in manifests.of("PodMonitor"):
         for workload in selected(manifests, monitor["spec"]["selector"]):
             declared = {p["name"] for p in pod(workload)["containers"][0].get("ports", [])}
             for end in monitor["spec"]["podMetricsEndpoints"]:
                 if end["port"] not in declared or end["path"] != "/metrics":
-                    problems.append(f'{name(monitor)}: nothing at port {end["port"]}, path {end["path"]} of {name(workload)}')
+                    problems.append(
+                        f'{name(monitor)}: nothing at port {end["port"]}, path {end["path"]} of {name(workload)}'
+                    )
     return problems
 
 
@@ -409,8 +437,11 @@ def _allows(rules, peers_key, other, own_ports, protocol, port):
         peers = rule.get(peers_key)
         matches = peers is None
         for peer in peers or []:
-            in_namespace = selects(peer["namespaceSelector"], namespace) if "namespaceSelector" in peer \
+            in_namespace = (
+                selects(peer["namespaceSelector"], namespace)
+                if "namespaceSelector" in peer
                 else namespace.get("kubernetes.io/metadata.name") == "distillery"
+            )
             matches |= in_namespace and selects(peer.get("podSelector", {}), other_labels)
         if not matches:
             continue
@@ -422,7 +453,9 @@ def _allows(rules, peers_key, other, own_ports, protocol, port):
                 number = (own_ports if peers_key == "from" else other_ports).get(number)
                 if number is None:
                     continue
-            if allowed.get("protocol", "TCP") == protocol and (number is None or number <= port <= allowed.get("endPort", number)):
+            if allowed.get("protocol", "TCP") == protocol and (
+                number is None or number <= port <= allowed.get("endPort", number)
+            ):
                 return True
     return False
 
@@ -430,13 +463,21 @@ def _allows(rules, peers_key, other, own_ports, protocol, port):
 def check_network(manifests):
     """Every pair of pods, on every port that matters, either way: open if and only if CONNECTIONS says so."""
     problems, policies, pods = [], manifests.of("NetworkPolicy"), _pods_for_policies(manifests)
-    ours = {component for component, (namespace, _, _) in pods.items() if namespace["kubernetes.io/metadata.name"] == "distillery"}
+    ours = {
+        component
+        for component, (namespace, _, _) in pods.items()
+        if namespace["kubernetes.io/metadata.name"] == "distillery"
+    }
 
     def side(component, direction, other, protocol, port):
         namespace, own_labels, own_ports = pods[component]
         if component not in ours:
             return True  # their policies are not ours to know
-        applying = [p["spec"] for p in policies if direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], own_labels)]
+        applying = [
+            p["spec"]
+            for p in policies
+            if direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], own_labels)
+        ]
         if not applying:
             return True
         key, peers = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
@@ -449,12 +490,18 @@ def check_network(manifests):
                 continue
             for protocol in ("TCP", "UDP"):
                 for port in numbers:
-                    is_open = side(source, "Egress", target, protocol, port) and side(target, "Ingress", source, protocol, port)
-                    wanted = any(source == s and target == t and protocol == p and first <= port <= last
-                                 for s, t, p, first, last in CONNECTIONS)
+                    is_open = side(source, "Egress", target, protocol, port) and side(
+                        target, "Ingress", source, protocol, port
+                    )
+                    wanted = any(
+                        source == s and target == t and protocol == p and first <= port <= last
+                        for s, t, p, first, last in CONNECTIONS
+                    )
                     if is_open != wanted:
-                        problems.append(f"{source} -> {target} {protocol} {port}: {'open' if is_open else 'closed'}, "
-                                        f"and the design {'needs it' if wanted else 'does not need it'}")
+                        problems.append(
+                            f"{source} -> {target} {protocol} {port}: {'open' if is_open else 'closed'}, "
+                            f"and the design {'needs it' if wanted else 'does not need it'}"
+                        )
     return problems
 
 
@@ -467,7 +514,9 @@ def check_grace(manifests, programs):
         grace = float(configuration(manifests, workload)[0].get("grace", programs.defaults[program]["grace"]))
         given = pod(workload).get("terminationGracePeriodSeconds", 30)
         if given < grace + 10:
-            problems.append(f"{name(workload)}: terminationGracePeriodSeconds {given} is less than 10 s longer than --grace {grace:g}")
+            problems.append(
+                f"{name(workload)}: terminationGracePeriodSeconds {given} is less than 10 s longer than --grace {grace:g}"
+            )
     return problems
 
 
@@ -480,7 +529,10 @@ def check_security(manifests):
     for workload in manifests.workloads():
         spec = pod(workload)
         context = spec.get("securityContext", {})
-        if context.get("runAsNonRoot") is not True or (context.get("runAsUser"), context.get("runAsGroup"), context.get("fsGroup")) != (10001,) * 3:
+        if (
+            context.get("runAsNonRoot") is not True
+            or (context.get("runAsUser"), context.get("runAsGroup"), context.get("fsGroup")) != (10001,) * 3
+        ):
             problems.append(f"{name(workload)}: does not run as user and group 10001")
         if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
             problems.append(f"{name(workload)}: no seccomp profile")
@@ -495,7 +547,11 @@ def check_security(manifests):
         for container in containers(workload):
             own = container.get("securityContext", {})
             where = f'{name(workload)}, container {container["name"]}'
-            if own.get("allowPrivilegeEscalation") is not False or own.get("capabilities") != {"drop": ["ALL"]} or own.get("privileged"):
+            if (
+                own.get("allowPrivilegeEscalation") is not False
+                or own.get("capabilities") != {"drop": ["ALL"]}
+                or own.get("privileged")
+            ):
                 problems.append(f"{where}: not restricted: {own}")
             if own.get("readOnlyRootFilesystem") is not True:
                 problems.append(f"{where}: its root can be written to")
@@ -512,13 +568,16 @@ def check_resources(manifests, gpu):
             where = f'{name(workload)}, container {container["name"]}'
             requests, limits = (container["resources"].get(k, {}) for k in ("requests", "limits"))
             if not {"cpu", "memory"} <= set(requests) or "memory" not in limits:
-                problems.append(f"{where}: requests {requests}, limits {limits}; cpu, memory and a limit of memory are wanted")
+                problems.append(
+                    f"{where}: requests {requests}, limits {limits}; cpu, memory and a limit of memory are wanted"
+                )
             if container["image"] != image:
                 problems.append(f'{where}: image {container["image"]}, not {image}')
         main = pod(workload)["containers"][0]
         wants_gpu = gpu and component in ("teacher", "student")
-        if (main["resources"].get("limits", {}).get("nvidia.com/gpu") == "1") != wants_gpu or \
-                ("--device=cuda" in main.get("args", [])) != wants_gpu:
+        if (main["resources"].get("limits", {}).get("nvidia.com/gpu") == "1") != wants_gpu or (
+            "--device=cuda" in main.get("args", [])
+        ) != wants_gpu:
             problems.append(f"{name(workload)}: GPU of overlay and pod differ: {main['resources']} {main.get('args')}")
         if component == "student":
             shm = mount_of(main, "/dev/shm")
@@ -535,12 +594,17 @@ def check_failure_policy(manifests):
         if pod(job).get("restartPolicy") != "Never":
             problems.append(f"{name(job)}: a pod failure policy needs restartPolicy Never")
         rules = job["spec"].get("podFailurePolicy", {}).get("rules", [])
-        if not rules or rules[0] != {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}:
+        if not rules or rules[0] != {
+            "action": "Ignore",
+            "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+        }:
             problems.append(f"{name(job)}: disruptions are not ignored first")
         fail = [r["onExitCodes"] for r in rules if r["action"] == "FailJob" and "onExitCodes" in r]
         codes = {c for r in fail for c in r["values"] if r["operator"] == "In"}
         if codes != exit_codes_not_to_retry():
-            problems.append(f"{name(job)}: fails on exit codes {sorted(codes)}, docs/services.md says not to retry {sorted(exit_codes_not_to_retry())}")
+            problems.append(
+                f"{name(job)}: fails on exit codes {sorted(codes)}, docs/services.md says not to retry {sorted(exit_codes_not_to_retry())}"
+            )
         for rule in fail:
             if rule.get("containerName") not in [c["name"] for c in pod(job)["containers"]]:
                 problems.append(f'{name(job)}: no container {rule.get("containerName")} whose exit code could count')
@@ -568,6 +632,15 @@ def check_metrics(manifests, metrics):
 
 
 def all_checks(manifests, programs, gpu, metrics):
-    return (check_references(manifests) + check_flags(manifests, programs) + check_ports(manifests) + check_selectors(manifests)
-            + check_network(manifests) + check_grace(manifests, programs) + check_security(manifests)
-            + check_resources(manifests, gpu) + check_failure_policy(manifests) + check_metrics(manifests, metrics))
+    return (
+        check_references(manifests)
+        + check_flags(manifests, programs)
+        + check_ports(manifests)
+        + check_selectors(manifests)
+        + check_network(manifests)
+        + check_grace(manifests, programs)
+        + check_security(manifests)
+        + check_resources(manifests, gpu)
+        + check_failure_policy(manifests)
+        + check_metrics(manifests, metrics)
+    )

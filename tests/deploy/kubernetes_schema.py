@@ -6,8 +6,8 @@
               look at whether they were made from the sources that are here.
 --render      writes deploy/kubernetes/rendered instead of comparing with it.
 """
+
 import argparse
-import pathlib
 import shlex
 import subprocess
 import sys
@@ -28,35 +28,69 @@ def _closed(required, **properties):
 
 _TEXT, _COUNT = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
 _DURATION = {"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"}
-_POLICY = _closed(["stabilizationWindowSeconds", "policies"], stabilizationWindowSeconds=_COUNT, policies={
-    "type": "array", "items": _closed(["type", "value", "periodSeconds"], type={"enum": ["Pods", "Percent"]}, value=_COUNT, periodSeconds=_COUNT)})
+_POLICY = _closed(
+    ["stabilizationWindowSeconds", "policies"],
+    stabilizationWindowSeconds=_COUNT,
+    policies={
+        "type": "array",
+        "items": _closed(
+            ["type", "value", "periodSeconds"], type={"enum": ["Pods", "Percent"]}, value=_COUNT, periodSeconds=_COUNT
+        ),
+    },
+)
 # Kinds that Kubernetes itself does not define. Their structure as we use it, after the projects' API references; strict, so that
 # a field that is not listed here has to be looked up and added.
 CUSTOM = {
     ("keda.sh/v1alpha1", "ScaledObject"): _closed(
         ["scaleTargetRef", "triggers"],
         scaleTargetRef=_closed(["name"], apiVersion=_TEXT, kind=_TEXT, name=_TEXT),
-        minReplicaCount=_COUNT, maxReplicaCount=_COUNT, pollingInterval=_COUNT,
+        minReplicaCount=_COUNT,
+        maxReplicaCount=_COUNT,
+        pollingInterval=_COUNT,
         fallback=_closed(["failureThreshold", "replicas"], failureThreshold=_COUNT, replicas=_COUNT),
-        advanced=_closed([], horizontalPodAutoscalerConfig=_closed([], behavior=_closed([], scaleUp=_POLICY, scaleDown=_POLICY))),
-        triggers={"type": "array", "minItems": 1, "items": _closed(
-            ["type", "metadata"], type={"const": "prometheus"}, name=_TEXT, metricType={"enum": ["AverageValue", "Value"]},
-            metadata=_closed(["serverAddress", "query", "threshold"], serverAddress=_TEXT, query=_TEXT, threshold=_TEXT))}),
+        advanced=_closed(
+            [], horizontalPodAutoscalerConfig=_closed([], behavior=_closed([], scaleUp=_POLICY, scaleDown=_POLICY))
+        ),
+        triggers={
+            "type": "array",
+            "minItems": 1,
+            "items": _closed(
+                ["type", "metadata"],
+                type={"const": "prometheus"},
+                name=_TEXT,
+                metricType={"enum": ["AverageValue", "Value"]},
+                metadata=_closed(
+                    ["serverAddress", "query", "threshold"], serverAddress=_TEXT, query=_TEXT, threshold=_TEXT
+                ),
+            ),
+        },
+    ),
     ("monitoring.coreos.com/v1", "PodMonitor"): _closed(
         ["selector", "podMetricsEndpoints"],
         selector=_closed(["matchLabels"], matchLabels={"type": "object", "additionalProperties": _TEXT}),
-        podMetricsEndpoints={"type": "array", "minItems": 1, "items": _closed(
-            ["port"], port=_TEXT, path=_TEXT, interval=_DURATION, scrapeTimeout=_DURATION)}),
+        podMetricsEndpoints={
+            "type": "array",
+            "minItems": 1,
+            "items": _closed(["port"], port=_TEXT, path=_TEXT, interval=_DURATION, scrapeTimeout=_DURATION),
+        },
+    ),
 }
 
 
 def header(overlay):
-    return (f"# deploy/kubernetes/overlays/{overlay} as Kustomize builds it. Do not edit: scripts/check_deploy.sh --render writes it.\n"
-            f"# sources: sha256 {checks.source_digest()}\n")
+    return (
+        f"# deploy/kubernetes/overlays/{overlay} as Kustomize builds it. Do not edit: scripts/check_deploy.sh --render writes it.\n"
+        f"# sources: sha256 {checks.source_digest()}\n"
+    )
 
 
 def key(document):
-    return (document["apiVersion"], document["kind"], document["metadata"].get("namespace", ""), document["metadata"]["name"])
+    return (
+        document["apiVersion"],
+        document["kind"],
+        document["metadata"].get("namespace", ""),
+        document["metadata"]["name"],
+    )
 
 
 def documents(text):
@@ -94,7 +128,9 @@ def validate_custom(document):
     where = f'{document["kind"]} {document["metadata"]["name"]}'
     if set(document) != {"apiVersion", "kind", "metadata", "spec"}:
         yield f"{where}: top-level fields {sorted(document)}"
-    for error in jsonschema.Draft202012Validator(CUSTOM[document["apiVersion"], document["kind"]]).iter_errors(document.get("spec")):
+    for error in jsonschema.Draft202012Validator(CUSTOM[document["apiVersion"], document["kind"]]).iter_errors(
+        document.get("spec")
+    ):
         yield f'{where}: spec.{".".join(map(str, error.absolute_path))}: {error.message}'
 
 
@@ -108,7 +144,12 @@ def main():
     for overlay in checks.overlays():
         built = None
         if options.kustomize:
-            run = subprocess.run(shlex.split(options.kustomize) + [str(checks.TREE / "overlays" / overlay)], capture_output=True, text=True, timeout=120)
+            run = subprocess.run(
+                shlex.split(options.kustomize) + [str(checks.TREE / "overlays" / overlay)],
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
             if run.returncode != 0 or run.stderr:  # a warning is a field that a coming version drops
                 problems.append(f"overlays/{overlay}: {run.stderr.strip()}")
             if run.returncode != 0:

@@ -2,6 +2,7 @@
 
     kubernetes_test.py FOLDER-OF-THE-PROGRAMS [unittest option...]
 """
+
 import copy
 import pathlib
 import re
@@ -29,7 +30,9 @@ class Service:
         ready = pathlib.Path(folder) / f"{program}.ready"
         self.log = pathlib.Path(folder) / f"{program}.log"
         with self.log.open("w") as log:
-            self.process = subprocess.Popen([f"{BINARIES}/{program}", "--ready-file", ready, *flags], stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [f"{BINARIES}/{program}", "--ready-file", ready, *flags], stdout=log, stderr=log
+            )
         end = time.monotonic() + 120
         while not ready.exists():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -71,7 +74,9 @@ class RenderedOverlays(unittest.TestCase):
         self.assertEqual(checks.overlays(), ["cpu", "dev-single-node", "gpu", "gpu-keda-job"])
         for overlay in checks.overlays():
             with self.subTest(overlay):
-                problems = checks.all_checks(manifests(overlay), self.programs, overlay.startswith("gpu"), checks.documented_metrics())
+                problems = checks.all_checks(
+                    manifests(overlay), self.programs, overlay.startswith("gpu"), checks.documented_metrics()
+                )
                 self.assertEqual(problems, [])
 
     def test_renderings_are_of_the_sources_that_are_here(self):
@@ -80,16 +85,28 @@ class RenderedOverlays(unittest.TestCase):
             self.assertEqual(list(schema.compare(overlay, None, text)), [])
 
     def test_overlays_scale_teachers_in_one_way(self):
-        scalers = {o: [d["kind"] for d in manifests(o).of("HorizontalPodAutoscaler", "ScaledObject")] for o in checks.overlays()}
-        self.assertEqual(scalers, {"cpu": ["HorizontalPodAutoscaler"], "gpu": ["HorizontalPodAutoscaler"],
-                                   "gpu-keda-job": ["ScaledObject"], "dev-single-node": []})
+        scalers = {
+            o: [d["kind"] for d in manifests(o).of("HorizontalPodAutoscaler", "ScaledObject")]
+            for o in checks.overlays()
+        }
+        self.assertEqual(
+            scalers,
+            {
+                "cpu": ["HorizontalPodAutoscaler"],
+                "gpu": ["HorizontalPodAutoscaler"],
+                "gpu-keda-job": ["ScaledObject"],
+                "dev-single-node": [],
+            },
+        )
 
     def test_both_autoscalers_want_the_same(self):
         hpa = manifests("gpu").of("HorizontalPodAutoscaler")[0]["spec"]
         keda = manifests("gpu-keda-job").of("ScaledObject")[0]["spec"]
         self.assertEqual((hpa["minReplicas"], hpa["maxReplicas"]), (keda["minReplicaCount"], keda["maxReplicaCount"]))
         self.assertEqual(hpa["behavior"], keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"])
-        self.assertEqual(hpa["metrics"][0]["pods"]["target"]["averageValue"], keda["triggers"][0]["metadata"]["threshold"])
+        self.assertEqual(
+            hpa["metrics"][0]["pods"]["target"]["averageValue"], keda["triggers"][0]["metadata"]["threshold"]
+        )
 
     def test_the_adapter_serves_the_metric_that_the_autoscaler_reads(self):
         rules = yaml.safe_load((checks.TREE / "components/hpa/adapter-rules.yaml").read_text())["rules"]["custom"]
@@ -114,7 +131,9 @@ class RenderedOverlays(unittest.TestCase):
         self.assertTrue(patterns, "deploy/prometheus names no jobs")
         for monitor in manifests("gpu-keda-job").of("PodMonitor"):
             job = f'{monitor["metadata"]["namespace"]}/{monitor["metadata"]["name"]}'
-            self.assertTrue(any(re.fullmatch(p, job) for p in patterns), f"no rule of deploy/prometheus means {job}: {patterns}")
+            self.assertTrue(
+                any(re.fullmatch(p, job) for p in patterns), f"no rule of deploy/prometheus means {job}: {patterns}"
+            )
 
     def test_the_guide_names_what_is_there(self):
         guide = (checks.ROOT / "docs/deploy-kubernetes.md").read_text()
@@ -135,13 +154,32 @@ class RealPrograms(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             services = []
             try:
-                coordinator = Service(folder, "distill-coordinator", "--listen", "127.0.0.1:0", "--state-dir", f"{folder}/state")
+                coordinator = Service(
+                    folder, "distill-coordinator", "--listen", "127.0.0.1:0", "--state-dir", f"{folder}/state"
+                )
                 services.append(coordinator)
-                teacher = Service(folder, "distill-teacher", "--model", f"fashion={MODEL}", "--coordinator", coordinator.address, "--threads", "1")
+                teacher = Service(
+                    folder,
+                    "distill-teacher",
+                    "--model",
+                    f"fashion={MODEL}",
+                    "--coordinator",
+                    coordinator.address,
+                    "--threads",
+                    "1",
+                )
                 services.append(teacher)
                 pathlib.Path(folder, "data").mkdir()
-                student = Service(folder, "distill-student", "--coordinator", coordinator.address, "--data-root", f"{folder}/data",
-                                  "--work-dir", f"{folder}/work")
+                student = Service(
+                    folder,
+                    "distill-student",
+                    "--coordinator",
+                    coordinator.address,
+                    "--data-root",
+                    f"{folder}/data",
+                    "--work-dir",
+                    f"{folder}/work",
+                )
                 services.append(student)
                 for service in services:
                     for path in ("/healthz", "/readyz", "/metrics"):
@@ -167,11 +205,21 @@ class RealPrograms(unittest.TestCase):
                 config = pathlib.Path(folder, "config.toml")
                 moved = re.sub(r'"(/(?:etc|var|data|models|work)[^"]*)"', rf'"{folder}\1"', text)
                 config.write_text(re.sub(r'"0\.0\.0\.0:\d+"', '"127.0.0.1:0"', moved))
-                run = subprocess.run([f"{BINARIES}/{checks.runs(workload)}", "--config", config], capture_output=True, text=True, timeout=60)
+                run = subprocess.run(
+                    [f"{BINARIES}/{checks.runs(workload)}", "--config", config],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
                 self.assertEqual(run.returncode, 42, f"{component}: {run.stdout}{run.stderr}")
                 self.assertIn(folder, run.stdout + run.stderr)
                 config.write_text(config.read_text() + "hartbeat = 1\n")
-                run = subprocess.run([f"{BINARIES}/{checks.runs(workload)}", "--config", config], capture_output=True, text=True, timeout=60)
+                run = subprocess.run(
+                    [f"{BINARIES}/{checks.runs(workload)}", "--config", config],
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                )
                 self.assertEqual(run.returncode, 2, f"{component}: {run.stdout}{run.stderr}")
 
 
@@ -203,89 +251,223 @@ class Mistakes(unittest.TestCase):
         return m.named("NetworkPolicy", policy)["spec"]
 
     def test_ports(self):
-        self.finds("readinessProbe asks port web", lambda m: self.main(m, "teacher")["readinessProbe"]["httpGet"].update(port="web"))
-        self.finds("livenessProbe asks /health", lambda m: self.main(m, "student")["livenessProbe"]["httpGet"].update(path="/health"))
+        self.finds(
+            "readinessProbe asks port web",
+            lambda m: self.main(m, "teacher")["readinessProbe"]["httpGet"].update(port="web"),
+        )
+        self.finds(
+            "livenessProbe asks /health",
+            lambda m: self.main(m, "student")["livenessProbe"]["httpGet"].update(path="/health"),
+        )
         self.finds("listens on 0.0.0.0:7071", lambda m: self.main(m, "teacher")["ports"][0].update(containerPort=7072))
         self.finds("listens on 0.0.0.0:9090", lambda m: self.config(m, "student", "0.0.0.0:8080", "0.0.0.0:9090"))
-        self.finds("goes to rpc of", lambda m: m.named("Service", "coordinator")["spec"]["ports"][0].update(targetPort="rpc"))
-        self.finds("no Service answers at coordinator:7077", lambda m: self.config(m, "teacher", "coordinator:7070", "coordinator:7077"))
+        self.finds(
+            "goes to rpc of", lambda m: m.named("Service", "coordinator")["spec"]["ports"][0].update(targetPort="rpc")
+        )
+        self.finds(
+            "no Service answers at coordinator:7077",
+            lambda m: self.config(m, "teacher", "coordinator:7070", "coordinator:7077"),
+        )
         self.finds("no HTTP startupProbe", lambda m: self.main(m, "coordinator").pop("startupProbe"))
-        self.finds("nothing at port metrics", lambda m: m.of("PodMonitor")[0]["spec"]["podMetricsEndpoints"][0].update(port="metrics"), "gpu-keda-job")
+        self.finds(
+            "nothing at port metrics",
+            lambda m: m.of("PodMonitor")[0]["spec"]["podMetricsEndpoints"][0].update(port="metrics"),
+            "gpu-keda-job",
+        )
 
     def test_labels_and_selectors(self):
         def relabel(m, component):
             checks.labels(m.workload(component))["app.kubernetes.io/name"] = "destillery"
+
         self.finds("its selector does not match its own pods", lambda m: relabel(m, "student"))
         self.finds("Service teacher: selects pods of []", lambda m: relabel(m, "teacher"))
-        self.finds("PodDisruptionBudget coordinator: selects pods of ['student']",
-                   lambda m: m.named("PodDisruptionBudget", "coordinator")["spec"]["selector"]["matchLabels"].update({"app.kubernetes.io/component": "student"}))
-        self.finds("no Deployment teachers", lambda m: m.of("HorizontalPodAutoscaler")[0]["spec"]["scaleTargetRef"].update(name="teachers"))
+        self.finds(
+            "PodDisruptionBudget coordinator: selects pods of ['student']",
+            lambda m: m.named("PodDisruptionBudget", "coordinator")["spec"]["selector"]["matchLabels"].update(
+                {"app.kubernetes.io/component": "student"}
+            ),
+        )
+        self.finds(
+            "no Deployment teachers",
+            lambda m: m.of("HorizontalPodAutoscaler")[0]["spec"]["scaleTargetRef"].update(name="teachers"),
+        )
         self.finds("sets replicas", lambda m: m.workload("teacher")["spec"].update(replicas=2))
-        self.finds("no PodDisruptionBudget student", lambda m: m.documents.remove(m.named("PodDisruptionBudget", "student")))
+        self.finds(
+            "no PodDisruptionBudget student", lambda m: m.documents.remove(m.named("PodDisruptionBudget", "student"))
+        )
         self.finds("drains", lambda m: m.named("PodDisruptionBudget", "coordinator")["spec"].update(minAvailable=1))
-        self.finds("in another namespace", lambda m: m.named("Service", "student")["metadata"].update(namespace="default"))
+        self.finds(
+            "in another namespace", lambda m: m.named("Service", "student")["metadata"].update(namespace="default")
+        )
 
     def test_flags_and_environment(self):
-        self.finds("--help knows no --heartbeats", lambda m: self.main(m, "coordinator")["args"].append("--heartbeats=1"))
+        self.finds(
+            "--help knows no --heartbeats", lambda m: self.main(m, "coordinator")["args"].append("--heartbeats=1")
+        )
         self.finds("--help knows no --graze", lambda m: self.config(m, "student", "grace =", "graze ="))
-        self.finds("no flag of distill-student reads DISTILL_HOSTNAME", lambda m: self.main(m, "student")["env"].append({"name": "DISTILL_HOSTNAME", "value": "x"}))
+        self.finds(
+            "no flag of distill-student reads DISTILL_HOSTNAME",
+            lambda m: self.main(m, "student")["env"].append({"name": "DISTILL_HOSTNAME", "value": "x"}),
+        )
         self.finds("starts none of", lambda m: self.main(m, "teacher").update(command=["distill-techer"]))
-        self.finds("--work-dir, which distill-student requires", lambda m: self.config(m, "student", 'work-dir = "/work"\n', ""))
-        self.finds("nothing is mounted at /srv/models", lambda m: self.config(m, "teacher", '"/models"', '"/srv/models"'))
-        self.finds("is mounted read-only", lambda m: [v.update(readOnly=True) for v in self.main(m, "student")["volumeMounts"] if v["name"] == "work"])
-        self.finds("/etc/distill/tls/tls.key, which tls-key names, is not among", lambda m: self.config(
-            m, "student", "tls-ca =", 'tls-key = "/etc/distill/tls/tls.key"\ntls-ca ='))
-        self.finds("--config names", lambda m: self.main(m, "student").update(args=["--config=/etc/distill/config/students.toml"]))
-        self.finds("advertises", lambda m: checks.pod(m.workload("teacher"))["initContainers"][0].update(
-            args=[checks.pod(m.workload("teacher"))["initContainers"][0]["args"][0].replace("tr .: --", "cat")]))
+        self.finds(
+            "--work-dir, which distill-student requires",
+            lambda m: self.config(m, "student", 'work-dir = "/work"\n', ""),
+        )
+        self.finds(
+            "nothing is mounted at /srv/models", lambda m: self.config(m, "teacher", '"/models"', '"/srv/models"')
+        )
+        self.finds(
+            "is mounted read-only",
+            lambda m: [v.update(readOnly=True) for v in self.main(m, "student")["volumeMounts"] if v["name"] == "work"],
+        )
+        self.finds(
+            "/etc/distill/tls/tls.key, which tls-key names, is not among",
+            lambda m: self.config(m, "student", "tls-ca =", 'tls-key = "/etc/distill/tls/tls.key"\ntls-ca ='),
+        )
+        self.finds(
+            "--config names",
+            lambda m: self.main(m, "student").update(args=["--config=/etc/distill/config/students.toml"]),
+        )
+        self.finds(
+            "advertises",
+            lambda m: checks.pod(m.workload("teacher"))["initContainers"][0].update(
+                args=[checks.pod(m.workload("teacher"))["initContainers"][0]["args"][0].replace("tr .: --", "cat")]
+            ),
+        )
 
     def test_volumes_secrets_and_config_maps(self):
         self.finds("mount of unknown volume", lambda m: self.main(m, "teacher")["volumeMounts"][0].update(name="model"))
         self.finds("volume models is mounted nowhere", lambda m: self.main(m, "teacher")["volumeMounts"].pop(0))
         self.finds("no PersistentVolumeClaim", lambda m: m.documents.remove(m.named("PersistentVolumeClaim", "work")))
-        self.finds("is none of", lambda m: next(v for v in checks.pod(m.workload("teacher"))["volumes"] if v["name"] == "tls")["secret"].update(secretName="tls"))
-        self.finds("has no key ca.pem", lambda m: next(v for v in checks.pod(m.workload("student"))["volumes"] if v["name"] == "tls")["secret"].update(
-            items=[{"key": "ca.pem", "path": "ca.crt"}]))
+        self.finds(
+            "is none of",
+            lambda m: next(v for v in checks.pod(m.workload("teacher"))["volumes"] if v["name"] == "tls")[
+                "secret"
+            ].update(secretName="tls"),
+        )
+        self.finds(
+            "has no key ca.pem",
+            lambda m: next(v for v in checks.pod(m.workload("student"))["volumes"] if v["name"] == "tls")[
+                "secret"
+            ].update(items=[{"key": "ca.pem", "path": "ca.crt"}]),
+        )
         self.finds("no ConfigMap", lambda m: m.of("ConfigMap")[0]["metadata"].update(name="settings"))
-        self.finds("is used by no pod", lambda m: m.documents.append({"kind": "ConfigMap", "metadata": {"name": "left-over", "namespace": "distillery"}, "data": {}}))
-        self.finds("no ServiceAccount", lambda m: checks.pod(m.workload("teacher")).update(serviceAccountName="default"))
+        self.finds(
+            "is used by no pod",
+            lambda m: m.documents.append(
+                {"kind": "ConfigMap", "metadata": {"name": "left-over", "namespace": "distillery"}, "data": {}}
+            ),
+        )
+        self.finds(
+            "no ServiceAccount", lambda m: checks.pod(m.workload("teacher")).update(serviceAccountName="default")
+        )
 
     def test_network_policies(self):
-        self.finds("stranger -> coordinator TCP 7070: open", lambda m: m.documents.remove(m.named("NetworkPolicy", "default-deny")) or
-                   self.policy(m, "coordinator")["ingress"][0]["from"].append({"podSelector": {}}))
-        self.finds("student -> teacher TCP 7071: closed", lambda m: m.documents.remove(m.named("NetworkPolicy", "teacher")))
-        self.finds("student -> coordinator TCP 7070: closed", lambda m: self.policy(m, "coordinator")["ingress"][0]["ports"][0].update(port="gprc"))
+        self.finds(
+            "stranger -> coordinator TCP 7070: open",
+            lambda m: m.documents.remove(m.named("NetworkPolicy", "default-deny"))
+            or self.policy(m, "coordinator")["ingress"][0]["from"].append({"podSelector": {}}),
+        )
+        self.finds(
+            "student -> teacher TCP 7071: closed", lambda m: m.documents.remove(m.named("NetworkPolicy", "teacher"))
+        )
+        self.finds(
+            "student -> coordinator TCP 7070: closed",
+            lambda m: self.policy(m, "coordinator")["ingress"][0]["ports"][0].update(port="gprc"),
+        )
         self.finds("teacher -> dns UDP 53: closed", lambda m: m.documents.remove(m.named("NetworkPolicy", "dns")))
-        self.finds("prometheus -> student TCP 8080: closed", lambda m: self.policy(m, "metrics")["podSelector"]["matchLabels"].update({"app.kubernetes.io/name": "x"}))
-        self.finds("impostor -> teacher TCP 7071: open", lambda m: self.policy(m, "teacher")["ingress"][0]["from"][0].update(namespaceSelector={}))
-        self.finds("student -> student TCP 22: open", lambda m: [self.policy(m, "student")[k][-1].pop("ports") for k in ("ingress", "egress")])
+        self.finds(
+            "prometheus -> student TCP 8080: closed",
+            lambda m: self.policy(m, "metrics")["podSelector"]["matchLabels"].update({"app.kubernetes.io/name": "x"}),
+        )
+        self.finds(
+            "impostor -> teacher TCP 7071: open",
+            lambda m: self.policy(m, "teacher")["ingress"][0]["from"][0].update(namespaceSelector={}),
+        )
+        self.finds(
+            "student -> student TCP 22: open",
+            lambda m: [self.policy(m, "student")[k][-1].pop("ports") for k in ("ingress", "egress")],
+        )
         self.finds("student -> api-server TCP 443: open", lambda m: self.policy(m, "student")["egress"].append({}))
 
     def test_grace_security_and_resources(self):
-        self.finds("terminationGracePeriodSeconds 30", lambda m: checks.pod(m.workload("student")).update(terminationGracePeriodSeconds=30))
+        self.finds(
+            "terminationGracePeriodSeconds 30",
+            lambda m: checks.pod(m.workload("student")).update(terminationGracePeriodSeconds=30),
+        )
         self.finds("longer than --grace 600", lambda m: self.config(m, "teacher", "grace = 45", "grace = 600"))
-        self.finds("not restricted", lambda m: self.main(m, "teacher")["securityContext"].update(allowPrivilegeEscalation=True))
-        self.finds("not restricted", lambda m: checks.pod(m.workload("teacher"))["initContainers"][0]["securityContext"].pop("capabilities"))
-        self.finds("its root can be written to", lambda m: self.main(m, "student")["securityContext"].pop("readOnlyRootFilesystem"))
-        self.finds("does not run as user", lambda m: checks.pod(m.workload("coordinator"))["securityContext"].update(runAsUser=0))
-        self.finds("not of a restricted kind", lambda m: checks.pod(m.workload("student"))["volumes"].append({"name": "x", "hostPath": {"path": "/"}}))
-        self.finds("does not enforce", lambda m: m.of("Namespace")[0]["metadata"]["labels"].pop("pod-security.kubernetes.io/enforce"))
+        self.finds(
+            "not restricted", lambda m: self.main(m, "teacher")["securityContext"].update(allowPrivilegeEscalation=True)
+        )
+        self.finds(
+            "not restricted",
+            lambda m: checks.pod(m.workload("teacher"))["initContainers"][0]["securityContext"].pop("capabilities"),
+        )
+        self.finds(
+            "its root can be written to",
+            lambda m: self.main(m, "student")["securityContext"].pop("readOnlyRootFilesystem"),
+        )
+        self.finds(
+            "does not run as user",
+            lambda m: checks.pod(m.workload("coordinator"))["securityContext"].update(runAsUser=0),
+        )
+        self.finds(
+            "not of a restricted kind",
+            lambda m: checks.pod(m.workload("student"))["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
+        )
+        self.finds(
+            "does not enforce",
+            lambda m: m.of("Namespace")[0]["metadata"]["labels"].pop("pod-security.kubernetes.io/enforce"),
+        )
         self.finds("a limit of memory", lambda m: self.main(m, "coordinator")["resources"].pop("limits"))
-        self.finds("GPU of overlay and pod differ", lambda m: self.main(m, "student")["resources"]["limits"].pop("nvidia.com/gpu"), "gpu")
-        self.finds("/dev/shm is not memory", lambda m: next(v for v in checks.pod(m.workload("student"))["volumes"] if v["name"] == "shm").update(emptyDir={}))
-        self.finds("image distillery/teacher:latest", lambda m: self.main(m, "teacher").update(image="distillery/teacher:latest"))
+        self.finds(
+            "GPU of overlay and pod differ",
+            lambda m: self.main(m, "student")["resources"]["limits"].pop("nvidia.com/gpu"),
+            "gpu",
+        )
+        self.finds(
+            "/dev/shm is not memory",
+            lambda m: next(v for v in checks.pod(m.workload("student"))["volumes"] if v["name"] == "shm").update(
+                emptyDir={}
+            ),
+        )
+        self.finds(
+            "image distillery/teacher:latest",
+            lambda m: self.main(m, "teacher").update(image="distillery/teacher:latest"),
+        )
 
     def test_failure_policy_and_metrics(self):
         def rules(m):
             return m.of("Job")[0]["spec"]["podFailurePolicy"]["rules"]
-        self.finds("fails on exit codes [2, 8, 42, 74, 75]", lambda m: rules(m)[1]["onExitCodes"]["values"].append(75), "gpu-keda-job")
-        self.finds("no container worker", lambda m: rules(m)[1]["onExitCodes"].update(containerName="worker"), "gpu-keda-job")
+
+        self.finds(
+            "fails on exit codes [2, 8, 42, 74, 75]",
+            lambda m: rules(m)[1]["onExitCodes"]["values"].append(75),
+            "gpu-keda-job",
+        )
+        self.finds(
+            "no container worker", lambda m: rules(m)[1]["onExitCodes"].update(containerName="worker"), "gpu-keda-job"
+        )
         self.finds("disruptions are not ignored first", lambda m: rules(m).reverse(), "gpu-keda-job")
-        self.finds("needs restartPolicy Never", lambda m: checks.pod(m.of("Job")[0]).update(restartPolicy="OnFailure"), "gpu-keda-job")
-        self.finds("no metric distill_teacher_queue_depth",
-                   lambda m: m.of("HorizontalPodAutoscaler")[0]["spec"]["metrics"][0]["pods"]["metric"].update(name="distill_teacher_queue_depth"))
-        self.finds("no metric distill_teacher_queue", lambda m: m.of("ScaledObject")[0]["spec"]["triggers"][0]["metadata"].update(
-            query='sum(distill_teacher_queue{namespace="distillery"})'), "gpu-keda-job")
+        self.finds(
+            "needs restartPolicy Never",
+            lambda m: checks.pod(m.of("Job")[0]).update(restartPolicy="OnFailure"),
+            "gpu-keda-job",
+        )
+        self.finds(
+            "no metric distill_teacher_queue_depth",
+            lambda m: m.of("HorizontalPodAutoscaler")[0]["spec"]["metrics"][0]["pods"]["metric"].update(
+                name="distill_teacher_queue_depth"
+            ),
+        )
+        self.finds(
+            "no metric distill_teacher_queue",
+            lambda m: m.of("ScaledObject")[0]["spec"]["triggers"][0]["metadata"].update(
+                query='sum(distill_teacher_queue{namespace="distillery"})'
+            ),
+            "gpu-keda-job",
+        )
 
     def test_schemas(self):
         """The validators are strict: unknown fields, wrong types, kinds that a version lacks."""
@@ -298,7 +480,9 @@ class Mistakes(unittest.TestCase):
             self.assertTrue(list(schema.validate(service, version)), f"{version} takes a port that is no number")
             budget = manifests("cpu").named("PodDisruptionBudget", "teacher")
             budget["apiVersion"] = "policy/v1beta1"
-            self.assertTrue(list(schema.validate(budget, version)), f"{version} takes a version of the API that is gone")
+            self.assertTrue(
+                list(schema.validate(budget, version)), f"{version} takes a version of the API that is gone"
+            )
         scaled = manifests("gpu-keda-job").of("ScaledObject")[0]
         self.assertEqual(list(schema.validate_custom(scaled)), [])
         scaled["spec"]["triggers"][0]["metadata"]["treshold"] = "4"

@@ -6,6 +6,7 @@ Exit code 77 with the reason where this cannot be done (no root, no podman). Eve
 containers, volumes, network. Podman 4.3 of Debian 12 knows neither StatefulSets nor Services, so played() turns the workloads into
 pods with fixed addresses and says what it leaves out.
 """
+
 import argparse
 import base64
 import copy
@@ -46,7 +47,9 @@ def skip(reason):
 def run(*command, check=True, timeout=900, **options):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout, **options)
     if check and done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        raise RuntimeError(
+            f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
     return done
 
 
@@ -75,10 +78,25 @@ class Podman:
         # Where raising limits is not permitted (inside a container), podman's defaults cannot be set.
         (folder / "containers.conf").write_text(
             '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\npids_limit = 0\nlog_driver = "k8s-file"\n'
-            f'[engine]\nruntime = "{runtime}"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n[network]\nnetwork_backend = "netavark"\n')
-        self.environment = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf"), "TMPDIR": str(folder / "tmp"), "BUILDAH_FORMAT": "docker"}
-        self.command = ["podman", "--root", folder / "root", "--runroot", folder / "run", "--tmpdir", folder / "tmp" / "libpod",
-                        "--network-config-dir", folder / "networks"]
+            f'[engine]\nruntime = "{runtime}"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n[network]\nnetwork_backend = "netavark"\n'
+        )
+        self.environment = {
+            **os.environ,
+            "CONTAINERS_CONF": str(folder / "containers.conf"),
+            "TMPDIR": str(folder / "tmp"),
+            "BUILDAH_FORMAT": "docker",
+        }
+        self.command = [
+            "podman",
+            "--root",
+            folder / "root",
+            "--runroot",
+            folder / "run",
+            "--tmpdir",
+            folder / "tmp" / "libpod",
+            "--network-config-dir",
+            folder / "networks",
+        ]
         # scripts/images.sh speaks to `docker`; podman understands the same commands.
         docker = folder / "bin/docker"
         docker.write_text(f'#!/bin/sh\nexec {" ".join(map(str, self.command))} "$@"\n')
@@ -93,8 +111,12 @@ class Podman:
 
 
 def secret(name, files):
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
-            "data": {key: base64.b64encode(path.read_bytes()).decode() for key, path in files.items()}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "data": {key: base64.b64encode(path.read_bytes()).decode() for key, path in files.items()},
+    }
 
 
 def played(manifests, addresses):
@@ -104,7 +126,11 @@ def played(manifests, addresses):
     answer come from hostAliases; images are local; emptyDir -> a volume for each pod; probes are left to this test, because podman
     runs them inside the container with curl, which the images do not have."""
     documents, pods = [], []
-    hosts = {address: [f'{address.replace(".", "-")}.teacher.distillery.svc'] for pod, address in addresses.items() if pod.startswith("teacher-")}
+    hosts = {
+        address: [f'{address.replace(".", "-")}.teacher.distillery.svc']
+        for pod, address in addresses.items()
+        if pod.startswith("teacher-")
+    }
     hosts[addresses["coordinator-0"]] = ["coordinator"]
     for document in copy.deepcopy(manifests.documents):
         kind = document["kind"]
@@ -115,7 +141,11 @@ def played(manifests, addresses):
             for claim in document["spec"].get("volumeClaimTemplates", []):
                 documents.append({"apiVersion": "v1", "kind": "PersistentVolumeClaim", **claim})
                 document["spec"]["template"]["spec"]["volumes"].append(
-                    {"name": claim["metadata"]["name"], "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}})
+                    {
+                        "name": claim["metadata"]["name"],
+                        "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]},
+                    }
+                )
             for index in range(document["spec"]["replicas"]):
                 pod, claims = make_pod(document, f'{document["metadata"]["name"]}-{index}', addresses, hosts)
                 pods.append(pod)
@@ -152,12 +182,22 @@ def make_pod(workload, name, addresses, hosts):
         if volume.pop("emptyDir", None) is not None:
             # Podman 4.3 shares emptyDirs of one name between pods, and root owns them.
             claim = f'{name}-{volume["name"]}'
-            claims.append({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": {"accessModes": ["ReadWriteOnce"]}})
+            claims.append(
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "metadata": {"name": claim},
+                    "spec": {"accessModes": ["ReadWriteOnce"]},
+                }
+            )
             volume["persistentVolumeClaim"] = {"claimName": claim}
     spec["hostAliases"] = [{"ip": address, "hostnames": names} for address, names in hosts.items()]
     # "always": podman removes the other kind, "once", when it has ended, and now and then trips over it.
-    metadata = {"name": name, "labels": workload["spec"]["template"]["metadata"]["labels"],
-                "annotations": {"io.podman.annotations.init.container.type": "always"}}
+    metadata = {
+        "name": name,
+        "labels": workload["spec"]["template"]["metadata"]["labels"],
+        "annotations": {"io.podman.annotations.init.container.type": "always"},
+    }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}, claims
 
 
@@ -168,7 +208,11 @@ class Cluster:
         gateway = json.loads(podman("network", "inspect", NETWORK).stdout)[0]["subnets"][0]["gateway"]
         network = gateway.rsplit(".", 1)[0]
         manifests = checks.Manifests.rendered("dev-single-node")
-        names = [f'{w["metadata"]["name"]}-{i}' for w in manifests.of("StatefulSet", "Deployment") for i in range(w["spec"]["replicas"])]
+        names = [
+            f'{w["metadata"]["name"]}-{i}'
+            for w in manifests.of("StatefulSet", "Deployment")
+            for i in range(w["spec"]["replicas"])
+        ]
         self.addresses = {name: f"{network}.{10 + i}" for i, name in enumerate(sorted(names))}
         self.documents, self.pods = played(manifests, self.addresses)
         self.files = []
@@ -199,7 +243,10 @@ class Cluster:
         # Podman before 4.4 does not decode what a played Secret holds. It stores Secrets as documents, so one is stored whose values
         # are plain already.
         for document in secrets:
-            plain = {**document, "data": {key: base64.b64decode(value).decode() for key, value in document["data"].items()}}
+            plain = {
+                **document,
+                "data": {key: base64.b64decode(value).decode() for key, value in document["data"].items()},
+            }
             file = self.folder / "plain-secret.yaml"
             file.write_text(yaml.safe_dump(plain))
             self.podman("secret", "create", document["metadata"]["name"], file)
@@ -249,15 +296,25 @@ def run_job(cluster):
     check(workers == ["student-0", "student-1", "teacher-0", "teacher-1"], f"the fleet is {workers}")
     # A short version of the quick start's job: all its stages, on part of the data.
     job = (checks.ROOT / "examples/fashion-distill.yaml").read_text()
-    short = [f"stages.{i}.steps={n}" for i, n in enumerate((10, 10, 10, 60))] + ["data.train_limit=4000", "data.test_limit=1000"]
+    short = [f"stages.{i}.steps={n}" for i, n in enumerate((10, 10, 10, 60))] + [
+        "data.train_limit=4000",
+        "data.test_limit=1000",
+    ]
     sets = [argument for value in short for argument in ("--set", value)]
     submitted = cluster.ctl("submit", "-", *sets, "-q", input=job).stdout.strip()
     say(f"job {submitted} runs; one of the two teachers is stopped during it")
     wait_for("the first stage", lambda: "stage 1 of 4" in cluster.ctl("logs", submitted).stdout, 240)
-    wait_for("images for teacher-1", lambda: re.search(r"^distill_teacher_images_total\S* [1-9]", cluster.get("teacher-1", "/metrics")[1], re.M), 60)
+    wait_for(
+        "images for teacher-1",
+        lambda: re.search(r"^distill_teacher_images_total\S* [1-9]", cluster.get("teacher-1", "/metrics")[1], re.M),
+        60,
+    )
     cluster.podman("pod", "kill", "teacher-1")
     ended = cluster.ctl("watch", submitted, check=False, timeout=600)
-    check("JOB_STATE_SUCCEEDED" in cluster.ctl("describe", submitted, "-o", "json").stdout and ended.returncode == 0, f"the job did not succeed ({ended.returncode}):\n{ended.stdout}{ended.stderr}{cluster.ctl('logs', submitted, check=False).stdout}")
+    check(
+        "JOB_STATE_SUCCEEDED" in cluster.ctl("describe", submitted, "-o", "json").stdout and ended.returncode == 0,
+        f"the job did not succeed ({ended.returncode}):\n{ended.stdout}{ended.stderr}{cluster.ctl('logs', submitted, check=False).stdout}",
+    )
     results = json.loads(cluster.ctl("results", submitted, "-o", "json").stdout)["results"]
     student = next(r for r in results if r["job"] == submitted)
     check(student["student_accuracy"] > 0.3, f"the student learned nothing: {student}")
@@ -266,20 +323,32 @@ def run_job(cluster):
     check(written.stat().st_uid == 10001, f"{written} belongs to {written.stat().st_uid}")
     say(f'the student in the volume work has {student["student_accuracy"]:.1%} accuracy')
     metrics = cluster.get("student-0", "/metrics")[1]
-    check("distill_student_steps_total 90" in metrics, "student-0's metrics do not tell of 90 steps:\n" + "\n".join(
-        line for line in metrics.splitlines() if "steps_total" in line))
+    check(
+        "distill_student_steps_total 90" in metrics,
+        "student-0's metrics do not tell of 90 steps:\n"
+        + "\n".join(line for line in metrics.splitlines() if "steps_total" in line),
+    )
 
 
 def check_refusals(cluster):
     """Without the token, and without TLS, the coordinator's port is of no use."""
-    for flags, code in ((["--token-file", "/etc/hostname"], 8), (["--coordinator", f'{cluster.addresses["coordinator-0"]}:7070'], 7)):
+    for flags, code in (
+        (["--token-file", "/etc/hostname"], 8),
+        (["--coordinator", f'{cluster.addresses["coordinator-0"]}:7070'], 7),
+    ):
         done = cluster.ctl("list", *flags, "--timeout", "3s", check=False)
-        check(done.returncode == code, f"distillctl list {flags} ended with {done.returncode}, not {code}: {done.stderr}")
+        check(
+            done.returncode == code, f"distillctl list {flags} ended with {done.returncode}, not {code}: {done.stderr}"
+        )
 
 
 def check_nothing_left(podman):
-    left = {"pods": podman.lines("pod", "ls", "-q"), "containers": podman.lines("ps", "-aq"), "secrets": podman.lines("secret", "ls", "-q"),
-            "volumes": podman.lines("volume", "ls", "-q")}
+    left = {
+        "pods": podman.lines("pod", "ls", "-q"),
+        "containers": podman.lines("ps", "-aq"),
+        "secrets": podman.lines("secret", "ls", "-q"),
+        "volumes": podman.lines("volume", "ls", "-q"),
+    }
     check(not any(left.values()), f"left after `podman kube down`: {left}")
 
 
@@ -291,7 +360,11 @@ def main():
     options = parser.parse_args()
     if os.geteuid() != 0:
         skip("podman plays these pods as root only (networks with fixed addresses)")
-    for program, remedy in (("podman", "scripts/setup.sh --containers"), ("debootstrap", "scripts/setup.sh --containers"), ("openssl", "apt-get install openssl")):
+    for program, remedy in (
+        ("podman", "scripts/setup.sh --containers"),
+        ("debootstrap", "scripts/setup.sh --containers"),
+        ("openssl", "apt-get install openssl"),
+    ):
         if not shutil.which(program):
             skip(f"{program} is not installed: {remedy}")
     if not DATA.is_dir():
@@ -305,10 +378,26 @@ def main():
             run("cmake", "--install", options.build, "--prefix", options.tree, "--component", "runtime", "--strip")
         say("building the images with podman")
         base = run(checks.ROOT / "scripts/base_image.sh", env=podman.docker_environment).stdout.strip()
-        run(checks.ROOT / "scripts/images.sh", "--prebuilt", options.tree, "--base", base, env=podman.docker_environment)
-        run(checks.ROOT / "scripts/make_certs.sh", folder / "certs", "coordinator=coordinator,coordinator.distillery.svc", "teacher=*.teacher.distillery.svc")
-        secrets = [secret(f"{name}-tls", {"ca.crt": folder / "certs/ca.crt", "tls.crt": folder / f"certs/{name}/tls.crt", "tls.key": folder / f"certs/{name}/tls.key"})
-                   for name in ("coordinator", "teacher")] + [secret("distillery-token", {"token": folder / "certs/token"})]
+        run(
+            checks.ROOT / "scripts/images.sh", "--prebuilt", options.tree, "--base", base, env=podman.docker_environment
+        )
+        run(
+            checks.ROOT / "scripts/make_certs.sh",
+            folder / "certs",
+            "coordinator=coordinator,coordinator.distillery.svc",
+            "teacher=*.teacher.distillery.svc",
+        )
+        secrets = [
+            secret(
+                f"{name}-tls",
+                {
+                    "ca.crt": folder / "certs/ca.crt",
+                    "tls.crt": folder / f"certs/{name}/tls.crt",
+                    "tls.key": folder / f"certs/{name}/tls.key",
+                },
+            )
+            for name in ("coordinator", "teacher")
+        ] + [secret("distillery-token", {"token": folder / "certs/token"})]
         cluster = Cluster(podman, folder)
         say(f"playing {len(cluster.pods)} pods: {', '.join(sorted(cluster.addresses))}")
         cluster.start(secrets)
