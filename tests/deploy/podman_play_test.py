@@ -30,6 +30,8 @@ SKIPPED = 77
 MODEL = checks.ROOT / "examples/teachers/fashion-resnet20.safetensors"
 DATA = pathlib.Path("/usr/share/datasets/fashion-mnist")
 NETWORK = "distillery"
+# Of volumes; in a cluster fsGroup lets the user of the images write.
+OWNER = {"volume.podman.io/uid": "10001", "volume.podman.io/gid": "10001"}
 # What podman 4.3 cannot play. Of these, Services and the ServiceAccount are replaced by fixed addresses and left out; the others only
 # matter to a cluster and are covered by kubernetes_test.py.
 LEFT_OUT = {"Namespace", "ServiceAccount", "Service", "NetworkPolicy", "PodDisruptionBudget"}
@@ -110,12 +112,19 @@ class Podman:
         return self(*arguments).stdout.split()
 
 
-def secret(name, files):
+def secret(name, values):
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
+
+
+def claim_for(name):
+    """A small volume that user 10001 may write to."""
+    metadata = {"name": name, "annotations": dict(OWNER)}
     return {
         "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name},
-        "data": {key: base64.b64encode(path.read_bytes()).decode() for key, path in files.items()},
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata,
+        "spec": {"accessModes": ["ReadWriteOnce"]},
     }
 
 
@@ -156,8 +165,7 @@ def played(manifests, addresses):
             raise RuntimeError(f"{kind} {document['metadata']['name']}: played() does not know what to do with it")
     for claim in documents:
         if claim["kind"] == "PersistentVolumeClaim":
-            # In a cluster fsGroup does this.
-            claim["metadata"]["annotations"] = {"volume.podman.io/uid": "10001", "volume.podman.io/gid": "10001"}
+            claim["metadata"]["annotations"] = dict(OWNER)
     return documents, pods
 
 
@@ -182,14 +190,7 @@ def make_pod(workload, name, addresses, hosts):
         if volume.pop("emptyDir", None) is not None:
             # Podman 4.3 shares emptyDirs of one name between pods, and root owns them.
             claim = f'{name}-{volume["name"]}'
-            claims.append(
-                {
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolumeClaim",
-                    "metadata": {"name": claim},
-                    "spec": {"accessModes": ["ReadWriteOnce"]},
-                }
-            )
+            claims.append(claim_for(claim))
             volume["persistentVolumeClaim"] = {"claimName": claim}
     spec["hostAliases"] = [{"ip": address, "hostnames": names} for address, names in hosts.items()]
     # "always": podman removes the other kind, "once", when it has ended, and now and then trips over it.
@@ -230,10 +231,9 @@ class Cluster:
         self.make_secrets(secrets)
         shutil.copy(MODEL, self.volume("models") / "fashion.safetensors")
         shutil.copytree(DATA, self.volume("data") / "fashion-mnist")
-        configs = [d for d in self.documents if d["kind"] == "ConfigMap"]
         for pod in sorted(self.pods, key=lambda p: p["metadata"]["name"]):
             name = pod["metadata"]["name"]
-            self.play(name, configs + [pod], "--network", NETWORK, "--ip", self.addresses[name])
+            self.play(name, self.configs() + [pod], "--network", NETWORK, "--ip", self.addresses[name])
 
     def make_secrets(self, secrets):
         version = tuple(int(n) for n in self.podman("version", "--format", "{{.Client.Version}}").stdout.split(".")[:2])
@@ -250,6 +250,12 @@ class Cluster:
             file = self.folder / "plain-secret.yaml"
             file.write_text(yaml.safe_dump(plain))
             self.podman("secret", "create", document["metadata"]["name"], file)
+
+    def configs(self):
+        return [d for d in self.documents if d["kind"] == "ConfigMap"]
+
+    def state(self, container):
+        return json.loads(self.podman("container", "inspect", container).stdout)[0]["State"]
 
     def volume(self, name):
         return pathlib.Path(json.loads(self.podman("volume", "inspect", name).stdout)[0]["Mountpoint"])
@@ -342,6 +348,41 @@ def check_refusals(cluster):
         )
 
 
+def check_exit_codes(cluster):
+    """Mistakes of an operator end a container with the code that docs/services.md gives, and a remedy in its log."""
+    wrong = secret("wrong-token", {"token": "0" * 64})
+    cluster.make_secrets([wrong])
+    cluster.play("empty", [claim_for("empty")])
+    for pod, volume, source, code, words in (
+        ("student-1", "token", {"secret": {"secretName": "wrong-token", "optional": False}}, 8, "--token-file"),
+        ("teacher-1", "models", {"persistentVolumeClaim": {"claimName": "empty"}}, 42, "--models"),
+    ):
+        broken = copy.deepcopy(next(p for p in cluster.pods if p["metadata"]["name"] == pod))
+        broken["metadata"]["name"] = f"broken-{pod}"
+        broken["spec"]["restartPolicy"] = "Never"
+        broken["spec"]["volumes"] = [
+            {"name": volume, **source} if v["name"] == volume else v for v in broken["spec"]["volumes"]
+        ]
+        cluster.play(f"broken-{pod}", cluster.configs() + [broken], "--network", NETWORK)
+        container = f'broken-{pod}-{broken["spec"]["containers"][0]["name"]}'
+        wait_for(f"the end of {container}", lambda: cluster.state(container)["Status"] == "exited", 120)
+        log = cluster.podman("logs", container)
+        check(
+            cluster.state(container)["ExitCode"] == code,
+            f"{container}: {cluster.state(container)}\n{log.stderr}{log.stdout}",
+        )
+        check(words in log.stdout + log.stderr, f"{container} does not name {words}:\n{log.stdout}{log.stderr}")
+
+
+def check_stop(cluster):
+    """SIGTERM, as a drain sends it: an orderly end within the grace of the pod, with the code that says so."""
+    grace = next(
+        p["spec"]["terminationGracePeriodSeconds"] for p in cluster.pods if p["metadata"]["name"] == "student-1"
+    )
+    cluster.podman("stop", "--time", str(grace), "student-1-student")
+    check(cluster.state("student-1-student")["ExitCode"] == 143, f'student-1: {cluster.state("student-1-student")}')
+
+
 def check_nothing_left(podman):
     left = {
         "pods": podman.lines("pod", "ls", "-q"),
@@ -387,17 +428,15 @@ def main():
             "coordinator=coordinator,coordinator.distillery.svc",
             "teacher=*.teacher.distillery.svc",
         )
-        secrets = [
-            secret(
-                f"{name}-tls",
-                {
-                    "ca.crt": folder / "certs/ca.crt",
-                    "tls.crt": folder / f"certs/{name}/tls.crt",
-                    "tls.key": folder / f"certs/{name}/tls.key",
-                },
-            )
-            for name in ("coordinator", "teacher")
-        ] + [secret("distillery-token", {"token": folder / "certs/token"})]
+        certs = folder / "certs"
+        secrets = [secret("distillery-token", {"token": (certs / "token").read_text()})]
+        for server in ("coordinator", "teacher"):
+            files = {
+                "ca.crt": certs / "ca.crt",
+                "tls.crt": certs / server / "tls.crt",
+                "tls.key": certs / server / "tls.key",
+            }
+            secrets.append(secret(f"{server}-tls", {key: file.read_text() for key, file in files.items()}))
         cluster = Cluster(podman, folder)
         say(f"playing {len(cluster.pods)} pods: {', '.join(sorted(cluster.addresses))}")
         cluster.start(secrets)
@@ -405,6 +444,8 @@ def main():
         cluster.wait_ready()
         check_refusals(cluster)
         run_job(cluster)
+        check_exit_codes(cluster)
+        check_stop(cluster)
         failed = False
     except Exception as error:
         print(f"FAILED: {error}", file=sys.stderr)
