@@ -2,9 +2,11 @@
 
 #include <unistd.h>
 
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "absl/strings/str_format.h"
+#include "common/service/service_flags.h"
 #include "common/str_cat.h"
 #include "coordinator/cli/completion.h"
 #include "coordinator/cli/fleet_view.h"
@@ -15,8 +17,10 @@
 #include "coordinator/cli/plan_view.h"
 #include "coordinator/cli/printing.h"
 #include "coordinator/cli/progress_view.h"
+#include "coordinator/cli/report.h"
 #include "coordinator/cli/results_view.h"
 #include "coordinator/cli/terminal.h"
+#include "coordinator/cli/units.h"
 #include "coordinator/cli/watch.h"
 
 namespace distill::cli {
@@ -265,6 +269,56 @@ ExitCode RunResults(JobClient& client, const Options& options) {
   return kExitOk;
 }
 
+// The stored events of a job.
+Status FetchEvents(JobClient& client, const std::string& job_id, std::vector<v1::JobEvent>* events) {
+  DISTILL_ASSIGN_OR_RETURN(const JobClient::Connection connection, client.Connect());
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + client.timeout());
+  v1::StreamEventsRequest request;
+  request.set_job(job_id);
+  const auto reader = connection.stub->StreamEvents(&context, request);
+  for (v1::JobEvent event; reader->Read(&event);) events->push_back(event);
+  return client.Translate(reader->Finish(), connection.channel.get());
+}
+
+StatusOr<ReportInput> FetchReport(JobClient& client, const std::string& job) {
+  ReportInput input;
+  DISTILL_ASSIGN_OR_RETURN(input.job, FetchJob(client, job));
+  v1::GetHistoryRequest history;
+  history.set_job(input.job.id());
+  DISTILL_RETURN_IF_ERROR(client.Call(&Stub::GetHistory, history, &input.history));
+  DISTILL_RETURN_IF_ERROR(FetchEvents(client, input.job.id(), &input.events));
+  DISTILL_RETURN_IF_ERROR(client.Call(&Stub::GetFleet, v1::GetFleetRequest(), &input.fleet));
+  input.now = Now();
+  input.plan_json = ToJson(input.job.plan(), true);
+  input.cli_version = VersionString();
+  return input;
+}
+
+ExitCode RunReport(JobClient& client, const Options& options) {
+  const StatusOr<ReportInput> input = FetchReport(client, options.job);
+  if (!input.ok()) return Fail(input.status());
+  const std::string html = RenderReport(*input);
+  if (options.out == "-") {
+    Print(html);
+    return kExitOk;
+  }
+  const StatusOr<std::string> path = options.out.empty() ? ReportFileName(input->job) : options.out;
+  const Status written = path.ok() ? WriteReport(*path, html, options.force) : path.status();
+  if (!written.ok()) {
+    PrintError(written);
+    return absl::IsUnavailable(written) ? kExitInternal : kExitUsage;
+  }
+  if (options.json()) {
+    Print(StrCat(nlohmann::json{{"file", *path}, {"bytes", html.size()}}.dump(), "\n"));
+  } else if (options.quiet) {
+    Print(StrCat(Printable(*path), "\n"));
+  } else {
+    Print(StrCat("wrote ", Printable(*path), " (", FormatBytes(html.size()), ")\n"));
+  }
+  return kExitOk;
+}
+
 struct Command {
   std::string_view name;
   ExitCode (*run)(JobClient& client, const Options& options);
@@ -272,7 +326,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"submit", RunSubmit},   {"list", RunList},       {"describe", RunDescribe}, {"watch", RunWatch},
     {"logs", RunLogs},       {"cancel", RunCancel},   {"fleet", RunFleet},       {"taps", RunTaps},
-    {"history", RunHistory}, {"results", RunResults},
+    {"history", RunHistory}, {"results", RunResults}, {"report", RunReport},
 };
 
 }  // namespace

@@ -50,6 +50,12 @@ _distillctl() {
       @COMMAND_PATTERN@) command=${COMP_WORDS[i]}; break ;;
     esac
   done
+  case $command/$prev in
+    report/-o|report/--out)
+      compopt -o filenames 2>/dev/null
+      mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+      return ;;
+  esac
   case $prev in
     -o|--output) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
     --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
@@ -72,7 +78,7 @@ _distillctl() {
     submit)
       compopt -o filenames 2>/dev/null
       mapfile -t COMPREPLY < <(compgen -f -X '!*.yaml' -- "$cur"; compgen -f -X '!*.yml' -- "$cur"; compgen -d -- "$cur") ;;
-    describe|watch|logs|cancel|history|results)
+    describe|watch|logs|cancel|history|results|report)
       # compgen expands its words like the shell does: only plain ids may reach it.
       COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" --timeout 2s --quiet list --limit 50 2>/dev/null |
         LC_ALL=C grep -E '^[A-Za-z0-9._-]+$')" -- "$cur")) ;;

@@ -172,6 +172,12 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
   CLI::App* results = app->add_subcommand("results", "Compare jobs: accuracies, parameters, sizes, wall time, files");
   results->add_option("JOB", options->jobs, "Ids or names of jobs")->required();
 
+  CLI::App* report = app->add_subcommand("report", "Write all about a job into one HTML file, with plots");
+  add_job(report);
+  report->add_option("-o,--out", options->out, "File to write; - is standard output; default: JOB-report.html")
+      ->type_name("FILE");
+  report->add_flag("--force", options->force, "Replace the file when it exists");
+
   CLI::App* completion =
       app->add_subcommand("completion", "Print a completion script: source <(distillctl completion bash)");
   completion->add_option("SHELL", options->shell, "bash")->required()->check(CLI::IsMember({"bash"}));

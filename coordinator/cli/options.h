@@ -44,6 +44,8 @@ struct Options {
   uint32_t width = 0, classes = 0, channels = 0;  // taps; 0: defaults
   std::string image;                              // taps, "HxW"; empty: default
   bool csv = false;                               // history
+  std::string out;                                // report; "-" is standard output, "" a name made from the id
+  bool force = false;                             // report
   std::string shell;                              // completion
 
   bool json() const { return output == "json"; }

@@ -54,9 +54,8 @@ const v1::NamedValue* FindValue(const google::protobuf::RepeatedPtrField<v1::Nam
 
 }  // namespace
 
-std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& options) {
-  Table table({Left("MODEL"), Left("NETWORK"), Left("STATE"), Right("ACCURACY"), Right("PARAMETERS"), Right("SIZE"),
-               Right("WALL TIME")});
+std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs) {
+  std::vector<ResultRow> rows;
   std::set<std::pair<std::string, std::string>> teachers;
   for (const v1::Job& job : jobs) {
     for (const v1::TeacherRef& teacher : job.plan().teachers()) {
@@ -74,24 +73,33 @@ std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& o
         parameters = std::max<uint64_t>(parameters, other.artifacts().teacher_parameters());
         bytes = std::max<uint64_t>(bytes, other.artifacts().teacher_bytes());
       }
-      table.AddRow({{StrCat("teacher ", teacher.model())},
-                    {StudentText(teacher.spec())},
-                    {""},
-                    {FormatPercent(accuracy)},
-                    {parameters > 0 ? FormatCount(parameters) : "-"},
-                    {bytes > 0 ? FormatBytes(bytes) : "-"},
-                    {"-"}});
+      rows.push_back({StrCat("teacher ", teacher.model()), StudentText(teacher.spec()), "", FormatPercent(accuracy),
+                      parameters > 0 ? FormatCount(parameters) : "-", bytes > 0 ? FormatBytes(bytes) : "-", "-"});
     }
   }
   for (const v1::Job& job : jobs) {
     const bool files = HasArtifacts(job);
-    table.AddRow({{StrCat(job.name(), " (", job.id(), ")"), Style::kBold},
-                  {StudentText(job.plan().student())},
-                  {StateName(job.state()), StateStyle(job.state())},
-                  {FormatPercent(StudentAccuracy(job)), Style::kBold},
-                  {files ? FormatCount(job.artifacts().student_parameters()) : "-"},
-                  {files ? FormatBytes(job.artifacts().safetensors_bytes()) : "-"},
-                  {FormatDuration(WallSeconds(job))}});
+    rows.push_back(
+        {StrCat(job.name(), " (", job.id(), ")"), StudentText(job.plan().student()), StateName(job.state()),
+         FormatPercent(StudentAccuracy(job)), files ? FormatCount(job.artifacts().student_parameters()) : "-",
+         files ? FormatBytes(job.artifacts().safetensors_bytes()) : "-", FormatDuration(WallSeconds(job)), &job});
+  }
+  return rows;
+}
+
+std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& options) {
+  Table table({Left("MODEL"), Left("NETWORK"), Left("STATE"), Right("ACCURACY"), Right("PARAMETERS"), Right("SIZE"),
+               Right("WALL TIME")});
+  for (const ResultRow& row : ResultRows(jobs)) {
+    const Style style = row.job == nullptr ? Style::kNone : Style::kBold;
+    const Style state = row.job == nullptr ? Style::kNone : StateStyle(row.job->state());
+    table.AddRow({{row.model, style},
+                  {row.network},
+                  {row.state, state},
+                  {row.accuracy, style},
+                  {row.parameters},
+                  {row.size},
+                  {row.wall_time}});
   }
   std::string out = table.Render(options);
   for (const v1::Job& job : jobs) {

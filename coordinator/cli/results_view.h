@@ -10,6 +10,14 @@
 
 namespace distill::cli {
 
+// A row of the comparison, as text.
+struct ResultRow {
+  std::string model, network, state, accuracy, parameters, size, wall_time;
+  const v1::Job* job = nullptr;  // of the jobs asked for; null for a teacher's row
+};
+// The rows of RenderResults().
+std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs);
+
 // One row for each teacher (once per model and digest) and one for each job's student: accuracy, parameters, size of
 // the weights file, wall time; below it the students' files.
 std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& options);

@@ -168,7 +168,7 @@ TEST_F(DistillctlTest, DryRunPrintsThePlan) {
   const std::string file = Write("job.yaml", "name: fashion\n");
   const ChildResult result = Run({"submit", "--dry-run", file});
   EXPECT_EQ(result.exit_code, kExitOk) << result.err;
-  EXPECT_THAT(result.out, AllOf(StartsWith("Plan of fashion (preset sskd)\n"), HasSubstr("kd temperature=4"),
+  EXPECT_THAT(result.out, AllOf(StartsWith("Plan of fashion (preset sskd)\n"), HasSubstr("cross_entropy"),
                                 HasSubstr("not needed")));
   EXPECT_TRUE(service_.submitted()[0].dry_run());
   const json answer = json::parse(Run({"submit", "--dry-run", file, "-o", "json"}).out);
@@ -321,6 +321,55 @@ TEST_F(DistillctlTest, ResultsComparesJobs) {
   const json answer = json::parse(Run({"results", "j-2", "j-1", "-o", "json"}).out);
   EXPECT_EQ(answer["results"][0]["name"], "alone");
   EXPECT_EQ(answer["results"][1]["student_parameters"], 77360);
+}
+
+TEST_F(DistillctlTest, ReportWritesAFile) {
+  service_.Put(SucceededJob());
+  service_.PutEvent(1, "an <event>");
+  StartServer();
+  const std::string file = folder_ + "/report.html";
+  ChildResult result = Run({"report", "j-1", "-o", file});
+  EXPECT_EQ(result.exit_code, kExitOk) << result.err;
+  EXPECT_THAT(result.out, AllOf(StartsWith("wrote " + file + " ("), HasSubstr("KiB")));
+  const auto read = [&] {
+    std::ostringstream text;
+    text << std::ifstream(file).rdbuf();
+    return text.str();
+  };
+  const std::string html = read();
+  EXPECT_THAT(html, AllOf(StartsWith("<!doctype html>"), HasSubstr("an &lt;event&gt;"), HasSubstr("</html>")));
+
+  result = Run({"report", "j-1", "-o", file});
+  EXPECT_EQ(result.exit_code, kExitUsage);
+  EXPECT_THAT(result.err, AllOf(HasSubstr(file), HasSubstr("--force")));
+  service_.PutEvent(2, "another");
+  EXPECT_EQ(Run({"report", "j-1", "--out", file, "--force", "-q"}).out, file + "\n");
+  EXPECT_THAT(read(), HasSubstr("another"));
+  const json answer = json::parse(Run({"report", "j-1", "-o", file, "--force", "--output", "json"}).out);
+  EXPECT_EQ(answer["file"], file);
+  EXPECT_EQ(answer["bytes"], read().size());
+
+  result = Run({"report", "fashion", "-o", "-"});
+  EXPECT_EQ(result.exit_code, kExitOk);
+  EXPECT_THAT(result.out, AllOf(StartsWith("<!doctype html>"), HasSubstr("</html>")));
+  EXPECT_THAT(result.err, IsEmpty());
+}
+
+TEST_F(DistillctlTest, ReportFailuresHaveTheirExitCodes) {
+  v1::Job failed = RunningJob();
+  failed.set_state(v1::JOB_STATE_FAILED);
+  failed.set_reason("the data folder is missing");
+  service_.Put(failed);
+  StartServer();
+  const ChildResult result = Run({"report", "j-1", "-o", "-"});
+  EXPECT_EQ(result.exit_code, kExitOk) << "a report on a failed job is a report: " << result.err;
+  EXPECT_THAT(result.out, HasSubstr("the data folder is missing"));
+  const ChildResult unknown = Run({"report", "none", "-o", folder_ + "/none.html"});
+  EXPECT_EQ(unknown.exit_code, kExitNotFound);
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/none.html"));
+  EXPECT_EQ(Run({"report", "j-1", "-o", folder_ + "/no/such/folder.html"}).exit_code, kExitInternal);
+  EXPECT_EQ(Run({"report"}).exit_code, kExitUsage);
+  EXPECT_EQ(Run({"report", "j-1", "-o", "/dev/full"}).exit_code, kExitInternal);
 }
 
 TEST_F(DistillctlTest, LogsPrintsEvents) {
@@ -761,13 +810,14 @@ TEST_F(CompletionTest, ScriptIsValidBash) {
 TEST_F(CompletionTest, CompletesCommandsFlagsAndValues) {
   EXPECT_EQ(Complete({"distillctl", "s"}), "submit\n");
   EXPECT_EQ(Complete({"distillctl", ""}),
-            "cancel\ncompletion\ndescribe\nfleet\nhistory\nlist\nlogs\nresults\nsubmit\ntaps\nwatch\n");
+            "cancel\ncompletion\ndescribe\nfleet\nhistory\nlist\nlogs\nreport\nresults\nsubmit\ntaps\nwatch\n");
   EXPECT_EQ(Complete({"distillctl", "submit", "--dry"}), "--dry-run\n");
   EXPECT_EQ(Complete({"distillctl", "submit", "--coord"}), "--coordinator\n");
   EXPECT_EQ(Complete({"distillctl", "fleet", "--dry"}), "\n");
   EXPECT_EQ(Complete({"distillctl", "--output", ""}), "json\ntable\n");
   EXPECT_EQ(Complete({"distillctl", "--output", "=", "j"}), "json\n");
   EXPECT_EQ(Complete({"distillctl", "--color", "al"}), "always\n");
+  EXPECT_EQ(Complete({"distillctl", "report", "j-1", "--f"}), "--force\n");
   // The value of a flag is no command.
   EXPECT_EQ(Complete({"distillctl", "--timeout", "watch", "f"}), "fleet\n");
   EXPECT_EQ(Complete({"distillctl", "--timeout", "2"}), "\n");
@@ -779,6 +829,8 @@ TEST_F(CompletionTest, CompletesJobFilesAndJobs) {
   Write("notes.txt", "");
   EXPECT_EQ(Complete({"distillctl", "submit", folder_ + "/"}), folder_ + "/my job.yaml\n" + folder_ + "/other.yml\n");
   EXPECT_THAT(Complete({"distillctl", "--token-file", folder_ + "/no"}), folder_ + "/notes.txt\n");
+  EXPECT_EQ(Complete({"distillctl", "report", "j-1", "-o", folder_ + "/no"}), folder_ + "/notes.txt\n");
+  EXPECT_EQ(Complete({"distillctl", "watch", "j-1", "-o", ""}), "json\ntable\n");
   v1::Job job = RunningJob();
   service_.Put(job);
   job.set_id("j-2");
@@ -788,6 +840,7 @@ TEST_F(CompletionTest, CompletesJobFilesAndJobs) {
   service_.Put(job);
   StartServer();
   EXPECT_EQ(Complete({DISTILLCTL, "watch", "j"}), "j-1\nj-2\n");
+  EXPECT_EQ(Complete({DISTILLCTL, "report", "j"}), "j-1\nj-2\n");
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/hacked"));
 }
 
@@ -804,8 +857,8 @@ TEST_F(DistillctlTest, EveryCommandAndFlagIsDocumented) {
   EXPECT_GT(flags.size(), 20u) << help.out;
   for (const std::string& name : flags)
     EXPECT_THAT(docs.str(), HasSubstr("`" + name)) << "docs/cli.md does not mention " << name;
-  for (const char* command :
-       {"submit", "list", "describe", "watch", "logs", "cancel", "fleet", "taps", "history", "results", "completion"}) {
+  for (const char* command : {"submit", "list", "describe", "watch", "logs", "cancel", "fleet", "taps", "history",
+                              "results", "report", "completion"}) {
     EXPECT_THAT(help.out, HasSubstr(StrCat("\n", command, "\n"))) << command;
     EXPECT_THAT(docs.str(), HasSubstr(StrCat("\n### `distillctl ", command))) << command;
   }
