@@ -38,23 +38,31 @@ if [ -z "$base" ]; then
   fi
 fi
 context=$ROOT
+origin=source
 if [ -n "$prebuilt" ]; then
-  [ -x "$prebuilt/bin/distill-coordinator" ] || die "$prebuilt is no installed tree: bin/distill-coordinator is missing; make one with 'cmake --install BUILD --prefix $prebuilt --strip'"
-  if [ "$variant" = cuda ] && [ ! -e "$prebuilt/lib/libdistill_cuda.so" ]; then die "$prebuilt holds no CUDA plugin (lib/libdistill_cuda.so); build with nvcc"; fi
+  origin=prebuilt
+  [ -x "$prebuilt/bin/distill-coordinator" ] ||
+    die "$prebuilt is no installed tree: bin/distill-coordinator is missing; make one with 'cmake --install BUILD --prefix $prebuilt --strip'"
+  # The CUDA part of a tree has no place in the small images.
+  case $variant:$([ -e "$prebuilt/lib/libdistill_cuda.so" ] && echo plugin) in
+    cuda:) die "$prebuilt holds no CUDA plugin (lib/libdistill_cuda.so); build with nvcc" ;;
+    cpu:plugin) die "$prebuilt holds the CUDA plugin too; for --variant cpu install with --component runtime" ;;
+  esac
   context=$(mktemp -d "$BUILD/images.XXXXXX")
   trap 'rm -rf "$context"' EXIT
   mkdir -p "$context/deploy"
   cp -a "$ROOT/deploy/docker" "$context/deploy/"
-  cp -al "$prebuilt" "$context/prebuilt" 2>/dev/null || cp -a "$prebuilt" "$context/prebuilt"
-  # The CUDA part of a tree has no place in the small images.
-  if [ "$variant" = cpu ] && [ -e "$prebuilt/lib/libdistill_cuda.so" ]; then die "$prebuilt holds the CUDA plugin too; install the component 'runtime' alone for --variant cpu"; fi
+  cp -al "$prebuilt" "$context/prebuilt" 2>/dev/null || { rm -rf "$context/prebuilt" && cp -a "$prebuilt" "$context/prebuilt"; }
 fi
 log=$BUILD/images-$variant.log
 revision=$(git -C "$ROOT" rev-parse HEAD 2>/dev/null || echo unknown)
 for target in coordinator teacher student; do
   say "building $name/$target:$variant"
   docker build -f "$context/deploy/docker/Dockerfile" --target $target -t "$name/$target:$variant" --build-arg "BASE=$base" \
-    --build-arg "BUILD_BASE=${build_base:-$base}" --build-arg "VARIANT=$variant" --build-arg "REVISION=$revision" "$context" >"$log" 2>&1 ||
+    --build-arg "BUILD_BASE=${build_base:-$base}" --build-arg "VARIANT=$variant" --build-arg "ORIGIN=$origin" \
+    --build-arg "REVISION=$revision" "$context" >"$log" 2>&1 ||
     { tail -n 40 "$log" >&2; die "building $name/$target:$variant failed; all of its output is in $log"; }
 done
+# The classic builder leaves the build stage behind. That of a compilation saves time the next time; a copied tree only takes space.
+docker image prune --force --filter label=distillery.build=prebuilt >/dev/null
 docker image ls --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}' | grep -E "REPOSITORY|^$name/(coordinator|teacher|student):$variant"

@@ -100,7 +100,7 @@ def engine(folder):
     with open(os.path.join(folder, "dockerd.log"), "w", encoding="utf-8") as log:
         # In a session of its own: Ctrl-C at the terminal must not stop it before the clean-up.
         daemon = subprocess.Popen(["dockerd", "--host", sock, "--data-root", data, "--exec-root", f"{runtime}/exec",
-                                   "--pidfile", f"{runtime}/pid"], stdout=log, stderr=log, start_new_session=True)
+                                   "--pidfile", f"{runtime}/pid", "--bridge", "none"], stdout=log, stderr=log, start_new_session=True)
     try:
         os.environ["DOCKER_HOST"] = sock
         end = time.monotonic() + 60
@@ -232,6 +232,28 @@ def main_day(compose, work, build):
     expect(rules and not [r for r in rules if r["health"] == "err"], f"{len(rules)} rules, none with an error")
 
 
+def rotation(compose, source, work):
+    say("certificates are renewed, services restarted")
+    address = f"127.0.0.1:{compose.port('coordinator', 7070)}"
+
+    def fingerprint(command):
+        return run(["sh", "-c", f"{command} | openssl x509 -noout -fingerprint -sha256"]).stdout
+
+    def shown():
+        return fingerprint(f"openssl s_client -alpn h2 -connect {address} </dev/null 2>/dev/null")
+
+    before = shown()
+    run([f"{source}/scripts/make_certs.sh", "--renew", "--containers", f"{work}/secrets"])
+    compose("restart", "coordinator", "teacher")
+    address = f"127.0.0.1:{compose.port('coordinator', 7070)}"
+    for service, count in (("coordinator", 1), ("teacher", 3), ("student", 2)):
+        wait_for(f"{count} {service} healthy", lambda s=service, c=count: compose.healthy(s, c))
+    expect(shown() == fingerprint(f"cat {work}/secrets/coordinator/tls.crt") != before, "the coordinator shows its new certificate")
+    job = json.loads(compose.ctl("submit", "/jobs/job.yaml", "--set", "stages.1.steps=10", "--output", "json").stdout)["job_id"]
+    done = compose.ctl("watch", job)
+    expect("succeeded" in done.stdout, "a job runs between renewed teachers and students that were not restarted")
+
+
 def ended(compose, service, exit_code, message):
     """The service's container gives up with this code, `ps` shows it, and the logs hold the message."""
     def gave_up():
@@ -336,7 +358,11 @@ def main():
     project = f"distill-test-{os.getpid()}"
     failed = None
     with engine(work):
-        build_images(source, build, work)
+        try:
+            build_images(source, build, work)
+        except Failure as error:
+            print(f"FAILED: {error}", flush=True)
+            sys.exit(1)
         run([f"{source}/scripts/make_certs.sh", "--containers", f"{work}/secrets", "coordinator", f"teacher=*.{NETWORK}"])
         compose = Compose(source, {
             "COMPOSE_PROJECT_NAME": project, "COMPOSE_PROFILES": "cpu", "DISTILL_IMAGES": IMAGES, "DISTILL_NETWORK": NETWORK,
@@ -345,6 +371,7 @@ def main():
             "DISTILL_PORT": "0", "DISTILL_HTTP_PORT": "0", "PROMETHEUS_PORT": "0", "GRAFANA_PORT": "0"})
         try:
             main_day(compose, work, build)
+            rotation(compose, source, work)
             bad_days(compose, work)
         except (Failure, subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             failed = error
