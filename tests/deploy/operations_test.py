@@ -17,7 +17,7 @@ from operations_cluster import Cluster, job_text, skip, wait_for
 
 
 def stages(job):
-    return len(job.get("stages") or [])
+    return len(job.get("stages_done") or [])
 
 
 def backup(binaries):
@@ -64,6 +64,7 @@ def backup(binaries):
         ended = cluster.wait_job(second)
         assert stages(ended) == 2, f"both stages are committed: {ended}"
         assert (cluster.folder / "work" / second / "student.safetensors").stat().st_size > 0
+        assert "that stage 1 is done; committing it again" in cluster.log("student-0"), "the copy did not know of the stage"
         assert "resuming from" in cluster.log("student-0"), "it went on from its checkpoint instead of starting over"
         assert cluster.describe(first)["state"].endswith("SUCCEEDED"), "what ended before the copy was made is still known"
     print("restored; the job went on from its checkpoint")
@@ -87,7 +88,7 @@ def rotation(binaries):
         for name in ("teacher-0", "teacher-1"):  # one after another: the job always has one
             cluster.stop(name)
             cluster.start_teacher(name)
-            fleet = lambda: [w for w in cluster.ctl("fleet").stdout.splitlines() if name in w and "alive" in w]
+            fleet = lambda: [w for w in cluster.ctl("fleet").stdout.splitlines() if name in w and "serving" in w]
             wait_for(f"{name} is back", fleet)
         cluster.stop("coordinator")
         cluster.start_coordinator()
