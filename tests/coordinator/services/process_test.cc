@@ -19,6 +19,7 @@ namespace {
 using ::distill::testing::Process;
 using ::distill::testing::ReadFileOrEmpty;
 using std::chrono::seconds;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 const std::string kProgram = std::string(DISTILL_BIN_DIR) + "/distill-coordinator";
@@ -29,8 +30,9 @@ class CoordinatorProcessTest : public ::testing::Test {
     return {kProgram,       "--listen",   listen,          "--state-dir", dir_ / "state",
             "--ready-file", dir_ / ready, "--http-listen", "127.0.0.1:0"};
   }
-  std::unique_ptr<Process> Start(const std::string& ready) {
-    auto process = std::make_unique<Process>(Command(ready), Process::Options{.log = dir_ / (ready + ".log")});
+  std::unique_ptr<Process> Start(const std::string& ready) { return Launch(Command(ready), ready); }
+  std::unique_ptr<Process> Launch(const std::vector<std::string>& command, const std::string& ready) {
+    auto process = std::make_unique<Process>(command, Process::Options{.log = dir_ / (ready + ".log")});
     const auto end = std::chrono::steady_clock::now() + seconds(60);
     while (!std::filesystem::exists(dir_ / ready)) {
       const auto code = process->Wait(std::chrono::milliseconds(10));
@@ -87,6 +89,37 @@ TEST_F(CoordinatorProcessTest, ServesUntilSigterm) {
   EXPECT_EQ(process->Wait(seconds(30)), 128 + SIGKILL);
   process = Start("last");
   EXPECT_THAT(HttpGet(Ready("last", "http"), "/metrics"), HasSubstr("distill_coordinator_epoch 3"));
+}
+
+TEST_F(CoordinatorProcessTest, TheStatusPageIsServedOnLoopbackAndRefusedElsewhere) {
+  auto process = Start("ready");
+  const std::string http = Ready("ready", "http");
+  const auto get = [](const std::string& address, const std::string& path) {
+    const std::string answer = HttpGet(address, path);
+    return answer.substr(0, answer.find("\r\n"));
+  };
+  EXPECT_EQ(get(http, "/assets/app.js"), "HTTP/1.1 403 Forbidden") << "this test's Host is no name of the machine";
+  process->Signal(SIGTERM);
+  EXPECT_EQ(process->Wait(seconds(30)), kExitTerminated);
+
+  distill::testing::WriteFile(dir_ / "token", "secret\n");
+  const auto start = [&](const std::string& ready, const std::string& listen, std::vector<std::string> flags) {
+    std::vector<std::string> command = {kProgram,       "--listen",   "127.0.0.1:0",   "--state-dir", dir_ / "state",
+                                        "--ready-file", dir_ / ready, "--http-listen", listen};
+    command.insert(command.end(), flags.begin(), flags.end());
+    process = Launch(command, ready);
+    return Ready(ready, "http");
+  };
+  const std::string with_token = start("token.ready", "127.0.0.1:0", {"--token-file", dir_ / "token"});
+  EXPECT_EQ(get(with_token, "/api/v1/jobs"), "HTTP/1.1 401 Unauthorized");
+  EXPECT_EQ(get(with_token, "/"), "HTTP/1.1 303 See Other");
+  EXPECT_EQ(get(with_token, "/metrics"), "HTTP/1.1 200 OK");
+  const std::string open = start("open.ready", "0.0.0.0:0", {"--token-file", dir_ / "token"});
+  EXPECT_THAT(HttpGet(open, "/"), AllOf(HasSubstr("403 Forbidden"), HasSubstr("--tls-cert"), HasSubstr("--insecure")));
+  EXPECT_EQ(get(open, "/metrics"), "HTTP/1.1 200 OK");
+  EXPECT_THAT(ReadFileOrEmpty(dir_ / "open.ready.log"), HasSubstr("the status page is not served on 0.0.0.0:0"));
+  const std::string insecure = start("insecure.ready", "0.0.0.0:0", {"--insecure"});
+  EXPECT_EQ(get(insecure, "/api/v1/jobs"), "HTTP/1.1 200 OK");
 }
 
 TEST_F(CoordinatorProcessTest, ASecondOneOnTheSameStateTakesOverAndTheFirstStops) {
