@@ -39,16 +39,27 @@ torch::Tensor ConvBlock::forward(const torch::Tensor& x) {
   const int64_t padding = options_.kernel / 2;
   torch::Tensor y = torch::conv2d(x, cast(weight), cast(bias), /*stride=*/1, padding);
   constexpr double kEpsilon = 1e-5, kMomentum = 0.1;  // torch's; there are no running statistics to move
-  switch (options_.norm) {
+  // Batch norm of one sample, contiguous, has wrong gradients on the CPU (torch 2.11) when the incoming one lies in
+  // memory as channels last, which it does behind a transposition.
+  const auto same_layout_gradient = [](const torch::Tensor& output) {
+    if (!output.requires_grad()) return;
+    const auto format = output.suggest_memory_format();
+    output.register_hook([format](const torch::Tensor& gradient) { return gradient.contiguous(format); });
+  };
+  // Torch refuses to normalise each of no samples.
+  const bool nothing_to_measure = options_.norm == Norm::kPerSample && x.size(0) == 0;
+  switch (nothing_to_measure ? Norm::kFrozen : options_.norm) {
     case Norm::kNone:
       break;
     case Norm::kBatch:
       y = torch::batch_norm(y, cast(norm_weight), cast(norm_bias), {}, {}, /*training=*/true, kMomentum, kEpsilon,
                             /*cudnn_enabled=*/true);
+      same_layout_gradient(y);
       break;
     case Norm::kPerSample:
       y = torch::instance_norm(y, cast(norm_weight), cast(norm_bias), {}, {}, /*use_input_stats=*/true, kMomentum,
                                kEpsilon, /*cudnn_enabled=*/true);
+      same_layout_gradient(y);
       break;
     case Norm::kFrozen: {
       // As batch norm in eval mode with the statistics it was made with.

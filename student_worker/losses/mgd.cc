@@ -9,6 +9,7 @@
 #include <torch/torch.h>
 
 #include "common/plan/loss_schema.h"
+#include "common/str_cat.h"
 #include "student_worker/losses/conv_block.h"
 #include "student_worker/losses/loss_internal.h"
 
@@ -39,6 +40,11 @@ class MgdLoss : public Loss {
     DISTILL_ASSIGN_OR_RETURN(const MapPair maps, matcher_.Match(inputs));
     DISTILL_RETURN_IF_ERROR(CheckPair({maps.student, maps.teacher, {}}, 4));
     const torch::Tensor& s = maps.student;
+    if (s.size(1) != generator_->first->options().in) {
+      return absl::InvalidArgumentError(StrCat("the generator takes ", generator_->first->options().in,
+                                               " channels, but got student ", ShapeText(inputs.student),
+                                               " and teacher ", ShapeText(inputs.teacher)));
+    }
     at::Generator random = at::detail::createCPUGenerator(SeedFor("mgd", inputs.draw));
     const std::vector<int64_t> shape = by_channel_ ? std::vector<int64_t>{s.size(0), s.size(1), 1, 1}
                                                    : std::vector<int64_t>{s.size(0), 1, s.size(2), s.size(3)};

@@ -159,6 +159,8 @@ class TatLoss : public Loss {
       : knobs_(plan.knobs),
         matcher_(plan.knobs),
         embeddings_(std::move(embeddings)),
+        student_channels_(plan.student_channels),
+        teacher_channels_(plan.teacher_channels),
         teacher_query_(TextKnob(knobs_, "orientation") == "teacher_query"),
         hierarchical_(TextKnob(knobs_, "mode") == "hierarchical"),
         tiled_(TextKnob(knobs_, "impl") == "tiled"),
@@ -181,7 +183,8 @@ class TatLoss : public Loss {
     details_.clear();
     if (pair.student.size(0) == 0) {
       details_.assign(detail_names().size(), torch::zeros({}));
-      return Embed(embeddings_->gamma, pair.student).sum() + Embed(embeddings_->phi, pair.student).sum();
+      return Embed(embeddings_->gamma, pair.student).sum() + Embed(embeddings_->phi, pair.student).sum() +
+             Embed(embeddings_->theta, pair.teacher).sum();
     }
     const Maps maps{Embed(embeddings_->gamma, pair.student), Embed(embeddings_->phi, pair.student),
                     Embed(embeddings_->theta, pair.teacher), pair.teacher};
@@ -220,10 +223,10 @@ class TatLoss : public Loss {
 
  private:
   Status CheckChannels(const MapPair& pair) const {
-    const int64_t in = embeddings_->phi == nullptr ? pair.teacher.size(1) : embeddings_->phi->options().in;
-    if (pair.student.size(1) == in) return OkStatus();
-    return absl::InvalidArgumentError(StrCat("the student's map ", ShapeText(pair.student), " has not the ", in,
-                                             " channels that phi and gamma take"));
+    if (pair.student.size(1) == student_channels_ && pair.teacher.size(1) == teacher_channels_) return OkStatus();
+    return absl::InvalidArgumentError(StrCat("tat was made for ", student_channels_, " student and ", teacher_channels_,
+                                             " teacher channels, but got student ", ShapeText(pair.student),
+                                             " and teacher ", ShapeText(pair.teacher)));
   }
 
   StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
@@ -267,30 +270,31 @@ class TatLoss : public Loss {
     const torch::Tensor b = tokens(maps.theta, geometry.teacher), f = tokens(maps.target, geometry.teacher);
     const torch::Tensor logits = teacher_query_ ? b.matmul(a.transpose(1, 2)) : a.matmul(b.transpose(1, 2));
     const torch::Tensor weights = torch::softmax(logits * ScaleFor(a.size(2)), 2);  // (G, Lq, Lk)
-    const torch::Tensor squares = (weights.matmul(v) - f).square();                 // (G, Lq, C)
     Part part;
-    part.loss = ReduceSquares(squares, maps.gamma.size(0));
+    part.loss = ReduceResidual(weights.matmul(v) - f, maps.gamma.size(0));  // (G, Lq, C)
     torch::NoGradGuard no_grad;
     part.entropy = -torch::xlogy(weights, weights).sum(2).mean().item<double>();
     part.largest_weight = weights.amax(2).mean().item<double>();
     return part;
   }
 
-  torch::Tensor ReduceSquares(const torch::Tensor& squares, int64_t images) const {
+  torch::Tensor ReduceResidual(const torch::Tensor& residual, int64_t images) const {
     switch (reduction_) {
       case TatReduction::kMeanAll:
-        return squares.mean();
+        return residual.square().mean();
       case TatReduction::kSumPerImage:
-        return squares.sum() / static_cast<double>(images);
+        return residual.square().sum() / static_cast<double>(images);
       case TatReduction::kL2Norm:
-        return squares.reshape({images, -1}).sum(1).sqrt().mean();
+        // The norm's gradient at 0 is 0; that of a square root would be infinite.
+        return torch::linalg_vector_norm(residual.reshape({images, -1}), 2, at::IntArrayRef{1}).mean();
     }
-    return squares.mean();
+    return residual.square().mean();
   }
 
   const Knobs knobs_;
   const SpatialMatcher matcher_;
   const std::shared_ptr<Embeddings> embeddings_;  // shared as torch modules are
+  const int64_t student_channels_, teacher_channels_;
   const bool teacher_query_, hierarchical_, tiled_, summed_patches_;
   const double attn_scale_, patch_weight_, anchor_weight_;
   const TatReduction reduction_;
@@ -304,6 +308,13 @@ LossOrStatus MakeTat(const LossPlan& plan, uint64_t seed) {
   if (student == 0 || teacher == 0) {
     return absl::InvalidArgumentError(
         StrCat("tat from ", student, " to ", teacher, " channels; both must be at least 1"));
+  }
+  if (TextKnob(plan.knobs, "mode") == "auto") {
+    return absl::InvalidArgumentError("mode is auto; the coordinator turns it into plain or hierarchical");
+  }
+  if (TextKnob(plan.knobs, "mode") == "hierarchical" && NumberKnob(plan.knobs, "patch_weight") == 0 &&
+      NumberKnob(plan.knobs, "anchor_weight") == 0) {
+    return absl::InvalidArgumentError("patch_weight and anchor_weight are both 0, so there is nothing to compare");
   }
   const std::string& norm = TextKnob(plan.knobs, "embed_bn");
   auto embeddings = std::make_shared<Embeddings>();
