@@ -53,6 +53,12 @@ def main():
         if strangers: problems.append(f"{rule.get('alert') or rule['record']}: unknown to the code: {', '.join(sorted(strangers))}")
     for heading in re.findall(r"^#+ +(Distill\w+)", guide, re.M):
         if heading not in {rule["alert"] for rule in alerts}: problems.append(f"docs/operations.md has an entry for {heading}, which is no alert")
+    for name in re.findall(r"`((?:distill|process)_[a-z_]+|[a-z]+:distill[a-z_:0-9]+)`", guide):
+        if unknown({name}, known): problems.append(f"docs/operations.md: metric {name} does not exist")
+    for target in re.findall(r"\]\(([^)]+)\)", guide):
+        page, _, anchor = target.partition("#")
+        if page and not (SOURCE / "docs" / page).exists(): problems.append(f"docs/operations.md: {page} does not exist")
+        if not page and anchor not in anchors: problems.append(f"docs/operations.md: #{anchor} does not exist")
     if problems:
         sys.exit("\n".join(problems))
     print(f"{len(alerts)} alerts, {len(rules) - len(alerts)} recording rules")
