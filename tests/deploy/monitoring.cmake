@@ -4,7 +4,7 @@ find_program(DISTILL_VENV_PYTHON NAMES python PATHS ${CMAKE_SOURCE_DIR}/build/ve
 if(DISTILL_VENV_PYTHON)
   foreach(name prometheus grafana)
     add_test(NAME ${name}_test COMMAND ${DISTILL_VENV_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/${name}_test.py)
-    set_tests_properties(${name}_test PROPERTIES LABELS "deploy" TIMEOUT 120 SKIP_RETURN_CODE 77)
+    set_tests_properties(${name}_test PROPERTIES LABELS "deploy" TIMEOUT 300 SKIP_RETURN_CODE 77)
   endforeach()
   if(DISTILL_TORCH)
     add_test(NAME grafana_live_test
