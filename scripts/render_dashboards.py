@@ -14,7 +14,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.dates
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LinearLocator
 from PIL import Image
 
 DASHBOARDS = pathlib.Path(__file__).resolve().parent.parent / "deploy/grafana/dashboards"
@@ -71,7 +71,7 @@ def draw_lines(axes, panel, series, unit):
     else:
         for name, ts, vs in series: axes.plot([t / 86400 for t in ts], vs, label=name, linewidth=1)
     axes.xaxis_date()
-    axes.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(maxticks=5))
+    axes.xaxis.set_major_locator(LinearLocator(4))
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M" if series and series[0][1][-1] - series[0][1][0] > 600 else "%H:%M:%S"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v, unit)))
     axes.set_ylim(bottom=0, top=panel["fieldConfig"]["defaults"].get("max") or 1.2 * axes.get_ylim()[1])  # room for the legend
@@ -95,7 +95,7 @@ def draw_heatmap(axes, series, unit):
     axes.set_yticks(range(low, high), [f"≤ {short(bound(series[i][0]), unit)}" if series[i][0] != "+Inf" else "more" for i in range(low, high)])
     axes.xaxis_date()
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M:%S"))
-    axes.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(maxticks=5))
+    axes.xaxis.set_major_locator(LinearLocator(4))
     axes.tick_params(labelsize=6)
 
 
