@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <deque>
 #include <random>
@@ -190,6 +191,7 @@ class GrpcFleetClient : public FleetClient {
               absl::Duration timeout) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    context.set_wait_for_ready(away_);
     {
       absl::MutexLock lock(&mutex_);
       if (stopped_) return absl::CancelledError(StrCat(what, ": stopped"));
@@ -283,8 +285,10 @@ class GrpcFleetClient : public FleetClient {
       if (status.ok()) {
         if (failures > 0) LogInfo("the coordinator answers again", {{"failed_heartbeats", failures}});
         failures = 0;
+        away_ = false;
       } else if (status.code() != StatusCode::kCancelled || !Stopped()) {
         if (failures++ == 0) LogWarning("heartbeat failed; trying on", {{"error", status.ToString()}});
+        away_ = true;
       }
     }
   }
@@ -392,6 +396,9 @@ class GrpcFleetClient : public FleetClient {
   std::deque<v1::JobEvent> events_ ABSL_GUARDED_BY(mutex_);
   // Calls that Stop() has to cancel; not owned, each is on the stack of its call.
   std::set<grpc::ClientContext*> in_flight_ ABSL_GUARDED_BY(mutex_);
+  // The newest heartbeat failed: calls wait for the connection instead of failing at once. gRPC works on a connection
+  // only while a call waits; with calls that end at once a TLS handshake gets nowhere before its time is up.
+  std::atomic<bool> away_{false};
 
   absl::Mutex join_mutex_;
   std::thread thread_ ABSL_GUARDED_BY(join_mutex_);
