@@ -73,6 +73,7 @@ TEST(ZooNetTest, EveryTapHasTheShapeTheArchitectureSays) {
 }
 
 // All taps at once forbid every in-place operation; one tap alone allows nearly all.
+// Property 6 of the stage-by-stage specification (SSKD): a truncated forward is bit-equal to the full one.
 TEST(ZooNetTest, ATapHasTheSameValueAloneAndInCompany) {
   for (const auto& spec : {Spec("cifar_resnet8", 4), Spec("resnet50", 4, 3, 32)}) {
     const auto net = Make(spec);
@@ -299,6 +300,76 @@ TEST(WeightsTest, OldFilesWithoutBatchCountsAndHalfPrecisionFilesLoad) {
   const Status status = LoadWeights(file, net.get());
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_TRUE(torch::equal(net->named_parameters()["fc.weight"], half.to(torch::kFloat32)));
+}
+
+// Property 9 of the stage-by-stage specification (prefix cache): with the same input map, the rest of the net does not
+// know whether the prefix ran.
+TEST(ForwardAfterTest, IsBitEqualToTheFullForwardFromEveryTopLevelMap) {
+  for (const auto& spec : {Spec("cifar_resnet8", 4), Spec("resnet18", 4, 3, 32)}) {
+    const auto net = Make(spec);
+    net->eval();
+    const torch::NoGradGuard no_grad;
+    const torch::Tensor x = Input(spec);
+    for (const std::string start : {"conv1", "bn1", "relu", "layer1", "layer2", "layer3"}) {
+      ASSERT_TRUE(net->architecture().CanStartAfter(start)) << start;
+      const auto full = Forward(*net, x, {start, "layer3.0.add", ""});
+      const torch::Tensor before = full[0].clone();
+      const std::vector<std::string> taps =
+          start == "layer3" ? std::vector<std::string>{"", ""} : std::vector<std::string>{"layer3.0.add", ""};
+      auto rest = net->ForwardAfter(start, full[0], taps);
+      ASSERT_TRUE(rest.ok()) << start << ": " << rest.status();
+      EXPECT_TRUE(torch::equal((*rest)[0], full[start == "layer3" ? 2 : 1])) << spec.arch << " " << start;
+      EXPECT_TRUE(torch::equal((*rest)[1], full[2])) << spec.arch << " " << start;
+      EXPECT_TRUE(torch::equal(full[0], before)) << "the given map was overwritten after " << start;
+    }
+  }
+}
+
+TEST(ForwardAfterTest, WhatComesBeforeDoesNotRunAndWhatComesAfterTheLastTapNeither) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto net = Make(spec);
+  net->train();
+  const torch::Tensor map = torch::rand({3, 4, 16, 16});
+  ASSERT_TRUE(net->ForwardAfter("layer1", map, {"layer2"}).ok());
+  for (const char* bn : {"bn1", "layer1.0.bn1", "layer3.0.bn1"})
+    EXPECT_EQ(BufferOf(*net, std::string(bn) + ".num_batches_tracked").item<int64_t>(), 0) << bn;
+  EXPECT_EQ(BufferOf(*net, "layer2.0.bn1.num_batches_tracked").item<int64_t>(), 1);
+}
+
+TEST(ForwardAfterTest, GradientReachesTheGivenMapAndTheRest) {
+  const auto spec = Spec("cifar_resnet8", 4);
+  const auto net = Make(spec);
+  torch::Tensor map = torch::rand({3, 4, 16, 16}).requires_grad_(true);
+  auto values = net->ForwardAfter("layer1", map, {""});
+  ASSERT_TRUE(values.ok()) << values.status();
+  (*values)[0].sum().backward();
+  EXPECT_TRUE(map.grad().defined());
+  for (const auto& item : net->named_parameters()) {
+    const bool before =
+        item.key().starts_with("conv1") || item.key().starts_with("bn1") || item.key().starts_with("layer1");
+    EXPECT_EQ(item.value().grad().defined(), !before) << item.key();
+  }
+}
+
+TEST(ForwardAfterTest, ErrorsSayWhatIsExpected) {
+  const auto net = Make(Spec("cifar_resnet8", 4));
+  const torch::Tensor map = torch::rand({3, 4, 16, 16});
+  const auto refusal = [&](const std::string& start, const torch::Tensor& value, const std::vector<std::string>& taps) {
+    const auto values = net->ForwardAfter(start, value, taps);
+    EXPECT_EQ(values.status().code(), StatusCode::kInvalidArgument) << start;
+    return values.status().ToString();
+  };
+  EXPECT_THAT(refusal("layer1.0", map, {""}), HasSubstr("no top-level module"));
+  EXPECT_THAT(refusal("nothing", map, {""}), HasSubstr("'nothing'"));
+  EXPECT_THAT(refusal("", map, {""}), HasSubstr("no top-level module"));
+  EXPECT_THAT(refusal("layer1", map.slice(1, 0, 3), {""}), HasSubstr("(N, 4, 16, 16)"));
+  EXPECT_THAT(refusal("layer1", map.to(torch::kInt64), {""}), HasSubstr("floating point"));
+  EXPECT_THAT(refusal("layer1", {}, {""}), HasSubstr("nothing"));
+  EXPECT_THAT(refusal("layer1", map, {}), HasSubstr("no tap"));
+  EXPECT_THAT(refusal("layer1", map, {"layer1"}), HasSubstr("lies before it"));
+  EXPECT_THAT(refusal("layer1", map, {"bn1"}), HasSubstr("lies before it"));
+  EXPECT_THAT(refusal("layer1", map, {"layer4"}), HasSubstr("no tap 'layer4'"));
+  EXPECT_THAT(refusal("fc", torch::rand({3, 7}), {""}), HasSubstr("fc"));
 }
 
 }  // namespace
