@@ -1,5 +1,7 @@
-# cmake -DOUT=FILE.cc "-DFILES=a.html;b.js" -P embed_assets.cmake: the files' bytes as the array kEmbeddedAssets (assets.h).
-set(text "// Made by embed_assets.cmake.\n#include \"coordinator/web/assets.h\"\n\nnamespace distill::web {\nnamespace {\n\n")
+# cmake -DOUT=FILE.cc "-DFILES=a.html;b.js" -P embed_assets.cmake: the files' bytes as the array kEmbeddedFiles
+# (assets.h).
+set(text "// Made by embed_assets.cmake.\n#include \"coordinator/web/assets.h\"\n\n")
+string(APPEND text "namespace distill::web {\nnamespace {\n\n")
 set(table "")
 set(count 0)
 foreach(file ${FILES})
@@ -13,5 +15,6 @@ foreach(file ${FILES})
   math(EXPR count "${count} + 1")
 endforeach()
 string(APPEND text "\nconst EmbeddedFile kFiles[] = {\n${table}};\n\n}  // namespace\n\n")
-string(APPEND text "const EmbeddedFile* const kEmbeddedFiles = kFiles;\nconst unsigned kEmbeddedFileCount = ${count};\n\n}  // namespace distill::web\n")
+string(APPEND text "const EmbeddedFile* const kEmbeddedFiles = kFiles;\n")
+string(APPEND text "const unsigned kEmbeddedFileCount = ${count};\n\n}  // namespace distill::web\n")
 file(WRITE ${OUT} "${text}")

@@ -1,7 +1,7 @@
 // The status page: fetches what changed every two seconds while the page is visible, and draws it.
-import * as f from "./format.js";
-import {element} from "./format.js";
-import {JobView, statePill} from "./job.js";
+import * as f from './format.js';
+import {element} from './format.js';
+import {JobView, statePill} from './job.js';
 
 const byId = (id) => document.getElementById(id);
 const INTERVAL_MS = 2000;
@@ -12,8 +12,8 @@ const state = {
   tags: new Map(),  // by address: {etag, body} of the newest answer
   clock: 0,         // coordinator's clock minus ours, in seconds
   jobs: [],
-  chosen: null,     // id or name from the address bar; null: chosen by us
-  shown: null,      // {id, job, points, from, events, after}
+  chosen: null,  // id or name from the address bar; null: chosen by us
+  shown: null,   // {id, job, points, from, events, after}
 };
 
 const now = () => Date.now() / 1000 + state.clock;
@@ -24,10 +24,12 @@ class LoggedOut extends Error {}
 async function get(path, keep = true) {
   const known = keep ? state.tags.get(path) : undefined;
   const response = await fetch(`/api/v1/${path}`, {
-    cache: "no-store", credentials: "same-origin", headers: known ? {"If-None-Match": known.etag} : {},
+    cache: 'no-store',
+    credentials: 'same-origin',
+    headers: known ? {'If-None-Match': known.etag} : {},
     signal: AbortSignal.timeout(15000),
   });
-  const date = Date.parse(response.headers.get("Date"));
+  const date = Date.parse(response.headers.get('Date'));
   // The header has whole seconds: half of one is the mean of what was cut off.
   if (Number.isFinite(date)) {
     const offset = date / 1000 + 0.5 - Date.now() / 1000;
@@ -38,7 +40,7 @@ async function get(path, keep = true) {
   const body = await response.json();
   if (response.status === 404) return null;
   if (!response.ok) throw new Error(body.error || `HTTP ${response.status}`);
-  if (keep) state.tags.set(path, {etag: response.headers.get("ETag"), body});
+  if (keep) state.tags.set(path, {etag: response.headers.get('ETag'), body});
   return body;
 }
 
@@ -61,53 +63,98 @@ async function grow(shown) {
 
 function drawJobs() {
   const chosen = state.shown?.id;
-  const rows = state.jobs.map((job) => [job.id, job.name, job.state, job.stage < job.stages ? `${job.stage + 1}/${job.stages} ${job.stage_name}`
-    : `${job.stages}/${job.stages}`, job.total_steps > 0 ? Math.floor((job.done_steps * 100) / job.total_steps) : 0, f.percent(job.accuracy),
-    f.time(job.submitted_time), job.started_time > 0 ? f.duration((job.finished_time || now()) - job.started_time) : "-"]);
-  f.render(byId("jobs"), [rows, chosen], () => rows.length === 0
-    ? element("p", {class: "muted"}, "No jobs yet. Submit one: ", element("code", {}, "distillctl submit FILE"))
-    : f.table("Jobs, newest first", [["Job", "short"], ["State", "short"], ["Stage", "short"], ["Done", "short"], ["Accuracy", "number"],
-                                     ["Submitted", "short"], ["Time", "number"]],
-        rows.map(([id, name, jobState, stage, done, accuracy, submitted, time]) => {
-          const link = element("a", {href: `#job=${encodeURIComponent(id)}`, "data-focus": `job ${id}`, title: name}, id);
-          if (id === chosen) link.setAttribute("aria-current", "true");
-          return {class: id === chosen ? "chosen" : "", cells: [link, statePill(jobState), stage,
-            element("span", {}, element("progress", {max: "100", value: String(done), "aria-label": `${id}: ${done}% done`}), ` ${done}%`),
-            accuracy, submitted, time]};
-        }), rows.length > 8 ? "high stack" : "stack"));
+  const rows = state.jobs.map(
+      (job) =>
+          [job.id, job.name, job.state,
+           job.stage < job.stages ? `${job.stage + 1}/${job.stages} ${job.stage_name}` : `${job.stages}/${job.stages}`,
+           job.total_steps > 0 ? Math.floor((job.done_steps * 100) / job.total_steps) : 0, f.percent(job.accuracy),
+           f.time(job.submitted_time),
+           job.started_time > 0 ? f.duration((job.finished_time || now()) - job.started_time) : '-']);
+  f.render(
+      byId('jobs'), [rows, chosen],
+      () => rows.length === 0 ?
+          element('p', {class: 'muted'}, 'No jobs yet. Submit one: ', element('code', {}, 'distillctl submit FILE')) :
+          f.table(
+              'Jobs, newest first',
+              [
+                ['Job', 'short'], ['State', 'short'], ['Stage', 'short'], ['Done', 'short'], ['Accuracy', 'number'],
+                ['Submitted', 'short'], ['Time', 'number']
+              ],
+              rows.map(([id, name, jobState, stage, done, accuracy, submitted, time]) => {
+                const link =
+                    element('a', {href: `#job=${encodeURIComponent(id)}`, 'data-focus': `job ${id}`, title: name}, id);
+                if (id === chosen) link.setAttribute('aria-current', 'true');
+                return {
+                  class: id === chosen ? 'chosen' : '',
+                  cells: [
+                    link, statePill(jobState), stage,
+                    element(
+                        'span', {},
+                        element('progress', {max: '100', value: String(done), 'aria-label': `${id}: ${done}% done`}),
+                        ` ${done}%`),
+                    accuracy, submitted, time
+                  ]
+                };
+              }),
+              rows.length > 8 ? 'high stack' : 'stack'));
 }
 
-const WORKERS = {idle: "", serving: "run", training: "run", draining: "wait", lost: "bad"};
+const WORKERS = {
+  idle: '',
+  serving: 'run',
+  training: 'run',
+  draining: 'wait',
+  lost: 'bad'
+};
 
 function drawFleet(fleet) {
-  byId("coordinator").textContent = `coordinator ${fleet.coordinator_version}, epoch ${fleet.coordinator_epoch}`;
-  const rows = fleet.workers.map((w) => ({
-    kind: w.kind, id: w.id, state: w.state, device: w.device || "-", address: w.address || "-", version: w.version || "-",
-    seen: w.heartbeat_age < 3 ? "now" : `${f.duration(w.heartbeat_age)} ago`, jobs: w.jobs.join(", ") || "-",
-    models: w.models.map((m) => `${m.name}: ${m.spec.arch}${m.spec.width > 0 ? ` width ${m.spec.width}` : ""}, ` +
-      `${f.count(m.parameters)} parameters, ${m.digest.slice(0, 12)}`),
-  }));
+  byId('coordinator').textContent = `coordinator ${fleet.coordinator_version}, epoch ${fleet.coordinator_epoch}`;
+  const rows =
+      fleet.workers.map((w) => ({
+                          kind: w.kind,
+                          id: w.id,
+                          state: w.state,
+                          device: w.device || '-',
+                          address: w.address || '-',
+                          version: w.version || '-',
+                          seen: w.heartbeat_age < 3 ? 'now' : `${f.duration(w.heartbeat_age)} ago`,
+                          jobs: w.jobs.join(', ') || '-',
+                          models: w.models.map(
+                              (m) => `${m.name}: ${m.spec.arch}${m.spec.width > 0 ? ` width ${m.spec.width}` : ''}, ` +
+                                  `${f.count(m.parameters)} parameters, ${m.digest.slice(0, 12)}`),
+                        }));
   const draw = (box, kind, what) => {
     const workers = rows.filter((w) => w.kind === kind);
-    f.render(byId(box), workers, () => workers.length === 0 ? element("p", {class: "muted"}, `No ${kind} is registered.`)
-      : f.table(what, [["Id", "short"], ["State", "short"], ["Device", "short"], ["Address", "short"], ["Heard of", "short"], ["Version", "short"],
-                       ["Jobs", "text"], ...(kind === "teacher" ? [["Models", "text"]] : [])],
-          workers.map((w) => [w.id, f.pill(w.state, WORKERS[w.state] || ""), w.device, w.address, w.seen, w.version, w.jobs,
-            ...(kind === "teacher" ? [element("span", {}, ...w.models.map((m) => element("div", {}, m)))] : [])]), "stack labelled"));
+    f.render(
+        byId(box), workers,
+        () => workers.length === 0 ?
+            element('p', {class: 'muted'}, `No ${kind} is registered.`) :
+            f.table(
+                what,
+                [
+                  ['Id', 'short'], ['State', 'short'], ['Device', 'short'], ['Address', 'short'], ['Heard of', 'short'],
+                  ['Version', 'short'], ['Jobs', 'text'], ...(kind === 'teacher' ? [['Models', 'text']] : [])
+                ],
+                workers.map(
+                    (w) =>
+                        [w.id, f.pill(w.state, WORKERS[w.state] || ''), w.device, w.address, w.seen, w.version, w.jobs,
+                         ...(kind === 'teacher' ? [element('span', {}, ...w.models.map((m) => element('div', {}, m)))] :
+                                                  [])]),
+                'stack labelled'));
   };
-  draw("teachers", "teacher", "Teachers");
-  draw("students", "student", "Students");
+  draw('teachers', 'teacher', 'Teachers');
+  draw('students', 'student', 'Students');
 }
 
 // The job from the address bar, else the newest that runs, else the newest.
 function pick() {
   if (state.chosen) return state.chosen;
-  const job = state.jobs.find((j) => j.state === "running") || state.jobs[0];
+  const job = state.jobs.find((j) => j.state === 'running') || state.jobs[0];
   return job ? job.id : null;
 }
 
 async function refresh() {
-  const [jobs, fleet] = await Promise.all([get(`jobs?limit=${MOST_JOBS}`), get("fleet", false)]);
+  const [jobs, fleet] = await Promise.all([get(`jobs?limit=${MOST_JOBS}`), get('fleet', false)]);
   state.jobs = jobs.jobs;
   drawFleet(fleet);
   const wanted = pick();
@@ -115,9 +162,9 @@ async function refresh() {
   if (job === null) {
     state.shown = null;
     view.hide();
-    if (wanted !== null) setConnection(`no job is called ${wanted}`, "wait");
+    if (wanted !== null) setConnection(`no job is called ${wanted}`, 'wait');
   } else {
-    if (state.shown?.id !== job.id) state.shown = {id: job.id, points: [], from: 0, events: [], after: "0"};
+    if (state.shown?.id !== job.id) state.shown = {id: job.id, points: [], from: 0, events: [], after: '0'};
     state.shown.job = job;
     await grow(state.shown);
     view.show({...state.shown, now: now()});
@@ -128,7 +175,7 @@ async function refresh() {
 }
 
 function setConnection(text, kind) {
-  const pill = byId("connection");
+  const pill = byId('connection');
   if (pill.textContent === text) return;
   pill.textContent = text;
   pill.className = `pill ${kind}`;
@@ -147,13 +194,15 @@ async function poll() {
   }
   running = true;
   try {
-    if (await refresh()) setConnection("live", "good");
+    if (await refresh()) setConnection('live', 'good');
   } catch (error) {
     if (error instanceof LoggedOut) {
-      location.assign("/login");
+      location.assign('/login');
       return;
     }
-    setConnection(error instanceof TypeError || error.name === "TimeoutError" ? "coordinator does not answer" : error.message, "bad");
+    setConnection(
+        error instanceof TypeError || error.name === 'TimeoutError' ? 'coordinator does not answer' : error.message,
+        'bad');
   } finally {
     running = false;
   }
@@ -176,20 +225,20 @@ function readAddress() {
   state.chosen = chosen;
 }
 
-addEventListener("hashchange", async () => {
+addEventListener('hashchange', async () => {
   readAddress();
   await poll();
-  byId("job-title").focus({preventScroll: true});
-  byId("job").scrollIntoView({block: "start"});
+  byId('job-title').focus({preventScroll: true});
+  byId('job').scrollIntoView({block: 'start'});
 });
-document.addEventListener("visibilitychange", () => {
+document.addEventListener('visibilitychange', () => {
   if (!document.hidden) poll();
 });
 
 readAddress();
 try {
-  const session = await get("session", false);
-  byId("logout").hidden = !session.login;
+  const session = await get('session', false);
+  byId('logout').hidden = !session.login;
 } catch {
   // Told by the first round.
 }

@@ -1,7 +1,7 @@
-// Numbers as distillctl prints them (coordinator/cli/units.cc), and small helpers for building the page. Data becomes text by
-// textContent only.
+// Numbers as distillctl prints them (coordinator/cli/units.cc), and small helpers for building the page. Data becomes
+// text by textContent only.
 
-const NONE = "-";
+const NONE = '-';
 
 function threeDigits(n) {
   return n < 9.995 ? n.toFixed(2) : n < 99.95 ? n.toFixed(1) : n.toFixed(0);
@@ -11,8 +11,8 @@ export function count(value) {
   let n = Number(value);
   if (!Number.isFinite(n)) return NONE;
   if (n < 1000) return String(n);
-  let unit = "";
-  for (unit of ["k", "M", "G", "T"]) {
+  let unit = '';
+  for (unit of ['k', 'M', 'G', 'T']) {
     n /= 1000;
     if (n < 999.5) break;
   }
@@ -23,8 +23,8 @@ export function bytes(value) {
   let n = Number(value);
   if (!Number.isFinite(n)) return NONE;
   if (n < 1024) return `${n} B`;
-  let unit = "";
-  for (unit of ["KiB", "MiB", "GiB", "TiB"]) {
+  let unit = '';
+  for (unit of ['KiB', 'MiB', 'GiB', 'TiB']) {
     n /= 1024;
     if (n < 1023.5) break;
   }
@@ -41,7 +41,7 @@ export function duration(seconds) {
   if (!Number.isFinite(seconds) || seconds < 0) return NONE;
   if (seconds < 9.95) return `${seconds.toFixed(1)}s`;
   const s = Math.round(seconds);
-  const two = (n) => String(n).padStart(2, "0");
+  const two = (n) => String(n).padStart(2, '0');
   if (s < 60) return `${s}s`;
   if (s < 3600) return `${Math.floor(s / 60)}m${two(s % 60)}s`;
   if (s < 86400) return `${Math.floor(s / 3600)}h${two(Math.floor((s % 3600) / 60))}m`;
@@ -56,20 +56,20 @@ export function percent(share) {
 // Four significant digits, as printf's %.4g.
 export function number(value) {
   const n = Number(value);
-  if (!Number.isFinite(n)) return Number.isNaN(n) ? "nan" : n > 0 ? "inf" : "-inf";
-  if (n === 0) return "0";
-  const [digits, exponent] = n.toExponential(3).split("e");
+  if (!Number.isFinite(n)) return Number.isNaN(n) ? 'nan' : n > 0 ? 'inf' : '-inf';
+  if (n === 0) return '0';
+  const [digits, exponent] = n.toExponential(3).split('e');
   const power = Number(exponent);
   if (power >= -4 && power < 4) return String(Number(n.toPrecision(4)));
-  return `${Number(digits)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
+  return `${Number(digits)}e${power < 0 ? '-' : '+'}${String(Math.abs(power)).padStart(2, '0')}`;
 }
 
 export function time(seconds) {
   if (!(seconds > 0)) return NONE;
   const t = new Date(seconds * 1000);
-  const two = (n) => String(n).padStart(2, "0");
+  const two = (n) => String(n).padStart(2, '0');
   return `${t.getFullYear()}-${two(t.getMonth() + 1)}-${two(t.getDate())} ` +
-    `${two(t.getHours())}:${two(t.getMinutes())}:${two(t.getSeconds())}`;
+      `${two(t.getHours())}:${two(t.getMinutes())}:${two(t.getSeconds())}`;
 }
 
 // element("td", {class: "number"}, "text", node...)
@@ -80,7 +80,7 @@ export function element(name, attributes = {}, ...children) {
   return node;
 }
 
-const SVG = "http://www.w3.org/2000/svg";
+const SVG = 'http://www.w3.org/2000/svg';
 export function svg(name, attributes = {}, ...children) {
   const node = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
@@ -91,31 +91,34 @@ export function svg(name, attributes = {}, ...children) {
 // columns: [[title, class]...]; rows: arrays of texts and nodes, or {class, cells}. The box is scrollable by keyboard.
 // kind: "high" (scrolls downwards too), "stack" (rows become blocks on a phone),
 // "labelled" (each value of such a block with its column's title).
-export function table(label, columns, rows, kind = "") {
-  const head = element("tr", {}, ...columns.map(([title, kind]) => element("th", {scope: "col", class: kind || ""}, title)));
+export function table(label, columns, rows, kind = '') {
+  const head =
+      element('tr', {}, ...columns.map(([title, kind]) => element('th', {scope: 'col', class: kind || ''}, title)));
   const body = rows.map((row) => {
     const cells = Array.isArray(row) ? row : row.cells;
-    return element("tr", {class: row.class || ""},
-      ...cells.map((cell, i) => element("td", {class: columns[i][1] || "", "data-title": columns[i][0]}, cell)));
+    return element(
+        'tr', {class: row.class || ''},
+        ...cells.map((cell, i) => element('td', {class: columns[i][1] || '', 'data-title': columns[i][0]}, cell)));
   });
-  return element("div", {class: `scroll ${kind}`, tabindex: "0", role: "region", "aria-label": label, "data-focus": "table"},
-    element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)));
+  return element(
+      'div', {class: `scroll ${kind}`, tabindex: '0', role: 'region', 'aria-label': label, 'data-focus': 'table'},
+      element('table', {}, element('thead', {}, head), element('tbody', {}, ...body)));
 }
 
 // What each node shows, see render().
 const shown = new WeakMap();
 
-// Replaces the content only when `key` (anything that JSON can tell apart) has changed, and then keeps scroll positions and the
-// focus: an element with data-focus hands it to the new one of the same value.
+// Replaces the content only when `key` (anything that JSON can tell apart) has changed, and then keeps scroll positions
+// and the focus: an element with data-focus hands it to the new one of the same value.
 export function render(node, key, build) {
   const text = JSON.stringify(key);
   if (shown.get(node) === text) return;
   shown.set(node, text);
-  const scroll = node.querySelector(".scroll");
+  const scroll = node.querySelector('.scroll');
   const [top, left] = scroll ? [scroll.scrollTop, scroll.scrollLeft] : [0, 0];
   const focus = node.contains(document.activeElement) ? document.activeElement.dataset.focus : undefined;
   node.replaceChildren(...[build()].flat());
-  const next = node.querySelector(".scroll");
+  const next = node.querySelector('.scroll');
   if (next) {
     next.scrollTop = top;
     next.scrollLeft = left;
@@ -125,10 +128,12 @@ export function render(node, key, build) {
 
 // A list of terms and texts for a <dl>.
 export function facts(node, pairs) {
-  render(node, pairs, () => pairs.filter(([, value]) => value !== null && value !== "")
-    .map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))));
+  render(
+      node, pairs,
+      () => pairs.filter(([, value]) => value !== null && value !== '')
+                .map(([term, value]) => element('div', {}, element('dt', {}, term), element('dd', {}, value))));
 }
 
 export function pill(text, kind) {
-  return element("span", {class: `pill ${kind}`}, text);
+  return element('span', {class: `pill ${kind}`}, text);
 }

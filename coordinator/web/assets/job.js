@@ -1,24 +1,41 @@
 // One job: facts, timeline, curves, files, events, plan. Draws what app.js has fetched.
-import {Chart} from "./chart.js";
-import * as f from "./format.js";
-import {element, svg} from "./format.js";
+import {Chart} from './chart.js';
+import * as f from './format.js';
+import {element, svg} from './format.js';
 
 const byId = (id) => document.getElementById(id);
-const STATES = {JOB_STATE_QUEUED: "queued", JOB_STATE_RUNNING: "running", JOB_STATE_SUCCEEDED: "succeeded",
-                JOB_STATE_FAILED: "failed", JOB_STATE_CANCELLED: "cancelled"};
-const KINDS = {queued: "wait", running: "run", succeeded: "good", failed: "bad", cancelled: "wait"};
-const LEVELS = {EVENT_LEVEL_INFO: 1, EVENT_LEVEL_WARNING: 2, EVENT_LEVEL_ERROR: 3};
+const STATES = {
+  JOB_STATE_QUEUED: 'queued',
+  JOB_STATE_RUNNING: 'running',
+  JOB_STATE_SUCCEEDED: 'succeeded',
+  JOB_STATE_FAILED: 'failed',
+  JOB_STATE_CANCELLED: 'cancelled'
+};
+const KINDS = {
+  queued: 'wait',
+  running: 'run',
+  succeeded: 'good',
+  failed: 'bad',
+  cancelled: 'wait'
+};
+const LEVELS = {
+  EVENT_LEVEL_INFO: 1,
+  EVENT_LEVEL_WARNING: 2,
+  EVENT_LEVEL_ERROR: 3
+};
 // Order and colours of the parts of a step; parts of newer students come behind.
-const PARTS = ["data", "wait_features", "forward", "loss", "sync", "backward", "optimizer"];
+const PARTS = ['data', 'wait_features', 'forward', 'loss', 'sync', 'backward', 'optimizer'];
 const MOST_EVENTS = 500;
 
 export const stateName = (state) => STATES[state] || state;
-export const statePill = (name) => f.pill(name, KINDS[name] || "");
-const isEnded = (job) => !["queued", "running"].includes(stateName(job.state));
+export const statePill = (name) => f.pill(name, KINDS[name] || '');
+const isEnded = (job) => !['queued', 'running'].includes(stateName(job.state));
 
 const hasProgress = (job) => job.progress && job.progress.time > 0;
 const hasFiles = (job) => job.artifacts && (job.artifacts.safetensors || job.artifacts.torchscript);
-const accuracyOf = (job) => hasFiles(job) ? job.artifacts.student_accuracy : hasProgress(job) ? job.progress.accuracy : -1;
+const accuracyOf = (job) => hasFiles(job) ? job.artifacts.student_accuracy :
+    hasProgress(job)                      ? job.progress.accuracy :
+                                            -1;
 function teacherAccuracyOf(job) {
   if (job.plan.teachers.length === 0) return -1;
   if (hasFiles(job) && job.artifacts.teacher_accuracy > 0) return job.artifacts.teacher_accuracy;
@@ -30,9 +47,10 @@ function positionOf(job) {
   const stages = job.plan.stages;
   const done = new Set(job.stages_done.map((s) => s.stage));
   let stage = 0;
-  if (stateName(job.state) === "succeeded") stage = stages.length;
+  if (stateName(job.state) === 'succeeded') stage = stages.length;
   while (stage < stages.length && done.has(stage)) ++stage;
-  if (stage < stages.length && hasProgress(job) && job.progress.stage < stages.length) stage = Math.max(stage, job.progress.stage);
+  if (stage < stages.length && hasProgress(job) && job.progress.stage < stages.length)
+    stage = Math.max(stage, job.progress.stage);
   const inStage = stage < stages.length && hasProgress(job) && job.progress.stage === stage;
   const step = inStage ? Math.min(Number(job.progress.step), Number(stages[stage].steps)) : 0;
   const before = stages.slice(0, stage).reduce((sum, s) => sum + Number(s.steps), 0);
@@ -47,10 +65,10 @@ const starts = (job) => {
 // Groups of ranks, from the coordinator's own events: when each was formed and when it was lost.
 export function groupsOf(events) {
   const groups = [];
-  for (const event of events.filter((e) => e.source === "coordinator")) {
+  for (const event of events.filter((e) => e.source === 'coordinator')) {
     const formed = /^generation (\d+): /.exec(event.text);
     if (formed) groups.push({generation: Number(formed[1]), formed: event.time, lost: null});
-    if (event.text.startsWith("group lost: ") && groups.length > 0) groups[groups.length - 1].lost = event.time;
+    if (event.text.startsWith('group lost: ') && groups.length > 0) groups[groups.length - 1].lost = event.time;
   }
   return groups;
 }
@@ -60,19 +78,21 @@ function modelText(spec) {
   if (spec.width > 0) parts.push(`width ${spec.width}`);
   if (spec.num_classes > 0) parts.push(`${spec.num_classes} classes`);
   if (spec.in_channels > 0) parts.push(`input ${spec.in_channels}x${spec.image_height}x${spec.image_width}`);
-  return parts.join(", ");
+  return parts.join(', ');
 }
 
 function knobText(knob) {
-  if ("number" in knob) return `${knob.name}=${f.number(knob.number)}`;
-  if ("flag" in knob) return `${knob.name}=${knob.flag}`;
-  return "text" in knob ? `${knob.name}=${knob.text}` : knob.name;
+  if ('number' in knob) return `${knob.name}=${f.number(knob.number)}`;
+  if ('flag' in knob) return `${knob.name}=${knob.flag}`;
+  return 'text' in knob ? `${knob.name}=${knob.text}` : knob.name;
 }
 
 function lossText(loss) {
-  const parts = [loss.name === loss.type || !loss.name ? loss.type : `${loss.name}: ${loss.type}`, ...loss.knobs.map(knobText)];
-  if (loss.adapter && loss.adapter !== "none") parts.push(`${loss.adapter} ${loss.student_channels}→${loss.teacher_channels}`);
-  return parts.join(" ");
+  const parts =
+      [loss.name === loss.type || !loss.name ? loss.type : `${loss.name}: ${loss.type}`, ...loss.knobs.map(knobText)];
+  if (loss.adapter && loss.adapter !== 'none')
+    parts.push(`${loss.adapter} ${loss.student_channels}→${loss.teacher_channels}`);
+  return parts.join(' ');
 }
 
 // Reports by step: after a restart steps are done again, and the newest report of a step counts.
@@ -96,11 +116,11 @@ function accuracySeries(job, points) {
     if (stage.accuracy >= 0 && ends[stage.stage] !== undefined) found.set(ends[stage.stage], stage.accuracy);
   }
   const student = [...found.entries()].sort((a, b) => a[0] - b[0]).map(([x, y]) => ({x, y: y * 100}));
-  const series = student.length > 0 ? [{name: "student", k: 0, dots: true, points: student}] : [];
+  const series = student.length > 0 ? [{name: 'student', k: 0, dots: true, points: student}] : [];
   const teacher = teacherAccuracyOf(job);
   if (teacher >= 0) {
     const end = Math.max(positionOf(job).done, 1);
-    series.push({name: "teacher", k: 1, dashed: true, points: [{x: 0, y: teacher * 100}, {x: end, y: teacher * 100}]});
+    series.push({name: 'teacher', k: 1, dashed: true, points: [{x: 0, y: teacher * 100}, {x: end, y: teacher * 100}]});
   }
   return series;
 }
@@ -108,25 +128,33 @@ function accuracySeries(job, points) {
 export class JobView {
   constructor() {
     this.charts = {
-      loss: new Chart(byId("loss-chart"), {name: "loss", format: f.number, unit: "", logToggle: true, empty: "No loss reported yet."}),
-      accuracy: new Chart(byId("accuracy-chart"), {name: "test accuracy", format: (v) => String(Number(v.toFixed(2))), unit: "%",
-                                                   empty: "Nothing evaluated yet."}),
-      parts: new Chart(byId("parts-chart"), {name: "parts of a step", format: f.number, unit: "ms", stacked: true,
-                                             empty: "No step reported yet."}),
-      speed: new Chart(byId("speed-chart"), {name: "speed", format: f.number, unit: "images/s", fromZero: true,
-                                             empty: "No step reported yet."}),
+      loss: new Chart(
+          byId('loss-chart'),
+          {name: 'loss', format: f.number, unit: '', logToggle: true, empty: 'No loss reported yet.'}),
+      accuracy: new Chart(byId('accuracy-chart'), {
+        name: 'test accuracy',
+        format: (v) => String(Number(v.toFixed(2))),
+        unit: '%',
+        empty: 'Nothing evaluated yet.'
+      }),
+      parts: new Chart(
+          byId('parts-chart'),
+          {name: 'parts of a step', format: f.number, unit: 'ms', stacked: true, empty: 'No step reported yet.'}),
+      speed: new Chart(
+          byId('speed-chart'),
+          {name: 'speed', format: f.number, unit: 'images/s', fromZero: true, empty: 'No step reported yet.'}),
     };
-    this.level = byId("events-level");
-    this.level.addEventListener("change", () => this.drawEvents());
+    this.level = byId('events-level');
+    this.level.addEventListener('change', () => this.drawEvents());
     new ResizeObserver(() => {
-      if (this.data && byId("timeline").clientWidth !== this.timelineWidth) this.drawTimeline();
-    }).observe(byId("timeline"));
+      if (this.data && byId('timeline').clientWidth !== this.timelineWidth) this.drawTimeline();
+    }).observe(byId('timeline'));
   }
 
   // data: {job, points, events, now}; times are the coordinator's.
   show(data) {
     this.data = data;
-    byId("job").hidden = false;
+    byId('job').hidden = false;
     this.drawHead();
     this.drawTimeline();
     this.drawStages();
@@ -138,48 +166,55 @@ export class JobView {
 
   hide() {
     this.data = null;
-    byId("job").hidden = true;
+    byId('job').hidden = true;
   }
 
   drawHead() {
     const {job, now} = this.data;
     const state = stateName(job.state);
-    byId("job-title").textContent = job.name === job.id ? job.id : `${job.name} (${job.id})`;
-    f.render(byId("job-state"), state, () => statePill(state));
-    byId("job-reason").textContent = job.reason;
-    byId("job-reason").hidden = job.reason === "";
+    byId('job-title').textContent = job.name === job.id ? job.id : `${job.name} (${job.id})`;
+    f.render(byId('job-state'), state, () => statePill(state));
+    byId('job-reason').textContent = job.reason;
+    byId('job-reason').hidden = job.reason === '';
     const at = positionOf(job);
     const stages = job.plan.stages;
     const progress = job.progress;
     const elapsed = job.started_time > 0 ? (job.finished_time || now) - job.started_time : -1;
-    let eta = "";
+    let eta = '';
     const speed = hasProgress(job) ? progress.images_per_second / job.plan.batch_size : 0;
-    if (state === "running" && speed > 0) {
+    if (state === 'running' && speed > 0) {
       eta = f.duration(Math.max(0, (at.total - at.done) / speed - Math.min(30, Math.max(0, now - progress.time))));
     }
-    f.facts(byId("job-facts"), [
-      ["Stage", at.stage < stages.length ? `${at.stage + 1}/${stages.length} ${stages[at.stage].name}` : `${stages.length}/${stages.length}`],
-      ["Steps", at.total > 0 ? `${at.done} of ${at.total} (${Math.floor(at.done * 100 / at.total)}%)` : ""],
-      ["Doing", hasProgress(job) && !isEnded(job) ? progress.phase : ""],
-      ["Time", elapsed >= 0 ? f.duration(elapsed) : ""],
-      ["Ends in about", eta],
-      ["Speed", hasProgress(job) && progress.images_per_second > 0 ? `${f.rate(progress.images_per_second)} images/s` : ""],
-      ["Loss", hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.loss) : ""],
-      ["Learning rate", hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.learning_rate) : ""],
-      ["Student accuracy", f.percent(accuracyOf(job))],
-      ["Teacher accuracy", teacherAccuracyOf(job) >= 0 ? f.percent(teacherAccuracyOf(job)) : ""],
-      ["Submitted", f.time(job.submitted_time)],
-      ["Started", job.started_time > 0 ? f.time(job.started_time) : ""],
-      ["Finished", job.finished_time > 0 ? f.time(job.finished_time) : ""],
-      ["Generation", `${job.generation}, ${job.restarts} ${job.restarts === 1 ? "restart" : "restarts"}`],
-      ["Members by rank", job.ranks.join(", ") || `none yet, wants ${job.plan.students}`],
+    f.facts(byId('job-facts'), [
+      [
+        'Stage',
+        at.stage < stages.length ? `${at.stage + 1}/${stages.length} ${stages[at.stage].name}` :
+                                   `${stages.length}/${stages.length}`
+      ],
+      ['Steps', at.total > 0 ? `${at.done} of ${at.total} (${Math.floor(at.done * 100 / at.total)}%)` : ''],
+      ['Doing', hasProgress(job) && !isEnded(job) ? progress.phase : ''],
+      ['Time', elapsed >= 0 ? f.duration(elapsed) : ''],
+      ['Ends in about', eta],
+      [
+        'Speed',
+        hasProgress(job) && progress.images_per_second > 0 ? `${f.rate(progress.images_per_second)} images/s` : ''
+      ],
+      ['Loss', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.loss) : ''],
+      ['Learning rate', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.learning_rate) : ''],
+      ['Student accuracy', f.percent(accuracyOf(job))],
+      ['Teacher accuracy', teacherAccuracyOf(job) >= 0 ? f.percent(teacherAccuracyOf(job)) : ''],
+      ['Submitted', f.time(job.submitted_time)],
+      ['Started', job.started_time > 0 ? f.time(job.started_time) : ''],
+      ['Finished', job.finished_time > 0 ? f.time(job.finished_time) : ''],
+      ['Generation', `${job.generation}, ${job.restarts} ${job.restarts === 1 ? 'restart' : 'restarts'}`],
+      ['Members by rank', job.ranks.join(', ') || `none yet, wants ${job.plan.students}`],
     ]);
   }
 
   // A row a stage: name and figures above a bar on the time since submission; lost groups are shaded, new ones marked.
   drawTimeline() {
     const {job, events, now} = this.data;
-    const box = byId("timeline");
+    const box = byId('timeline');
     const width = box.clientWidth;
     this.timelineWidth = width;
     if (width === 0) return;
@@ -190,7 +225,12 @@ export class JobView {
     const started = job.started_time || 0;
     const waited = (started || job.finished_time || now) - from;
     if (!started || waited > 0.02 * (to - from)) {
-      rows.push({label: `waiting for students and teachers, ${f.duration(waited)}`, from, to: started || to, kind: "bar-wait"});
+      rows.push({
+        label: `waiting for students and teachers, ${f.duration(waited)}`,
+        from,
+        to: started || to,
+        kind: 'bar-wait'
+      });
     }
     const at = positionOf(job);
     const done = new Map(job.stages_done.map((s) => [s.stage, s]));
@@ -199,37 +239,60 @@ export class JobView {
       const result = done.get(i);
       const name = `${i + 1} ${stage.name}`;
       if (result) {
-        rows.push({label: `${name}, ${stage.steps} steps, ${f.duration(result.committed_time - begin)}`, from: begin,
-                   to: result.committed_time, kind: "bar-done"});
+        rows.push({
+          label: `${name}, ${stage.steps} steps, ${f.duration(result.committed_time - begin)}`,
+          from: begin,
+          to: result.committed_time,
+          kind: 'bar-done'
+        });
         begin = result.committed_time;
       } else if (started && i === at.stage) {
         const end = job.finished_time || now;
-        rows.push({label: `${name}, ${at.step} of ${stage.steps} steps, ${f.duration(end - begin)}`, from: begin, to: end,
-                   kind: isEnded(job) ? "bar-stopped" : "bar-now"});
+        rows.push({
+          label: `${name}, ${at.step} of ${stage.steps} steps, ${f.duration(end - begin)}`,
+          from: begin,
+          to: end,
+          kind: isEnded(job) ? 'bar-stopped' : 'bar-now'
+        });
       } else {
-        rows.push({label: `${name}, ${stage.steps} steps, not started`, from: 0, to: 0, kind: ""});
+        rows.push({label: `${name}, ${stage.steps} steps, not started`, from: 0, to: 0, kind: ''});
       }
     });
     const row = 34;
     const top = 20;
     const height = top + rows.length * row + 22;
     const groups = groupsOf(events);
-    const root = svg("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-                             "aria-label": `Timeline: ${rows.map((r) => r.label).join("; ")}. ${job.restarts} restarts.`});
+    const root = svg('svg', {
+      width,
+      height,
+      viewBox: `0 0 ${width} ${height}`,
+      role: 'img',
+      'aria-label': `Timeline: ${rows.map((r) => r.label).join('; ')}. ${job.restarts} restarts.`
+    });
     const bottom = top + rows.length * row;
     groups.forEach((group, i) => {
       if (group.lost === null) return;
       const end = groups[i + 1] ? groups[i + 1].formed : job.finished_time || now;
-      root.append(svg("rect", {class: "bar-stopped", "fill-opacity": 0.25, x: sx(group.lost), y: top, height: bottom - top,
-                               width: Math.max(1, sx(end) - sx(group.lost))}),
-                  svg("line", {class: "restart", x1: sx(group.lost), x2: sx(group.lost), y1: top - 4, y2: bottom}));
+      root.append(
+          svg('rect', {
+            class: 'bar-stopped',
+            'fill-opacity': 0.25,
+            x: sx(group.lost),
+            y: top,
+            height: bottom - top,
+            width: Math.max(1, sx(end) - sx(group.lost))
+          }),
+          svg('line', {class: 'restart', x1: sx(group.lost), x2: sx(group.lost), y1: top - 4, y2: bottom}));
     });
     rows.forEach((r, i) => {
       const y = top + i * row;
-      root.append(svg("text", {class: "label", x: 1, y: y + 12}, r.label),
-                  svg("rect", {class: "bar-ground", x: 1, y: y + 17, width: width - 2, height: 11, rx: 3}));
+      root.append(
+          svg('text', {class: 'label', x: 1, y: y + 12}, r.label),
+          svg('rect', {class: 'bar-ground', x: 1, y: y + 17, width: width - 2, height: 11, rx: 3}));
       if (r.kind) {
-        root.append(svg("rect", {class: r.kind, x: sx(r.from), y: y + 17, width: Math.max(2, sx(r.to) - sx(r.from)), height: 11, rx: 3}));
+        root.append(svg(
+            'rect',
+            {class: r.kind, x: sx(r.from), y: y + 17, width: Math.max(2, sx(r.to) - sx(r.from)), height: 11, rx: 3}));
       }
     });
     let textEnd = -Infinity;
@@ -237,29 +300,45 @@ export class JobView {
       if (i === 0) return;
       const x = sx(group.formed);
       const text = `generation ${group.generation}`;
-      root.append(svg("line", {class: "restart", x1: x, x2: x, y1: top - 4, y2: bottom}));
+      root.append(svg('line', {class: 'restart', x1: x, x2: x, y1: top - 4, y2: bottom}));
       const left = Math.min(x, width - text.length * 6.8);
       if (left < textEnd) return;
-      root.append(svg("text", {class: "restart-text", x: left, y: 11}, text));
+      root.append(svg('text', {class: 'restart-text', x: left, y: 11}, text));
       textEnd = left + text.length * 6.8 + 6;
     });
     const marks = Math.max(2, Math.floor(width / 160));
     for (let i = 0; i <= marks; ++i) {
       const t = from + ((to - from) * i) / marks;
-      root.append(svg("text", {x: sx(t), y: height - 5, "text-anchor": i === 0 ? "start" : i === marks ? "end" : "middle"},
-                      f.duration(t - from)));
+      root.append(
+          svg('text',
+              {x: sx(t),
+               y: height - 5,
+               'text-anchor': i === 0 ? 'start' :
+                   i === marks        ? 'end' :
+                                        'middle'},
+              f.duration(t - from)));
     }
     box.replaceChildren(root);
   }
 
   drawStages() {
     const {job} = this.data;
-    f.render(byId("stages"), job.stages_done, () => job.stages_done.length === 0 ? [] : f.table("Stages that are done",
-      [["#", "number"], ["Stage", "short"], ["Loss", "number"], ["Accuracy", "number"], ["Time", "number"], ["Committed", "short"],
-       ["Checkpoint", "text"]],
-      job.stages_done.map((result) => [String(result.stage + 1), job.plan.stages[result.stage]?.name || "?", f.number(result.loss),
-        f.percent(result.accuracy), f.duration(result.seconds), f.time(result.committed_time), this.path(result.checkpoint)]),
-      "stack labelled"));
+    f.render(
+        byId('stages'), job.stages_done,
+        () => job.stages_done.length === 0 ?
+            [] :
+            f.table(
+                'Stages that are done',
+                [
+                  ['#', 'number'], ['Stage', 'short'], ['Loss', 'number'], ['Accuracy', 'number'], ['Time', 'number'],
+                  ['Committed', 'short'], ['Checkpoint', 'text']
+                ],
+                job.stages_done.map(
+                    (result) =>
+                        [String(result.stage + 1), job.plan.stages[result.stage]?.name || '?', f.number(result.loss),
+                         f.percent(result.accuracy), f.duration(result.seconds), f.time(result.committed_time),
+                         this.path(result.checkpoint)]),
+                'stack labelled'));
   }
 
   drawCurves() {
@@ -267,9 +346,14 @@ export class JobView {
     const marks = starts(job).map((x, i) => ({x, text: job.plan.stages[i].name}));
     const trained = bySteps(points, (p) => Number(p.step) > 0 && p.terms.length > 0);
     const names = [...new Set(trained.flatMap(([, p]) => p.terms.map((t) => t.name)))];
-    const series = [{name: "loss (weighted sum)", k: 0, points: trained.map(([x, p]) => ({x, y: Number(p.loss), part: p.stage}))}];
-    names.forEach((name, i) => series.push({name, k: 1 + (i % 7), points: trained.flatMap(([x, p]) => p.terms
-      .filter((t) => t.name === name).map((t) => ({x, y: Number(t.value), part: p.stage})))}));
+    const series =
+        [{name: 'loss (weighted sum)', k: 0, points: trained.map(([x, p]) => ({x, y: Number(p.loss), part: p.stage}))}];
+    names.forEach((name, i) => series.push({
+      name,
+      k: 1 + (i % 7),
+      points: trained.flatMap(
+          ([x, p]) => p.terms.filter((t) => t.name === name).map((t) => ({x, y: Number(t.value), part: p.stage})))
+    }));
     // Steps at which a new group took the job up again.
     const resumed = [];
     for (const group of groupsOf(events).slice(1)) {
@@ -279,12 +363,19 @@ export class JobView {
     this.charts.loss.update(trained.length > 0 ? series : [], [...marks, ...resumed]);
     this.charts.accuracy.update(accuracySeries(job, points), marks);
     const timed = bySteps(points, (p) => p.step_seconds.length > 0);
-    const parts = [...new Set([...PARTS, ...timed.flatMap(([, p]) => p.step_seconds.map((s) => s.name))])]
-      .filter((name) => timed.some(([, p]) => p.step_seconds.some((s) => s.name === name)));
+    const parts = [...new Set([...PARTS, ...timed.flatMap(([, p]) => p.step_seconds.map((s) => s.name))])].filter(
+        (name) => timed.some(([, p]) => p.step_seconds.some((s) => s.name === name)));
     const value = (p, name) => 1000 * Number(p.step_seconds.find((s) => s.name === name)?.value ?? 0);
-    this.charts.parts.update(parts.map((name, i) => ({name, k: i % 8, points: timed.map(([x, p]) => ({x, y: value(p, name)}))})), marks);
-    this.charts.speed.update(timed.length > 0 ? [{name: "all ranks", k: 2, points: timed.map(([x, p]) =>
-      ({x, y: Number(p.images_per_second), part: p.stage}))}] : [], marks);
+    this.charts.parts.update(
+        parts.map((name, i) => ({name, k: i % 8, points: timed.map(([x, p]) => ({x, y: value(p, name)}))})), marks);
+    this.charts.speed.update(
+        timed.length > 0 ? [{
+          name: 'all ranks',
+          k: 2,
+          points: timed.map(([x, p]) => ({x, y: Number(p.images_per_second), part: p.stage}))
+        }] :
+                           [],
+        marks);
     this.drawParts(timed.length > 0 ? timed[timed.length - 1][1] : null, parts, value);
   }
 
@@ -292,32 +383,45 @@ export class JobView {
   drawParts(point, parts, value) {
     const shares = point ? parts.map((name, i) => ({name, ms: value(point, name), k: i % 8})) : [];
     const sum = shares.reduce((total, s) => total + s.ms, 0);
-    f.render(byId("parts"), shares, () => {
+    f.render(byId('parts'), shares, () => {
       if (!(sum > 0)) return [];
-      const root = svg("svg", {class: "parts-bar", width: "100%", height: 18, viewBox: "0 0 1000 18", preserveAspectRatio: "none",
-                               role: "img", "aria-label": "Shares of the newest step; the list below has the numbers"});
+      const root = svg('svg', {
+        class: 'parts-bar',
+        width: '100%',
+        height: 18,
+        viewBox: '0 0 1000 18',
+        preserveAspectRatio: 'none',
+        role: 'img',
+        'aria-label': 'Shares of the newest step; the list below has the numbers'
+      });
       let x = 0;
       for (const s of shares) {
         const width = (1000 * s.ms) / sum;
-        root.append(svg("rect", {class: `area k${s.k}`, x, y: 0, width, height: 18}));
+        root.append(svg('rect', {class: `area k${s.k}`, x, y: 0, width, height: 18}));
         x += width;
       }
-      const list = element("ul", {class: "parts-list"}, ...shares.map((s) => element("li", {class: `k${s.k}`},
-        element("span", {class: "swatch"}), `${s.name} ${f.number(s.ms)} ms, ${Math.round((100 * s.ms) / sum)}%`)));
-      return [element("p", {class: "muted"}, `Newest report: ${f.number(sum)} ms a step on rank 0.`), root, list];
+      const list = element(
+          'ul', {class: 'parts-list'},
+          ...shares.map(
+              (s) => element(
+                  'li', {class: `k${s.k}`}, element('span', {class: 'swatch'}),
+                  `${s.name} ${f.number(s.ms)} ms, ${Math.round((100 * s.ms) / sum)}%`)));
+      return [element('p', {class: 'muted'}, `Newest report: ${f.number(sum)} ms a step on rank 0.`), root, list];
     });
   }
 
   path(text) {
-    const node = element("span", {}, element("code", {}, text));
+    const node = element('span', {}, element('code', {}, text));
     if (text && navigator.clipboard) {
-      const button = element("button", {type: "button", class: "copy", "aria-label": `Copy ${text}`, "data-focus": `copy ${text}`}, "copy");
-      button.addEventListener("click", async () => {
+      const button = element(
+          'button', {type: 'button', class: 'copy', 'aria-label': `Copy ${text}`, 'data-focus': `copy ${text}`},
+          'copy');
+      button.addEventListener('click', async () => {
         try {
           await navigator.clipboard.writeText(text);
-          button.textContent = "copied";
+          button.textContent = 'copied';
         } catch {
-          button.textContent = "not allowed";
+          button.textContent = 'not allowed';
         }
       });
       node.append(button);
@@ -327,20 +431,32 @@ export class JobView {
 
   drawFiles() {
     const {job} = this.data;
-    const rows = job.stages_done.map((s) => [`checkpoint after ${job.plan.stages[s.stage]?.name || `stage ${s.stage + 1}`}`, s.checkpoint, "",
-                                             s.digest]);
+    const rows = job.stages_done.map(
+        (s) =>
+            [`checkpoint after ${job.plan.stages[s.stage]?.name || `stage ${s.stage + 1}`}`, s.checkpoint, '',
+             s.digest]);
     if (hasFiles(job)) {
       const a = job.artifacts;
-      if (a.safetensors) rows.push(["student's weights", a.safetensors, f.bytes(a.safetensors_bytes), ""]);
-      if (a.torchscript) rows.push(["student's program", a.torchscript, f.bytes(a.torchscript_bytes), ""]);
+      if (a.safetensors) rows.push(['student\'s weights', a.safetensors, f.bytes(a.safetensors_bytes), '']);
+      if (a.torchscript) rows.push(['student\'s program', a.torchscript, f.bytes(a.torchscript_bytes), '']);
     }
-    f.render(byId("files"), [job.id, rows], () => [
-      rows.length === 0 ? element("p", {}, "None yet.") : f.table("Files", [["What", "short"], ["Path", "text"], ["Size", "number"],
-                                                                            ["SHA-256 of the manifest", "text"]],
-        rows.map(([what, path, size, digest]) => [what, this.path(path), size, digest ? element("code", {}, digest) : null]), "stack"),
-      element("p", {class: "muted"}, "The same as JSON: ",
-        ...[["job", ""], ["curve", "/history"], ["events", "/events"]].flatMap(([text, part], i) => [i > 0 ? ", " : "",
-          element("a", {href: `/api/v1/jobs/${encodeURIComponent(job.id)}${part}`}, text)])),
+    f.render(
+        byId('files'), [job.id, rows],
+        () =>
+            [rows.length === 0 ?
+                 element('p', {}, 'None yet.') :
+                 f.table(
+                     'Files',
+                     [['What', 'short'], ['Path', 'text'], ['Size', 'number'], ['SHA-256 of the manifest', 'text']],
+                     rows.map(([what, path, size,
+                                digest]) => [what, this.path(path), size, digest ? element('code', {}, digest) : null]),
+                     'stack'),
+             element(
+                 'p', {class: 'muted'}, 'The same as JSON: ',
+                 ...[['job', ''], ['curve', '/history'], ['events', '/events']].flatMap(
+                     ([text, part], i) =>
+                         [i > 0 ? ', ' : '',
+                          element('a', {href: `/api/v1/jobs/${encodeURIComponent(job.id)}${part}`}, text)])),
     ]);
   }
 
@@ -349,40 +465,61 @@ export class JobView {
     const least = Number(this.level.value);
     const chosen = events.filter((e) => (LEVELS[e.level] || 1) >= least);
     const newest = chosen.slice(-MOST_EVENTS).reverse();
-    f.render(byId("events"), [job.id, least, newest.map((e) => e.sequence)], () => newest.length === 0
-      ? element("p", {class: "muted"}, "None.")
-      : [f.table("Events, newest first", [["Time", "short"], ["Level", "short"], ["Source", "short"], ["Text", "text"]],
-          newest.map((e) => {
-            const level = (e.level || "").replace("EVENT_LEVEL_", "").toLowerCase();
-            return {class: level, cells: [f.time(e.time), level, e.source, e.text]};
-          }), "high stack"),
-         chosen.length > newest.length
-           ? element("p", {class: "muted"}, `The newest ${newest.length} of ${chosen.length}; all: distillctl logs ${job.id}`) : ""]);
+    f.render(
+        byId('events'), [job.id, least, newest.map((e) => e.sequence)],
+        () => newest.length === 0 ? element('p', {class: 'muted'}, 'None.') : [
+          f.table(
+              'Events, newest first', [['Time', 'short'], ['Level', 'short'], ['Source', 'short'], ['Text', 'text']],
+              newest.map((e) => {
+                const level = (e.level || '').replace('EVENT_LEVEL_', '').toLowerCase();
+                return {class: level, cells: [f.time(e.time), level, e.source, e.text]};
+              }),
+              'high stack'),
+          chosen.length > newest.length ?
+              element(
+                  'p', {class: 'muted'},
+                  `The newest ${newest.length} of ${chosen.length}; all: distillctl logs ${job.id}`) :
+              ''
+        ]);
   }
 
   drawPlan() {
     const {plan} = this.data.job;
-    const plural = (n, noun) => `${n} ${noun}${Number(n) === 1 ? "" : "s"}`;
-    f.facts(byId("plan-facts"), [
-      ["Preset", plan.preset],
-      ["Student", modelText(plan.student)],
-      ...plan.teachers.map((t) => ["Teacher", `${t.model} (${modelText(t.spec)})`]),
-      ...plan.teachers.map((t) => ["Teacher's digest", t.digest]),
-      ["Data", `${plan.data.format} ${plan.data.path}`],
-      ["Seed", plan.seed],
-      ["Ranks", `${plural(plan.students, "student")} with ${plural(plan.threads, "thread")}, batch ${plan.batch_size}`],
-      ["Device", plan.device],
-      ["Features travel as", plan.teachers.length > 0 ? plan.wire_dtype : ""],
+    const plural = (n, noun) => `${n} ${noun}${Number(n) === 1 ? '' : 's'}`;
+    f.facts(byId('plan-facts'), [
+      ['Preset', plan.preset],
+      ['Student', modelText(plan.student)],
+      ...plan.teachers.map((t) => ['Teacher', `${t.model} (${modelText(t.spec)})`]),
+      ...plan.teachers.map((t) => ['Teacher\'s digest', t.digest]),
+      ['Data', `${plan.data.format} ${plan.data.path}`],
+      ['Seed', plan.seed],
+      ['Ranks', `${plural(plan.students, 'student')} with ${plural(plan.threads, 'thread')}, batch ${plan.batch_size}`],
+      ['Device', plan.device],
+      ['Features travel as', plan.teachers.length > 0 ? plan.wire_dtype : ''],
     ]);
-    f.render(byId("plan"), plan.stages, () => f.table("Stages of the plan",
-      [["#", "number"], ["Stage", "short"], ["Steps", "number"], ["Trains", "text"], ["Loss", "text"], ["Weight", "number"], ["Student tap", ""],
-       ["Teacher tap", ""], ["Learning rate", "short"]],
-      plan.stages.flatMap((stage, i) => (stage.losses.length > 0 ? stage.losses : [null]).map((loss, j) => [
-        j === 0 ? String(i + 1) : "", j === 0 ? stage.name : "", j === 0 ? stage.steps : "",
-        j === 0 ? (stage.trainable_globs.length > 0 ? stage.trainable_globs : stage.trainable).join(", ") : "",
-        loss ? lossText(loss) : "", loss ? f.number(loss.weight) : "", loss ? loss.student_tap || "(output)" : "",
-        loss ? (loss.needs_teacher ? loss.teacher_tap || "(output)" : "-") : "",
-        j === 0 ? `${stage.optimizer.type} ${f.number(stage.optimizer.lr)} ${stage.schedule.type}` : ""])),
-      "stack labelled"));
+    f.render(
+        byId('plan'), plan.stages,
+        () => f.table(
+            'Stages of the plan',
+            [
+              ['#', 'number'], ['Stage', 'short'], ['Steps', 'number'], ['Trains', 'text'], ['Loss', 'text'],
+              ['Weight', 'number'], ['Student tap', ''], ['Teacher tap', ''], ['Learning rate', 'short']
+            ],
+            plan.stages.flatMap(
+                (stage, i) =>
+                    (stage.losses.length > 0 ? stage.losses : [null])
+                        .map(
+                            (loss, j) =>
+                                [j === 0 ? String(i + 1) : '', j === 0 ? stage.name : '', j === 0 ? stage.steps : '',
+                                 j === 0 ? (stage.trainable_globs.length > 0 ? stage.trainable_globs : stage.trainable)
+                                               .join(', ') :
+                                           '',
+                                 loss ? lossText(loss) : '', loss ? f.number(loss.weight) : '',
+                                 loss ? loss.student_tap || '(output)' : '',
+                                 loss ? (loss.needs_teacher ? loss.teacher_tap || '(output)' : '-') : '',
+                                 j === 0 ?
+                                     `${stage.optimizer.type} ${f.number(stage.optimizer.lr)} ${stage.schedule.type}` :
+                                     ''])),
+            'stack labelled'));
   }
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Reads a report (file argument): all elements close in order, nothing runs or is loaded, every drawing is XML without odd numbers."""
+"""Reads a report (file argument): all elements close in order, nothing runs or is loaded, every drawing is XML without
+odd numbers."""
 
 import re
 import sys
@@ -48,7 +49,20 @@ def main():
     for drawing in drawings:
         for element in ElementTree.fromstring(drawing).iter():
             for name, value in element.attrib.items():
-                if re.search(r"nan|inf", value, re.I) and name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height", "d", "points"):
+                if re.search(r"nan|inf", value, re.I) and name in (
+                    "x",
+                    "y",
+                    "x1",
+                    "x2",
+                    "y1",
+                    "y2",
+                    "cx",
+                    "cy",
+                    "width",
+                    "height",
+                    "d",
+                    "points",
+                ):
                     faults.append(f"{name}={value[:80]} in a drawing")
     print(f"svg {len(drawings)} table {checker.counts.get('table', 0)}")
     if faults:

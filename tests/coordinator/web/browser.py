@@ -28,14 +28,32 @@ class Browser:
             os.dup2(low, 3)
             os.dup2(high, 4)
 
-        flags = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={self._profile}", "--no-first-run", "--disable-gpu",
-                 "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                 "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb", f"--window-size={width},{height}"]
+        flags = [
+            "--headless=new",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={self._profile}",
+            "--no-first-run",
+            "--disable-gpu",
+            "--disable-extensions",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--force-color-profile=srgb",
+            f"--window-size={width},{height}",
+        ]
         if os.geteuid() == 0:
             flags.append("--no-sandbox")  # Chromium refuses its sandbox to root
         self._log = open(os.path.join(self._profile, "chromium.log"), "wb")
-        self._process = subprocess.Popen([program, *flags, "about:blank"], preexec_fn=arrange, close_fds=False, stdin=subprocess.DEVNULL,
-                                         stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(
+            [program, *flags, "about:blank"],
+            preexec_fn=arrange,
+            close_fds=False,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
         os.close(down_read)
         os.close(up_write)
         self._buffer = b""
@@ -91,7 +109,9 @@ class Browser:
             entry = params["entry"]
             self.messages.append(f"{entry['source']} {entry['level']}: {entry['text']} {entry.get('url', '')}")
         elif message.get("method") == "Runtime.consoleAPICalled" and params["type"] in ("warning", "error", "assert"):
-            self.messages.append("console: " + " ".join(str(a.get("value", a.get("description"))) for a in params["args"]))
+            self.messages.append(
+                "console: " + " ".join(str(a.get("value", a.get("description"))) for a in params["args"])
+            )
         return message
 
     def evaluate(self, expression):
@@ -134,8 +154,17 @@ class Browser:
 
     def look(self, width, height, dark, phone=False):
         """Size of the viewport and colour scheme."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         # Two frames later observers of sizes have run.
         self.evaluate("new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(r, 50))))")
 

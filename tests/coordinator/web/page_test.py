@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The status page in a real browser, on a real cluster: coordinator, teacher, two students and a small job, with a token.
+"""The status page in a real browser, on a real cluster with a token: coordinator, teacher, two students, a small job.
 
     page_test.py --bin FOLDER --source FOLDER [--screenshots FOLDER] [unittest option...]
 
@@ -87,8 +87,18 @@ class Cluster:
         if os.path.exists(ready):
             os.remove(ready)
         with open(self.path(name + ".log"), "ab") as log:
-            process = subprocess.Popen([os.path.join(self.options.bin, program), "--ready-file", ready, "--token-file", self.path("token"),
-                                        *flags], stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [
+                    os.path.join(self.options.bin, program),
+                    "--ready-file",
+                    ready,
+                    "--token-file",
+                    self.path("token"),
+                    *flags,
+                ],
+                stdout=log,
+                stderr=log,
+            )
         self.processes[name] = process
         end = time.monotonic() + 120
         while not os.path.exists(ready):
@@ -100,20 +110,54 @@ class Cluster:
 
     # The second start takes the first one's state and ports.
     def start_coordinator(self):
-        ready = self.start("coordinator", "distill-coordinator", "--listen", self.coordinator, "--http-listen", self.http, "--state-dir",
-                           self.path("state"), "--lease", "3", "--heartbeat", "0.25")
+        ready = self.start(
+            "coordinator",
+            "distill-coordinator",
+            "--listen",
+            self.coordinator,
+            "--http-listen",
+            self.http,
+            "--state-dir",
+            self.path("state"),
+            "--lease",
+            "3",
+            "--heartbeat",
+            "0.25",
+        )
         self.coordinator, self.http = ready["address"], ready["http"]
 
     def start_student(self, number):
-        self.start(f"student-{number}", "distill-student", "--coordinator", self.coordinator, "--data-root", DATA_ROOT, "--work-dir",
-                   self.path("work"), "--id", f"student-{number}", "--collective-timeout", "10")
+        self.start(
+            f"student-{number}",
+            "distill-student",
+            "--coordinator",
+            self.coordinator,
+            "--data-root",
+            DATA_ROOT,
+            "--work-dir",
+            self.path("work"),
+            "--id",
+            f"student-{number}",
+            "--collective-timeout",
+            "10",
+        )
 
     def start_all(self):
         os.makedirs(self.path("work"))
         self.start_coordinator()
         teacher = os.path.join(self.options.source, "examples/teachers/fashion-resnet20.safetensors")
-        self.start("teacher-0", "distill-teacher", "--coordinator", self.coordinator, "--id", "teacher-0", "--threads", "1", "--model",
-                   f"fashion={teacher}")
+        self.start(
+            "teacher-0",
+            "distill-teacher",
+            "--coordinator",
+            self.coordinator,
+            "--id",
+            "teacher-0",
+            "--threads",
+            "1",
+            "--model",
+            f"fashion={teacher}",
+        )
         for number in range(2):
             self.start_student(number)
 
@@ -129,8 +173,20 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *args):
-        result = subprocess.run([os.path.join(self.options.bin, "distillctl"), "--coordinator", self.coordinator, "--token-file",
-                                 self.path("token"), *args], capture_output=True, text=True, timeout=120, check=False)
+        result = subprocess.run(
+            [
+                os.path.join(self.options.bin, "distillctl"),
+                "--coordinator",
+                self.coordinator,
+                "--token-file",
+                self.path("token"),
+                *args,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         if result.returncode != 0:
             raise AssertionError(f"distillctl {args}: exit code {result.returncode}: {result.stderr}")
         return result.stdout
@@ -149,16 +205,21 @@ class Cluster:
             if done(state):
                 return state
             if time.monotonic() > end or state["state"] == "JOB_STATE_FAILED":
-                raise AssertionError(f"never {what}: {json.dumps(state)[:3000]}\n{self.log('student-0')}\n{self.log('student-1')}")
+                raise AssertionError(
+                    f"never {what}: {json.dumps(state)[:3000]}\n{self.log('student-0')}\n{self.log('student-1')}"
+                )
             time.sleep(0.2)
 
 
 # Text of the fact with this title, as JavaScript.
-FACT = "(title) => [...document.querySelectorAll('#job-facts div')].find((d) => d.firstChild.textContent === title)?.lastChild.textContent"
+FACT = (
+    "(title) => [...document.querySelectorAll('#job-facts div')]"
+    ".find((d) => d.firstChild.textContent === title)?.lastChild.textContent"
+)
 
 
 class PageTest(unittest.TestCase):
-    """One story, told in order: log in, watch a job with a lost rank, compare, look, restart the coordinator, log out."""
+    """One story, told in order: log in, watch a job lose a rank, compare, look, restart the coordinator, log out."""
 
     @classmethod
     def setUpClass(cls):
@@ -180,7 +241,9 @@ class PageTest(unittest.TestCase):
 
     def rows(self, selector):
         """Texts of a table's cells."""
-        return self.browser.evaluate(f"[...document.querySelectorAll('{selector} tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))")
+        return self.browser.evaluate(
+            f"[...document.querySelectorAll('{selector} tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+        )
 
     def shot(self, name):
         if OPTIONS.screenshots:
@@ -202,14 +265,20 @@ class PageTest(unittest.TestCase):
         self.shot("login-phone-dark")
         self.quiet()
         self.log_in("guess")
-        self.assertIn("not the coordinator's token", self.browser.evaluate("document.querySelector('[role=alert]').textContent"))
-        self.assertTrue(all("401" in m for m in self.browser.messages), self.browser.messages)  # the refused page itself
+        self.assertIn(
+            "not the coordinator's token", self.browser.evaluate("document.querySelector('[role=alert]').textContent")
+        )
+        self.assertTrue(
+            all("401" in m for m in self.browser.messages), self.browser.messages
+        )  # the refused page itself
         self.browser.messages.clear()
         self.browser.look(1280, 900, dark=False)
         self.log_in(self.cluster.token)
         self.browser.wait("document.querySelector('#connection')?.textContent === 'live'")
         cookies = self.browser.call("Network.getCookies")["cookies"]
-        self.assertEqual([(c["name"], c["httpOnly"], c["sameSite"]) for c in cookies], [("distill_session", True, "Strict")])
+        self.assertEqual(
+            [(c["name"], c["httpOnly"], c["sameSite"]) for c in cookies], [("distill_session", True, "Strict")]
+        )
         self.assertNotIn(self.cluster.token, cookies[0]["value"])
         self.assertEqual(self.browser.evaluate("document.cookie"), "")
         self.assertFalse(self.browser.evaluate("document.querySelector('#logout').hidden"))
@@ -223,7 +292,9 @@ class PageTest(unittest.TestCase):
         self.browser.wait(f"({FACT})('Doing') === 'training'", 180)
         first = self.fact("Steps")
         self.browser.wait(f"({FACT})('Steps') !== {json.dumps(first)}", 120)
-        self.cluster.await_job(job, lambda j: j["progress"] and int(j["progress"]["total_step"]) > 35, "past its first checkpoints")
+        self.cluster.await_job(
+            job, lambda j: j["progress"] and int(j["progress"]["total_step"]) > 35, "past its first checkpoints"
+        )
         self.cluster.kill("student-1")
         self.cluster.start_student(1)
         self.cluster.await_job(job, lambda j: j["state"] == "JOB_STATE_SUCCEEDED", "done")
@@ -243,22 +314,29 @@ class PageTest(unittest.TestCase):
         # The table of jobs against `list`: id, state, stage, done, accuracy, time submitted, time taken.
         listed = re.split(r"\s{2,}", self.cluster.ctl("list").splitlines()[1].strip())
         row = self.rows("#jobs")[0]
-        self.assertEqual([row[0], row[1], row[2], row[3].strip(), row[4], row[5], row[6]],
-                         [listed[0], listed[2], listed[3], listed[4], listed[5], listed[6], listed[7]])
+        self.assertEqual(
+            [row[0], row[1], row[2], row[3].strip(), row[4], row[5], row[6]],
+            [listed[0], listed[2], listed[3], listed[4], listed[5], listed[6], listed[7]],
+        )
         done = self.rows("#stages")
         self.assertEqual([r[1] for r in done], [s["name"] for s in stages])
         self.assertEqual([r[2] for r in done], [f"{s['loss']:.4g}" for s in job["stages_done"]])
         self.assertEqual([r[6].removesuffix("copy") for r in done], [s["checkpoint"] for s in job["stages_done"]])
         files = self.rows("#files")
         self.assertEqual([r[3] for r in files[:2]], [s["digest"] for s in job["stages_done"]])
-        self.assertEqual([r[1].removesuffix("copy") for r in files[2:]], [job["artifacts"]["safetensors"], job["artifacts"]["torchscript"]])
+        self.assertEqual(
+            [r[1].removesuffix("copy") for r in files[2:]],
+            [job["artifacts"]["safetensors"], job["artifacts"]["torchscript"]],
+        )
         events = self.cluster.ctl_json("logs", self.job)["events"]
         self.browser.wait(f"document.querySelectorAll('#events tbody tr').length >= {len(events)}")
         self.assertEqual([r[3] for r in self.rows("#events")], [e["text"] for e in reversed(events)])
         fleet = self.cluster.ctl_json("fleet")["workers"]
         for kind in ("teacher", "student"):
-            self.assertEqual([r[:1] + r[2:4] for r in self.rows(f"#{kind}s")],
-                             [[w["id"], w["device"], w["address"]] for w in fleet if w["kind"] == kind])
+            self.assertEqual(
+                [r[:1] + r[2:4] for r in self.rows(f"#{kind}s")],
+                [[w["id"], w["device"], w["address"]] for w in fleet if w["kind"] == kind],
+            )
         self.assertEqual(len(self.rows("#plan")), sum(len(s["losses"]) for s in stages))
         timeline = self.browser.evaluate("document.querySelector('#timeline').textContent")
         self.assertIn("1 mimic, 20 steps", timeline)
@@ -273,7 +351,9 @@ class PageTest(unittest.TestCase):
 
         def tip(key):
             self.browser.key(key)
-            return self.browser.evaluate("[...document.querySelectorAll('#loss-chart .tip p')].map((p) => p.textContent)")
+            return self.browser.evaluate(
+                "[...document.querySelectorAll('#loss-chart .tip p')].map((p) => p.textContent)"
+            )
 
         for key, step in (("Home", steps[0]), ("ArrowRight", steps[1])):
             lines = tip(key)
@@ -281,9 +361,13 @@ class PageTest(unittest.TestCase):
             self.assertEqual(lines[1], f"loss (weighted sum) {newest[step]['loss']:.4g}")
         last = tip("Home") and tip("ArrowLeft")  # stays at the first
         self.assertEqual(last[0], f"step {steps[0]}")
-        shown = set(self.browser.evaluate("[...document.querySelectorAll('#parts li')].map((l) => l.textContent.split(' ')[0])"))
+        shown = set(
+            self.browser.evaluate("[...document.querySelectorAll('#parts li')].map((l) => l.textContent.split(' ')[0])")
+        )
         self.assertEqual(shown, {s["name"] for s in newest[steps[-1]]["step_seconds"]})
-        self.assertIn("newest values: student", self.browser.evaluate("document.querySelector('#accuracy-chart svg').ariaLabel"))
+        self.assertIn(
+            "newest values: student", self.browser.evaluate("document.querySelector('#accuracy-chart svg').ariaLabel")
+        )
         # Logarithmic, and back; the curves' switches.
         button = "document.querySelector('#loss-chart .scale')"
         labels = "[...document.querySelectorAll('#loss-chart svg text')].map((t) => t.textContent).join(' ')"
@@ -307,9 +391,17 @@ class PageTest(unittest.TestCase):
                 what = f"{name}-{'dark' if dark else 'light'}"
                 sizes = self.browser.evaluate("[document.documentElement.scrollWidth, innerWidth]")
                 self.assertEqual(sizes, [width, width], f"{what} scrolls sideways")
-                ground = [int(n) for n in re.findall(r"\d+", self.browser.evaluate("getComputedStyle(document.body).backgroundColor"))]
+                ground = [
+                    int(n)
+                    for n in re.findall(
+                        r"\d+", self.browser.evaluate("getComputedStyle(document.body).backgroundColor")
+                    )
+                ]
                 self.assertEqual(sum(ground[:3]) < 384, dark, f"{what}: ground {ground}")
-                wide = self.browser.evaluate("[...document.querySelectorAll('#job svg')].every((s) => s.getBoundingClientRect().right <= innerWidth)")
+                wide = self.browser.evaluate(
+                    "[...document.querySelectorAll('#job svg')]"
+                    ".every((s) => s.getBoundingClientRect().right <= innerWidth)"
+                )
                 self.assertTrue(wide, f"{what}: a drawing is wider than the page")
                 self.shot(what)
         self.browser.look(1280, 900, dark=False)
@@ -366,8 +458,13 @@ class PageTest(unittest.TestCase):
             self.shot(name)
         job = self.cluster.ctl_json("describe", self.job)
         text = self.browser.evaluate("document.body.textContent")
-        for wanted in (f"{job['artifacts']['student_accuracy'] * 100:.2f}%", job["stages_done"][0]["digest"], job["plan"]["teachers"][0]["digest"],
-                       "generation 2", "student-0"):
+        for wanted in (
+            f"{job['artifacts']['student_accuracy'] * 100:.2f}%",
+            job["stages_done"][0]["digest"],
+            job["plan"]["teachers"][0]["digest"],
+            "generation 2",
+            "student-0",
+        ):
             self.assertIn(wanted, text)
         self.assertEqual(self.browser.evaluate("document.querySelectorAll('svg').length"), 6)
         self.quiet()
