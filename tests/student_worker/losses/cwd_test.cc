@@ -1,3 +1,6 @@
+// The properties of channel-wise distillation, numbered as in its specification (T1 to T15; T14, that a step leaves the
+// teacher's buffers alone, is tests/student_worker/train's), and its knobs.
+#include "common/plan/loss_schema.h"
 #include "tests/student_worker/losses/loss_checks.h"
 
 namespace distill {
@@ -247,6 +250,182 @@ TEST(CwdLossTest, ShapesThatDifferAreRefusedWithBothNamed) {
   EXPECT_EQ(loss->Compute({torch::zeros({2, 16}), torch::zeros({2, 16}), {}}).status().code(),
             StatusCode::kInvalidArgument);
   EXPECT_EQ(loss->Compute({torch::zeros({2, 16, 7, 7}), {}, {}}).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST(CwdLossTest, TheFusedKernelIsTheDenseFormForAnyRowLength) {  // T4
+  for (int64_t length : {1, 2, 7, 64, 65, 1000, 4099}) {
+    SCOPED_TRACE(length);
+    LossInputs inputs = RandomMaps({2, 3, 1, length}, 4);
+    inputs.student = inputs.student.to(torch::kFloat32);
+    inputs.teacher = inputs.teacher.to(torch::kFloat32);
+    const torch::Tensor log_p = torch::log_softmax(inputs.teacher.to(torch::kFloat64).flatten(2) / 4, 2);
+    const torch::Tensor log_q = torch::log_softmax(inputs.student.to(torch::kFloat64).flatten(2) / 4, 2);
+    const double expected = 16.0 / 6 * (log_p.exp() * (log_p - log_q)).sum().item<double>();
+    const torch::Tensor slope = 4.0 / 6 * (log_q.exp() - log_p.exp());
+    const auto [value, gradient] = Differentiate(*Build("cwd"), inputs);
+    EXPECT_NEAR(value, expected, 2e-6 * expected);
+    EXPECT_LE((gradient.flatten(2) - slope).norm().item<double>(), 1e-6 * slope.norm().item<double>());
+  }
+}
+
+TEST(CwdLossTest, IsConvexInTheStudent) {  // T7
+  const auto loss = Build("cwd", {{"temperature", 1.0}});
+  const LossInputs inputs = RandomMaps({1, 1, 2, 3}, 19);
+  // The Hessian of the one row is diag(q) - q q^T.
+  const torch::Tensor q = torch::softmax(inputs.student.flatten(), 0);
+  const torch::Tensor hessian = torch::diag(q) - torch::outer(q, q);
+  for (int64_t i = 0; i < 6; ++i) {
+    LossInputs up = inputs, down = inputs;
+    up.student = inputs.student.clone();
+    down.student = inputs.student.clone();
+    up.student.flatten()[i] += 1e-5;
+    down.student.flatten()[i] -= 1e-5;
+    const torch::Tensor row = (Differentiate(*loss, up).gradient - Differentiate(*loss, down).gradient) / 2e-5;
+    EXPECT_LT((row.flatten() - hessian[i]).abs().max().item<double>(), 1e-8) << "row " << i;
+  }
+  const LossInputs other = RandomMaps({1, 1, 2, 3}, 20);
+  const double middle = Value(*loss, {(inputs.student + other.student) / 2, inputs.teacher, {}});
+  EXPECT_LE(middle, (Value(*loss, inputs) + Value(*loss, {other.student, inputs.teacher, {}})) / 2);
+}
+
+TEST(CwdLossTest, NormAxisChannelIsPixelWiseDistillation) {  // T12
+  const LossInputs inputs = RandomMaps({2, 3, 4, 5}, 21);
+  const auto exchanged = [](const torch::Tensor& map) { return map.flatten(2).transpose(1, 2).unsqueeze(3); };
+  const LossInputs swapped{exchanged(inputs.student), exchanged(inputs.teacher), {}};
+  for (double temperature : {1.0, 4.0}) {
+    const Knobs knobs = {{"temperature", temperature}};
+    const auto pixel = Differentiate(*Build("pixel_kd", knobs), inputs);
+    EXPECT_NEAR(pixel.loss, Value(*Build("cwd", knobs), swapped), 1e-12);
+    const auto channel = Differentiate(*Build("cwd", {{"temperature", temperature}, {"norm_axis", "channel"}}), inputs);
+    EXPECT_NEAR(channel.loss, pixel.loss, 1e-12);
+    EXPECT_TRUE(torch::allclose(channel.gradient, pixel.gradient, 1e-12, 1e-14));
+  }
+  for (const char* divergence : {"kl_t_s", "ce", "kl_s_t", "js", "mse"}) {
+    const Knobs knobs = {{"norm_axis", "channel"}, {"divergence", divergence}};
+    ExpectGradientMatchesDifferences(*Build("cwd", knobs), inputs);
+    EXPECT_NEAR(Value(*Build("cwd", knobs), inputs), Value(*Build("cwd", {{"divergence", divergence}}), swapped),
+                1e-11);
+  }
+}
+
+TEST(CwdLossTest, NormAxisChannelMeanComparesTheMeansOfChannels) {
+  const Knobs knobs = {{"norm_axis", "channel_mean"}};
+  const LossInputs inputs = RandomMaps({2, 3, 4, 5}, 22);
+  const torch::Tensor squares = (inputs.student.mean({2, 3}) - inputs.teacher.mean({2, 3})).square();
+  EXPECT_NEAR(Value(*Build("cwd", knobs), inputs), squares.mean().item<double>(), 1e-13);
+  EXPECT_NEAR(Value(*Build("cwd", {{"norm_axis", "channel_mean"}, {"reduction", "sum"}}), inputs),
+              squares.sum().item<double>(), 1e-12);
+  EXPECT_NEAR(Value(*Build("cwd", {{"norm_axis", "channel_mean"}, {"reduction", "sum_over_channels"}}), inputs),
+              squares.sum().item<double>() / 2, 1e-12);
+  ExpectGradientMatchesDifferences(*Build("cwd", knobs), inputs);
+}
+
+TEST(CwdLossTest, TheTemperatureMovesOverTheStage) {
+  LossInputs inputs = RandomMaps({2, 3, 4, 4}, 23);
+  const auto at = [&](const Knobs& knobs, double progress) {
+    inputs.progress = progress;
+    return Value(*Build("cwd", knobs), inputs);
+  };
+  const auto fixed = [&](double temperature) { return at({{"temperature", temperature}}, 0.3); };
+  const Knobs linear = {{"temperature", 8.0}, {"temperature_end", 2.0}};
+  EXPECT_NEAR(at(linear, 0), fixed(8), 1e-12);
+  EXPECT_NEAR(at(linear, 0.5), fixed(5), 1e-12);
+  EXPECT_NEAR(at(linear, 0.75), fixed(3.5), 1e-12);
+  Knobs cosine = linear;
+  cosine["temperature_schedule"] = std::string("cosine");
+  EXPECT_NEAR(at(cosine, 0.5), fixed(5), 1e-12);
+  EXPECT_NEAR(at(cosine, 1.0 / 3), fixed(8 - 6 * 0.25), 1e-12);  // (1 - cos 60 degrees) / 2
+  Knobs constant = linear;
+  constant["temperature_schedule"] = std::string("constant");
+  EXPECT_NEAR(at(constant, 0.5), fixed(8), 1e-12);
+}
+
+TEST(CwdLossTest, MapsOfDifferentSizeFollowTheirKnob) {
+  LossInputs inputs = RandomMaps({2, 3, 4, 4}, 24);
+  const torch::Tensor small = inputs.student;
+  inputs.teacher = RandomMaps({2, 3, 8, 8}, 25).teacher;
+  const auto loss = [&](const char* how, bool corners = false) {
+    return Build("cwd", {{"spatial_mismatch", how}, {"align_corners", corners}});
+  };
+  const auto bilinear = [](const torch::Tensor& map, int64_t side, bool corners) {
+    return torch::upsample_bilinear2d(map, {side, side}, corners);
+  };
+  for (bool corners : {false, true}) {
+    EXPECT_NEAR(Value(*loss("teacher_to_student", corners), inputs),
+                Value(*Build("cwd"), {small, bilinear(inputs.teacher, 4, corners), {}}), 1e-12);
+    EXPECT_NEAR(Value(*loss("student_to_teacher", corners), inputs),
+                Value(*Build("cwd"), {bilinear(small, 8, corners), inputs.teacher, {}}), 1e-12);
+  }
+  EXPECT_NEAR(Value(*Build("cwd"), inputs), Value(*loss("teacher_to_student"), inputs), 1e-12);  // the default
+  EXPECT_NEAR(Value(*loss("pool_larger"), inputs),
+              Value(*Build("cwd"), {small, torch::avg_pool2d(inputs.teacher, 2), {}}), 1e-12);
+  ExpectGradientMatchesDifferences(*loss("student_to_teacher"), inputs);
+  const std::string refusal = Refusal(*loss("error"), inputs);
+  EXPECT_THAT(refusal, HasSubstr("[2, 3, 4, 4]"));
+  EXPECT_THAT(refusal, HasSubstr("[2, 3, 8, 8]"));
+}
+
+TEST(CwdLossTest, HalfPrecisionGradientsMatchDoubleInBothLayouts) {  // T13, T15
+  const LossInputs inputs = RandomMaps({2, 8, 14, 13}, 26);
+  // The gradient comes back in the input's dtype: half a unit in the last place of each element.
+  for (const auto& [dtype, epsilon] :
+       {std::pair{torch::kBFloat16, 1.0 / 256}, std::pair{torch::kFloat16, 1.0 / 2048}}) {
+    const torch::Tensor s = inputs.student.to(dtype), t = inputs.teacher.to(dtype);
+    const auto expected = Differentiate(*Build("cwd"), {s.to(torch::kFloat64), t.to(torch::kFloat64), {}});
+    const auto plain = Differentiate(*Build("cwd"), {s, t, {}});
+    const auto nhwc = Differentiate(
+        *Build("cwd"),
+        {s.contiguous(torch::MemoryFormat::ChannelsLast), t.contiguous(torch::MemoryFormat::ChannelsLast), {}});
+    const auto mixed = Differentiate(*Build("cwd"), {s.contiguous(torch::MemoryFormat::ChannelsLast), t, {}});
+    for (const LossAndGradient* result : {&plain, &nhwc, &mixed}) {
+      EXPECT_NEAR(result->loss, expected.loss, 1e-5 * expected.loss);
+      EXPECT_EQ(result->gradient.scalar_type(), dtype);
+      const double gap = (result->gradient.to(torch::kFloat64) - expected.gradient).norm().item<double>();
+      // float16 gradients of some 1e-6 are subnormal; they carry next to none of the norm.
+      EXPECT_LE(gap, (epsilon + 1e-4) * expected.gradient.norm().item<double>());
+    }
+  }
+}
+
+TEST(CwdLossTest, ADeadTeacherChannelPullsTheStudentToAConstant) {
+  LossInputs inputs = RandomMaps({1, 1, 3, 3}, 27);
+  inputs.teacher.fill_(7);
+  const torch::Tensor q = torch::softmax(inputs.student.flatten() / 4, 0);
+  EXPECT_LT((Differentiate(*Build("cwd"), inputs).gradient.flatten() - 4 * (q - 1.0 / 9)).abs().max().item<double>(),
+            1e-14);
+  EXPECT_NEAR(Value(*Build("cwd"), {torch::full_like(inputs.teacher, -3), inputs.teacher, {}}), 0, 1e-15);
+}
+
+TEST(CwdLossTest, NaNAndInfinityShowInTheLoss) {
+  for (auto dtype : {torch::kFloat64, torch::kFloat32, torch::kBFloat16}) {
+    for (double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
+      LossInputs inputs = RandomMaps({2, 3, 4, 4}, 28);
+      inputs.student = inputs.student.to(dtype);
+      inputs.teacher = inputs.teacher.to(dtype);
+      inputs.teacher[1][2][3][0] = bad;
+      EXPECT_FALSE(std::isfinite(Value(*Build("cwd"), inputs))) << dtype << " " << bad;
+    }
+  }
+}
+
+TEST(CwdLossTest, ATemperatureThatIsNoPositiveNumberIsRefused) {
+  for (double bad : {0.0, -1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
+    EXPECT_THROW(Build("cwd", {{"temperature", bad}}), std::runtime_error) << bad;
+  }
+}
+
+TEST(CwdLossTest, EmptyBatchesGiveZeroForEveryKnob) {
+  for (const char* axis : {"spatial", "channel", "channel_mean"}) {
+    for (const char* divergence : {"kl_t_s", "js"}) {
+      for (int64_t teacher : {4, 8}) {
+        const auto loss = Build("cwd", {{"norm_axis", axis}, {"divergence", divergence}});
+        const auto [value, gradient] =
+            Differentiate(*loss, {torch::zeros({0, 3, 4, 4}), torch::zeros({0, 3, teacher, teacher}), {}});
+        EXPECT_EQ(value, 0.0) << axis << " " << divergence;
+        EXPECT_EQ(gradient.numel(), 0) << axis << " " << divergence;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -78,6 +78,7 @@ TEST(L2LossTest, HandWorkedValues) {
   EXPECT_DOUBLE_EQ(Value(*Build("l2", {{"reduction", "sum_over_batch"}}), {s, t, {}}), 13.0);
 }
 
+// Property 11 of the stage-by-stage specification (SSKD).
 TEST(L2LossTest, SumOverBatchIsTheMeanTimesTheSizeOfAMap) {
   torch::manual_seed(3);
   const torch::Tensor s = torch::randn({4, 3, 5, 2}, torch::kFloat64), t = torch::randn({4, 3, 5, 2}, torch::kFloat64);
@@ -86,6 +87,7 @@ TEST(L2LossTest, SumOverBatchIsTheMeanTimesTheSizeOfAMap) {
   ExpectGradientMatchesDifferences(*Build("l2"), {s, t, {}});
 }
 
+// Property 13.
 TEST(L2LossTest, PostReluLossIsAtMostThePreReluLoss) {
   torch::manual_seed(4);
   const torch::Tensor s = torch::randn({2, 3, 4, 4}), t = torch::randn({2, 3, 4, 4});
@@ -132,6 +134,7 @@ TEST(AdapterTest, IsAOneByOneConvolutionOfTheSeed) {
   EXPECT_LT((y - by_hand).abs().max().item<float>(), 1e-5);
 }
 
+// Property 10.
 TEST(AdapterTest, IdentityWeightsGiveTheLossOfNoAdapter) {
   ConvBlock adapter({.in = 4, .out = 4}, 1);
   {
@@ -153,6 +156,155 @@ TEST(AdapterTest, NoneGivesNullAndUnknownKindsAreRefused) {
   EXPECT_EQ(MakeAdapter(plan, 1).status().code(), StatusCode::kInvalidArgument);
   plan.adapter = "conv1x1";
   EXPECT_EQ(MakeAdapter(plan, 1).status().code(), StatusCode::kInvalidArgument);
+}
+
+// y = norm(conv(x)) as torch's own modules compute it, with the block's weights.
+torch::Tensor Convolved(const ConvBlock& block, const torch::Tensor& x) {
+  const int64_t kernel = block.options().kernel;
+  torch::nn::Conv2d conv(torch::nn::Conv2dOptions(block.options().in, block.options().out, kernel)
+                             .padding(kernel / 2)
+                             .bias(block.options().bias));
+  torch::NoGradGuard no_grad;
+  conv->weight.copy_(block.weight);
+  if (block.options().bias) conv->bias.copy_(block.bias);
+  return conv->forward(x);
+}
+
+TEST(ConvBlockTest, EveryNormIsTheOneOfTorchsModules) {
+  torch::manual_seed(6);
+  const torch::Tensor x = torch::randn({3, 4, 5, 6}) * 2 + 1;
+  using Norm = ConvBlock::Norm;
+  for (Norm norm : {Norm::kNone, Norm::kBatch, Norm::kPerSample, Norm::kFrozen}) {
+    for (int64_t kernel : {1, 3}) {
+      ConvBlock block({.in = 4, .out = 7, .kernel = kernel, .bias = kernel == 3, .norm = norm}, 11);
+      torch::NoGradGuard no_grad;
+      if (norm != Norm::kNone) {
+        block.norm_weight.copy_(torch::randn({7}));
+        block.norm_bias.copy_(torch::randn({7}));
+      }
+      torch::Tensor expected = Convolved(block, x);
+      if (norm == Norm::kPerSample) {
+        torch::nn::InstanceNorm2d module(torch::nn::InstanceNorm2dOptions(7).affine(true));
+        module->weight.copy_(block.norm_weight);
+        module->bias.copy_(block.norm_bias);
+        expected = module->forward(expected);
+      } else if (norm != Norm::kNone) {
+        torch::nn::BatchNorm2d module(7);
+        module->train(norm == Norm::kBatch);
+        module->weight.copy_(block.norm_weight);
+        module->bias.copy_(block.norm_bias);
+        expected = module->forward(expected);
+      }
+      const torch::Tensor y = block.forward(x);
+      EXPECT_LT((y - expected).abs().max().item<float>(), 2e-5f) << static_cast<int>(norm) << " kernel " << kernel;
+      // Without running statistics: the same again, and in eval mode.
+      EXPECT_TRUE(torch::equal(block.forward(x), y));
+      block.eval();
+      EXPECT_TRUE(torch::equal(block.forward(x), y));
+      EXPECT_TRUE(block.buffers().empty());
+    }
+  }
+}
+
+TEST(ConvBlockTest, GradientsAreRightForOneSampleBehindATransposition) {
+  // Where torch's batch norm alone is wrong: one contiguous sample, and a gradient that lies as channels last.
+  torch::manual_seed(9);
+  const torch::Tensor weights = torch::randn({1, 12, 5}, torch::kFloat64);
+  for (ConvBlock::Norm norm : {ConvBlock::Norm::kBatch, ConvBlock::Norm::kPerSample}) {
+    ConvBlock block({.in = 2, .out = 5, .norm = norm}, 1);
+    const auto value = [&](const torch::Tensor& x) {
+      return (block.forward(x).flatten(2).transpose(1, 2).square() * weights).sum();
+    };
+    const torch::Tensor x = torch::randn({1, 2, 3, 4}, torch::kFloat64);
+    const torch::Tensor leaf = x.clone().requires_grad_(true);
+    value(leaf).backward();
+    torch::NoGradGuard no_grad;
+    for (int64_t i = 0; i < x.numel(); ++i) {
+      torch::Tensor up = x.clone(), down = x.clone();
+      up.flatten()[i] += 1e-5;
+      down.flatten()[i] -= 1e-5;
+      const double numeric = (value(up) - value(down)).item<double>() / 2e-5;
+      EXPECT_NEAR(leaf.grad().flatten()[i].item<double>(), numeric, 1e-5 * std::max(1.0, std::abs(numeric))) << i;
+    }
+  }
+}
+
+TEST(ConvBlockTest, PerSampleIsBatchNormOfOneSampleAtATime) {
+  torch::manual_seed(7);
+  const torch::Tensor x = torch::randn({3, 4, 5, 5});
+  ConvBlock batch({.in = 4, .out = 4, .norm = ConvBlock::Norm::kBatch}, 3);
+  ConvBlock alone({.in = 4, .out = 4, .norm = ConvBlock::Norm::kPerSample}, 3);
+  const torch::Tensor y = alone.forward(x);
+  for (int64_t n = 0; n < 3; ++n) {
+    EXPECT_LT((batch.forward(x.slice(0, n, n + 1)) - y.slice(0, n, n + 1)).abs().max().item<float>(), 1e-5f);
+  }
+}
+
+TEST(ConvBlockTest, ActivationsFollowTheNorm) {
+  torch::manual_seed(8);
+  const torch::Tensor x = torch::randn({2, 3, 4, 4});
+  using Activation = ConvBlock::Activation;
+  ConvBlock none({.in = 3, .out = 5, .norm = ConvBlock::Norm::kBatch}, 4);
+  const torch::Tensor y = none.forward(x);
+  ConvBlock relu({.in = 3, .out = 5, .norm = ConvBlock::Norm::kBatch, .activation = Activation::kRelu}, 4);
+  ConvBlock gelu({.in = 3, .out = 5, .norm = ConvBlock::Norm::kBatch, .activation = Activation::kGelu}, 4);
+  EXPECT_TRUE(torch::equal(relu.forward(x), y.relu()));
+  EXPECT_TRUE(torch::equal(gelu.forward(x), torch::gelu(y)));
+}
+
+TEST(ConvBlockTest, WeightsComeFromTheSeedWithinTorchsBounds) {
+  const ConvBlock::Options options{.in = 8, .out = 64, .kernel = 3, .bias = true, .norm = ConvBlock::Norm::kBatch};
+  ConvBlock a(options, 1);
+  torch::manual_seed(99);  // the global generator must not matter
+  ConvBlock b(options, 1), c(options, 2);
+  EXPECT_TRUE(torch::equal(a.weight, b.weight));
+  EXPECT_TRUE(torch::equal(a.bias, b.bias));
+  EXPECT_FALSE(torch::equal(a.weight, c.weight));
+  // Uniform in +-1/sqrt(fan in): nothing beyond, something near the ends, mean near 0.
+  const double bound = 1 / std::sqrt(8.0 * 9);
+  EXPECT_LE(a.weight.abs().max().item<double>(), bound * (1 + 1e-6));
+  EXPECT_GT(a.weight.abs().max().item<double>(), 0.99 * bound);
+  EXPECT_LE(a.bias.abs().max().item<double>(), bound * (1 + 1e-6));
+  EXPECT_LT(std::abs(a.weight.mean().item<double>()), 0.05 * bound);
+  EXPECT_TRUE(torch::equal(a.norm_weight, torch::ones({64})));
+  EXPECT_TRUE(torch::equal(a.norm_bias, torch::zeros({64})));
+  std::vector<std::string> names;
+  for (const auto& item : a.named_parameters()) names.push_back(item.key());
+  EXPECT_EQ(names, (std::vector<std::string>{"weight", "bias", "norm_weight", "norm_bias"}));
+}
+
+TEST(ConvBlockTest, ComputesInTheInputsType) {
+  ConvBlock block({.in = 3, .out = 5, .bias = true, .norm = ConvBlock::Norm::kPerSample}, 5);
+  const torch::Tensor x = torch::randn({2, 3, 4, 4}, torch::kFloat64);
+  const torch::Tensor y = block.forward(x);
+  EXPECT_EQ(y.scalar_type(), torch::kFloat64);
+  EXPECT_LT((y - block.forward(x.to(torch::kFloat32))).abs().max().item<double>(), 1e-5);
+}
+
+TEST(AdapterTest, EachKindHasItsLayers) {
+  LossPlan plan;
+  plan.name = "cwd-1";
+  plan.student_channels = 3;
+  plan.teacher_channels = 5;
+  struct Kind {
+    const char* adapter;
+    int64_t kernel;
+    size_t parameters;
+    bool negative;  // whether it puts out negative values
+  };
+  for (const Kind& kind : {Kind{"conv1x1", 1, 1, true},
+                           {"conv3x3", 3, 1, true},
+                           {"conv1x1_bn", 1, 3, true},
+                           {"conv1x1_bn_relu", 1, 3, false}}) {
+    plan.adapter = kind.adapter;
+    const auto adapter = MakeAdapter(plan, 1);
+    ASSERT_TRUE(adapter.ok()) << adapter.status();
+    EXPECT_EQ((*adapter)->weight.size(2), kind.kernel) << kind.adapter;
+    EXPECT_EQ((*adapter)->parameters().size(), kind.parameters) << kind.adapter;
+    const torch::Tensor y = (*adapter)->forward(torch::randn({2, 3, 4, 4}));
+    EXPECT_EQ(y.sizes(), (std::vector<int64_t>{2, 5, 4, 4})) << kind.adapter;
+    EXPECT_EQ(y.min().item<float>() < 0, kind.negative) << kind.adapter;
+  }
 }
 
 }  // namespace
