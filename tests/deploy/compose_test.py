@@ -197,7 +197,7 @@ def main_day(compose, work, build):
     first = json.loads(compose.ctl("submit", "/jobs/job.yaml", "--set", "stages.1.steps=30", "--output", "json", "--watch").stdout)
     expect(first["state"] == "JOB_STATE_SUCCEEDED", f"a short one succeeds: {first.get('reason')}")
     # The next one must outlast the scaling and killing below, on a machine of any speed.
-    steps = max(400, int(first["progress"]["images_per_second"] / 64 * 90))
+    steps = max(400, int(first["progress"]["images_per_second"] / 64 * 60))
     job = json.loads(compose.ctl("submit", "/jobs/job.yaml", "--set", f"stages.1.steps={steps}", "--request-id", "composed",
                                  "--output", "json").stdout)["job_id"]
     print(f"  a longer one has {steps} steps", flush=True)
