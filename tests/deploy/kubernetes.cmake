@@ -11,6 +11,12 @@ if(EXISTS ${distill_venv_python})
     add_test(NAME podman_play_test
       COMMAND ${distill_venv_python} ${CMAKE_CURRENT_SOURCE_DIR}/podman_play_test.py ${CMAKE_BINARY_DIR})
     set_tests_properties(podman_play_test PROPERTIES LABELS "deploy;slow" TIMEOUT 1200 SKIP_RETURN_CODE 77)
+    # Both build images, with the same base archive and log in build/: not at the same time.
+    foreach(test podman_play_test compose_test)
+      if(TEST ${test})
+        set_property(TEST ${test} APPEND PROPERTY RESOURCE_LOCK container_images)
+      endif()
+    endforeach()
   endif()
 else()
   message(STATUS "build/venv is missing (scripts/setup.sh): no tests of deploy/kubernetes")
