@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 namespace distill {
 namespace {
@@ -74,6 +76,58 @@ TEST(LrScheduleTest, RefusesWhatItDoesNotKnow) {
   plan.milestones = {0.5};
   plan.gamma = 0;
   EXPECT_FALSE(LrSchedule::Create(plan, 10).ok());
+}
+
+// Phases that share one schedule: each has the part of it from `begin` to `end`.
+TEST(LrScheduleTest, PartsOfAScheduleAreContinuousOverThePhases) {
+  for (const char* type : {"cosine", "constant", "step"}) {
+    SchedulePlan plan = Plan(type, 0.1);
+    plan.milestones = {0.2, 0.6};
+    const std::vector<std::vector<uint64_t>> splits = {{50, 50}, {30, 70}, {33, 33, 34}, {1, 99}, {20, 20, 20, 20, 20}};
+    for (const std::vector<uint64_t>& split : splits) {
+      const LrSchedule whole = Make(plan, 100);
+      uint64_t done = 0;
+      for (uint64_t steps : split) {
+        SchedulePlan part = plan;
+        part.begin = static_cast<double>(done) / 100;
+        part.end = static_cast<double>(done + steps) / 100;
+        const LrSchedule schedule = Make(part, steps);
+        for (uint64_t step = 0; step < steps; ++step) {
+          EXPECT_NEAR(schedule.Factor(step), whole.Factor(done + step), 1e-12)
+              << type << " phase of " << steps << " from " << done << " step " << step;
+        }
+        done += steps;
+      }
+    }
+  }
+}
+
+TEST(LrScheduleTest, PartsOfOneScheduleMayDivideItUnevenly) {
+  // 7 steps in three phases of thirds (2, 2, 3): whatever the rounding, the rate never rises after the warm-up.
+  double previous = 2;
+  const std::vector<std::pair<double, double>> parts = {{0, 1.0 / 3}, {1.0 / 3, 2.0 / 3}, {2.0 / 3, 1}};
+  const std::vector<uint64_t> steps = {2, 2, 3};
+  for (size_t k = 0; k < 3; ++k) {
+    SchedulePlan plan = Plan("cosine");
+    plan.begin = parts[k].first;
+    plan.end = parts[k].second;
+    const LrSchedule schedule = Make(plan, steps[k]);
+    for (uint64_t step = 0; step < steps[k]; ++step) {
+      EXPECT_LE(schedule.Factor(step), previous) << k << " " << step;
+      EXPECT_GT(schedule.Factor(step), 0);
+      previous = schedule.Factor(step);
+    }
+  }
+}
+
+TEST(LrScheduleTest, RefusesPartsThatAreNone) {
+  for (const auto& [begin, end] :
+       {std::pair{0.5, 0.5}, {0.7, 0.2}, {-0.1, 0.5}, {0.5, 1.1}, {std::numeric_limits<double>::quiet_NaN(), 1.0}}) {
+    SchedulePlan plan = Plan("cosine");
+    plan.begin = begin;
+    plan.end = end;
+    EXPECT_EQ(LrSchedule::Create(plan, 10).status().code(), StatusCode::kInvalidArgument) << begin << " " << end;
+  }
 }
 
 }  // namespace
