@@ -11,15 +11,6 @@ using testing::HasSubstr;
 using testing::Not;
 using testing::StartsWith;
 
-std::shared_ptr<ZooNet> Teacher(uint32_t width) {
-  ModelSpec spec = SmallStudent();
-  spec.width = width;
-  auto net = Take(ZooNet::Create(spec));
-  net->InitWeights(99);
-  net->eval();
-  return net;
-}
-
 std::vector<StepResult> Train(StageRunner* runner, StepSource* source, uint64_t first, uint64_t end) {
   std::vector<StepResult> results;
   for (uint64_t step = first; step < end; ++step) {
@@ -29,6 +20,7 @@ std::vector<StepResult> Train(StageRunner* runner, StepSource* source, uint64_t 
   return results;
 }
 
+// Properties 3 (phase isolation) and 5 (gradient reach) of the stage-by-stage specification.
 TEST(StageRunnerTest, OnlyTheStagesModulesMove) {
   // Momentum and weight decay on: a frozen parameter that was in the optimizer, or a frozen batch norm in train mode,
   // would move.
@@ -36,7 +28,7 @@ TEST(StageRunnerTest, OnlyTheStagesModulesMove) {
   stage.student_until = "layer2";
   stage.optimizer.weight_decay = 0.1;
   Rank rank(SmallPlan({stage}));
-  const auto teacher = Teacher(8);
+  const auto teacher = SmallTeacher(8);
   const auto before = StateOf(*rank.net);
   auto runner = rank.Runner();
   SyntheticSource source(0, 16);
@@ -56,6 +48,7 @@ TEST(StageRunnerTest, OnlyTheStagesModulesMove) {
   }
 }
 
+// Properties 3 and 15.
 TEST(StageRunnerTest, HeadStageMovesTheHeadAloneAndNeedsNoTeacher) {
   Rank rank(SmallPlan({Stage("head", {"fc"}, {CrossEntropy()}, 4)}));
   const auto before = StateOf(*rank.net);
@@ -66,6 +59,7 @@ TEST(StageRunnerTest, HeadStageMovesTheHeadAloneAndNeedsNoTeacher) {
   EXPECT_EQ(Changed(before, StateOf(*rank.net)), (std::vector<std::string>{"fc.bias", "fc.weight"}));
 }
 
+// Property 7, the drift trap.
 TEST(StageRunnerTest, FreezingByGradientAloneWouldMoveFrozenStatistics) {
   // The trap that ApplyTrainable avoids, shown on code that falls into it: gradients off, but the whole net in train
   // mode.
@@ -77,6 +71,7 @@ TEST(StageRunnerTest, FreezingByGradientAloneWouldMoveFrozenStatistics) {
   EXPECT_THAT(Changed(before, StateOf(*rank.net)), testing::Contains("bn1.running_mean"));
 }
 
+// Property 1.
 TEST(StageRunnerTest, ACopyOfTheTeacherInEvalModeHasZeroFeatureLoss) {
   StagePlan stage = Stage("head", {"fc"}, {CrossEntropy(), FeatureLoss("l2", "layer3", 16, 16)}, 1);
   Rank rank(SmallPlan({stage}));
@@ -92,7 +87,7 @@ TEST(StageRunnerTest, AdaptersTrainWithTheStageAndStayOutOfTheNet) {
   Rank rank(SmallPlan({Stage("mimic", {"layer1"}, {FeatureLoss("l2", "layer1", 4, 8)}, 3)}));
   auto runner = rank.Runner();
   SyntheticSource source(0, 16);
-  source.SetTeacher(Teacher(8), runner->teacher_taps());
+  source.SetTeacher(SmallTeacher(8), runner->teacher_taps());
   const SafetensorsFile before = runner->State();
   Train(runner.get(), &source, 0, 3);
   const SafetensorsFile after = runner->State();
@@ -116,6 +111,7 @@ TEST(StageRunnerTest, ABranchOfWeightZeroIsNotComputed) {
   Train(runner.get(), &source, 0, 1);
 }
 
+// Property 5.
 TEST(StageRunnerTest, TrainableParametersThatNoLossReachesStayFrozen) {
   const JobPlan plan = SmallPlan({Stage("mimic", WholeNet(), {FeatureLoss("l2", "layer2.0", 8, 8)}, 3)});
   OnRanks(2, [&](uint32_t r,
@@ -124,7 +120,7 @@ TEST(StageRunnerTest, TrainableParametersThatNoLossReachesStayFrozen) {
     const auto before = StateOf(*rank.net);
     auto runner = rank.Runner();
     SyntheticSource source(0, 16, r, 2);
-    source.SetTeacher(Teacher(4), runner->teacher_taps());
+    source.SetTeacher(SmallTeacher(4), runner->teacher_taps());
     Train(runner.get(), &source, 0, 3);
     const auto changed = Changed(before, StateOf(*rank.net));
     EXPECT_THAT(changed, testing::Contains("layer2.0.conv2.weight"));
@@ -138,7 +134,7 @@ TEST(StageRunnerTest, TotalIsTheWeightedSumOfTheTerms) {
   Rank rank(SmallPlan({Stage("whole", WholeNet(), {CrossEntropy(2), feature}, 1)}));
   auto runner = rank.Runner();
   SyntheticSource source(0, 16);
-  source.SetTeacher(Teacher(8), runner->teacher_taps());
+  source.SetTeacher(SmallTeacher(8), runner->teacher_taps());
   const StepResult result = Train(runner.get(), &source, 0, 1)[0];
   EXPECT_DOUBLE_EQ(result.loss, 2 * result.terms[0] + 0.25 * result.terms[1]);
 }
@@ -159,15 +155,19 @@ TEST(StageRunnerTest, RequestsEachTeacherTapOnceInTheDtypeItBears) {
   EXPECT_EQ(rank.Runner()->teacher_taps(), expected);
 }
 
-TEST(StageRunnerTest, NaNNamesStepLossAndTapAndMovesNothing) {
+TEST(StageRunnerTest, ALossThatIsNotFiniteNamesStepLossAndTapAndMovesNothing) {
+  // The student's own fault: the teacher's maps are sound (objective_test.cc has those that are not).
   Rank rank(SmallPlan({Stage("mimic", {"layer1"}, {FeatureLoss("l2", "layer1", 4, 4)}, 3)}));
   auto runner = rank.Runner();
   SyntheticSource source(0, 16);
-  source.SetTeacher(Teacher(4), runner->teacher_taps());
+  source.SetTeacher(SmallTeacher(4), runner->teacher_taps());
   Train(runner.get(), &source, 0, 2);
+  {
+    torch::NoGradGuard no_grad;
+    rank.net->named_parameters()["layer1.0.bn2.bias"][0] = NAN;
+  }
   std::map<std::string, torch::Tensor> parameters;
   for (const auto& item : rank.net->named_parameters()) parameters[item.key()] = item.value().detach().clone();
-  source.poison_ = true;
   const auto result = runner->Step(&source, 2);
   EXPECT_EQ(result.status().code(), StatusCode::kFailedPrecondition);
   EXPECT_TRUE(IsNotFinite(result.status()));
@@ -175,8 +175,9 @@ TEST(StageRunnerTest, NaNNamesStepLossAndTapAndMovesNothing) {
   for (const char* part : {"'mimic'", "step 2", "'l2-layer1'", "tap layer1", "nan"}) {
     EXPECT_THAT(result.status().ToString(), HasSubstr(part));
   }
-  for (const auto& item : rank.net->named_parameters())
-    EXPECT_TRUE(torch::equal(item.value(), parameters[item.key()])) << item.key();
+  for (const auto& item : rank.net->named_parameters()) {
+    EXPECT_TRUE(torch::allclose(item.value(), parameters[item.key()], 0, 0, /*equal_nan=*/true)) << item.key();
+  }
 }
 
 TEST(StageRunnerTest, ContradictionsNameTheStage) {
@@ -204,13 +205,14 @@ TEST(StageRunnerTest, ContradictionsNameTheStage) {
 // (optimizer, ranks)
 class ResumeTest : public testing::TestWithParam<std::tuple<std::string, uint32_t>> {};
 
+// Property 18.
 TEST_P(ResumeTest, AResumedStageIsBitIdenticalToAnUnbrokenOne) {
   const auto& [optimizer, ranks] = GetParam();
   StagePlan stage = Stage("whole", WholeNet(), {CrossEntropy(), FeatureLoss("l2", "layer2", 8, 16)}, 8);
   stage.optimizer.type = optimizer;
   stage.optimizer.lr = optimizer == "adam" ? 1e-3 : 0.1;
   const JobPlan plan = SmallPlan({stage});
-  const auto teacher = Teacher(8);
+  const auto teacher = SmallTeacher(8);
   const auto source_at = [&](uint64_t step, uint32_t rank, uint32_t world, const StageRunner& runner) {
     auto source = std::make_unique<SyntheticSource>(step, 16, rank, world);
     source->SetTeacher(teacher, runner.teacher_taps());
@@ -277,7 +279,7 @@ TEST(DataParallelTest, TwoRanksEqualOneProcessWithTheWholeBatch) {
     stage.optimizer.type = optimizer;
     stage.optimizer.lr = 0.01;
     const JobPlan plan = SmallPlan({stage});
-    const auto teacher = Teacher(8);
+    const auto teacher = SmallTeacher(8);
     Rank alone(plan);
     auto runner = alone.Runner();
     SyntheticSource source(0, 32);

@@ -42,6 +42,16 @@ inline ModelSpec SmallStudent() {
   return spec;
 }
 
+// The same network of another width and other weights, in eval mode.
+inline std::shared_ptr<ZooNet> SmallTeacher(uint32_t width) {
+  ModelSpec spec = SmallStudent();
+  spec.width = width;
+  auto net = Take(ZooNet::Create(spec));
+  net->InitWeights(99);
+  net->eval();
+  return net;
+}
+
 inline LossPlan CrossEntropy(double weight = 1) {
   LossPlan loss;
   loss.name = "cross_entropy";
@@ -171,14 +181,19 @@ class SyntheticSource : public StepSource {
         wire.bytes = Buffer::FromVector({bytes, bytes + plain.nbytes()});
         input.features.taps.push_back(std::move(wire));
       }
-      if (poison_) const_cast<float*>(reinterpret_cast<const float*>(input.features.taps[0].bytes.data))[0] = NAN;
+      if (poison_) {
+        const Buffer& bytes = input.features.taps[poison_tap_].bytes;
+        const_cast<float*>(reinterpret_cast<const float*>(bytes.data))[0] = poison_with_;
+      }
     }
     return input;
   }
 
   int late_ = 0;         // calls of Next that find nothing yet
   Status error_;         // given by Next when set
-  bool poison_ = false;  // a NaN in the first tap
+  bool poison_ = false;  // poison_with_ is in the tap poison_tap_
+  float poison_with_ = NAN;
+  size_t poison_tap_ = 0;
 
  private:
   uint64_t step_;
