@@ -329,6 +329,19 @@ TEST_F(JobRunnerTest, ADamagedCheckpointFallsBackAndTheResultIsTheSame) {
   EXPECT_EQ(Student("straight"), Student("broken"));
 }
 
+TEST_F(JobRunnerTest, AStoreRestoredFromAnOldCopyLearnsOfTheStagesAgain) {
+  const JobPlan plan = Plan(1);
+  const Ended first = Run(plan, "work", StopAt(1, 3, [](JobControl* control) { control->Terminate(); }));
+  ASSERT_EQ(first.outcomes[0].end, JobEnd::kTerminated) << first.outcomes[0].status;
+  // The coordinator knows of no stage; the newest checkpoint is inside the second.
+  const Ended again = Run(plan, "work", nullptr, 0);
+  ASSERT_EQ(again.outcomes[0].end, JobEnd::kFinished) << again.outcomes[0].status;
+  ASSERT_EQ(again.fleets[0]->commits().size(), 2u);
+  EXPECT_EQ(again.fleets[0]->commits()[0].stage, 0u);
+  EXPECT_EQ(again.fleets[0]->commits()[1].stage, 1u);
+  EXPECT_THAT(again.fleets[0]->events(), Contains(HasSubstr("does not know that stage 1 is done")));
+}
+
 TEST_F(JobRunnerTest, ALostCommitIsRepeatedAfterTheRestart) {
   const JobPlan plan = Plan(1);
   ASSERT_EQ(Run(plan, "work").outcomes[0].end, JobEnd::kFinished);
