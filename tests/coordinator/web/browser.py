@@ -69,8 +69,14 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        self._process.kill()
-        self._process.wait()
+        # Asked first: a killed browser leaves children behind that still write to the profile.
+        try:
+            self._session = None
+            self.call("Browser.close", timeout=10)
+            self._process.wait(timeout=20)
+        except (BrowserError, OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
         os.close(self._read)
         os.close(self._write)
         self._log.close()
