@@ -19,7 +19,7 @@
 //          are read once from memory and the gradient written once where a row (or, channels last, a group of samples)
 //          fits into the cache.
 // Versions channel_kl_reference.h (plain loops, read this first); channel_kl_{portable,avx2,avx512}.cc (one source,
-//          three instruction sets); common/cuda/channel_kl_cuda.h.
+//          three instruction sets).
 #ifndef DISTILL_COMMON_KERNELS_CHANNEL_KL_H_
 #define DISTILL_COMMON_KERNELS_CHANNEL_KL_H_
 
