@@ -7,6 +7,7 @@
 // ratio=<x>, with the median time of either side and the median of the rounds' ratios baseline / ours. "_rate" compares
 // the bytes of the maps read and the gradient written per second with those of a plain copy; "_memory" is the most
 // memory that a call takes beyond its maps and gradients, in shares of plain TaT's attention matrix of one image.
+#include <malloc.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -194,6 +195,7 @@ double Resident(const char* key) {
 }
 // The most memory `call` takes while it runs.
 double PeakExtraBytes(const std::function<void()>& call) {
+  malloc_trim(0);  // else the call could use memory that earlier cases gave back to the allocator
   std::ofstream("/proc/self/clear_refs") << "5";  // the peak becomes what is resident now
   const double before = Resident("VmRSS");
   call();
@@ -262,6 +264,7 @@ void BenchTat(Bench* bench, const TatCase& c) {
 
   bench->Time(
       c.name, [&] { eager(maps); }, ours);
+  if (!c.patches) return;  // the matrix of a small map is no measure
   const double matrix = std::pow(static_cast<double>(c.size * c.size), 2) * sizeof(float);
   bench->Result(StrCat(c.name, "_memory"), extra / (1 << 20), "MiB", matrix / (1 << 20), extra / matrix);
 }
