@@ -74,6 +74,7 @@ constexpr std::string_view kActivations[] = {"relu", "identity", "gelu"};
 constexpr std::string_view kNorms[] = {"none", "batchnorm"};
 constexpr std::string_view kSides[] = {"student", "teacher", "both"};
 constexpr std::string_view kMasks[] = {"spatial", "channel"};
+constexpr std::string_view kCwdMasks[] = {"none", "padding"};
 constexpr std::string_view kOrientations[] = {"teacher_query", "student_query"};
 constexpr std::string_view kThetas[] = {"identity", "conv1x1_bn", "conv3x3_bn"};
 constexpr std::string_view kEmbeddings[] = {"auto", "identity", "conv1x1_bn", "conv3x3_bn"};
@@ -125,6 +126,8 @@ constexpr KnobSchema kCwdKnobs[] = {
     Choice("divergence", "kl_t_s", kDivergences,
            "Between the teacher's map p and the student's q: KL(p||q), cross-entropy, KL(q||p), Jensen-Shannon, or "
            "squared difference of p and q."),
+    Choice("mask", "none", kCwdMasks,
+           "padding: positions in the padding of a random crop leave both softmaxes; with norm_axis spatial."),
     Choice("norm_axis", "spatial", kNormAxes,
            "Softmax over the positions of each channel, over the channels of each position, or none: mean square of "
            "the channels' means."),

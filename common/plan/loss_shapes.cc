@@ -126,6 +126,11 @@ Status ResolveLoss(const MapShape& student, const MapShape& teacher, LossPlan* l
   DISTILL_RETURN_IF_ERROR(ResolveAdapter(schema, student, teacher, loss));
   if (loss->type == "tat") return ResolveTat(student, teacher, loss, warnings);
   if (loss->type == "channel_transform") DISTILL_RETURN_IF_ERROR(ResolveChannelTransform(loss));
+  if (loss->type == "cwd" && TextKnob(loss->knobs, "mask") != "none" &&
+      TextKnob(loss->knobs, "norm_axis") != "spatial") {
+    return absl::InvalidArgumentError(StrCat("mask: ", TextKnob(loss->knobs, "mask"), " needs norm_axis: spatial, not ",
+                                             TextKnob(loss->knobs, "norm_axis")));
+  }
   if (!loss->knobs.contains("spatial_mismatch")) return OkStatus();  // positions are summed away
   const ResizedMaps sizes = ResizeTo(TextKnob(loss->knobs, "spatial_mismatch"), student.size, teacher.size);
   if (sizes.student != sizes.teacher) {

@@ -7,7 +7,7 @@
 
 namespace distill {
 
-void AugmentImage(const AugmentOptions& options, uint64_t seed, uint64_t epoch, uint64_t sample_id, uint32_t channels, uint32_t height,
+VisibleRect AugmentImage(const AugmentOptions& options, uint64_t seed, uint64_t epoch, uint64_t sample_id, uint32_t channels, uint32_t height,
                   uint32_t width, const uint8_t* in, uint8_t* out) {
   CounterRng rng(seed, RngPurpose::kAugment, epoch, sample_id);
   // Always three draws, so that switching one augmentation off leaves the other as it was.
@@ -29,6 +29,12 @@ void AugmentImage(const AugmentOptions& options, uint64_t seed, uint64_t epoch, 
       if (flip) std::reverse(row, row + width);
     }
   }
+  const int64_t top = std::clamp<int64_t>(-dy, 0, height);
+  const int64_t bottom = std::clamp<int64_t>(int64_t{height} - dy, top, height);
+  if (top == bottom || begin == end) return {};
+  const int64_t left = flip ? int64_t{width} - end : begin;
+  return {static_cast<uint32_t>(top), static_cast<uint32_t>(left), static_cast<uint32_t>(bottom),
+          static_cast<uint32_t>(left + end - begin)};
 }
 
 }  // namespace distill

@@ -16,8 +16,15 @@ struct AugmentOptions {
   bool horizontal_flip = false;  // with probability one half
 };
 
+// The part of an augmented picture that shows the image and no padding: rows [top, bottom), columns [left, right). Empty
+// when all of it is padding.
+struct VisibleRect {
+  uint32_t top = 0, left = 0, bottom = 0, right = 0;
+  bool operator==(const VisibleRect&) const = default;
+};
+
 // `in` and `out` are uint8 [C, H, W] and do not overlap. Stateless; any thread.
-void AugmentImage(const AugmentOptions& options, uint64_t seed, uint64_t epoch, uint64_t sample_id, uint32_t channels, uint32_t height,
+VisibleRect AugmentImage(const AugmentOptions& options, uint64_t seed, uint64_t epoch, uint64_t sample_id, uint32_t channels, uint32_t height,
                   uint32_t width, const uint8_t* in, uint8_t* out);
 
 }  // namespace distill

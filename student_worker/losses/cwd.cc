@@ -9,7 +9,8 @@
 //
 // Knobs: temperature T > 0, with `temperature_end` moving over the stage; scale_t2 (false: without T^2); reduction mean
 // (1/(N*C)), sum_over_channels (1/N), sum (1);
-// norm_axis
+// mask padding: positions whose centre lies in the padding of a random crop leave both distributions (norm_axis spatial
+// only); norm_axis
 //     spatial       softmax over positions, as above
 //     channel       softmax over channels at every position, rows r = (n, position): pixel-wise distillation; the mean
 //                   reduction divides by N*H*W, the sum over "channels" is one over positions
@@ -57,6 +58,18 @@ NormAxis ParseNormAxis(std::string_view text) {
   return NormAxis::kSpatial;
 }
 
+// bool [N, H, W]: the map's positions whose centre is in the visible part [N, 4] of the image; undefined for all.
+torch::Tensor VisiblePositions(const torch::Tensor& visible, const torch::Tensor& map) {
+  if (!visible.defined()) return {};
+  const auto centres = [&](int64_t count) {
+    return (torch::arange(count, visible.options()) + 0.5) / static_cast<double>(count);  // (count)
+  };
+  const auto inside = [&](int64_t from, int64_t to, const torch::Tensor& at) {
+    return at.ge(visible.slice(1, from, from + 1)).logical_and(at.lt(visible.slice(1, to, to + 1)));  // (N, count)
+  };
+  return inside(0, 2, centres(map.size(2))).unsqueeze(2).logical_and(inside(1, 3, centres(map.size(3))).unsqueeze(1));
+}
+
 class CwdLoss : public Loss {
  public:
   explicit CwdLoss(const Knobs& knobs)
@@ -65,7 +78,8 @@ class CwdLoss : public Loss {
         scale_t2_(FlagKnob(knobs, "scale_t2")),
         divergence_(ParseDivergence(TextKnob(knobs, "divergence"))),
         reduction_(ParseRowReduction(TextKnob(knobs, "reduction"))),
-        norm_axis_(ParseNormAxis(TextKnob(knobs, "norm_axis"))) {}
+        norm_axis_(ParseNormAxis(TextKnob(knobs, "norm_axis"))),
+        masked_(TextKnob(knobs, "mask") == "padding") {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
     MapPair maps{inputs.student, inputs.teacher};
@@ -88,12 +102,16 @@ class CwdLoss : public Loss {
     double scale = scale_t2_ ? temperature * temperature : 1;
     if (reduction_ == RowReduction::kMean) scale /= static_cast<double>(std::max<int64_t>(n * c, 1));
     if (reduction_ == RowReduction::kSumOverChannels) scale /= static_cast<double>(std::max<int64_t>(n, 1));
+    const torch::Tensor mask = masked_ ? VisiblePositions(inputs.visible, maps.student) : torch::Tensor();
     if (divergence_ == Divergence::kTeacherToStudent || divergence_ == Divergence::kCrossEntropy) {
-      return MapSoftmaxKl(maps.student, maps.teacher, temperature, scale, divergence_ == Divergence::kCrossEntropy);
+      return MapSoftmaxKl(maps.student, maps.teacher, temperature, scale, divergence_ == Divergence::kCrossEntropy,
+                          mask);
     }
     // (N, C, H, W) -> (N*C, H*W)
     const auto rows = [&](const torch::Tensor& map) {
-      return ToComputeType(map, inputs.student).flatten(0, 1).flatten(1);
+      const torch::Tensor all = ToComputeType(map, inputs.student).flatten(0, 1).flatten(1);
+      if (!mask.defined()) return all;
+      return MaskRows(all, mask.flatten(1).unsqueeze(1).expand({n, c, all.size(1)}).flatten(0, 1));
     };
     const torch::Tensor log_p = LogSoftmaxAtTemperature(rows(maps.teacher), temperature);  // (N*C, H*W)
     const torch::Tensor log_q = LogSoftmaxAtTemperature(rows(maps.student), temperature);  // (N*C, H*W)
@@ -124,6 +142,7 @@ class CwdLoss : public Loss {
   const Divergence divergence_;
   const RowReduction reduction_;
   const NormAxis norm_axis_;
+  const bool masked_;
 };
 
 }  // namespace

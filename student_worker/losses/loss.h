@@ -25,8 +25,11 @@ struct LossInputs {
   torch::Tensor student;  // logits [N, K] or a map [N, C, H, W] (after its adapter), floating point
   torch::Tensor teacher;  // what it is compared with; undefined for losses that read no teacher
   torch::Tensor labels;   // int64 [N], classes in [0, K); undefined for losses that read none
-  double progress = 0;    // share of the stage's steps that are done, in [0, 1): for knobs with a schedule
-  uint64_t draw = 0;      // differs between steps and ranks: seeds what a loss draws at random
+  // float32 [N, 4]: top, left, bottom, right of the part of each image that is no padding, as shares of its height and
+  // width; undefined: all of it.
+  torch::Tensor visible;
+  double progress = 0;  // share of the stage's steps that are done, in [0, 1): for knobs with a schedule
+  uint64_t draw = 0;    // differs between steps and ranks: seeds what a loss draws at random
 };
 
 // Immutable but for its parameters and the details of the last call; one thread at a time.

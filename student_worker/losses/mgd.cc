@@ -4,7 +4,8 @@
 //     loss = reduce of (G(mask * S) - T)^2,      G = conv3x3(C_t, C_t), ReLU, conv3x3(C_t, C_t), with biases
 // `mask` spatial: positions, in all channels at once (the paper's detection and segmentation runs); channel: whole
 // channels (its classification runs). `mask_ratio`: the share that is hidden. S is the student's map after its adapter.
-// The mask is drawn anew in every step, from LossInputs::draw alone, so a resumed stage draws the same ones.
+// The mask is drawn anew in every step, from the seed and LossInputs::draw alone, so a resumed stage draws the same
+// ones.
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
@@ -34,6 +35,7 @@ class MgdLoss : public Loss {
         reduction_(ParseReduction(TextKnob(plan.knobs, "reduction"))),
         by_channel_(TextKnob(plan.knobs, "mask") == "channel"),
         mask_ratio_(NumberKnob(plan.knobs, "mask_ratio")),
+        seed_(seed),
         generator_(std::make_shared<Generator>(plan.teacher_channels, seed)) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
@@ -45,7 +47,7 @@ class MgdLoss : public Loss {
                                                " channels, but got student ", ShapeText(inputs.student),
                                                " and teacher ", ShapeText(inputs.teacher)));
     }
-    at::Generator random = at::detail::createCPUGenerator(SeedFor("mgd", inputs.draw));
+    at::Generator random = at::detail::createCPUGenerator(SeedFor("mgd", inputs.draw ^ seed_));
     const std::vector<int64_t> shape = by_channel_ ? std::vector<int64_t>{s.size(0), s.size(1), 1, 1}
                                                    : std::vector<int64_t>{s.size(0), 1, s.size(2), s.size(3)};
     const torch::Tensor seen = torch::empty(shape, torch::kFloat32).uniform_(0, 1, random).ge_(mask_ratio_);
@@ -60,6 +62,7 @@ class MgdLoss : public Loss {
   const Reduction reduction_;
   const bool by_channel_;
   const double mask_ratio_;
+  const uint64_t seed_;                         // so that two losses of a stage hide different parts
   const std::shared_ptr<Generator> generator_;  // shared as torch modules are
 };
 

@@ -54,7 +54,8 @@ void ParallelForOfTorch(int64_t begin, int64_t end, int64_t grain, const Paralle
 class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& student, const torch::Tensor& teacher,
-                               double temperature, double scale, bool cross_entropy, bool channels_last) {
+                               double temperature, double scale, bool cross_entropy, bool channels_last,
+                               const torch::Tensor& mask) {
     ChannelKlMaps maps;
     maps.n = student.size(0);
     maps.c = student.size(1);
@@ -64,6 +65,7 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
     maps.teacher = teacher.const_data_ptr();
     HasKernelType(student, &maps.student_type);
     HasKernelType(teacher, &maps.teacher_type);
+    if (mask.defined()) maps.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     ChannelKlOptions options;
     options.temperature = temperature;
     options.divergence = cross_entropy ? Divergence::kCrossEntropy : Divergence::kTeacherStudent;
@@ -82,7 +84,7 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const torch::Tensor gradient = context->get_saved_variables()[0];
-    return {gradient * grads[0].to(gradient.scalar_type()), {}, {}, {}, {}, {}};
+    return {gradient * grads[0].to(gradient.scalar_type()), {}, {}, {}, {}, {}, {}};
   }
 };
 
@@ -112,17 +114,34 @@ torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
                                      scale, cross_entropy);
 }
 
+torch::Tensor MaskRows(const torch::Tensor& rows, const torch::Tensor& mask) {
+  constexpr double kLow = -1e30;  // finite, so that 0 times a difference of two of them is 0
+  return rows.masked_fill(mask.logical_not(), kLow);
+}
+
 torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy) {
+                           bool cross_entropy, const torch::Tensor& mask) {
   if (!FusedApplies(student, teacher, temperature)) {
-    return RowSoftmaxKl(student.flatten(0, 1).flatten(1), teacher.flatten(0, 1).flatten(1), temperature, scale,
-                        cross_entropy);
+    torch::Tensor s = student.flatten(0, 1).flatten(1), t = teacher.flatten(0, 1).flatten(1);  // (N*C, H*W)
+    if (mask.defined()) {
+      // A sample without a position keeps its first one, at 0 on both sides: one certain outcome, divergence 0.
+      const torch::Tensor empty = mask.flatten(1).any(1, /*keepdim=*/true).logical_not();  // (N, 1)
+      torch::Tensor seen = mask.flatten(1).clone();                                        // (N, H*W)
+      seen.slice(1, 0, 1).logical_or_(empty);
+      const auto per_row = [&](const torch::Tensor& x) {
+        return x.unsqueeze(1).expand({student.size(0), student.size(1), x.size(1)}).flatten(0, 1);
+      };
+      s = MaskRows(s.masked_fill(per_row(empty), 0), per_row(seen));
+      t = MaskRows(t.masked_fill(per_row(empty), 0), per_row(seen));
+    }
+    return RowSoftmaxKl(s, t, temperature, scale, cross_entropy);
   }
   const auto last = torch::MemoryFormat::ChannelsLast;
   const bool channels_last = !student.is_contiguous() && student.is_contiguous(last);
   const auto format = channels_last ? last : torch::MemoryFormat::Contiguous;
+  const torch::Tensor bytes = mask.defined() ? mask.to(torch::kUInt8).contiguous() : mask;
   return FusedMapKlFunction::apply(student.contiguous(format), teacher.detach().contiguous(format), temperature, scale,
-                                   cross_entropy, channels_last);
+                                   cross_entropy, channels_last, bytes);
 }
 
 }  // namespace distill

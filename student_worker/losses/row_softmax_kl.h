@@ -29,9 +29,14 @@ torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
                            bool cross_entropy = false);
 
 // The same with one row for each (n, c) of maps [N, C, H, W], over its H*W positions. Contiguous and channels_last maps
-// are read as they lie in memory.
+// are read as they lie in memory. `mask`: bool [N, H, W], undefined for all; positions where it is false leave both
+// distributions and get no gradient, and a sample without any position contributes 0.
 torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy = false);
+                           bool cross_entropy = false, const torch::Tensor& mask = {});
+
+// Takes the positions that `mask` (bool, the rows' shape) leaves out to a number so low that their probability is 0 and
+// stays 0 in every product.
+torch::Tensor MaskRows(const torch::Tensor& rows, const torch::Tensor& mask);
 
 }  // namespace distill
 

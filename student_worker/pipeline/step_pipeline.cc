@@ -100,8 +100,8 @@ void StepPipeline::Load() {
     for (size_t i = 0; i < input.sample_ids.size(); ++i) {
       const uint32_t id = input.sample_ids[i];
       data.CopyImage(id, original.data());
-      AugmentImage(options_.augment, options_.sampler.seed, input.epoch, id, data.channels(), data.height(), data.width(),
-                   original.data(), pixels.data() + i * image_bytes);
+      input.visible.push_back(AugmentImage(options_.augment, options_.sampler.seed, input.epoch, id, data.channels(), data.height(), data.width(),
+                   original.data(), pixels.data() + i * image_bytes));
       input.labels.push_back(data.label(id));
     }
     input.images = ImageBatch{static_cast<uint32_t>(input.sample_ids.size()), data.channels(), data.height(), data.width(),

@@ -27,6 +27,7 @@ struct StepInput {
   std::vector<uint32_t> sample_ids;  // [n], indices into the data set
   ImageBatch images;                 // [n, C, H, W], augmented, as the teacher saw them
   std::vector<int64_t> labels;       // [n]
+  std::vector<VisibleRect> visible;  // [n], what of each picture is no padding
   FeatureBatch features;             // no taps when the pipeline has no pool
   double data_seconds = 0;           // how long Next(), all calls for this step together, waited for pixels ...
   double feature_seconds = 0;        // ... and after that for features

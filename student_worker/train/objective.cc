@@ -161,6 +161,7 @@ StatusOr<Objective::Value> Objective::Compute(const Inputs& given) const {
     }
     if (term.teacher_index != kNone) inputs.teacher = given.teacher[term.teacher_index];
     inputs.labels = given.labels;
+    inputs.visible = given.visible;
     inputs.progress = given.progress;
     inputs.draw = given.draw;
     auto loss = term.loss->Compute(inputs);

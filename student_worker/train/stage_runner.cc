@@ -158,6 +158,14 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
   inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull +
                 step * static_cast<uint64_t>(options_.lockstep->group()->world_size()) +
                 static_cast<uint64_t>(options_.lockstep->group()->rank());
+  if (!input.visible.empty()) {
+    std::vector<float> shares;
+    for (const VisibleRect& rect : input.visible) {
+      const auto h = static_cast<float>(input.images.h), w = static_cast<float>(input.images.w);
+      shares.insert(shares.end(), {rect.top / h, rect.left / w, rect.bottom / h, rect.right / w});
+    }
+    inputs.visible = torch::tensor(shares).view({-1, 4}).to(options_.device);
+  }
   for (const WireTensor& tap : input.features.taps) {
     DISTILL_ASSIGN_OR_RETURN(torch::Tensor tensor, FromWireTensor(tap));
     inputs.teacher.push_back(tensor.to(options_.device));

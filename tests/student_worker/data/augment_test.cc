@@ -37,6 +37,24 @@ TEST(AugmentTest, MatchesGoldenValues) {
   }
 }
 
+// Padding is 0 and OneTo holds no 0, so the visible part is what is not 0.
+TEST(AugmentTest, TheVisibleRectIsWhatIsNotPadding) {
+  for (uint64_t id = 0; id < 200; ++id) {
+    const std::vector<uint8_t> image = OneTo(24);
+    std::vector<uint8_t> out(24);
+    const VisibleRect rect = AugmentImage({3, true}, 9, 1, id, 1, 4, 6, image.data(), out.data());
+    for (uint32_t y = 0; y < 4; ++y) {
+      for (uint32_t x = 0; x < 6; ++x) {
+        const bool inside = y >= rect.top && y < rect.bottom && x >= rect.left && x < rect.right;
+        ASSERT_EQ(out[y * 6 + x] != 0, inside) << "sample " << id << " at " << y << ", " << x;
+      }
+    }
+  }
+  const std::vector<uint8_t> image = OneTo(24);
+  std::vector<uint8_t> out(24);
+  EXPECT_EQ(AugmentImage({}, 1, 2, 3, 1, 4, 6, image.data(), out.data()), (VisibleRect{0, 0, 4, 6}));
+}
+
 TEST(AugmentTest, HundredImagesMatchGoldenHash) {
   std::vector<uint8_t> image(3 * 32 * 32);
   for (size_t i = 0; i < image.size(); ++i) image[i] = static_cast<uint8_t>(i * 31 + 7);
