@@ -65,7 +65,7 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
     maps.teacher = teacher.const_data_ptr();
     HasKernelType(student, &maps.student_type);
     HasKernelType(teacher, &maps.teacher_type);
-    if (mask.defined()) maps.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
+    if (mask.numel() > 0) maps.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     ChannelKlOptions options;
     options.temperature = temperature;
     options.divergence = cross_entropy ? Divergence::kCrossEntropy : Divergence::kTeacherStudent;
@@ -139,7 +139,8 @@ torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
   const auto last = torch::MemoryFormat::ChannelsLast;
   const bool channels_last = !student.is_contiguous() && student.is_contiguous(last);
   const auto format = channels_last ? last : torch::MemoryFormat::Contiguous;
-  const torch::Tensor bytes = mask.defined() ? mask.to(torch::kUInt8).contiguous() : mask;
+  // Autograd takes no undefined tensor: an empty one stands for no mask.
+  const torch::Tensor bytes = mask.defined() ? mask.to(torch::kUInt8).contiguous() : torch::empty({0}, torch::kUInt8);
   return FusedMapKlFunction::apply(student.contiguous(format), teacher.detach().contiguous(format), temperature, scale,
                                    cross_entropy, channels_last, bytes);
 }
