@@ -733,8 +733,19 @@ Status Job::Commit(uint32_t stage, double seconds) {
   result.accuracy = position_.accuracy;
   result.loss = last_loss_;
   result.seconds = seconds;
-  return LeaderDoes("stage-commit", [&] {
-    return EndedIfAborted(environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result));
+  return LeaderDoes("stage-commit", [&]() -> Status {
+    const auto commit = [&] {
+      return EndedIfAborted(environment_.fleet->CommitStage(assignment_.job_id, assignment_.generation, result));
+    };
+    const Status status = commit();
+    if (status.code() != StatusCode::kFailedPrecondition || stage == 0) return status;
+    // Stages are committed in order, and the coordinator does not know of an earlier one: its store was restored from a
+    // copy while this job ran. The newest checkpoint holds their work too; those that are known are accepted as they
+    // are.
+    Event(EventLevel::kWarning, StrCat("the coordinator does not know all stages before ", stage + 1,
+                                       "; committing them again with ", last_checkpoint_));
+    for (result.stage = 0; result.stage < stage; ++result.stage) DISTILL_RETURN_IF_ERROR(commit());
+    return commit();
   });
 }
 

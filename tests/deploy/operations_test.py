@@ -31,7 +31,7 @@ def backup(binaries):
         cluster.wait_job(first)
         # No student: the copy surely knows the second job as one that waits.
         cluster.stop("student-0")
-        second = cluster.submit(job_text("second", 1, 5, 40, checkpoint_every=5), "second")
+        second = cluster.submit(job_text("second", 1, 5, 400, checkpoint_every=5), "second")
 
         # As docs/operations.md says, while the coordinator runs.
         subprocess.run(["sqlite3", store, f".backup '{copy}'"], check=True)

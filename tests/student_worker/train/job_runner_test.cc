@@ -39,6 +39,14 @@ class RecordedFleet : public FleetClient {
   }
   Status CommitStage(const std::string&, uint64_t, const JobStageResult& result) override {
     absl::MutexLock lock(&mutex_);
+    if (forgets_before == result.stage) {
+      forgets_before = 0;
+      known_stages = 0;
+    }
+    if (result.stage > known_stages) {
+      return absl::FailedPreconditionError("an earlier stage is not committed yet");
+    }
+    if (result.stage == known_stages && commit_status.ok()) ++known_stages;
     commits_.push_back(result);
     return commit_status;
   }
@@ -56,7 +64,9 @@ class RecordedFleet : public FleetClient {
   void Stop() override {}
 
   std::function<void(const JobProgress&)> on_progress;
-  Status commit_status;  // what CommitStage answers; set before the job starts
+  Status commit_status;         // what CommitStage answers; set before the job starts
+  uint32_t known_stages = 0;    // committed in earlier generations; set before the job starts
+  uint32_t forgets_before = 0;  // all commits are forgotten when this stage's comes: a store restored from a copy
 
   std::vector<JobProgress> progress() const { return Copy(progress_); }
   std::vector<std::string> events() const { return Copy(events_); }
@@ -143,6 +153,7 @@ class JobRunnerTest : public testing::Test {
       controls.push_back(std::make_unique<JobControl>(std::vector<TeacherEndpoint>()));
     std::vector<std::thread> threads;
     for (uint32_t rank = 0; rank < plan.students; ++rank) {
+      ended.fleets[rank]->known_stages = first_stage;
       if (set_up) set_up(rank, ended.fleets[rank].get(), controls[rank].get());
       threads.emplace_back([&, rank] {
         MetricsRegistry registry;
@@ -352,6 +363,16 @@ TEST_F(JobRunnerTest, ALostCommitIsRepeatedAfterTheRestart) {
   EXPECT_EQ(again.fleets[0]->commits()[0].stage, 1u);
   EXPECT_GE(again.fleets[0]->commits()[0].accuracy, 0);
   EXPECT_EQ(again.fleets[0]->finished()[0].student_accuracy, again.fleets[0]->commits()[0].accuracy);
+}
+
+TEST_F(JobRunnerTest, AStoreRestoredWhileTheJobRunsLearnsOfAllStages) {
+  const Ended ended =
+      Run(Plan(1), "work", [](uint32_t, RecordedFleet* fleet, JobControl*) { fleet->forgets_before = 1; });
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  std::vector<uint32_t> stages;
+  for (const JobStageResult& commit : ended.fleets[0]->commits()) stages.push_back(commit.stage);
+  EXPECT_THAT(stages, testing::ElementsAre(0u, 0u, 1u));
+  EXPECT_THAT(ended.fleets[0]->events(), Contains(HasSubstr("committing them again")));
 }
 
 TEST_F(JobRunnerTest, ANewerGenerationIsNotAFailure) {
