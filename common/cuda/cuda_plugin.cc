@@ -2,6 +2,7 @@
 #define USE_C10D_NCCL
 #include "common/cuda/cuda_plugin.h"
 
+#include <ATen/ATen.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAFunctions.h>
 
@@ -34,6 +35,29 @@ void AbortNccl(c10d::Backend& backend) {
   }
 }
 
+// Given back to the allocator before the kernels have run, which is safe: it is used again on the same stream only.
+at::Tensor Scratch(int64_t bytes) {
+  return at::empty({bytes}, at::TensorOptions().device(c10::DeviceType::CUDA).dtype(at::kByte));
+}
+
+std::string RunChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options,
+                         const ChannelKlCudaOutput& output) {
+  int64_t bytes = 0;
+  if (std::string problem = ChannelKlCudaScratchBytes(maps, &bytes); !problem.empty()) return problem;
+  const at::Tensor scratch = Scratch(bytes);
+  ChannelKlCudaOutput with_scratch = output;
+  with_scratch.scratch = scratch.data_ptr();
+  return ChannelKlCuda(maps, options, with_scratch, c10::cuda::getCurrentCUDAStream().stream());
+}
+
+std::string RunTatAttention(const TatMaps& maps, const TatOptions& options, const TatTokenPlan& plan,
+                            const TatCudaOutput& output) {
+  const at::Tensor scratch = Scratch(TatCudaScratchBytes(maps, options, plan));
+  TatCudaOutput with_scratch = output;
+  with_scratch.scratch = scratch.data_ptr();
+  return TatAttentionCuda(maps, options, plan, with_scratch, c10::cuda::getCurrentCUDAStream().stream());
+}
+
 }  // namespace
 }  // namespace distill
 
@@ -42,6 +66,7 @@ extern "C" __attribute__((visibility("default"))) const distill::CudaPlugin* dis
   // lost peer is something that a rank survives here.
   ::setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", /*overwrite=*/0);
   static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion, distill::DeviceCount, distill::DeviceName,
-                                             distill::MakeNccl, distill::AbortNccl};
+                                             distill::MakeNccl,           distill::AbortNccl,   distill::RunChannelKl,
+                                             distill::RunTatAttention};
   return &plugin;
 }

@@ -9,10 +9,13 @@
 #include <chrono>
 #include <string>
 
+#include "common/cuda/channel_kl_cuda.h"
+#include "common/cuda/tat_cuda.h"
+
 namespace distill {
 
 // Raised at every change of the table, so that a plugin left over from another build is refused.
-inline constexpr int kCudaPluginVersion = 1;
+inline constexpr int kCudaPluginVersion = 2;
 
 struct CudaPlugin {
   int version;
@@ -25,6 +28,13 @@ struct CudaPlugin {
                     c10::intrusive_ptr<c10d::Backend>* backend);
   // REQUIRES: made by make_nccl. From any thread. Throws nothing.
   void (*abort_nccl)(c10d::Backend& backend);
+
+  // ChannelKlCuda() and TatAttentionCuda() on the current stream, with scratch memory of torch's allocator (the
+  // outputs' `scratch` is not read). Empty, or what went wrong. Throws c10::Error when device memory is short.
+  std::string (*channel_kl)(const ChannelKlMaps& maps, const ChannelKlOptions& options,
+                            const ChannelKlCudaOutput& output);
+  std::string (*tat_attention)(const TatMaps& maps, const TatOptions& options, const TatTokenPlan& plan,
+                               const TatCudaOutput& output);
 };
 
 // The plugin's one exported function: `extern "C" const CudaPlugin* distill_cuda_plugin()`.

@@ -93,7 +93,13 @@ StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOp
                                     SimdLevel level = BestSimdLevel());
 
 // Factor between the sum over rows of the divergence and the loss: weight * (T^2 or 1) / (N*C, N or 1).
-double ChannelKlScale(const ChannelKlMaps& maps, const ChannelKlOptions& options);
+inline double ChannelKlScale(const ChannelKlMaps& maps, const ChannelKlOptions& options) {
+  double scale = options.weight;
+  if (options.scale_t2) scale *= options.temperature * options.temperature;
+  if (options.reduction != MapReduction::kSum) scale /= static_cast<double>(maps.n > 1 ? maps.n : 1);
+  if (options.reduction == MapReduction::kMean) scale /= static_cast<double>(maps.c > 1 ? maps.c : 1);
+  return scale;
+}
 // What ChannelKl refuses.
 Status ValidateChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output);
 

@@ -461,14 +461,6 @@ void RunReferenceRows(const Job& job) {
 
 }  // namespace
 
-double ChannelKlScale(const ChannelKlMaps& maps, const ChannelKlOptions& options) {
-  double scale = options.weight;
-  if (options.scale_t2) scale *= options.temperature * options.temperature;
-  if (options.reduction != MapReduction::kSum) scale /= std::max<int64_t>(1, maps.n);
-  if (options.reduction == MapReduction::kMean) scale /= std::max<int64_t>(1, maps.c);
-  return scale;
-}
-
 Status ValidateChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output) {
   if (maps.n < 0 || maps.c < 0 || maps.hw < 0) {
     return absl::InvalidArgumentError(StrCat("channel_kl: negative shape [", maps.n, ", ", maps.c, ", ", maps.hw, "]"));

@@ -6,6 +6,13 @@
 #include <cstdint>
 #include <cstring>
 
+// Conversions run on a GPU too.
+#if defined(__CUDACC__)
+#define DISTILL_HOST_DEVICE __host__ __device__
+#else
+#define DISTILL_HOST_DEVICE
+#endif
+
 namespace distill {
 
 enum class ElementType : uint8_t { kFloat32, kBfloat16, kFloat16 };
@@ -23,14 +30,14 @@ constexpr const char* Name(ElementType type) {
   return type == ElementType::kFloat32 ? "float32" : type == ElementType::kBfloat16 ? "bfloat16" : "float16";
 }
 
-inline float ToFloat(float x) { return x; }
-inline float ToFloat(Bfloat16 x) {
+DISTILL_HOST_DEVICE inline float ToFloat(float x) { return x; }
+DISTILL_HOST_DEVICE inline float ToFloat(Bfloat16 x) {
   const uint32_t bits = uint32_t{x.bits} << 16;
   float f;
   std::memcpy(&f, &bits, sizeof f);
   return f;
 }
-inline float ToFloat(Float16 x) {
+DISTILL_HOST_DEVICE inline float ToFloat(Float16 x) {
   // Places exponent and mantissa where float32 has them; the multiplication by 2^112 corrects the exponent's bias,
   // subnormals included.
   const uint32_t magnitude = (uint32_t{x.bits} & 0x7fffu) << 13;
@@ -47,8 +54,8 @@ inline float ToFloat(Float16 x) {
 }
 
 // Rounds to nearest, ties to even; what is too large becomes infinity.
-inline void FromFloat(float x, float* out) { *out = x; }
-inline void FromFloat(float x, Bfloat16* out) {
+DISTILL_HOST_DEVICE inline void FromFloat(float x, float* out) { *out = x; }
+DISTILL_HOST_DEVICE inline void FromFloat(float x, Bfloat16* out) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   if ((bits & 0x7fffffffu) > 0x7f800000u) {
@@ -57,7 +64,7 @@ inline void FromFloat(float x, Bfloat16* out) {
     out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
 }
-inline void FromFloat(float x, Float16* out) {
+DISTILL_HOST_DEVICE inline void FromFloat(float x, Float16* out) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   const uint32_t sign = (bits >> 16) & 0x8000u;
