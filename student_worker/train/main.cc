@@ -81,9 +81,9 @@ Status CheckFolders(const Flags& flags) {
   }
   fs::create_directories(flags.work_dir, error);
   if (error || access(flags.work_dir.c_str(), W_OK) != 0) {
-    return absl::InvalidArgumentError(StrCat("--work-dir ", flags.work_dir, " cannot be made or written to",
-                                             error ? ": " + error.message() : std::string(),
-                                             "; choose a writable folder"));
+    return absl::PermissionDeniedError(StrCat("--work-dir ", flags.work_dir, " cannot be made or written to",
+                                              error ? ": " + error.message() : std::string(),
+                                              "; choose a writable folder"));
   }
   return OkStatus();
 }
@@ -106,7 +106,9 @@ StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& opti
 }
 
 int Serve(const Flags& flags) {
-  if (const Status folders = CheckFolders(flags); !folders.ok()) return Fail(folders, kExitConfiguration);
+  if (const Status folders = CheckFolders(flags); !folders.ok()) {
+    return Fail(folders, folders.code() == StatusCode::kPermissionDenied ? kExitDiskFull : kExitConfiguration);
+  }
   const auto device = DescribeDevice(flags.device);
   if (!device.ok()) return Fail(device.status(), kExitConfiguration);
 

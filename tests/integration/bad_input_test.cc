@@ -78,6 +78,17 @@ TEST_F(BadInputTest, CorruptTeacherWeightsStopTheTeacherWithAMessage) {
   EXPECT_NE(result.err.find("half.safetensors"), std::string::npos) << result.err;
 }
 
+TEST_F(BadInputTest, AStudentThatCannotWriteItsFolderEndsWithItsOwnExitCode) {
+  TempDir dir;
+  WriteFile(dir / "file", "in the way");
+  const CommandResult result =
+      RunCommand({std::string(DISTILL_BIN_DIR) + "/distill-student", "--coordinator", "127.0.0.1:1", "--data-root",
+                  dir.path(), "--work-dir", dir / "file/work"},
+                 std::chrono::seconds(60));
+  EXPECT_EQ(result.exit_code, 74) << result.err;
+  EXPECT_NE(result.err.find("file/work cannot be made or written to"), std::string::npos) << result.err;
+}
+
 TEST_F(BadInputTest, TeacherWithOtherWeightsIsNotUsed) {
   Cluster cluster;
   ASSERT_TRUE(cluster.Start(1, 0));
