@@ -1,14 +1,17 @@
 #include "student_worker/losses/row_softmax_kl.h"
 
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/torch.h>
 
 #include "common/kernels/channel_kl.h"
+#include "student_worker/losses/kernel_view.h"
 
 namespace distill {
 namespace {
 
+using loss_internal::KernelType;
+using loss_internal::LayoutOf;
+using loss_internal::ParallelForOfTorch;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -30,41 +33,20 @@ class RowSoftmaxKlFunction : public torch::autograd::Function<RowSoftmaxKlFuncti
   }
 };
 
-bool HasKernelType(const torch::Tensor& tensor, ElementType* type) {
-  switch (tensor.scalar_type()) {
-    case torch::kFloat32:
-      *type = ElementType::kFloat32;
-      return true;
-    case torch::kBFloat16:
-      *type = ElementType::kBfloat16;
-      return true;
-    case torch::kFloat16:
-      *type = ElementType::kFloat16;
-      return true;
-    default:
-      return false;
-  }
-}
-
-void ParallelForOfTorch(int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) {
-  at::parallel_for(begin, end, grain, body);
-}
-
 // On maps [N, C, H, W] that both lie in memory as `format` says.
 class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& student, const torch::Tensor& teacher,
-                               double temperature, double scale, bool cross_entropy, bool channels_last,
-                               const torch::Tensor& mask) {
+                               double temperature, double scale, bool cross_entropy, const torch::Tensor& mask) {
     ChannelKlMaps maps;
     maps.n = student.size(0);
     maps.c = student.size(1);
     maps.hw = student.size(2) * student.size(3);
-    maps.layout = channels_last ? MapLayout::kChannelsLast : MapLayout::kChannelsFirst;
+    maps.layout = LayoutOf(student);
     maps.student = student.const_data_ptr();
     maps.teacher = teacher.const_data_ptr();
-    HasKernelType(student, &maps.student_type);
-    HasKernelType(teacher, &maps.teacher_type);
+    maps.student_type = *KernelType(student);  // FusedApplies has looked
+    maps.teacher_type = *KernelType(teacher);
     if (mask.numel() > 0) maps.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     ChannelKlOptions options;
     options.temperature = temperature;
@@ -84,13 +66,12 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const torch::Tensor gradient = context->get_saved_variables()[0];
-    return {gradient * grads[0].to(gradient.scalar_type()), {}, {}, {}, {}, {}, {}};
+    return {gradient * grads[0].to(gradient.scalar_type()), {}, {}, {}, {}, {}};
   }
 };
 
 bool FusedApplies(const torch::Tensor& student, const torch::Tensor& teacher, double temperature) {
-  ElementType type;
-  return student.is_cpu() && teacher.is_cpu() && HasKernelType(student, &type) && HasKernelType(teacher, &type) &&
+  return student.is_cpu() && teacher.is_cpu() && KernelType(student).has_value() && KernelType(teacher).has_value() &&
          temperature >= 1e-6 && temperature <= 1e6;
 }
 
@@ -136,13 +117,12 @@ torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
     }
     return RowSoftmaxKl(s, t, temperature, scale, cross_entropy);
   }
-  const auto last = torch::MemoryFormat::ChannelsLast;
-  const bool channels_last = !student.is_contiguous() && student.is_contiguous(last);
-  const auto format = channels_last ? last : torch::MemoryFormat::Contiguous;
+  const auto format = LayoutOf(student) == MapLayout::kChannelsLast ? torch::MemoryFormat::ChannelsLast
+                                                                    : torch::MemoryFormat::Contiguous;
   // Autograd takes no undefined tensor: an empty one stands for no mask.
   const torch::Tensor bytes = mask.defined() ? mask.to(torch::kUInt8).contiguous() : torch::empty({0}, torch::kUInt8);
   return FusedMapKlFunction::apply(student.contiguous(format), teacher.detach().contiguous(format), temperature, scale,
-                                   cross_entropy, channels_last, bytes);
+                                   cross_entropy, bytes);
 }
 
 }  // namespace distill

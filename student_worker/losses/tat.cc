@@ -16,7 +16,6 @@
 // attention matrix; dense, float64 and other devices through torch's operators. Both log, beside the term, the
 // attention's mean entropy (nats) and mean largest weight: without a scale the attention is easily almost hard, and
 // gamma and theta learn little then. A 1x1 map has W = 1: loss = mean((phi(s) - f)^2), no gradient to gamma and theta.
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/torch.h>
 
@@ -27,6 +26,7 @@
 #include "common/plan/tat_geometry.h"
 #include "common/str_cat.h"
 #include "student_worker/losses/conv_block.h"
+#include "student_worker/losses/kernel_view.h"
 #include "student_worker/losses/loss_internal.h"
 
 namespace distill::loss_internal {
@@ -92,21 +92,11 @@ struct KernelCall {
   double entropy = 0, largest_weight = 0;
 };
 
-void ParallelForOfTorch(int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) {
-  at::parallel_for(begin, end, grain, body);
-}
-
-bool IsChannelsLast(const torch::Tensor& map) {
-  return !map.is_contiguous() && map.is_contiguous(torch::MemoryFormat::ChannelsLast);
-}
-
 FeatureMap Describe(const torch::Tensor& map) {
   FeatureMap out;
   out.data = map.const_data_ptr();
-  out.type = map.scalar_type() == torch::kBFloat16 ? ElementType::kBfloat16
-             : map.scalar_type() == torch::kHalf   ? ElementType::kFloat16
-                                                   : ElementType::kFloat32;
-  out.layout = IsChannelsLast(map) ? MapLayout::kChannelsLast : MapLayout::kChannelsFirst;
+  out.type = *KernelType(map);  // Attend has looked
+  out.layout = LayoutOf(map);
   out.channels = map.size(1);
   out.height = map.size(2);
   out.width = map.size(3);
@@ -252,7 +242,9 @@ class TatLoss : public Loss {
     int64_t width = maps.gamma.size(1);
     if (mode == TatMode::kPatchGroup) width *= geometry.grid_rows * geometry.grid_cols / geometry.groups;
     options.attention_scale = ScaleFor(width);
-    const auto dense = [](const torch::Tensor& map) { return IsChannelsLast(map) ? map : map.contiguous(); };
+    const auto dense = [](const torch::Tensor& map) {
+      return LayoutOf(map) == MapLayout::kChannelsLast ? map : map.contiguous();
+    };
     Part part;
     part.loss = TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target),
                                 reinterpret_cast<int64_t>(&call));
