@@ -15,6 +15,7 @@
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
 #include "student_worker/train/artifacts.h"
+#include "student_worker/train/best_weights.h"
 #include "student_worker/train/checkpoint_store.h"
 #include "student_worker/train/evaluate.h"
 #include "student_worker/train/objective.h"
@@ -109,37 +110,6 @@ struct Position {
   double teacher_accuracy = -1;
 };
 
-// The best weights of a stage by its objective on held-out images, in the stage's checkpoints beside the optimizer.
-struct Best {
-  double loss = std::numeric_limits<double>::infinity();
-  uint32_t since = 0;     // measurements since then
-  SafetensorsFile model;  // empty: nothing was measured yet
-
-  static constexpr std::string_view kPrefix = "best.";
-  void AddTo(SafetensorsFile* file) const {
-    if (model.tensors.empty()) return;
-    for (const auto& [name, tensor] : model.tensors) file->tensors[StrCat(kPrefix, name)] = tensor;
-    file->metadata["best_loss"] = StrCat(loss);
-    file->metadata["best_since"] = StrCat(since);
-  }
-  // Takes out of `file` what AddTo put in.
-  static Best TakeFrom(SafetensorsFile* file) {
-    Best best;
-    for (auto it = file->tensors.begin(); it != file->tensors.end();) {
-      if (it->first.starts_with(kPrefix)) {
-        best.model.tensors[it->first.substr(kPrefix.size())] = it->second;
-        it = file->tensors.erase(it);
-      } else {
-        ++it;
-      }
-    }
-    if (best.model.tensors.empty()) return best;
-    best.loss = std::atof(file->metadata["best_loss"].c_str());
-    best.since = static_cast<uint32_t>(std::atoi(file->metadata["best_since"].c_str()));
-    return best;
-  }
-};
-
 class Job {
  public:
   Job(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control)
@@ -203,7 +173,7 @@ class Job {
   SafetensorsFile resumed_optimizer_;  // rank 0, until the stage has taken it
   std::string last_checkpoint_, last_digest_;
   double last_loss_ = 0;
-  Best best_;  // rank 0
+  BestWeights best_;  // rank 0
   JobProgress progress_;
 };
 
@@ -474,14 +444,14 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
   std::unique_ptr<StageRunner> runner;
   std::unique_ptr<TeacherPool> pool;
   std::unique_ptr<StepPipeline> pipeline;
-  best_ = Best();
+  best_ = BestWeights();
   const auto set_up = [&]() -> Status {
     DISTILL_ASSIGN_OR_RETURN(
         runner,
         StageRunner::Create(
             {.plan = &plan_, .stage = stage_index, .net = net_.get(), .lockstep = lockstep_.get(), .device = device_}));
     if (position_.step > 0 && leader()) {
-      best_ = Best::TakeFrom(&resumed_optimizer_);
+      best_ = BestWeights::TakeFrom(&resumed_optimizer_);
       DISTILL_RETURN_IF_ERROR(Annotate(runner->LoadState(resumed_optimizer_), last_checkpoint_));
       resumed_optimizer_ = SafetensorsFile();
     }
