@@ -67,11 +67,11 @@ def wait_for(what, condition, seconds):
 
 
 class Podman:
-    """An engine of its own: storage, state, networks and settings are below `folder`."""
+    """An engine of its own: storage, networks and settings are below `folder`, state is below the short `run`."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, run):
         self.folder = folder
-        for name in ("root", "run", "networks", "bin", "tmp"):
+        for name in ("root", "networks", "bin", "tmp"):
             (folder / name).mkdir()
         # crun refuses cgroups of versions 1 and 2 side by side; runc takes them.
         runtime = "crun" if pathlib.Path("/sys/fs/cgroup/cgroup.controllers").exists() else "runc"
@@ -93,9 +93,9 @@ class Podman:
             "--root",
             folder / "root",
             "--runroot",
-            folder / "run",
+            run / "run",
             "--tmpdir",
-            folder / "tmp" / "libpod",
+            run / "libpod",
             "--network-config-dir",
             folder / "networks",
         ]
@@ -412,7 +412,9 @@ def main():
         skip(f"{DATA} is missing: scripts/setup.sh")
     # Not below /tmp: overlay needs a file system of its own kind, and the storage takes a gigabyte.
     folder = pathlib.Path(tempfile.mkdtemp(prefix="podman-play.", dir=pathlib.Path(options.build).resolve()))
-    podman, cluster, failed = Podman(folder), None, True
+    # Podman refuses paths of more than 50 characters for its state (sockets); the checkout's may be longer.
+    state = pathlib.Path(tempfile.mkdtemp(prefix="podman-", dir="/tmp"))
+    podman, cluster, failed = Podman(folder, state), None, True
     try:
         if not options.tree:
             options.tree = folder / "tree"
@@ -467,6 +469,7 @@ def main():
             podman("network", "rm", "-f", NETWORK, check=False)
         podman("system", "reset", "-f", check=False)
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(state, ignore_errors=True)
     say("done; nothing is left")
 
 
