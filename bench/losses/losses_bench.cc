@@ -26,6 +26,7 @@
 #include "common/kernels/channel_kl_reference.h"
 #include "common/kernels/tat_attention.h"
 #include "common/str_cat.h"
+#include "student_worker/losses/kernel_view.h"
 
 namespace distill {
 namespace {
@@ -61,9 +62,7 @@ void CheckClose(const std::string& what, const Tensor& got, const Tensor& want, 
   if (!(error <= limit)) Die(StrCat(what, " differs by ", error, " of its size; ", limit, " is allowed"));
 }
 
-const ParallelFor kTorchThreads = [](int64_t begin, int64_t end, int64_t grain, const ParallelBody& body) {
-  at::parallel_for(begin, end, grain, body);
-};
+const ParallelFor kTorchThreads = loss_internal::ParallelForOfTorch;  // as in the student
 
 ElementType TypeOf(const Tensor& map) {
   return map.scalar_type() == torch::kFloat32 ? ElementType::kFloat32 : ElementType::kBfloat16;

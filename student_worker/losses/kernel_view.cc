@@ -3,6 +3,10 @@
 #include <ATen/Parallel.h>
 #include <torch/torch.h>
 
+#ifndef _OPENMP
+#error "compile this file with OpenMP: at::parallel_for runs on one thread without"
+#endif
+
 namespace distill::loss_internal {
 
 std::optional<ElementType> KernelType(const torch::Tensor& tensor) {

@@ -1,7 +1,5 @@
 // What every loss of the table promises, whatever its formula (student_worker/losses/loss.h).
-#include "common/plan/loss_schema.h"
-#include "common/plan/loss_shapes.h"
-#include "tests/student_worker/losses/loss_checks.h"
+#include "tests/student_worker/losses/every_loss.h"
 
 namespace distill {
 namespace {
@@ -9,58 +7,7 @@ namespace {
 using testing::HasSubstr;
 using Shape = std::vector<int64_t>;
 
-class EveryLossTest : public testing::TestWithParam<std::string_view> {
- protected:
-  const LossSchema& schema() const { return *FindLossSchema(GetParam()); }
-  bool maps() const { return schema().input == LossInput::kFeatures; }
-  bool reads_teacher() const { return schema().input != LossInput::kLabels; }
-
-  // Three samples; channels differ where the loss can deal with it.
-  LossInputs Inputs(torch::Dtype dtype = torch::kFloat64) const {
-    torch::manual_seed(21);
-    LossInputs inputs;
-    const int64_t width = schema().channels == ChannelRule::kAdapter ? 3 : 4;
-    inputs.student = torch::randn(maps() ? Shape{3, 3, 4, 4} : Shape{3, 5}, torch::kFloat64).to(dtype);
-    if (reads_teacher()) {
-      inputs.teacher = torch::randn(maps() ? Shape{3, width, 4, 4} : Shape{3, 5}, torch::kFloat64).mul(1.5).to(dtype);
-    }
-    if (schema().uses_labels) inputs.labels = torch::tensor({4, 0, 2}, torch::kInt64);
-    inputs.draw = 17;
-    return inputs;
-  }
-
-  // As the coordinator resolves it for these maps.
-  std::unique_ptr<Loss> Make(uint64_t seed = 3) const {
-    LossPlan plan;
-    plan.name = GetParam();
-    plan.type = GetParam();
-    plan.adapter = "auto";
-    plan.knobs = *CompleteKnobs(schema(), {});
-    if (maps()) {
-      const LossInputs inputs = Inputs();
-      const auto shape = [](const torch::Tensor& map) {
-        return MapShape{static_cast<uint32_t>(map.size(1)),
-                        {static_cast<uint32_t>(map.size(2)), static_cast<uint32_t>(map.size(3))}};
-      };
-      std::vector<std::string> warnings;
-      const Status resolved = ResolveLoss(shape(inputs.student), shape(inputs.teacher), &plan, &warnings);
-      EXPECT_TRUE(resolved.ok()) << resolved;
-      EXPECT_THAT(warnings, testing::IsEmpty());
-      EXPECT_EQ(plan.adapter, "none");
-    }
-    auto loss = MakeLoss(plan, seed);
-    if (!loss.ok()) throw std::runtime_error(loss.status().ToString());
-    return std::move(*loss);
-  }
-};
-
-std::vector<std::string_view> Types() {
-  std::vector<std::string_view> types;
-  for (const LossSchema& schema : LossSchemas()) types.push_back(schema.type);
-  return types;
-}
-
-INSTANTIATE_TEST_SUITE_P(Table, EveryLossTest, testing::ValuesIn(Types()),
+INSTANTIATE_TEST_SUITE_P(Table, EveryLossTest, testing::ValuesIn(LossTypes()),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_P(EveryLossTest, IsAFiniteScalarWithTheGradientOfItsValue) {
