@@ -3,6 +3,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/torch.h>
 
+#include "common/cuda/cuda_plugin.h"
+#include "common/cuda/cuda_runtime.h"
 #include "common/kernels/channel_kl.h"
 #include "student_worker/losses/kernel_view.h"
 
@@ -55,12 +57,21 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
     options.scale_t2 = false;
     options.weight = scale;
     const torch::Tensor gradient = torch::empty_like(student);
+    context->save_for_backward({gradient});
+    if (student.is_cuda()) {
+      const torch::Tensor loss = torch::empty({}, gradient.options().dtype(torch::kFloat32));
+      ChannelKlCudaOutput output;
+      output.gradient = gradient.data_ptr();
+      output.loss = loss.data_ptr<float>();
+      const std::string error = LoadedCudaPlugin()->channel_kl(maps, options, output);
+      TORCH_CHECK(error.empty(), "channel_kl on the GPU: ", error);
+      return loss;
+    }
     ChannelKlOutput output;
     output.gradient = gradient.data_ptr();
     output.gradient_type = maps.student_type;
     const StatusOr<ChannelKlResult> result = ChannelKl(maps, options, output, ParallelForOfTorch);
     TORCH_CHECK(result.ok(), result.status().ToString());
-    context->save_for_backward({gradient});
     return torch::scalar_tensor(result->loss, torch::kFloat32);
   }
 
@@ -71,7 +82,11 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
 };
 
 bool FusedApplies(const torch::Tensor& student, const torch::Tensor& teacher, double temperature) {
-  return student.is_cpu() && teacher.is_cpu() && KernelType(student).has_value() && KernelType(teacher).has_value() &&
+  const bool on_cpu = student.is_cpu() && teacher.is_cpu();
+  // The GPU's kernels take no empty maps; without the plugin, torch's operators do the work there.
+  const bool on_gpu =
+      student.is_cuda() && teacher.device() == student.device() && student.numel() > 0 && LoadedCudaPlugin() != nullptr;
+  return (on_cpu || on_gpu) && KernelType(student).has_value() && KernelType(teacher).has_value() &&
          temperature >= 1e-6 && temperature <= 1e6;
 }
 
@@ -120,7 +135,8 @@ torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
   const auto format = LayoutOf(student) == MapLayout::kChannelsLast ? torch::MemoryFormat::ChannelsLast
                                                                     : torch::MemoryFormat::Contiguous;
   // Autograd takes no undefined tensor: an empty one stands for no mask.
-  const torch::Tensor bytes = mask.defined() ? mask.to(torch::kUInt8).contiguous() : torch::empty({0}, torch::kUInt8);
+  const torch::Tensor bytes =
+      mask.defined() ? mask.to(student.device(), torch::kUInt8).contiguous() : torch::empty({0}, torch::kUInt8);
   return FusedMapKlFunction::apply(student.contiguous(format), teacher.detach().contiguous(format), temperature, scale,
                                    cross_entropy, bytes);
 }

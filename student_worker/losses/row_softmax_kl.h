@@ -5,9 +5,9 @@
 //     loss           = scale * sum over r of KL(p_r || q_r)
 //     d loss / d s_r = scale / T * (q_r - p_r)
 // The value and the gradient are computed together, because p and q are at hand then; backward only multiplies by the
-// incoming scalar. On the CPU, tensors of at most 32 bits go through the fused kernel of common/kernels/channel_kl.h,
-// which reads each row once and keeps its accuracy where p and q nearly agree; others (float64 for checks, GPUs)
-// through torch's operators.
+// incoming scalar. Tensors of at most 32 bits go through the fused kernels of common/kernels/channel_kl.h (CPU) and
+// common/cuda/channel_kl_cuda.h (GPU), which read each row once and keep their accuracy where p and q nearly agree;
+// others (float64 for checks) through torch's operators.
 //
 // Rows are shifted by their maximum before the division by T, so a constant added to a row, of any size, changes
 // nothing but the rounding of the inputs themselves. Everything is log-softmax: no probability is ever divided or put

@@ -12,8 +12,8 @@
 //     anchor        a, b, v and f are averaged over kernel x kernel windows, then plain
 // There is no 1/sqrt(d), one head, and the target has no embedding, which could make it trivial.
 //
-// `impl` tiled runs on the CPU through the fused kernel of common/kernels/tat_attention.h, which never holds an
-// attention matrix; dense, float64 and other devices through torch's operators. Both log, beside the term, the
+// `impl` tiled runs through the fused kernels of common/kernels/tat_attention.h (CPU) and common/cuda/tat_cuda.h (GPU),
+// which never hold an attention matrix; dense and float64 through torch's operators. Both log, beside the term, the
 // attention's mean entropy (nats) and mean largest weight: without a scale the attention is easily almost hard, and
 // gamma and theta learn little then. A 1x1 map has W = 1: loss = mean((phi(s) - f)^2), no gradient to gamma and theta.
 #include <torch/csrc/autograd/custom_function.h>
@@ -21,6 +21,8 @@
 
 #include <cmath>
 
+#include "common/cuda/cuda_plugin.h"
+#include "common/cuda/cuda_runtime.h"
 #include "common/kernels/tat_attention.h"
 #include "common/plan/loss_schema.h"
 #include "common/plan/tat_geometry.h"
@@ -51,8 +53,7 @@ struct Maps {
 // Loss and what is logged of one attention.
 struct Part {
   torch::Tensor loss;
-  double entropy = 0;         // nats
-  double largest_weight = 0;  // in (0, 1]
+  torch::Tensor entropy, largest_weight;  // scalars: nats, and in (0, 1]
 };
 
 // ---- Dense
@@ -89,7 +90,7 @@ struct Tokens {
 
 struct KernelCall {
   TatOptions options;
-  double entropy = 0, largest_weight = 0;
+  torch::Tensor entropy, largest_weight;  // out
 };
 
 FeatureMap Describe(const torch::Tensor& map) {
@@ -125,11 +126,27 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
     gradients.gamma = d_gamma.data_ptr<float>();
     gradients.phi = d_phi.data_ptr<float>();
     gradients.theta = learns_theta ? d_theta.data_ptr<float>() : nullptr;
+    context->save_for_backward({d_gamma, d_phi, d_theta});
+    if (gamma.is_cuda()) {
+      const StatusOr<TatTokenPlan> plan = PlanTat(maps, call->options);
+      TORCH_CHECK(plan.ok(), plan.status().ToString());
+      const torch::Tensor numbers = torch::empty({3}, d_gamma.options());
+      const std::vector<torch::Tensor> number = numbers.unbind();  // loss, entropy, largest weight
+      TatCudaOutput output;
+      output.gradients = gradients;
+      output.loss = number[0].data_ptr<float>();
+      output.mean_entropy = number[1].data_ptr<float>();
+      output.mean_largest_weight = number[2].data_ptr<float>();
+      const std::string error = LoadedCudaPlugin()->tat_attention(maps, call->options, *plan, output);
+      TORCH_CHECK(error.empty(), "tat on the GPU: ", error);
+      call->entropy = number[1];
+      call->largest_weight = number[2];
+      return number[0].clone();  // a tensor of its own, not a view: autograd marks it
+    }
     const StatusOr<TatResult> result = TatAttention(maps, call->options, gradients, ParallelForOfTorch);
     TORCH_CHECK(result.ok(), result.status().ToString());
-    call->entropy = result->mean_entropy;
-    call->largest_weight = result->mean_largest_weight;
-    context->save_for_backward({d_gamma, d_phi, d_theta});
+    call->entropy = torch::scalar_tensor(result->mean_entropy);
+    call->largest_weight = torch::scalar_tensor(result->mean_largest_weight);
     return torch::scalar_tensor(result->loss, torch::kFloat32);
   }
 
@@ -180,7 +197,7 @@ class TatLoss : public Loss {
                     Embed(embeddings_->theta, pair.teacher), pair.teacher};
     if (!hierarchical_) {
       DISTILL_ASSIGN_OR_RETURN(const Part plain, Attend(maps, geometry, TatMode::kPlain));
-      details_ = {torch::scalar_tensor(plain.entropy), torch::scalar_tensor(plain.largest_weight)};
+      details_ = {plain.entropy, plain.largest_weight};
       return plain.loss;
     }
     torch::Tensor total;
@@ -199,8 +216,8 @@ class TatLoss : public Loss {
       const torch::Tensor weighted = part.loss * weight;
       total = total.defined() ? total + weighted : weighted;
     }
-    details_.push_back(torch::scalar_tensor(shown.entropy));
-    details_.push_back(torch::scalar_tensor(shown.largest_weight));
+    details_.push_back(shown.entropy);
+    details_.push_back(shown.largest_weight);
     return total;
   }
 
@@ -220,7 +237,9 @@ class TatLoss : public Loss {
   }
 
   StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
-    const bool kernel_can = tiled_ && maps.gamma.is_cpu() && maps.gamma.scalar_type() == torch::kFloat32;
+    // Without the plugin, torch's operators do the work on a GPU.
+    const bool device_can = maps.gamma.is_cpu() || (maps.gamma.is_cuda() && LoadedCudaPlugin() != nullptr);
+    const bool kernel_can = tiled_ && device_can && maps.gamma.scalar_type() == torch::kFloat32;
     return kernel_can ? AttendTiled(maps, geometry, mode) : AttendDense(maps, geometry, mode);
   }
 
@@ -265,8 +284,8 @@ class TatLoss : public Loss {
     Part part;
     part.loss = ReduceResidual(weights.matmul(v) - f, maps.gamma.size(0));  // (G, Lq, C)
     torch::NoGradGuard no_grad;
-    part.entropy = -torch::xlogy(weights, weights).sum(2).mean().item<double>();
-    part.largest_weight = weights.amax(2).mean().item<double>();
+    part.entropy = -torch::xlogy(weights, weights).sum(2).mean();
+    part.largest_weight = weights.amax(2).mean();
     return part;
   }
 
