@@ -21,6 +21,7 @@
 #include "common/metrics/metrics.h"
 #include "common/rpc/server.h"
 #include "common/service/certificate_metrics.h"
+#include "common/service/memory.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
 #include "teacher_server/feature_service.h"
@@ -216,6 +217,7 @@ int Serve(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
+  KeepFreedMemory();
   BlockSignals();
   ::signal(SIGPIPE, SIG_IGN);
   Flags flags;

@@ -25,6 +25,7 @@
 #include "common/kernels/channel_kl.h"
 #include "common/kernels/channel_kl_reference.h"
 #include "common/kernels/tat_attention.h"
+#include "common/service/memory.h"
 #include "common/str_cat.h"
 #include "student_worker/losses/kernel_view.h"
 
@@ -284,6 +285,7 @@ int Main(int argc, char** argv) {
     }
   }
   if (threads < 1 || rounds < 1) Die("--threads and --rounds must be at least 1");
+  KeepFreedMemory();  // as the student does
   at::set_num_threads(threads);
   torch::manual_seed(1);
   std::printf("instructions: %s, threads: %d, rounds: %d, torch %s\n", Name(BestSimdLevel()), threads, rounds,

@@ -22,6 +22,7 @@
 #include "common/metrics/process_metrics.h"
 #include "common/rendezvous/kv_client.h"
 #include "common/service/certificate_metrics.h"
+#include "common/service/memory.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
 #include "student_worker/train/job_runner.h"
@@ -175,6 +176,7 @@ int Serve(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
+  KeepFreedMemory();
   BlockSignals();
   Flags flags;
   CLI::App app("Trains students: one rank of data-parallel jobs that the coordinator assigns.", "distill-student");
