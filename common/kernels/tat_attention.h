@@ -25,10 +25,10 @@
 // Shapes   gamma [N, D, Hs, Ws], phi [N, C, Hs, Ws] (student), theta [N, D, Ht, Wt], target [N, C, Ht, Wt] (teacher).
 //          theta and target may be the same memory (theta = identity). Each map is float32, bfloat16 or float16 in
 //          either layout; everything inside is float32, sums of the loss are double. Gradients are float32.
-// Memory   extra: float32 copies of the four maps' tokens, pooled (anchor), of a round of images (plain: as many as
-// have
-//          8192 queries together, at least one) or of a few groups per thread (patch_group). Attention weights exist
-//          128 x 128 at a time per thread, or for one whole group of at most 256 tokens.
+// Memory   extra: float32 copies of the four maps' tokens, pooled (anchor), and two of the keys' side for gradients; of
+//          a few groups per thread (patch_group) or of an image per thread (plain). Attention weights, and the logits'
+//          gradient, exist for 128 queries of an image at a time (6 % of the matrix at 4096 tokens, 1.6 % at 16384), or
+//          for one whole group of at most 256 tokens.
 // Result   does not depend on the number of threads. It differs in the last bits between instruction sets.
 // Reference: tat_attention_reference.h (plain loops, read this first).
 #ifndef DISTILL_COMMON_KERNELS_TAT_ATTENTION_H_

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -26,9 +27,11 @@ using tat::Unpack;
 constexpr int64_t kSmall = 256;
 constexpr int64_t kBlock = 128;
 // Small groups are done together until they have about so many tokens in all their patches.
-constexpr int64_t kChunkTokens = 256;
-// Blocks of queries that one round of units (samples or their groups) should offer to the threads.
-constexpr int64_t kRoundBlocks = 64;
+constexpr int64_t kChunkTokens = 1024;
+// More are not expected.
+constexpr int64_t kMostThreads = 1024;
+// Features that are one thread's when a step's result is [features][queries].
+constexpr int64_t kRun = 64;
 
 const Kernels& KernelsFor(SimdLevel level) {
 #ifdef DISTILL_KERNELS_X86
@@ -175,7 +178,7 @@ class Engine {
           if (!backward()) continue;
           if (wants(query_) || wants(key_)) {
             Multiply(keys_, tq, c_, v, 1, tk, f, tq, d_weights.get(), tq, false, panel.get());
-            kernels_.softmax_backward_by_column(weights.get(), d_weights.get(), keys_, tq, scale(), dot.data());
+            kernels_.softmax_backward(weights.get(), d_weights.get(), keys_, tq, scale(), dot.data());
           }
           if (wants(value_)) {
             Turn(weights.get(), turned.get(), tq, tk);
@@ -207,115 +210,223 @@ class Engine {
     for (int64_t i = 0; i < queries_; ++i) std::fill(to + i * tk + keys_, to + (i + 1) * tk, 0.0f);
   }
 
-  // Groups in blocks of kBlock tokens. The four maps of a round of groups are copied, block after block; then each
-  // block of queries streams the keys past (forward, and the queries' gradient), then each block of keys streams the
-  // queries past (the other gradients).
+  // Groups in blocks of kBlock tokens. A block of queries meets all keys at once: its weights are kept until its
+  // gradients are done, so that nothing is computed twice. The steps of a block share their work among blocks of keys
+  // or runs of features, such that each sum has one owner and a fixed order, whoever computes it.
   std::vector<BlockSums> RunLarge() {
-    const int64_t query_blocks = (queries_ + kBlock - 1) / kBlock, key_blocks = (keys_ + kBlock - 1) / kBlock;
-    const int64_t units = n_ * plan_.groups, round = std::clamp<int64_t>(kRoundBlocks / query_blocks, 1, units);
-    const int64_t t = kBlock;
-    const FloatArray q = NewFloats(round * query_blocks * d_ * t), k = NewFloats(round * key_blocks * d_ * t);
-    const FloatArray v = NewFloats(round * key_blocks * c_ * t), f = NewFloats(round * query_blocks * c_ * t);
-    const FloatArray m = NewFloats(round * query_blocks * t), l = NewFloats(round * query_blocks * t);
-    const FloatArray dot = NewFloats(round * query_blocks * t);
-    std::vector<BlockSums> sums(units * query_blocks);
+    const int64_t units = n_ * plan_.groups;
+    std::vector<BlockSums> sums(units * Blocks(queries_));
+    std::atomic<int64_t> threads = 0;
+    parallel_for_(0, kMostThreads, 1, [&](int64_t, int64_t) { ++threads; });
+    if (units >= threads) {  // whole units for each thread, which then waits for no other
+      parallel_for_(0, units, 1, [&](int64_t begin, int64_t end) {
+        const LargeBuffers buffers(*this, 1);
+        for (int64_t unit = begin; unit < end; ++unit) RunUnits(unit, 1, SerialFor, buffers, &sums);
+      });
+    } else {
+      RunUnits(0, units, parallel_for_, LargeBuffers(*this, units), &sums);
+    }
+    return PerImage(sums);
+  }
 
-    for (int64_t first = 0; first < units; first += round) {
-      const int64_t count = std::min(round, units - first);
-      const auto pack = [&](const Side& side, int64_t blocks, int64_t tokens, int64_t features, float* to) {
-        std::vector<const char*> found(count * blocks);
-        parallel_for_(0, count * blocks, 1, [&](int64_t begin, int64_t end) {
-          const FloatArray staging = NewFloats(StagingFloats(t));
-          for (int64_t task = begin; task < end; ++task) {
-            const int64_t unit = first + task / blocks, b = task % blocks;
-            if (!Pack(kernels_, PatchesOf(side, unit), b * t, std::min(t, tokens - b * t), t, to + task * features * t,
-                      staging.get())) {
-              found[task] = side.name;
-            }
-          }
-        });
-        for (int64_t task = 0; task < count * blocks; ++task) {
-          BlockSums& sum = sums[(first + task / blocks) * query_blocks];
-          if (found[task] != nullptr && sum.nonfinite == nullptr) sum.nonfinite = found[task];
-        }
-      };
-      pack(query_, query_blocks, queries_, d_, q.get());
-      pack(key_, key_blocks, keys_, d_, k.get());
-      pack(value_, key_blocks, keys_, c_, v.get());
-      pack(target_, query_blocks, queries_, c_, f.get());
+  static int64_t Blocks(int64_t tokens) { return (tokens + kBlock - 1) / kBlock; }
+  static int64_t Runs(int64_t features) { return (features + kRun - 1) / kRun; }
 
-      parallel_for_(0, count * query_blocks, 1, [&](int64_t begin, int64_t end) {
-        const FlushDenormals flush;
-        const FloatArray s = NewFloats(t * t), ds = NewFloats(t * t), o = NewFloats(std::max(c_, d_) * t),
-                         panel = NewFloats(PanelFloats(t));
+  struct LargeBuffers {
+    LargeBuffers(const Engine& engine, int64_t units) {
+      const auto floats = [](int64_t count, bool wanted = true) { return NewFloats(wanted ? count : 0); };
+      const bool learns_key = engine.wants(engine.key_), learns_value = engine.wants(engine.value_);
+      const int64_t t = kBlock, d = engine.d_, c = engine.c_;
+      const int64_t queries = units * Blocks(engine.queries_) * t, keys = units * Blocks(engine.keys_) * t;
+      const int64_t d_padded = RoundUp(d, kPad), c_padded = RoundUp(c, kPad);
+      q = floats(queries * d);
+      k = floats(keys * d);
+      v = floats(keys * c);
+      f = floats(queries * c);
+      w = floats(keys * t);
+      ds = floats(keys * t, learns_key || engine.wants(engine.query_));
+      m = floats(keys);
+      l = floats(keys);
+      h = floats(keys);
+      dot = floats(units * Runs(c) * t);
+      q_turned = floats(units * t * d_padded, learns_key);
+      r_turned = floats(units * t * c_padded, learns_value);
+      // What pads their rows stays 0.
+      if (learns_key) std::fill(q_turned.get(), q_turned.get() + units * t * d_padded, 0.0f);
+      if (learns_value) std::fill(r_turned.get(), r_turned.get() + units * t * c_padded, 0.0f);
+      dk = floats(keys * d_padded, learns_key);
+      dv = floats(keys * c_padded, learns_value);
+    }
+
+    // The maps' blocks, [unit][block][feature][t]. The queries' gradient takes the queries' place, o - f the target's.
+    FloatArray q, k, v, f;
+    // Of the current block of queries: weights and the logits' gradient, [unit][key][t];
+    FloatArray w, ds;
+    FloatArray m, l, h;             // of one block of keys, [unit][block][t];
+    FloatArray dot;                 // of one run of features, [unit][run][t];
+    FloatArray q_turned, r_turned;  // the queries and o - f, [unit][t][feature].
+    // The other gradients: [unit][key][feature].
+    FloatArray dk, dv;
+  };
+
+  // Units [first, first + count), sums of all units.
+  void RunUnits(int64_t first, int64_t count, const ParallelFor& parallel_for, const LargeBuffers& buffers,
+                std::vector<BlockSums>* all_sums) {
+    const int64_t query_blocks = Blocks(queries_), key_blocks = Blocks(keys_), c_runs = Runs(c_), d_runs = Runs(d_);
+    const int64_t t = kBlock, d_padded = RoundUp(d_, kPad), c_padded = RoundUp(c_, kPad);
+    const bool logits_learn = wants(query_) || wants(key_);
+    const auto& [q, k, v, f, w, ds, m, l, h, dot, q_turned, r_turned, dk, dv] = buffers;
+    std::vector<BlockSums>& sums = *all_sums;
+    std::vector<double> squares(count * c_runs);
+
+    const auto pack = [&](const Side& side, int64_t blocks, int64_t tokens, int64_t features, float* to) {
+      std::vector<const char*> found(count * blocks);
+      parallel_for(0, count * blocks, 1, [&](int64_t begin, int64_t end) {
         const FloatArray staging = NewFloats(StagingFloats(t));
-        std::vector<float> h(t), rescale(t);
         for (int64_t task = begin; task < end; ++task) {
-          const int64_t unit = task / query_blocks, b = task % query_blocks, tokens = std::min(t, queries_ - b * t);
-          const float* qb = q.get() + task * d_ * t;
-          float* fb = f.get() + task * c_ * t;
-          float *mb = m.get() + task * t, *lb = l.get() + task * t, *db = dot.get() + task * t;
-          BlockSums& sum = sums[first * query_blocks + task];
-          std::fill(mb, mb + t, -1e30f);
-          std::fill(lb, lb + t, 0.0f);
-          std::fill(db, db + t, 0.0f);
-          std::fill(h.begin(), h.end(), 0.0f);
-          for (int64_t j = 0; j < key_blocks; ++j) {
-            const int64_t kb = unit * key_blocks + j, here = std::min(t, keys_ - j * t);
-            Multiply(here, t, d_, k.get() + kb * d_ * t, 1, t, qb, t, s.get(), t, false, panel.get());
-            kernels_.softmax_update(s.get(), here, t, scale(), mb, lb, h.data(), rescale.data());
-            if (j > 0) kernels_.scale_columns(o.get(), c_, t, rescale.data());
-            Multiply(c_, t, here, v.get() + kb * c_ * t, t, 1, s.get(), t, o.get(), t, j > 0, panel.get());
+          const int64_t unit = first + task / blocks, b = task % blocks;
+          if (!Pack(kernels_, PatchesOf(side, unit), b * t, std::min(t, tokens - b * t), t, to + task * features * t,
+                    staging.get())) {
+            found[task] = side.name;
           }
-          if (!FinishSoftmax(tokens, mb, lb, h.data(), &sum) && sum.nonfinite == nullptr)
-            sum.nonfinite = "attention logits";
-          Invert(t, lb);
-          kernels_.scale_columns(o.get(), c_, t, lb);
-          sum.squares += kernels_.residual(o.get(), fb, c_, t, tokens, db);
-          if (!wants(query_)) continue;
-          float* dq = o.get();
-          for (int64_t j = 0; j < key_blocks; ++j) {
-            const int64_t kb = unit * key_blocks + j, here = std::min(t, keys_ - j * t);
-            Multiply(here, t, d_, k.get() + kb * d_ * t, 1, t, qb, t, s.get(), t, false, panel.get());
-            kernels_.weights_by_column(s.get(), here, t, scale(), mb, lb);
-            Multiply(here, t, c_, v.get() + kb * c_ * t, 1, t, fb, t, ds.get(), t, false, panel.get());
-            kernels_.softmax_backward_by_column(s.get(), ds.get(), here, t, scale(), db);
-            Multiply(d_, t, here, k.get() + kb * d_ * t, t, 1, ds.get(), t, dq, t, j > 0, panel.get());
-          }
-          Unpack(kernels_, PatchesOf(query_, first + unit), b * t, tokens, t, dq, factor((first + unit) / plan_.groups),
-                 add_, staging.get());
         }
       });
-      if (!wants(key_) && !wants(value_)) continue;
-      parallel_for_(0, count * key_blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = 0; task < count * blocks; ++task) {
+        BlockSums& sum = sums[(first + task / blocks) * query_blocks];
+        if (found[task] != nullptr && sum.nonfinite == nullptr) sum.nonfinite = found[task];
+      }
+    };
+    pack(query_, query_blocks, queries_, d_, q.get());
+    pack(key_, key_blocks, keys_, d_, k.get());
+    pack(value_, key_blocks, keys_, c_, v.get());
+    pack(target_, query_blocks, queries_, c_, f.get());
+    const auto keys_in = [&](int64_t j) { return std::min(t, keys_ - j * t); };
+    // f(unit of the round, part) for every unit and part.
+    const auto for_each = [&](int64_t parts, const auto& body) {
+      parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
         const FlushDenormals flush;
-        const FloatArray s = NewFloats(t * t), ds = NewFloats(t * t), dk = NewFloats(d_ * t), dv = NewFloats(c_ * t);
-        const FloatArray panel = NewFloats(PanelFloats(t)), staging = NewFloats(StagingFloats(t));
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t unit = task / key_blocks, j = task % key_blocks, tokens = std::min(t, keys_ - j * t);
-          const float *kb = k.get() + task * d_ * t, *vb = v.get() + task * c_ * t;
-          for (int64_t b = 0; b < query_blocks; ++b) {
-            const int64_t block = unit * query_blocks + b, here = std::min(t, queries_ - b * t);
-            const float *qb = q.get() + block * d_ * t, *rb = f.get() + block * c_ * t;
-            Multiply(here, t, d_, qb, 1, t, kb, t, s.get(), t, false, panel.get());
-            kernels_.weights_by_row(s.get(), here, t, scale(), m.get() + block * t, l.get() + block * t);
-            if (wants(value_)) Multiply(c_, t, here, rb, t, 1, s.get(), t, dv.get(), t, b > 0, panel.get());
-            if (!wants(key_)) continue;
-            Multiply(here, t, c_, rb, 1, t, vb, t, ds.get(), t, false, panel.get());
-            kernels_.softmax_backward_by_row(s.get(), ds.get(), here, t, scale(), dot.get() + block * t);
-            Multiply(d_, t, here, qb, t, 1, ds.get(), t, dk.get(), t, b > 0, panel.get());
+        const FloatArray panel = NewFloats(PanelFloats(t));
+        for (int64_t task = begin; task < end; ++task) body(task / parts, task % parts, panel.get());
+      });
+    };
+
+    for (int64_t b = 0; b < query_blocks; ++b) {
+      const int64_t tokens = std::min(t, queries_ - b * t);
+      const auto query_block = [&](int64_t unit) { return q.get() + (unit * query_blocks + b) * d_ * t; };
+      const auto residual_block = [&](int64_t unit) { return f.get() + (unit * query_blocks + b) * c_ * t; };
+      const auto sum_of = [&](int64_t unit) -> BlockSums& { return sums[(first + unit) * query_blocks + b]; };
+
+      // e = exp(logits - m), with the maxima of this block of keys alone.
+      for_each(key_blocks, [&](int64_t unit, int64_t j, float* panel) {
+        const int64_t block = unit * key_blocks + j;
+        float *mb = m.get() + block * t, *lb = l.get() + block * t, *hb = h.get() + block * t;
+        std::fill(mb, mb + t, -1e30f);
+        std::fill(lb, lb + t, 0.0f);
+        std::fill(hb, hb + t, 0.0f);
+        float unused[kBlock];
+        Multiply(keys_in(j), t, d_, k.get() + block * d_ * t, 1, t, query_block(unit), t, w.get() + block * t * t, t,
+                 false, panel);
+        kernels_.softmax_update(w.get() + block * t * t, keys_in(j), t, scale(), mb, lb, hb, unused);
+      });
+      // e to weights, with the maxima and sums of all keys.
+      for_each(key_blocks, [&](int64_t unit, int64_t j, float*) {
+        const int64_t block = unit * key_blocks;
+        const FloatArray shrink = NewFloats(key_blocks * t);  // exp(m of a block - m)
+        std::copy(m.get() + block * t, m.get() + (block + key_blocks) * t, shrink.get());
+        float all_m[kBlock], all_l[kBlock] = {}, all_h[kBlock] = {}, unused[3][kBlock] = {};
+        std::fill(all_m, all_m + t, -1e30f);
+        kernels_.softmax_update(shrink.get(), key_blocks, t, 1, all_m, unused[0], unused[1], unused[2]);
+        for (int64_t i = 0; i < key_blocks; ++i) {
+          const float *mb = m.get() + (block + i) * t, *lb = l.get() + (block + i) * t, *hb = h.get() + (block + i) * t;
+          const float* share = shrink.get() + i * t;
+          for (int64_t x = 0; x < t; ++x) {
+            all_l[x] += share[x] * lb[x];
+            all_h[x] += share[x] * (hb[x] + (mb[x] - all_m[x]) * lb[x]);
           }
-          const float image_factor = factor((first + unit) / plan_.groups);
-          if (wants(value_))
-            Unpack(kernels_, PatchesOf(value_, first + unit), j * t, tokens, t, dv.get(), image_factor, add_,
-                   staging.get());
-          if (wants(key_))
-            Unpack(kernels_, PatchesOf(key_, first + unit), j * t, tokens, t, dk.get(), image_factor, add_,
-                   staging.get());
+        }
+        if (j == 0 && !FinishSoftmax(tokens, all_m, all_l, all_h, &sum_of(unit)) && sum_of(unit).nonfinite == nullptr) {
+          sum_of(unit).nonfinite = "attention logits";
+        }
+        float factor[kBlock];
+        for (int64_t x = 0; x < t; ++x) factor[x] = shrink[j * t + x] / all_l[x];
+        kernels_.scale_columns(w.get() + (block + j) * t * t, keys_in(j), t, factor);
+        if (!wants(key_)) return;
+        const int64_t begin = d_ * j / key_blocks, rows = d_ * (j + 1) / key_blocks - begin;
+        kernels_.transpose(query_block(unit) + begin * t, rows, t, t, q_turned.get() + unit * t * d_padded + begin,
+                           d_padded);
+      });
+      // o = w v; f becomes o - f.
+      for_each(c_runs, [&](int64_t unit, int64_t run, float* panel) {
+        const int64_t begin = run * kRun, rows = std::min(kRun, c_ - begin);
+        float o[kRun * kBlock];
+        for (int64_t j = 0; j < key_blocks; ++j) {
+          const int64_t block = unit * key_blocks + j;
+          Multiply(rows, t, keys_in(j), v.get() + (block * c_ + begin) * t, t, 1, w.get() + block * t * t, t, o, t,
+                   j > 0, panel);
+        }
+        float* const dots = dot.get() + (unit * c_runs + run) * t;
+        std::fill(dots, dots + t, 0.0f);
+        float* const fb = residual_block(unit) + begin * t;
+        squares[unit * c_runs + run] = kernels_.residual(o, fb, rows, t, tokens, dots);
+        if (!wants(value_)) return;
+        kernels_.transpose(fb, rows, t, t, r_turned.get() + unit * t * c_padded + begin, c_padded);
+      });
+      for (int64_t unit = 0; unit < count; ++unit) {
+        for (int64_t run = 0; run < c_runs; ++run) sum_of(unit).squares += squares[unit * c_runs + run];
+      }
+      if (!backward()) continue;
+      // The logits' gradient; then the keys' and the values', which add up over the blocks of queries.
+      for_each(key_blocks, [&](int64_t unit, int64_t j, float* panel) {
+        const int64_t block = unit * key_blocks + j, here = keys_in(j);
+        const float* const wb = w.get() + block * t * t;
+        if (logits_learn) {
+          float dots[kBlock] = {};
+          for (int64_t run = 0; run < c_runs; ++run) {
+            for (int64_t x = 0; x < t; ++x) dots[x] += dot[(unit * c_runs + run) * t + x];
+          }
+          float* const dsb = ds.get() + block * t * t;
+          Multiply(here, t, c_, v.get() + block * c_ * t, 1, t, residual_block(unit), t, dsb, t, false, panel);
+          kernels_.softmax_backward(wb, dsb, here, t, scale(), dots);
+          if (wants(key_)) {
+            Multiply(here, d_padded, tokens, dsb, t, 1, q_turned.get() + unit * t * d_padded, d_padded,
+                     dk.get() + block * t * d_padded, d_padded, b > 0, panel);
+          }
+        }
+        if (wants(value_)) {
+          Multiply(here, c_padded, tokens, wb, t, 1, r_turned.get() + unit * t * c_padded, c_padded,
+                   dv.get() + block * t * c_padded, c_padded, b > 0, panel);
+        }
+      });
+      if (!wants(query_)) continue;
+      for_each(d_runs, [&](int64_t unit, int64_t run, float* panel) {
+        const int64_t begin = run * kRun, rows = std::min(kRun, d_ - begin);
+        for (int64_t j = 0; j < key_blocks; ++j) {
+          const int64_t block = unit * key_blocks + j;
+          Multiply(rows, t, keys_in(j), k.get() + (block * d_ + begin) * t, t, 1, ds.get() + block * t * t, t,
+                   query_block(unit) + begin * t, t, j > 0, panel);
         }
       });
     }
-    return PerImage(sums);
+
+    if (wants(query_)) {
+      for_each(query_blocks, [&](int64_t unit, int64_t b, float*) {
+        const FloatArray staging = NewFloats(StagingFloats(t));
+        Unpack(kernels_, PatchesOf(query_, first + unit), b * t, std::min(t, queries_ - b * t), t,
+               q.get() + (unit * query_blocks + b) * d_ * t, factor((first + unit) / plan_.groups), add_,
+               staging.get());
+      });
+    }
+    const auto unpack_turned = [&](const Side& side, const float* gradient, int64_t features, int64_t padded) {
+      for_each(key_blocks, [&](int64_t unit, int64_t j, float*) {
+        const FloatArray staging = NewFloats(StagingFloats(t)), block = NewFloats(features * t);
+        kernels_.transpose(gradient + (unit * key_blocks + j) * t * padded, keys_in(j), features, padded, block.get(),
+                           t);
+        Unpack(kernels_, PatchesOf(side, first + unit), j * t, keys_in(j), t, block.get(),
+               factor((first + unit) / plan_.groups), add_, staging.get());
+      });
+    };
+    if (wants(key_)) unpack_turned(key_, dk.get(), d_, d_padded);
+    if (wants(value_)) unpack_turned(value_, dv.get(), c_, c_padded);
   }
 
   Patches PatchesOf(const Side& side, int64_t unit) const {

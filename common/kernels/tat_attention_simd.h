@@ -29,12 +29,8 @@ struct Kernels {
   // o [rows][t] and f [rows][t]: r = o - f into f (0 from column `count` on), dot [t] += sum over rows of r * o;
   // returns sum of r^2.
   double (*residual)(const float* o, float* f, int64_t rows, int64_t t, int64_t count, float* dot);
-  // Logits to weights: s = exp(scale * s - m) * inverse_l, with m and inverse_l per column or per row.
-  void (*weights_by_column)(float* s, int64_t keys, int64_t t, float scale, const float* m, const float* inverse_l);
-  void (*weights_by_row)(float* s, int64_t queries, int64_t t, float scale, const float* m, const float* inverse_l);
-  // d = scale * w * (d - dot), dot per column or per row: the softmax's derivative.
-  void (*softmax_backward_by_column)(const float* w, float* d, int64_t keys, int64_t t, float scale, const float* dot);
-  void (*softmax_backward_by_row)(const float* w, float* d, int64_t queries, int64_t t, float scale, const float* dot);
+  // d [keys][t] = scale * w * (d - dot [t]): the softmax's derivative.
+  void (*softmax_backward)(const float* w, float* d, int64_t keys, int64_t t, float scale, const float* dot);
   // to [columns][ld_to] = from [rows][ld_from]^T.
   void (*transpose)(const float* from, int64_t rows, int64_t columns, int64_t ld_from, float* to, int64_t ld_to);
 };
