@@ -80,9 +80,9 @@ constexpr std::string_view kThetas[] = {"identity", "conv1x1_bn", "conv3x3_bn"};
 constexpr std::string_view kEmbeddings[] = {"auto", "identity", "conv1x1_bn", "conv3x3_bn"};
 constexpr std::string_view kEmbedBns[] = {"batch", "per_sample", "frozen"};
 constexpr std::string_view kTatModes[] = {"auto", "plain", "hierarchical"};
-constexpr std::string_view kGroupModes[] = {"stack", "batch", "none"};
+constexpr std::string_view kGroupModes[] = {"stack", "spatial", "batch", "none"};
 constexpr std::string_view kTatReductions[] = {"mean_all", "sum_per_image", "l2norm"};
-constexpr std::string_view kRemainders[] = {"drop", "error"};
+constexpr std::string_view kRemainders[] = {"drop", "mask", "error"};
 constexpr std::string_view kTatMismatches[] = {"auto", "none", "pool_larger", "teacher_to_student",
                                                "student_to_teacher"};
 constexpr std::string_view kImpls[] = {"tiled", "dense"};
@@ -187,9 +187,12 @@ constexpr KnobSchema kTatKnobs[] = {
            "Student to similarity space; auto: conv3x3_bn up to 256 positions, else conv1x1_bn."),
     Whole("grid_cols", "16", 1, 1 << 16, "Patches in a row (m); hierarchical only."),
     Whole("grid_rows", "16", 1, 1 << 16, "Patches in a column (n); hierarchical only."),
-    Choice("group_mode", "stack", kGroupModes,
-           "Patches of a group share one attention; each patch attends alone; the same, summed instead of averaged."),
-    Whole("groups", "64", 1, 1 << 20, "Groups (g) of neighbouring patches; divides grid_rows * grid_cols."),
+    Choice(
+        "group_mode", "stack", kGroupModes,
+        "Runs of neighbouring patches share one attention (the paper's); windows of window_rows x window_cols patches "
+        "do; each patch attends alone; the same, summed instead of averaged."),
+    Whole("groups", "64", 1, 1 << 20,
+          "Groups (g) of neighbouring patches; divides grid_rows * grid_cols; group_mode stack only."),
     Choice("impl", "tiled", kImpls, "Fused kernel without an attention matrix where there is one, or plain operators."),
     Choice("mode", "auto", kTatModes,
            "One attention over the whole map, or patch groups and anchors; auto: plain up to "
@@ -201,11 +204,16 @@ constexpr KnobSchema kTatKnobs[] = {
     Choice(
         "reduction", "mean_all", kTatReductions,
         "Mean over all elements, sum over an image's elements and mean over images, or the Euclidean norm per image."),
-    Choice("remainder", "drop", kRemainders, "Positions that fill no whole patch or anchor: leave out, or refuse."),
+    Choice("remainder", "drop", kRemainders,
+           "Positions that fill no whole patch or anchor: leave out, as the released code; keep, in patches that "
+           "differ by "
+           "a row or column and smaller last anchors (plain operators); or refuse."),
     Choice("spatial_mismatch", "auto", kTatMismatches,
            "When height or width differ: auto is none for plain teacher_query, which needs no resizing, and "
            "teacher_to_student else."),
     Choice("theta", "identity", kThetas, "Teacher to similarity space."),
+    Whole("window_cols", "2", 1, 1 << 16, "Patches in a row of a group's window; group_mode spatial only."),
+    Whole("window_rows", "2", 1, 1 << 16, "Patches in a column of a group's window; group_mode spatial only."),
 };
 
 // Sorted by type.

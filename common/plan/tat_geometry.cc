@@ -25,17 +25,22 @@ Status CutPatches(std::string_view side, MapSize map, const TatGeometry& geometr
         StrCat("grid_rows ", geometry.grid_rows, " and grid_cols ", geometry.grid_cols, " cut the ", side, "'s ",
                Text(map), " map into patches without a position; ", "lower them, or set mode: plain"));
   }
+  if (geometry.masked) {
+    const auto largest = [](uint32_t size, uint32_t cells) { return (size + cells - 1) / cells; };
+    out->patch = {largest(map.height, geometry.grid_rows), largest(map.width, geometry.grid_cols)};
+    return OkStatus();
+  }
   const uint64_t used = uint64_t{geometry.grid_rows} * out->patch.height * geometry.grid_cols * out->patch.width;
   out->dropped_by_patches = map.positions() - used;
   return OkStatus();
 }
 
-Status CutAnchors(std::string_view side, MapSize map, TatSide* out) {
+Status CutAnchors(std::string_view side, MapSize map, bool masked, TatSide* out) {
   if (out->anchor.height > map.height || out->anchor.width > map.width) {
     return absl::InvalidArgumentError(
         StrCat("anchor_kernel ", Text(out->anchor), " is larger than the ", side, "'s ", Text(map), " map; lower it"));
   }
-  out->dropped_by_anchors = Dropped(map, out->anchor);
+  if (!masked) out->dropped_by_anchors = Dropped(map, out->anchor);
   return OkStatus();
 }
 
@@ -61,7 +66,20 @@ StatusOr<TatGeometry> MakeTatGeometry(const Knobs& knobs, MapSize student, MapSi
   geometry.grid_cols = WholeKnob(knobs, "grid_cols");
   geometry.groups = WholeKnob(knobs, "groups");
   const uint64_t patches = uint64_t{geometry.grid_rows} * geometry.grid_cols;
-  if (TextKnob(knobs, "group_mode") != "stack") geometry.groups = static_cast<uint32_t>(patches);
+  geometry.masked = TextKnob(knobs, "remainder") == "mask";
+  const std::string& group_mode = TextKnob(knobs, "group_mode");
+  if (group_mode == "spatial") {
+    geometry.window_rows = WholeKnob(knobs, "window_rows");
+    geometry.window_cols = WholeKnob(knobs, "window_cols");
+    if (geometry.grid_rows % geometry.window_rows != 0 || geometry.grid_cols % geometry.window_cols != 0) {
+      return absl::InvalidArgumentError(StrCat("windows of window_rows ", geometry.window_rows, " and window_cols ",
+                                               geometry.window_cols, " do not divide the grid of grid_rows ",
+                                               geometry.grid_rows, " and grid_cols ", geometry.grid_cols));
+    }
+    geometry.groups = static_cast<uint32_t>(patches / geometry.window_rows / geometry.window_cols);
+  } else if (group_mode != "stack") {
+    geometry.groups = static_cast<uint32_t>(patches);
+  }
   if (geometry.groups > patches || patches % geometry.groups != 0) {
     return absl::InvalidArgumentError(StrCat("groups ", geometry.groups, " does not divide the ", patches,
                                              " patches of grid_rows ", geometry.grid_rows, " and grid_cols ",
@@ -82,8 +100,8 @@ StatusOr<TatGeometry> MakeTatGeometry(const Knobs& knobs, MapSize student, MapSi
   }
   geometry.student.anchor = {Scaled(geometry.teacher.anchor.height, student.height, teacher.height),
                              Scaled(geometry.teacher.anchor.width, student.width, teacher.width)};
-  DISTILL_RETURN_IF_ERROR(CutAnchors("teacher", teacher, &geometry.teacher));
-  DISTILL_RETURN_IF_ERROR(CutAnchors("student", student, &geometry.student));
+  DISTILL_RETURN_IF_ERROR(CutAnchors("teacher", teacher, geometry.masked, &geometry.teacher));
+  DISTILL_RETURN_IF_ERROR(CutAnchors("student", student, geometry.masked, &geometry.student));
   if (TextKnob(knobs, "remainder") == "error") {
     for (const auto& [side, cut, map] :
          {std::tuple{"student", &geometry.student, student}, std::tuple{"teacher", &geometry.teacher, teacher}}) {

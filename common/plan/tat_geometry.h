@@ -32,7 +32,14 @@ struct TatGeometry {
   bool hierarchical = false;  // false: plain, the rest is not read
   uint32_t grid_rows = 0;     // patches in a column
   uint32_t grid_cols = 0;     // patches in a row
-  uint32_t groups = 0;        // of grid_rows * grid_cols / groups neighbouring patches, in row-major order
+  uint32_t groups = 0;        // of grid_rows * grid_cols / groups patches
+  // A group's patches: neighbours in row-major order, or, where window_rows is not 0, a window of the grid; windows too
+  // are numbered row by row.
+  uint32_t window_rows = 0, window_cols = 0;
+  // Nothing is dropped: patches differ by a row or a column (patch i has rows [i H / grid_rows, (i + 1) H /
+  // grid_rows)), `patch` is the largest, and what a smaller one lacks of it is masked; the last anchors are what is
+  // left.
+  bool masked = false;
   TatSide student;
   TatSide teacher;
 };
@@ -40,7 +47,8 @@ struct TatGeometry {
 // `knobs`: completed for the loss "tat", mode resolved ("plain" or "hierarchical"); sizes as the loss sees them, after
 // any resizing. The anchor kernel is the teacher's; the student's is scaled with its size. kInvalidArgument names knob,
 // value and map: student_query with unequal sizes, more patches than positions, groups that do not divide the patches,
-// an anchor larger than the map, and, with remainder "error", positions that would be dropped.
+// windows that do not divide the grid, an anchor larger than the map; with remainder "mask", patches that would lie
+// wholly outside; and, with "error", positions that would be dropped.
 StatusOr<TatGeometry> MakeTatGeometry(const Knobs& knobs, MapSize student, MapSize teacher);
 
 }  // namespace distill

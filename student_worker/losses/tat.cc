@@ -20,6 +20,7 @@
 #include <torch/torch.h>
 
 #include <cmath>
+#include <limits>
 
 #include "common/cuda/cuda_plugin.h"
 #include "common/cuda/cuda_runtime.h"
@@ -60,30 +61,61 @@ struct Part {
 // -----------------------------------------------------------------------------------------------------------
 
 // [N, C, H, W] -> [N * groups, h * w, patches * C]: tokens are places in a patch, with the features of the group's
-// patches one after the other.
+// patches one after the other. REQUIRES: the map is a whole number of patches.
 torch::Tensor CutPatches(const torch::Tensor& map, MapSize patch, const TatGeometry& geometry) {
   const int64_t rows = geometry.grid_rows, cols = geometry.grid_cols, groups = geometry.groups;
   const int64_t n = map.size(0), c = map.size(1), h = patch.height, w = patch.width;
-  return map.slice(2, 0, rows * h)
-      .slice(3, 0, cols * w)
-      .reshape({n, c, rows, h, cols, w})
+  return map.reshape({n, c, rows, h, cols, w})
       .permute({0, 2, 4, 3, 5, 1})  // N, rows, cols, h, w, C
       .reshape({n * groups, rows * cols / groups, h * w, c})
       .transpose(1, 2)
       .flatten(2);
 }
 
+// Positions 0 to size - 1 in `cells` cells of `cell` places each, cell after cell; -1 at places that a smaller cell
+// lacks.
+std::vector<int64_t> CellPositions(int64_t size, int64_t cells, int64_t cell) {
+  std::vector<int64_t> positions(cells * cell, -1);
+  for (int64_t i = 0; i < cells; ++i) {
+    const int64_t begin = i * size / cells, end = (i + 1) * size / cells;
+    for (int64_t x = begin; x < end; ++x) positions[i * cell + x - begin] = x;
+  }
+  return positions;
+}
+
+// The map in whole patches: without what fills none or, masked, with zeros at the places that smaller patches lack; and
+// with the patches of a window, where windows make the groups, next to each other in row-major order.
+torch::Tensor FitToGrid(const torch::Tensor& map, MapSize patch, const TatGeometry& geometry) {
+  const int64_t rows = geometry.grid_rows, cols = geometry.grid_cols, h = patch.height, w = patch.width;
+  const int64_t n = map.size(0), c = map.size(1);
+  torch::Tensor fitted = map;
+  if (geometry.masked) {
+    for (const auto& [axis, cells, cell] : {std::tuple{2, rows, h}, std::tuple{3, cols, w}}) {
+      const torch::Tensor positions = torch::tensor(CellPositions(map.size(axis), cells, cell)).to(map.device());
+      std::vector<int64_t> along(4, 1);
+      along[axis] = cells * cell;
+      fitted = fitted.index_select(axis, positions.clamp_min(0)) * positions.ge(0).to(map.scalar_type()).view(along);
+    }
+  } else {
+    fitted = map.slice(2, 0, rows * h).slice(3, 0, cols * w);
+  }
+  if (geometry.window_rows == 0) return fitted;
+  const int64_t window_rows = geometry.window_rows, window_cols = geometry.window_cols;
+  return fitted.reshape({n, c, rows / window_rows, window_rows, h, cols / window_cols, window_cols, w})
+      .permute({0, 1, 2, 5, 3, 6, 4, 7})  // N, C, windows (2), patches of a window (2), h, w
+      .reshape({n, c, rows, cols, h, w})
+      .permute({0, 1, 2, 4, 3, 5})
+      .reshape({n, c, rows * h, cols * w});
+}
+
 // [N, C, H, W] -> [N, H * W, C].
 torch::Tensor Pixels(const torch::Tensor& map) { return map.flatten(2).transpose(1, 2); }
 
-torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel) {
-  return torch::avg_pool2d(map, {kernel.height, kernel.width}, {kernel.height, kernel.width});
+// With `rest`, what fills no whole anchor makes smaller ones.
+torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel, bool rest) {
+  return torch::avg_pool2d(map, {kernel.height, kernel.width}, {kernel.height, kernel.width}, /*padding=*/0,
+                           /*ceil_mode=*/rest, /*count_include_pad=*/false);
 }
-
-// query [G, Lq, D], key [G, Lk, D], value [G, Lk, C], target [G, Lq, C].
-struct Tokens {
-  torch::Tensor query, key, value, target;
-};
 
 // ---- Tiled
 // -----------------------------------------------------------------------------------------------------------
@@ -239,8 +271,14 @@ class TatLoss : public Loss {
   StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
     // Without the plugin, torch's operators do the work on a GPU.
     const bool device_can = maps.gamma.is_cpu() || (maps.gamma.is_cuda() && LoadedCudaPlugin() != nullptr);
-    const bool kernel_can = tiled_ && device_can && maps.gamma.scalar_type() == torch::kFloat32;
-    return kernel_can ? AttendTiled(maps, geometry, mode) : AttendDense(maps, geometry, mode);
+    const bool kernel_can = tiled_ && device_can && maps.gamma.scalar_type() == torch::kFloat32 && !geometry.masked;
+    if (mode != TatMode::kPatchGroup || (kernel_can && geometry.window_rows == 0)) {  // the kernel drops remainders
+      return kernel_can ? AttendTiled(maps, geometry, mode) : AttendDense(maps, geometry, mode);
+    }
+    const MapSize student = geometry.student.patch, teacher = geometry.teacher.patch;
+    const Maps fitted{FitToGrid(maps.gamma, student, geometry), FitToGrid(maps.phi, student, geometry),
+                      FitToGrid(maps.theta, teacher, geometry), FitToGrid(maps.target, teacher, geometry)};
+    return kernel_can ? AttendTiled(fitted, geometry, mode) : AttendDense(fitted, geometry, mode, &maps);
   }
 
   double ScaleFor(int64_t width) const {
@@ -272,27 +310,48 @@ class TatLoss : public Loss {
     return part;
   }
 
-  StatusOr<Part> AttendDense(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+  // `inside`: the maps before they were fitted to the grid; patch groups only.
+  StatusOr<Part> AttendDense(const Maps& maps, const TatGeometry& geometry, TatMode mode,
+                             const Maps* inside = nullptr) const {
     const auto tokens = [&](const torch::Tensor& map, const TatSide& side) {
       if (mode == TatMode::kPatchGroup) return CutPatches(map, side.patch, geometry);
-      return Pixels(mode == TatMode::kAnchor ? PoolAnchors(map, side.anchor) : map);
+      return Pixels(mode == TatMode::kAnchor ? PoolAnchors(map, side.anchor, geometry.masked) : map);
     };
     const torch::Tensor a = tokens(maps.gamma, geometry.student), v = tokens(maps.phi, geometry.student);
     const torch::Tensor b = tokens(maps.theta, geometry.teacher), f = tokens(maps.target, geometry.teacher);
-    const torch::Tensor logits = teacher_query_ ? b.matmul(a.transpose(1, 2)) : a.matmul(b.transpose(1, 2));
-    const torch::Tensor weights = torch::softmax(logits * ScaleFor(a.size(2)), 2);  // (G, Lq, Lk)
+    torch::Tensor logits = teacher_query_ ? b.matmul(a.transpose(1, 2)) : a.matmul(b.transpose(1, 2));
+    logits = logits * ScaleFor(a.size(2));
+    const bool masked = mode == TatMode::kPatchGroup && geometry.masked;
+    torch::Tensor counts;  // 1 for elements of f that are the map's, else 0
+    if (masked) {
+      // A place that one of a group's patches lacks is no key of that group: there is no value for it. As a query it
+      // counts in the patches that have it.
+      const auto ones = [&](const torch::Tensor& map, MapSize patch) {
+        return FitToGrid(torch::ones_like(map.slice(0, 0, 1)), patch, geometry);
+      };
+      counts = tokens(ones(inside->target, geometry.teacher.patch), geometry.teacher)
+                   .repeat({f.size(0) / geometry.groups, 1, 1});
+      const torch::Tensor student = tokens(ones(inside->phi, geometry.student.patch), geometry.student);
+      const torch::Tensor lacking = student.amin(2).eq(0).unsqueeze(1);  // (groups, 1, Lk)
+      logits = logits.masked_fill(lacking.repeat({f.size(0) / geometry.groups, 1, 1}),
+                                  -std::numeric_limits<double>::infinity());
+    }
+    const torch::Tensor weights = torch::softmax(logits, 2);  // (G, Lq, Lk)
+    torch::Tensor residual = weights.matmul(v) - f;           // (G, Lq, C)
+    if (masked) residual = residual * counts;
     Part part;
-    part.loss = ReduceResidual(weights.matmul(v) - f, maps.gamma.size(0));  // (G, Lq, C)
+    part.loss = ReduceResidual(residual, maps.gamma.size(0), masked ? counts.sum() : torch::Tensor());
     torch::NoGradGuard no_grad;
     part.entropy = -torch::xlogy(weights, weights).sum(2).mean();
     part.largest_weight = weights.amax(2).mean();
     return part;
   }
 
-  torch::Tensor ReduceResidual(const torch::Tensor& residual, int64_t images) const {
+  // `count`: of elements that are not masked to 0; undefined: all.
+  torch::Tensor ReduceResidual(const torch::Tensor& residual, int64_t images, const torch::Tensor& count) const {
     switch (reduction_) {
       case TatReduction::kMeanAll:
-        return residual.square().mean();
+        return count.defined() ? residual.square().sum() / count : residual.square().mean();
       case TatReduction::kSumPerImage:
         return residual.square().sum() / static_cast<double>(images);
       case TatReduction::kL2Norm:

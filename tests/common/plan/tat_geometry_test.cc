@@ -102,6 +102,32 @@ TEST(TatGeometryTest, RemaindersAreRefusedWhenAskedTo) {
   EXPECT_EQ(Cut(strict, {128, 128}, {128, 128}).teacher.dropped_by_patches, 0u);
 }
 
+TEST(TatGeometryTest, MaskedRemaindersDropNothing) {
+  const TatGeometry geometry =
+      Cut(Hierarchical(16, 16, 64, {{"remainder", std::string("mask")}}), {129, 129}, {129, 64});
+  EXPECT_TRUE(geometry.masked);
+  EXPECT_EQ(geometry.student.patch, (MapSize{9, 9}));
+  EXPECT_EQ(geometry.teacher.patch, (MapSize{9, 4}));
+  for (const TatSide& side : {geometry.student, geometry.teacher}) {
+    EXPECT_EQ(side.dropped_by_patches, 0u);
+    EXPECT_EQ(side.dropped_by_anchors, 0u);
+  }
+  EXPECT_THAT(Refusal(Hierarchical(4, 16, 64, {{"remainder", std::string("mask")}}), {16, 16}, {16, 8}),
+              HasSubstr("teacher's 16x8"));
+}
+
+TEST(TatGeometryTest, WindowsMakeGroups) {
+  const Knobs windows = {{"group_mode", std::string("spatial")}, {"window_rows", 2.0}, {"window_cols", 4.0}};
+  const TatGeometry geometry = Cut(Hierarchical(4, 8, 3, windows), {8, 8}, {8, 8});
+  EXPECT_EQ(geometry.groups, 4u);
+  EXPECT_EQ(geometry.window_rows, 2u);
+  EXPECT_EQ(geometry.window_cols, 4u);
+  EXPECT_EQ(Cut(Hierarchical(4, 8, 4), {8, 8}, {8, 8}).window_rows, 0u);
+  EXPECT_THAT(Refusal(Hierarchical(4, 6, 3, windows), {8, 8}, {8, 8}),
+              AllOf(HasSubstr("window_rows 2"), HasSubstr("window_cols 4"), HasSubstr("grid_cols 6")));
+  EXPECT_THAT(Refusal(Hierarchical(5, 8, 4, windows), {8, 8}, {8, 8}), HasSubstr("grid_rows 5"));
+}
+
 TEST(TatGeometryTest, LargeMapsDoNotOverflow) {
   const TatGeometry geometry = Cut(Hierarchical(1, 1, 1), {70001, 70001}, {70001, 70001});
   EXPECT_EQ(geometry.teacher.dropped_by_anchors, 140001u);

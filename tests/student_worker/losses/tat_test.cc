@@ -39,6 +39,11 @@ Knobs Hierarchical(double grid, double groups, double kernel, const std::string&
                                    {"anchor_kernel", kernel}});
 }
 
+// Anchors of 4 x 4.
+Knobs Grid(double rows, double cols, double groups) {
+  return With(Hierarchical(rows, groups, 4), {{"grid_cols", cols}});
+}
+
 LossInputs RandomMaps(const Shape& student, const Shape& teacher, uint64_t seed) {
   torch::manual_seed(seed);
   LossInputs inputs;
@@ -177,6 +182,8 @@ TEST_P(TatFormsTest, T1FormsAgreeInValueAndEveryGradient) {
       {"theta", With(Plain(), {{"theta", "conv3x3_bn"}, {"gamma", "conv3x3_bn"}}), {2, 3, 6, 6}, {2, 5, 6, 6}},
       {"remainders", Hierarchical(4, 4, 4), {2, 3, 9, 10}, {2, 5, 9, 10}},
       {"patches alone", With(Hierarchical(3, 1, 2), {{"group_mode", "batch"}}), {2, 3, 7, 7}, {2, 5, 7, 7}},
+      {"windows", With(Hierarchical(4, 1, 2), {{"group_mode", "spatial"}}), {2, 3, 8, 9}, {2, 5, 8, 9}},
+      {"masked", With(Hierarchical(4, 2, 2), {{"remainder", "mask"}}), {2, 3, 9, 7}, {2, 5, 9, 7}},
       {"sum per image", With(Hierarchical(2, 2, 2), {{"reduction", "sum_per_image"}}), {2, 3, 6, 6}, {2, 5, 6, 6}},
       {"norm", With(Plain(), {{"reduction", "l2norm"}}), {2, 3, 4, 4}, {2, 5, 4, 4}},
   };
@@ -236,6 +243,53 @@ TEST_P(TatFormsTest, T4PatchesAloneAreTheMeanOfPlainOnEachPatch) {
   const Knobs one_group = With(patches, {{"groups", 1.0}});
   ExpectClose(Of(*Make(With(one_group, {{"group_mode", "batch"}}), 3, 4), inputs), mean);
   ExpectClose(Of(*Make(With(one_group, {{"group_mode", "none"}}), 3, 4), inputs), 4 * mean);
+}
+
+// A window of all patches is the group of all patches; a grid of windows is plain attention on each window, with the
+// window's patches stacked as one group.
+TEST_P(TatFormsTest, WindowsAreGroupsOfTheirOwn) {
+  const LossInputs inputs = RandomMaps({2, 3, 8, 6}, {2, 4, 8, 6}, 5);
+  const Knobs frozen = {{"embed_bn", "frozen"}, {"anchor_weight", 0.0}, {"anchor_kernel", 1.0}};
+  const auto windows = [&](double rows, double cols) {
+    return With(With(Grid(4, 2, 1), frozen), {{"group_mode", "spatial"}, {"window_rows", rows}, {"window_cols", cols}});
+  };
+  ExpectClose(Of(*Make(windows(4, 2), 3, 4), inputs), Of(*Make(With(Grid(4, 2, 1), frozen), 3, 4), inputs));
+  const auto one = Make(With(Grid(2, 1, 1), frozen), 3, 4);  // the two patches of a window, stacked
+  double mean = 0;
+  for (int64_t y = 0; y < 2; ++y) {
+    for (int64_t x = 0; x < 2; ++x) {
+      const auto cut = [&](const torch::Tensor& map) {
+        return map.slice(2, 4 * y, 4 * y + 4).slice(3, 3 * x, 3 * x + 3);
+      };
+      mean += Of(*one, {cut(inputs.student), cut(inputs.teacher), {}}) / 4;
+    }
+  }
+  ExpectClose(Of(*Make(windows(2, 1), 3, 4), inputs), mean);
+}
+
+TEST_P(TatFormsTest, AMaskedRemainderCountsEveryPositionOnce) {
+  // Where nothing remains the mask changes nothing.
+  const LossInputs even = RandomMaps({2, 3, 8, 8}, {2, 4, 8, 8}, 6);
+  const Knobs grid = Grid(4, 4, 4);
+  ExpectClose(Of(*Make(With(grid, {{"remainder", "mask"}}), 3, 4), even), Of(*Make(grid, 3, 4), even));
+  // Patches alone: plain attention on patches of 2, 2 and 3 rows; the mean is over positions.
+  const LossInputs inputs = RandomMaps({2, 3, 7, 4}, {2, 4, 7, 4}, 7);
+  const Knobs frozen = {{"embed_bn", "frozen"}};
+  const auto plain = Make(With(Plain(), frozen), 3, 4);
+  double sum = 0;
+  for (const auto& [begin, end] : {std::pair{0, 2}, {2, 4}, {4, 7}}) {
+    const auto cut = [&](const torch::Tensor& map) { return map.slice(2, begin, end); };
+    sum += Of(*plain, {cut(inputs.student), cut(inputs.teacher), {}}) * (end - begin);
+  }
+  const Knobs patches = With(With(Grid(3, 1, 3), frozen), {{"anchor_weight", 0.0}, {"remainder", "mask"}});
+  ExpectClose(Of(*Make(patches, 3, 4), inputs), sum / 7);
+  // Anchors of 4 rows and of the 3 that are left, which their mean is over.
+  const Knobs anchors = With(With(Grid(1, 1, 1), frozen), {{"patch_weight", 0.0}, {"remainder", "mask"}});
+  const auto pooled = [&](const torch::Tensor& map) {
+    return torch::cat({map.slice(2, 0, 4).mean({2, 3}, true), map.slice(2, 4, 7).mean({2, 3}, true)}, 2);
+  };
+  ExpectClose(Of(*Make(With(anchors, {{"anchor_weight", 1.0}}), 3, 4), inputs),
+              Of(*plain, {pooled(inputs.student), pooled(inputs.teacher), {}}));
 }
 
 // Gamma reads the student's channels 0 and 1 (A), phi 2 and 3 (V), theta the teacher's channels 0 and 1 (B). Phi puts
