@@ -80,6 +80,7 @@ constexpr std::string_view kThetas[] = {"identity", "conv1x1_bn", "conv3x3_bn"};
 constexpr std::string_view kEmbeddings[] = {"auto", "identity", "conv1x1_bn", "conv3x3_bn"};
 constexpr std::string_view kEmbedBns[] = {"batch", "per_sample", "frozen"};
 constexpr std::string_view kTatModes[] = {"auto", "plain", "hierarchical"};
+constexpr std::string_view kCwdImpls[] = {"fused", "dense"};
 constexpr std::string_view kGroupModes[] = {"stack", "spatial", "batch", "none"};
 constexpr std::string_view kTatReductions[] = {"mean_all", "sum_per_image", "l2norm"};
 constexpr std::string_view kRemainders[] = {"drop", "mask", "error"};
@@ -126,6 +127,8 @@ constexpr KnobSchema kCwdKnobs[] = {
     Choice("divergence", "kl_t_s", kDivergences,
            "Between the teacher's map p and the student's q: KL(p||q), cross-entropy, KL(q||p), Jensen-Shannon, or "
            "squared difference of p and q."),
+    Choice("impl", "fused", kCwdImpls,
+           "Fused kernel for kl_t_s and ce, which holds no probabilities, or plain operators (to compare with)."),
     Choice("mask", "none", kCwdMasks,
            "padding: positions in the padding of a random crop leave both softmaxes; with norm_axis spatial."),
     Choice("norm_axis", "spatial", kNormAxes,

@@ -21,8 +21,9 @@
 //     kl_s_t  KL(q || p)
 //     js      Jensen-Shannon: (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2
 //     mse     sum over positions of (p - q)^2
-// The first two run through a fused kernel where there is one (row_softmax_kl.h; closed-form gradient
-// dS = T / (N*C) * (q - p)), the others through autograd. A map of one position has p = q = 1: loss and gradient are 0.
+// With `impl` fused the first two run through a fused kernel where there is one (row_softmax_kl.h; closed-form gradient
+// dS = T / (N*C) * (q - p)); with dense through torch's operators, and the others through autograd. A map of one
+// position has p = q = 1: loss and gradient are 0.
 #include <torch/torch.h>
 
 #include <cmath>
@@ -79,7 +80,8 @@ class CwdLoss : public Loss {
         divergence_(ParseDivergence(TextKnob(knobs, "divergence"))),
         reduction_(ParseRowReduction(TextKnob(knobs, "reduction"))),
         norm_axis_(ParseNormAxis(TextKnob(knobs, "norm_axis"))),
-        masked_(TextKnob(knobs, "mask") == "padding") {}
+        masked_(TextKnob(knobs, "mask") == "padding"),
+        fused_(TextKnob(knobs, "impl") == "fused") {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
     MapPair maps{inputs.student, inputs.teacher};
@@ -105,7 +107,7 @@ class CwdLoss : public Loss {
     const torch::Tensor mask = masked_ ? VisiblePositions(inputs.visible, maps.student) : torch::Tensor();
     if (divergence_ == Divergence::kTeacherToStudent || divergence_ == Divergence::kCrossEntropy) {
       return MapSoftmaxKl(maps.student, maps.teacher, temperature, scale, divergence_ == Divergence::kCrossEntropy,
-                          mask);
+                          mask, fused_);
     }
     // (N, C, H, W) -> (N*C, H*W)
     const auto rows = [&](const torch::Tensor& map) {
@@ -143,6 +145,7 @@ class CwdLoss : public Loss {
   const RowReduction reduction_;
   const NormAxis norm_axis_;
   const bool masked_;
+  const bool fused_;
 };
 
 }  // namespace

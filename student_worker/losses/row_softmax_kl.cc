@@ -100,8 +100,8 @@ torch::Tensor LogSoftmaxAtTemperature(const torch::Tensor& rows, double temperat
 }
 
 torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy) {
-  if (FusedApplies(student, teacher, temperature)) {
+                           bool cross_entropy, bool fused) {
+  if (fused && FusedApplies(student, teacher, temperature)) {
     // A row is the map of a sample with one channel.
     return MapSoftmaxKl(student.unsqueeze(1).unsqueeze(1), teacher.unsqueeze(1).unsqueeze(1), temperature, scale,
                         cross_entropy);
@@ -116,8 +116,8 @@ torch::Tensor MaskRows(const torch::Tensor& rows, const torch::Tensor& mask) {
 }
 
 torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy, const torch::Tensor& mask) {
-  if (!FusedApplies(student, teacher, temperature)) {
+                           bool cross_entropy, const torch::Tensor& mask, bool fused) {
+  if (!fused || !FusedApplies(student, teacher, temperature)) {
     torch::Tensor s = student.flatten(0, 1).flatten(1), t = teacher.flatten(0, 1).flatten(1);  // (N*C, H*W)
     if (mask.defined()) {
       // A sample without a position keeps its first one, at 0 on both sides: one certain outcome, divergence 0.
@@ -130,7 +130,7 @@ torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
       s = MaskRows(s.masked_fill(per_row(empty), 0), per_row(seen));
       t = MaskRows(t.masked_fill(per_row(empty), 0), per_row(seen));
     }
-    return RowSoftmaxKl(s, t, temperature, scale, cross_entropy);
+    return RowSoftmaxKl(s, t, temperature, scale, cross_entropy, fused);
   }
   const auto format = LayoutOf(student) == MapLayout::kChannelsLast ? torch::MemoryFormat::ChannelsLast
                                                                     : torch::MemoryFormat::Contiguous;

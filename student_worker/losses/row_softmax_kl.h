@@ -24,15 +24,16 @@ torch::Tensor LogSoftmaxAtTemperature(const torch::Tensor& rows, double temperat
 
 // student, teacher: [R, L], floating point, same device; the teacher gets no gradient. Returns a scalar of float32
 // (float64 for a float64 student). Bitwise equal rows give exactly 0 and a gradient of exactly 0. With `cross_entropy`
-// the teacher's entropy is left in: scale * sum of H(p, q). Same gradient.
+// the teacher's entropy is left in: scale * sum of H(p, q). Same gradient. Without `fused`, torch's operators do it
+// all.
 torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy = false);
+                           bool cross_entropy = false, bool fused = true);
 
 // The same with one row for each (n, c) of maps [N, C, H, W], over its H*W positions. Contiguous and channels_last maps
 // are read as they lie in memory. `mask`: bool [N, H, W], undefined for all; positions where it is false leave both
 // distributions and get no gradient, and a sample without any position contributes 0.
 torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy = false, const torch::Tensor& mask = {});
+                           bool cross_entropy = false, const torch::Tensor& mask = {}, bool fused = true);
 
 // Takes the positions that `mask` (bool, the rows' shape) leaves out to a number so low that their probability is 0 and
 // stays 0 in every product.

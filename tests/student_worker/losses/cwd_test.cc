@@ -268,6 +268,19 @@ TEST(CwdLossTest, TheFusedKernelIsTheDenseFormForAnyRowLength) {  // T4
   }
 }
 
+TEST(CwdLossTest, ImplDenseIsTheFusedKernelsLoss) {
+  LossInputs inputs = RandomMaps({2, 3, 5, 7}, 12);
+  inputs.student = inputs.student.to(torch::kFloat32);
+  inputs.teacher = inputs.teacher.to(torch::kFloat32);
+  for (const char* divergence : {"kl_t_s", "ce"}) {
+    const auto fused = Differentiate(*Build("cwd", {{"divergence", divergence}}), inputs);
+    const auto dense = Differentiate(*Build("cwd", {{"divergence", divergence}, {"impl", "dense"}}), inputs);
+    EXPECT_NEAR(fused.loss, dense.loss, 1e-5 * dense.loss) << divergence;
+    EXPECT_TRUE(torch::allclose(fused.gradient, dense.gradient, 1e-4, 1e-7)) << divergence;
+    EXPECT_FALSE(torch::equal(fused.gradient, dense.gradient)) << divergence << ": the knob is not read";
+  }
+}
+
 TEST(CwdLossTest, IsConvexInTheStudent) {  // T7
   const auto loss = Build("cwd", {{"temperature", 1.0}});
   const LossInputs inputs = RandomMaps({1, 1, 2, 3}, 19);
