@@ -21,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/losses/bench_run.h"
 #include "bench/losses/eager_losses.h"
 #include "common/kernels/channel_kl.h"
 #include "common/kernels/channel_kl_reference.h"
@@ -32,37 +33,6 @@
 namespace distill {
 namespace {
 
-using torch::Tensor;
-
-double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-double Median(std::vector<double> x) {
-  std::nth_element(x.begin(), x.begin() + x.size() / 2, x.end());
-  return x[x.size() / 2];
-}
-
-[[noreturn]] void Die(const std::string& what) {
-  std::fprintf(stderr, "losses_bench: %s\n", what.c_str());
-  std::exit(1);
-}
-
-template <typename T>
-T Value(StatusOr<T> result) {
-  if (!result.ok()) Die(std::string(ToStd(result.status().message())));
-  return *std::move(result);
-}
-
-void CheckClose(const std::string& what, double got, double want, double limit) {
-  if (!(std::fabs(got - want) <= limit * std::fabs(want))) Die(StrCat(what, " is ", got, ", must be ", want));
-}
-
-// Relative, in L2.
-void CheckClose(const std::string& what, const Tensor& got, const Tensor& want, double limit) {
-  const Tensor expected = want.to(torch::kDouble);
-  const double error = ((got.to(torch::kDouble) - expected).norm() / expected.norm()).item<double>();
-  if (!(error <= limit)) Die(StrCat(what, " differs by ", error, " of its size; ", limit, " is allowed"));
-}
-
 const ParallelFor kTorchThreads = loss_internal::ParallelForOfTorch;  // as in the student
 
 ElementType TypeOf(const Tensor& map) {
@@ -71,55 +41,6 @@ ElementType TypeOf(const Tensor& map) {
 MapLayout LayoutOf(const Tensor& map) {
   return map.is_contiguous() ? MapLayout::kChannelsFirst : MapLayout::kChannelsLast;
 }
-
-// Skewed, as feature maps are: mostly small, a few large values.
-Tensor RandomMap(at::IntArrayRef shape) {
-  const Tensor x = torch::randn(shape);
-  return torch::where(x > 1, 2 * x * x, 0.5 * x);
-}
-
-class Bench {
- public:
-  Bench(int rounds, std::string only) : rounds_(rounds), only_(std::move(only)) {}
-
-  bool Wants(const std::string& name) const { return name.find(only_) != std::string::npos; }
-
-  // Alternates the two, reports, and returns the median seconds of ours.
-  double Time(const std::string& name, const std::function<void()>& baseline, const std::function<void()>& ours) {
-    std::vector<double> baseline_s, ours_s, ratios;
-    for (int round = 0; round < rounds_; ++round) {
-      const double start = Seconds();
-      baseline();
-      const double middle = Seconds();
-      ours();
-      baseline_s.push_back(middle - start);
-      ours_s.push_back(Seconds() - middle);
-      ratios.push_back(baseline_s.back() / ours_s.back());
-    }
-    const double median = Median(ours_s);
-    Result(name + "_ms", median * 1e3, "ms", Median(baseline_s) * 1e3, Median(ratios));
-    std::printf("%s: ratios %.2f to %.2f\n", name.c_str(), *std::min_element(ratios.begin(), ratios.end()),
-                *std::max_element(ratios.begin(), ratios.end()));
-    std::fflush(stdout);
-    return median;
-  }
-
-  void Result(const std::string& name, double value, const char* unit, double baseline, double ratio) {
-    char line[256];
-    std::snprintf(line, sizeof line, "RESULT %s %.2f %s baseline=%.2f ratio=%.3g", name.c_str(), value, unit, baseline,
-                  ratio);
-    results_.push_back(line);
-  }
-
-  void Print() const {
-    for (const std::string& line : results_) std::printf("%s\n", line.c_str());
-  }
-
- private:
-  const int rounds_;
-  const std::string only_;
-  std::vector<std::string> results_;
-};
 
 // --- CWD
 
@@ -166,18 +87,12 @@ void BenchChannelKl(Bench* bench, const std::string& name, at::IntArrayRef shape
   const double seconds = bench->Time(name, baseline, ours);
   const Tensor copy = torch::empty_like(student);
   const double bytes = static_cast<double>(student.nbytes());
-  const double copy_s = [&] {
-    std::vector<double> times;
-    for (int i = 0; i < 9; ++i) {
-      const double start = Seconds();
-      kTorchThreads(0, student.nbytes(), 65536, [&](int64_t begin, int64_t end) {
-        std::memcpy(static_cast<char*>(copy.data_ptr()) + begin, static_cast<char*>(student.data_ptr()) + begin,
-                    end - begin);
-      });
-      times.push_back(Seconds() - start);
-    }
-    return Median(times);
-  }();
+  const double copy_s = bench->Measure([&] {
+    kTorchThreads(0, student.nbytes(), 65536, [&](int64_t begin, int64_t end) {
+      std::memcpy(static_cast<char*>(copy.data_ptr()) + begin, static_cast<char*>(student.data_ptr()) + begin,
+                  end - begin);
+    });
+  });
   bench->Result(name + "_rate", 3 * bytes / seconds / 1e9, "GB/s", 2 * bytes / copy_s / 1e9,
                 3 * bytes / seconds / (2 * bytes / copy_s));
 }
