@@ -16,6 +16,10 @@ constexpr int64_t kAhead = 8;
 template <typename F>
 inline void ByFours(int64_t count, F f) {
   int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < 8; ++j) f(i + j);
+  }
   for (; i + 4 <= count; i += 4) {
 #pragma GCC unroll 4
     for (int64_t j = 0; j < 4; ++j) f(i + j);
