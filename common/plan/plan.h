@@ -28,6 +28,7 @@ struct ModelSpec {
   std::vector<float> mean;
   std::vector<float> std;
   std::vector<std::string> weights_modules;
+  bool weights_of_teacher = false;
   bool operator==(const ModelSpec&) const = default;
 };
 
@@ -111,6 +112,7 @@ struct StagePlan {
   std::string frozen_bn = "eval";
   std::string select = "last";
   uint32_t patience = 0;
+  bool unlabelled_ok = false;
   bool operator==(const StagePlan&) const = default;
 };
 
@@ -122,6 +124,7 @@ struct DataPlan {
   uint32_t crop_padding = 0;
   bool horizontal_flip = false;
   uint64_t holdout = 0;
+  std::string unlabelled;
   bool operator==(const DataPlan&) const = default;
 };
 

@@ -110,6 +110,7 @@ void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
   proto->set_frozen_bn(stage.frozen_bn);
   proto->set_select(stage.select);
   proto->set_patience(stage.patience);
+  proto->set_unlabelled_ok(stage.unlabelled_ok);
 }
 
 StagePlan FromProto(const v1::StagePlan& proto) {
@@ -139,6 +140,7 @@ StagePlan FromProto(const v1::StagePlan& proto) {
   stage.frozen_bn = proto.frozen_bn();
   stage.select = proto.select();
   stage.patience = proto.patience();
+  stage.unlabelled_ok = proto.unlabelled_ok();
   return stage;
 }
 
@@ -156,6 +158,7 @@ void ToProto(const ModelSpec& spec, v1::ModelSpec* proto) {
   for (float v : spec.mean) proto->add_mean(v);
   for (float v : spec.std) proto->add_std(v);
   for (const std::string& path : spec.weights_modules) proto->add_weights_modules(path);
+  proto->set_weights_of_teacher(spec.weights_of_teacher);
 }
 
 ModelSpec FromProto(const v1::ModelSpec& proto) {
@@ -170,6 +173,7 @@ ModelSpec FromProto(const v1::ModelSpec& proto) {
   spec.mean = ToVector<float>(proto.mean());
   spec.std = ToVector<float>(proto.std());
   spec.weights_modules = ToVector<std::string>(proto.weights_modules());
+  spec.weights_of_teacher = proto.weights_of_teacher();
   return spec;
 }
 
@@ -197,6 +201,7 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   data->set_crop_padding(plan.data.crop_padding);
   data->set_horizontal_flip(plan.data.horizontal_flip);
   data->set_holdout(plan.data.holdout);
+  data->set_unlabelled(plan.data.unlabelled);
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -231,6 +236,7 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.data.crop_padding = proto.data().crop_padding();
   plan.data.horizontal_flip = proto.data().horizontal_flip();
   plan.data.holdout = proto.data().holdout();
+  plan.data.unlabelled = proto.data().unlabelled();
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

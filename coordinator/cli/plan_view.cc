@@ -19,13 +19,21 @@ std::string Line(std::string_view label, std::string_view text) {
 
 std::string Plural(uint64_t count, std::string_view noun) { return StrCat(count, " ", noun, count == 1 ? "" : "s"); }
 
-std::string DataText(const v1::DataPlan& data) {
+std::string DataText(const v1::JobPlan& plan) {
+  const v1::DataPlan& data = plan.data();
   std::string text = StrCat(data.format(), " ", data.path());
   StrAppend(&text, ", ",
             data.train_limit() == 0 ? "all training images" : StrCat(data.train_limit(), " training images"));
   StrAppend(&text, ", ", data.test_limit() == 0 ? "all test images" : StrCat(data.test_limit(), " test images"));
   if (data.crop_padding() > 0) StrAppend(&text, ", random crop with padding ", data.crop_padding());
   if (data.horizontal_flip()) StrAppend(&text, ", horizontal flip");
+  if (!data.unlabelled().empty()) {
+    std::vector<std::string> stages;
+    for (const v1::StagePlan& stage : plan.stages()) {
+      if (stage.unlabelled_ok()) stages.push_back(stage.name());
+    }
+    StrAppend(&text, ", without labels ", data.unlabelled(), " for ", absl::StrJoin(stages, ", "));
+  }
   return text;
 }
 
@@ -128,7 +136,11 @@ std::string ModelText(const v1::ModelSpec& spec) {
   if (spec.in_channels() > 0) {
     StrAppend(&text, ", input ", spec.in_channels(), "x", spec.image_height(), "x", spec.image_width());
   }
-  if (!spec.weights().empty()) StrAppend(&text, ", from ", spec.weights());
+  if (!spec.weights().empty()) {
+    const std::string modules = absl::StrJoin(spec.weights_modules(), ", ");
+    StrAppend(&text, ", ", modules, modules.empty() ? "" : " ", "from ", spec.weights(),
+              spec.weights_of_teacher() ? " (the teacher's file)" : "");
+  }
   return text;
 }
 
@@ -142,7 +154,7 @@ std::string RenderPlan(const v1::JobPlan& plan, const TextOptions& options) {
     out += Line("teacher", text);
   }
   if (plan.teachers().empty()) out += Line("teacher", "none");
-  out += Line("data", DataText(plan.data()));
+  out += Line("data", DataText(plan));
   out += Line("training", TrainingText(plan));
   out += "\n";
 

@@ -1,6 +1,7 @@
 #include "coordinator/jobfile/draft_reader.h"
 
 #include <algorithm>
+#include <set>
 
 #include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
@@ -16,6 +17,8 @@ constexpr uint64_t kMaxSteps = 1'000'000'000;
 constexpr uint64_t kMaxImages = 10'000'000'000;
 constexpr uint32_t kMaxImageSide = 16384;
 constexpr NumberRange kPositive{.minimum = 0, .minimum_exclusive = true};
+constexpr NumberRange kPhaseShare{.minimum = 0, .maximum = 1e6};
+constexpr size_t kMaxSskdStages = 256;
 constexpr NumberRange kShare{.minimum = 0, .maximum = 1};
 constexpr NumberRange kShareBelowOne{.minimum = 0, .maximum = 1, .maximum_exclusive = true};
 
@@ -79,10 +82,24 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   if (!data.present()) return;
   data.Choice("format", {"idx", "image_folder"}, &job->plan.data.format);
   if (data.Require("path")) ReadPath(data, "path", &job->plan.data.path);
-  data.Integer("train_size", 1, kMaxImages, &job->train_size);
+  ReadPath(data, "unlabelled", &job->plan.data.unlabelled);
+  job->unlabelled_mark = data.Mark("unlabelled");
+  const bool unlabelled = data.Has("unlabelled");
+  if (const std::string& name = job->plan.data.unlabelled; name == "train" || name == "test" || name == "t10k") {
+    data.Problem("unlabelled", StrCat("'", name, "' holds the images with labels; name what holds those without"));
+  }
+  if (unlabelled && job->plan.data.format == "idx" && job->plan.data.unlabelled.find('/') != std::string::npos) {
+    data.Problem("unlabelled", "of IDX files is the start of a file name, NAME-images-idx3-ubyte beside the others");
+  }
+  uint64_t size = 0;
+  if (data.Integer("train_size", unlabelled ? 0 : 1, kMaxImages, &size)) job->train_size = size;
+  if (data.Integer("unlabelled_size", 1, kMaxImages, &size)) job->unlabelled_size = size;
+  if (data.Has("unlabelled_size") && !unlabelled) {
+    data.Problem("unlabelled_size", "counts the images of `unlabelled`, which is missing");
+  }
   data.Integer("train_limit", 0, kMaxImages, &job->plan.data.train_limit);
-  if (job->train_size != 0 && job->plan.data.train_limit > job->train_size) {
-    data.Problem("train_limit", StrCat(job->plan.data.train_limit, " is more than data.train_size ", job->train_size));
+  if (job->train_size && job->plan.data.train_limit > *job->train_size) {
+    data.Problem("train_limit", StrCat(job->plan.data.train_limit, " is more than data.train_size ", *job->train_size));
   }
   data.Integer("test_limit", 0, kMaxImages, &job->plan.data.test_limit);
   data.Integer("holdout", 0, kMaxImages, &job->plan.data.holdout);
@@ -94,6 +111,107 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const SectionReader augment(data.Find("augment"), "data.augment", JobSectionKeys("data.augment"), problems);
   augment.Integer("crop_padding", 0, 1024, &job->plan.data.crop_padding);
   augment.Flag("horizontal_flip", &job->plan.data.horizontal_flip);
+}
+
+// What sskd.stages[] and sskd.head have in common.
+void ReadPhase(const SectionReader& section, const std::string& path, const JobDraft& job, Problems* problems,
+               double* share, OptimizerPlan* optimizer, SchedulePlan* schedule) {
+  *optimizer = job.optimizer;
+  *schedule = job.schedule;
+  section.Number("share", kPhaseShare, share);
+  if (section.Has("share") && !job.sskd.phase_shares.empty()) {
+    section.Problem("share", "give either this or sskd.phase_shares");
+  }
+  ReadOptimizer(section.Find("optimizer"), path + ".optimizer", problems, optimizer);
+  ReadSchedule(section.Find("schedule"), path + ".schedule", problems, schedule);
+  if (section.Has("schedule") && !job.sskd.restart_lr) {
+    section.Problem("schedule",
+                    "sskd.restart_lr: false runs the job's schedule once over all phases; leave one of the "
+                    "two out");
+  }
+}
+
+void ReadSskdStage(const YamlNodePtr& node, const std::string& path, Problems* problems, JobDraft* job) {
+  const SectionReader section(node, path, JobSectionKeys("sskd.stages[]"), problems);
+  SskdStageDraft stage;
+  stage.mark = node->mark;
+  if (section.Require("student")) section.Text("student", &stage.student);
+  if (section.Require("teacher")) section.Text("teacher", &stage.teacher);
+  stage.student_mark = section.Mark("student");
+  stage.teacher_mark = section.Mark("teacher");
+  stage.name_mark = section.Mark("name");
+  if (section.Text("name", &stage.name) && !IsPlainName(stage.name)) {
+    section.Problem("name", StrCat("'", Shorten(stage.name),
+                                   "' is no stage name: letters, digits and inner '-', '.', '_', at most 63"));
+  }
+  ReadPhase(section, path, *job, problems, &stage.share, &stage.optimizer, &stage.schedule);
+  if (job->sskd.policy == "joint") {
+    for (const std::string_view key : {"name", "optimizer", "schedule"}) {
+      if (section.Has(key)) {
+        section.Problem(key, StrCat("the policy joint trains all pairs in one phase, named mimic, with the job's ",
+                                    key == "name" ? "optimizer and schedule" : key, "; leave this out"));
+      }
+    }
+  }
+  // What is missing was reported; a pair without a tap must not be looked up.
+  if (!stage.student.empty() && !stage.teacher.empty()) job->sskd.stages.push_back(std::move(stage));
+}
+
+void ReadSskdHead(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
+  SskdHeadDraft* const head = &job->sskd.head;
+  const SectionReader section(node, "sskd.head", JobSectionKeys("sskd.head"), problems);
+  ReadPhase(section, "sskd.head", *job, problems, &head->share, &head->optimizer, &head->schedule);
+  std::string loss;
+  if (section.Text("loss", &loss) && loss != "cross_entropy") {
+    const LossSchema* schema = FindLossSchema(loss);
+    section.Problem("loss", schema != nullptr && schema->input != LossInput::kLabels
+                                ? StrCat("'", loss,
+                                         "' reads the teacher, which is released before the head's phase; use "
+                                         "cross_entropy, or write the stages out (stages instead of preset)")
+                                : StrCat("unknown loss '", Shorten(loss), "' of the head; use cross_entropy"));
+  }
+  section.Number("label_smoothing", kShareBelowOne, &head->label_smoothing);
+  std::string init = "random";
+  section.Choice("init", {"random", "teacher"}, &init);
+  head->from_teacher = init == "teacher";
+  head->init_mark = section.Mark("init");
+  if (!head->from_teacher) return;
+  if (job->plan.student.weights.empty()) {
+    section.Problem("init",
+                    "'teacher': students do not hold the teacher's weights and read its head from a file; put a copy "
+                    "of the teacher's safetensors file below their model folder and name it: student.weights");
+  } else if (!job->weights_globs.empty()) {
+    section.Problem("init", "'teacher' takes the head alone from student.weights; leave student.weights_modules out");
+  }
+}
+
+// Pairs that the user named, and what single phases do differently. Reads what the other keys of sskd say.
+void ReadSskdPhases(const SectionReader& sskd, Problems* problems, JobDraft* job) {
+  ReadSskdHead(sskd.Find("head"), problems, job);
+  const YamlNodePtr list = sskd.Find("stages");
+  if (list == nullptr) return;
+  job->sskd.stages_given = true;
+  job->sskd.stages_mark = sskd.Mark("stages");
+  if (list->kind != YamlNode::Kind::kSequence || list->items.empty() || list->items.size() > kMaxSskdStages) {
+    sskd.Problem("stages", list->kind == YamlNode::Kind::kSequence
+                               ? StrCat("expected 1 to ", kMaxSskdStages, " pairs, got ", list->items.size())
+                               : StrCat("expected a list of pairs, got ", DescribeValue(*list)));
+    return;
+  }
+  std::set<std::string> names = {"head", "finetune"};
+  for (size_t i = 0; i < list->items.size(); ++i) {
+    const std::string path = StrCat("sskd.stages[", i, "]");
+    const size_t before = job->sskd.stages.size();
+    ReadSskdStage(list->items[i], path, problems, job);
+    if (job->sskd.stages.size() == before) continue;
+    SskdStageDraft* const stage = &job->sskd.stages.back();
+    if (stage->name.empty()) stage->name = StrCat("mimic-", i + 1);
+    if (!names.insert(stage->name).second) {
+      problems->Add(stage->name_mark, StrCat(path, ".name: '", Shorten(stage->name),
+                                             "' is the name of another phase; phases are told apart by name"));
+    }
+  }
+  if (job->sskd.stages.size() != list->items.size()) job->sskd.stages.clear();
 }
 
 void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* job) {
@@ -112,13 +230,18 @@ void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* j
   sskd.Choice("adapter", adapters, &job->sskd.adapter);
   sskd.Choice("feature_loss", {"l2", "l1", "smooth_l1"}, &job->sskd.feature_loss);
   sskd.Choice("reduction", {"mean", "sum_over_batch"}, &job->sskd.reduction);
+  sskd.Choice("spatial_mismatch", {"error", "pool_larger", "teacher_to_student", "student_to_teacher"},
+              &job->sskd.spatial_mismatch);
   sskd.Choice("tap_position", {"post_relu", "pre_relu"}, &job->sskd.tap_position);
   sskd.Choice("frozen_bn", {"eval", "train"}, &job->sskd.frozen_bn);
   sskd.Flag("restart_lr", &job->sskd.restart_lr);
   sskd.Choice("select", {"last", "best"}, &job->sskd.select);
   sskd.Integer("patience", 0, 1'000'000, &job->sskd.patience);
-  sskd.Numbers("phase_shares", {.minimum = 0, .maximum = 1e6}, &job->sskd.phase_shares);
+  sskd.Flag("unlabelled_ok", &job->sskd.unlabelled_ok);
+  job->sskd.unlabelled_mark = sskd.Mark("unlabelled_ok");
+  sskd.Numbers("phase_shares", kPhaseShare, &job->sskd.phase_shares);
   job->sskd.phase_shares_mark = sskd.Mark("phase_shares");
+  ReadSskdPhases(sskd, problems, job);
   const SectionReader finetune(sskd.Find("finetune"), "sskd.finetune", JobSectionKeys("sskd.finetune"), problems);
   job->sskd.finetune_lr = job->optimizer.lr / 10;
   finetune.Number("lr", kPositive, &job->sskd.finetune_lr);

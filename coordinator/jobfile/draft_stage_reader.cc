@@ -187,6 +187,8 @@ StageDraft ReadStage(const YamlNodePtr& node, const std::string& path, const Job
   section.Choice("select", {"last", "best"}, &stage.select);
   section.Integer("patience", 0, 1'000'000, &stage.patience);
   stage.select_mark = section.Mark(section.Has("select") ? "select" : "patience");
+  section.Flag("unlabelled_ok", &stage.unlabelled_ok);
+  stage.unlabelled_mark = section.Mark("unlabelled_ok");
   section.Text("teacher_input", &stage.teacher_input);
   section.Text("student_input", &stage.student_input);
   stage.input_mark = section.Mark(section.Has("teacher_input") ? "teacher_input" : "student_input");

@@ -51,7 +51,9 @@ struct StageDraft {
   std::string frozen_bn = "eval";
   std::string select = "last";
   uint32_t patience = 0;
+  bool unlabelled_ok = false;
   YamlMark select_mark;
+  YamlMark unlabelled_mark;
   std::string teacher_input;  // blockwise: the teacher's map at this tap ...
   std::string student_input;  // ... takes the place of the student's at this one
   YamlMark mark;
@@ -69,16 +71,44 @@ struct CwdOptions {
   double kd_weight = 0;  // of an additional kd term; cross-entropy gets 1 - kd_weight
   double kd_temperature = 4;
 };
+// One of sskd.stages: a pair of taps that the user named, and what its phase does differently.
+struct SskdStageDraft {
+  std::string student;
+  std::string teacher;
+  std::string name;  // "": mimic-1, mimic-2, ...
+  double share = 1;  // of the budget
+  OptimizerPlan optimizer;
+  SchedulePlan schedule;
+  YamlMark mark;
+  YamlMark name_mark;
+  YamlMark student_mark;
+  YamlMark teacher_mark;
+};
+struct SskdHeadDraft {
+  double share = 1;
+  OptimizerPlan optimizer;
+  SchedulePlan schedule;
+  double label_smoothing = 0;
+  bool from_teacher = false;  // starts with the weights of the teacher's head
+  YamlMark init_mark;
+};
 struct SskdOptions {
   std::string policy = "freeze_previous";
   std::string adapter = "auto";
   std::string feature_loss = "l2";
   std::string reduction = "mean";
+  std::string spatial_mismatch = "error";
   std::string tap_position = "post_relu";
   std::string frozen_bn = "eval";
   std::string select = "last";
   uint32_t patience = 0;
   bool restart_lr = true;
+  bool unlabelled_ok = false;
+  YamlMark unlabelled_mark;
+  std::vector<SskdStageDraft> stages;  // empty: pairs are found by size
+  bool stages_given = false;           // `stages` may be empty all the same, when they could not be read
+  YamlMark stages_mark;
+  SskdHeadDraft head;
   std::vector<double> phase_shares;  // of the budget, one per phase and the head; empty: equal
   YamlMark phase_shares_mark;
   LengthDraft finetune;  // not given: off
@@ -93,7 +123,9 @@ struct JobDraft {
   YamlMark student_mark;
   std::vector<std::string> weights_globs;  // of student.weights_modules, as written
   YamlMark weights_mark;
-  uint64_t train_size = 0;  // images in the training set; 0: not given
+  std::optional<uint64_t> train_size;       // training images with labels
+  std::optional<uint64_t> unlabelled_size;  // and without
+  YamlMark unlabelled_mark;                 // of data.unlabelled
   bool evaluate_teacher = true;
   OptimizerPlan optimizer;
   SchedulePlan schedule;

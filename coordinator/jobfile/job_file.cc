@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 
+#include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/draft_reader.h"
@@ -93,28 +94,102 @@ void ExpandDraftPreset(const StageContext& context, Problems* problems, JobDraft
   StagePairs pairs;
   if (PresetNeedsPairs(job->preset)) {
     if (context.teacher == nullptr) return;
-    StatusOr<StagePairs> paired = PairStages(*context.student, *context.teacher);
-    if (!paired.ok()) {
-      problems->Add(job->preset_mark, StrCat("preset: ", paired.status().message()));
-      return;
+    if (job->sskd.stages_given) {
+      if (job->sskd.stages.empty()) return;  // reported by the reader
+      std::optional<StagePairs> named = PairGivenStages(*context.student, *context.teacher, job->sskd.stages, problems);
+      if (!named) return;
+      pairs = *std::move(named);
+    } else {
+      StatusOr<StagePairs> paired = PairStages(*context.student, *context.teacher);
+      if (!paired.ok()) {
+        problems->Add(job->preset_mark, StrCat("preset: ", paired.status().message()));
+        return;
+      }
+      pairs = *std::move(paired);
     }
-    pairs = *std::move(paired);
   }
-  if (const std::vector<double>& shares = job->sskd.phase_shares; !shares.empty()) {
+  if (job->preset == "sskd") {
+    const std::vector<double> shares = SskdShares(*job, pairs);
     const bool all_zero = std::all_of(shares.begin(), shares.end(), [](double share) { return share == 0; });
-    if (shares.size() != pairs.pairs.size() + 1 || all_zero) {
+    if (shares.size() != pairs.pairs.size() + 1) {
       problems->Add(job->sskd.phase_shares_mark,
                     StrCat("sskd.phase_shares: has ", shares.size(), " values, needs ", pairs.pairs.size() + 1,
-                           ": one for each of the ", pairs.pairs.size(),
-                           " backbone phases and one for the head, not all "
-                           "of them 0"));
+                           ": one for each of the ", pairs.pairs.size(), " backbone phases and one for the head"));
+      return;
+    }
+    if (all_zero) {
+      problems->Add(job->preset_mark, "sskd: the phases' shares of the budget are all 0; give one of them a share");
       return;
     }
   }
-  const std::optional<uint64_t> total = StepsOf(job->budget, *job, problems);
+  // The backbone phases of sskd may draw from more images than have labels; their epochs are longer then. Without any
+  // label the head's length has no meaning, and its stage is refused by name.
+  const bool more_images = job->sskd.unlabelled_ok && !job->plan.data.unlabelled.empty();
+  const EpochImages backbone_images = more_images ? EpochImages::kAll : EpochImages::kLabelled;
+  const std::optional<uint64_t> backbone = StepsOf(job->budget, *job, backbone_images, problems);
+  if (!backbone) return;
+  const bool no_labels = more_images && job->train_size == 0;
+  const std::optional<uint64_t> total =
+      no_labels ? backbone : StepsOf(job->budget, *job, EpochImages::kLabelled, problems);
   std::optional<uint64_t> finetune = 0;
-  if (job->sskd.finetune.given()) finetune = StepsOf(job->sskd.finetune, *job, problems);
-  if (total && finetune) job->stages = ExpandPreset(*job, pairs, *total, *finetune);
+  if (job->sskd.finetune.given()) {
+    finetune = StepsOf(job->sskd.finetune, *job, no_labels ? EpochImages::kAll : EpochImages::kLabelled, problems);
+  }
+  if (total && finetune) job->stages = ExpandPreset(*job, pairs, {*total, *backbone, *finetune});
+}
+
+// sskd.head.init: teacher. The head is part of the file that the job's teachers serve, if it fits.
+void TakeTeachersHead(const Architecture& student, const ModelSpec& teacher, Problems* problems, JobDraft* job) {
+  const std::string where = "sskd.head.init: 'teacher': ";
+  const StatusOr<Architecture> source = Architecture::Create(teacher);
+  if (!source.ok()) {
+    problems->Add(job->sskd.head.init_mark,
+                  StrCat(where, "the teacher '", job->teacher,
+                         "' is a TorchScript archive, whose head a student cannot take over; use random"));
+    return;
+  }
+  const std::vector<StateEntry> offered = source->StateDict();
+  const std::vector<std::string> heads = student.HeadModules();
+  for (const StateEntry& wanted : student.StateDict()) {
+    if (std::none_of(heads.begin(), heads.end(), [&](const auto& head) { return IsUnder(wanted.name, head); }))
+      continue;
+    const auto found = std::find_if(offered.begin(), offered.end(),
+                                    [&](const StateEntry& entry) { return entry.name == wanted.name; });
+    if (found != offered.end() && found->shape == wanted.shape) continue;
+    problems->Add(
+        job->sskd.head.init_mark,
+        StrCat(where, "the student's '", wanted.name, "' has shape [", absl::StrJoin(wanted.shape, ", "),
+               "], the teacher's ",
+               found == offered.end() ? "does not exist" : StrCat("[", absl::StrJoin(found->shape, ", "), "]"),
+               "; student and teacher need as many channels after the last stage, or use random"));
+    return;
+  }
+  job->plan.student.weights_modules = heads;
+  job->plan.student.weights_of_teacher = true;
+}
+
+// data.unlabelled and unlabelled_ok belong together.
+void CheckUnlabelled(const JobDraft& job, Problems* problems) {
+  const bool given = !job.plan.data.unlabelled.empty();
+  bool used = job.sskd.unlabelled_ok;
+  YamlMark mark = job.sskd.unlabelled_mark;
+  for (const StageDraft& stage : job.stages) {
+    if (!stage.unlabelled_ok) continue;
+    used = true;
+    mark = stage.unlabelled_mark;
+  }
+  if (used && !given) {
+    problems->Warn(mark, "unlabelled_ok has no effect: data.unlabelled names no images without labels");
+  }
+  if (!given || used || job.stages.empty()) return;
+  problems->Add(
+      job.unlabelled_mark,
+      StrCat("data.unlabelled: no stage may draw from images without labels; ",
+             job.preset.empty()     ? "allow it where no loss reads labels: unlabelled_ok: true in stages[]"
+             : job.preset == "sskd" ? "allow it to the backbone phases: sskd: {unlabelled_ok: true}"
+                                    : StrCat("the preset '", job.preset,
+                                             "' takes images with labels only: take the preset sskd, or write stages"),
+             ", or leave data.unlabelled out"));
 }
 
 // Expands student.weights_modules.
@@ -162,7 +237,9 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     const StageContext context{&*student, teacher_taps ? &*teacher_taps : nullptr, !job.teacher.empty()};
     if (!job.preset.empty() && job.stages.empty() && job.budget.given()) ExpandDraftPreset(context, &problems, &job);
     job.plan.stages = BuildStages(job, context, &problems);
+    CheckUnlabelled(job, &problems);
     ExpandWeightsModules(*student, &problems, &job);
+    if (job.sskd.head.from_teacher && teacher != nullptr) TakeTeachersHead(*student, teacher->spec, &problems, &job);
     job.plan.student.width = student->spec().width;
   }
   if (teacher != nullptr) {

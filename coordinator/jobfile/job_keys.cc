@@ -12,22 +12,25 @@ constexpr std::string_view kTop[] = {"name",       "seed",       "students", "th
                                      "prefetch",   "wire_dtype", "stages"};
 constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels",    "image",
                                          "mean", "std",   "weights",     "weights_modules"};
-constexpr std::string_view kData[] = {"format",     "path",    "train_size", "train_limit",
-                                      "test_limit", "holdout", "augment"};
+constexpr std::string_view kData[] = {"format",     "path",    "train_size", "train_limit",    "test_limit",
+                                      "unlabelled", "holdout", "augment",    "unlabelled_size"};
 constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};
 constexpr std::string_view kCwd[] = {"temperature", "weight", "kd_weight", "kd_temperature"};
-constexpr std::string_view kSskd[] = {"policy",       "adapter",   "feature_loss", "reduction",
-                                      "tap_position", "frozen_bn", "restart_lr",   "phase_shares",
-                                      "select",       "patience",  "finetune"};
+constexpr std::string_view kSskd[] = {"policy",           "stages",       "head",      "adapter",    "feature_loss",
+                                      "reduction",        "tap_position", "frozen_bn", "restart_lr", "phase_shares",
+                                      "spatial_mismatch", "select",       "patience",  "finetune",   "unlabelled_ok"};
+constexpr std::string_view kSskdStage[] = {"student", "teacher", "name", "share", "optimizer", "schedule"};
+constexpr std::string_view kSskdHead[] = {"share", "optimizer", "schedule", "loss", "label_smoothing", "init"};
 constexpr std::string_view kFinetune[] = {"epochs", "steps", "lr"};
 constexpr std::string_view kOptimizer[] = {"type", "lr", "momentum", "weight_decay", "nesterov", "clip_norm"};
 constexpr std::string_view kSchedule[] = {"type", "warmup", "milestones", "gamma"};
 constexpr std::string_view kCheckpoint[] = {"every"};
 constexpr std::string_view kEvaluate[] = {"every", "teacher"};
-constexpr std::string_view kStage[] = {"name",      "trainable",     "epochs",        "steps",  "optimizer", "schedule",
-                                       "frozen_bn", "teacher_input", "student_input", "select", "patience",  "losses"};
+constexpr std::string_view kStage[] = {"name",     "trainable", "epochs",        "steps",         "optimizer",
+                                       "schedule", "frozen_bn", "teacher_input", "student_input", "select",
+                                       "patience", "losses",    "unlabelled_ok"};
 constexpr std::string_view kLoss[] = {"type",    "name",         "weight",          "student", "teacher",
                                       "adapter", "tap_position", "weight_schedule", "own"};
 constexpr std::string_view kWeightSchedule[] = {"type", "warmup", "start", "stop"};
@@ -42,6 +45,8 @@ constexpr JobSection kSections[] = {
     {"kd", kKd},
     {"cwd", kCwd},
     {"sskd", kSskd},
+    {"sskd.stages[]", kSskdStage},
+    {"sskd.head", kSskdHead},
     {"sskd.finetune", kFinetune},
     {"optimizer", kOptimizer},
     {"schedule", kSchedule},

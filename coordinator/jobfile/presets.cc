@@ -60,9 +60,8 @@ StageDraft CwdStage(const JobDraft& job, const StagePairs& pairs, uint64_t steps
   return stage;
 }
 
-// Steps of each of `phases` parts of the budget: by `shares`, or equal. The first parts take the remainder.
-std::vector<uint64_t> SplitBudget(uint64_t total, const std::vector<double>& shares, size_t phases) {
-  std::vector<double> weights = shares.empty() ? std::vector<double>(phases, 1) : shares;
+// Steps of each part of the budget. The first parts take the remainder.
+std::vector<uint64_t> SplitBudget(uint64_t total, const std::vector<double>& weights) {
   const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
   std::vector<uint64_t> steps;
   uint64_t given = 0;
@@ -70,7 +69,7 @@ std::vector<uint64_t> SplitBudget(uint64_t total, const std::vector<double>& sha
     steps.push_back(static_cast<uint64_t>(std::floor(static_cast<double>(total) * (weight / sum))));
     given += steps.back();
   }
-  for (size_t i = 0; given < total; i = (i + 1) % phases) {
+  for (size_t i = 0; given < total; i = (i + 1) % weights.size()) {
     if (weights[i] == 0) continue;
     ++steps[i];
     ++given;
@@ -78,18 +77,25 @@ std::vector<uint64_t> SplitBudget(uint64_t total, const std::vector<double>& sha
   return steps;
 }
 
-std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps,
-                                   uint64_t finetune_steps) {
+std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs, const PresetSteps& lengths) {
   const SskdOptions& options = job.sskd;
   const std::string& policy = options.policy;
   const size_t phases = pairs.pairs.size();
-  const std::vector<uint64_t> steps = SplitBudget(total_steps, options.phase_shares, phases + 1);
+  const std::vector<double> shares = SskdShares(job, pairs);
+  const std::vector<uint64_t> steps = SplitBudget(lengths.backbone, shares);
+  const uint64_t head_steps = SplitBudget(lengths.total, shares).back();
   std::vector<StageDraft> stages;
-  const auto add_loss = [&](StageDraft* stage, const StagePair& pair) {
-    LossDraft loss = FeatureLoss(job, options.feature_loss, 1, pair);
+  const auto add_loss = [&](StageDraft* stage, size_t k) {
+    LossDraft loss = FeatureLoss(job, options.feature_loss, 1, pairs.pairs[k]);
     loss.adapter = options.adapter;
     loss.tap_position = options.tap_position;
     loss.knobs["reduction"] = options.reduction;
+    loss.knobs["spatial_mismatch"] = options.spatial_mismatch;
+    if (k < options.stages.size()) {
+      loss.mark = options.stages[k].mark;
+      loss.student_mark = options.stages[k].student_mark;
+      loss.teacher_mark = options.stages[k].teacher_mark;
+    }
     stage->losses.push_back(std::move(loss));
   };
   std::vector<std::string> before;  // modules of the phases so far
@@ -98,6 +104,12 @@ std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs,
     before.insert(before.end(), pair.modules.begin(), pair.modules.end());
     if (policy == "joint") continue;
     StageDraft stage = Stage(job, StrCat("mimic-", k + 1), steps[k]);
+    if (k < options.stages.size()) {
+      stage.name = options.stages[k].name;
+      stage.optimizer = options.stages[k].optimizer;
+      stage.schedule = options.stages[k].schedule;
+      stage.mark = options.stages[k].mark;
+    }
     const bool alone = policy == "freeze_previous" || policy == "blockwise";
     stage.trainable = alone ? pair.modules : before;
     if (policy == "blockwise" && k > 0) {
@@ -105,19 +117,28 @@ std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs,
       stage.student_input = pairs.pairs[k - 1].student_tap;
       stage.input_mark = job.preset_mark;
     }
-    for (size_t j = policy == "cumulative_sum" ? 0 : k; j <= k; ++j) add_loss(&stage, pairs.pairs[j]);
+    for (size_t j = policy == "cumulative_sum" ? 0 : k; j <= k; ++j) add_loss(&stage, j);
     stages.push_back(std::move(stage));
   }
   if (policy == "joint") {
     StageDraft stage = Stage(job, "mimic", std::accumulate(steps.begin(), steps.end() - 1, uint64_t{0}));
     stage.trainable = before;
-    for (const StagePair& pair : pairs.pairs) add_loss(&stage, pair);
+    for (size_t k = 0; k < phases; ++k) add_loss(&stage, k);
     stages.push_back(std::move(stage));
   }
-  StageDraft head = Stage(job, "head", steps[phases]);
+  for (StageDraft& stage : stages) {
+    stage.unlabelled_ok = options.unlabelled_ok;
+    stage.unlabelled_mark = options.unlabelled_mark;
+  }
+  StageDraft head = Stage(job, "head", head_steps);
   head.trainable = pairs.head_modules;
+  head.optimizer = options.head.optimizer;
+  head.schedule = options.head.schedule;
   head.losses.push_back(Loss(job, "cross_entropy", 1));
+  head.losses.back().knobs["label_smoothing"] = options.head.label_smoothing;
   stages.push_back(std::move(head));
+  uint64_t total_steps = 0;
+  for (const StageDraft& stage : stages) total_steps += *stage.length.steps;
   uint64_t done = 0;
   for (StageDraft& stage : stages) {
     stage.frozen_bn = options.frozen_bn;
@@ -130,7 +151,7 @@ std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs,
     stage.schedule.end = static_cast<double>(done) / static_cast<double>(total_steps);
   }
   if (options.finetune.given()) {
-    StageDraft finetune = Stage(job, "finetune", finetune_steps);
+    StageDraft finetune = Stage(job, "finetune", lengths.finetune);
     finetune.length.mark = options.finetune.mark;
     finetune.optimizer.lr = options.finetune_lr;
     finetune.losses.push_back(Loss(job, "cross_entropy", 1));
@@ -148,12 +169,20 @@ std::vector<std::string> SskdPolicies() {
 bool PresetNeedsTeacher(const std::string& preset) { return preset == "kd" || preset == "cwd" || preset == "sskd"; }
 bool PresetNeedsPairs(const std::string& preset) { return preset == "cwd" || preset == "sskd"; }
 
-std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps,
-                                     uint64_t finetune_steps) {
-  if (job.preset == "kd") return {KdStage(job, total_steps)};
-  if (job.preset == "cwd") return {CwdStage(job, pairs, total_steps)};
-  if (job.preset == "sskd") return SskdStages(job, pairs, total_steps, finetune_steps);
-  StageDraft stage = Stage(job, "train", total_steps);
+std::vector<double> SskdShares(const JobDraft& job, const StagePairs& pairs) {
+  const SskdOptions& options = job.sskd;
+  if (!options.phase_shares.empty()) return options.phase_shares;
+  std::vector<double> shares(pairs.pairs.size(), 1);
+  for (size_t k = 0; k < options.stages.size(); ++k) shares[k] = options.stages[k].share;
+  shares.push_back(options.head.share);
+  return shares;
+}
+
+std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, const PresetSteps& steps) {
+  if (job.preset == "kd") return {KdStage(job, steps.total)};
+  if (job.preset == "cwd") return {CwdStage(job, pairs, steps.total)};
+  if (job.preset == "sskd") return SskdStages(job, pairs, steps);
+  StageDraft stage = Stage(job, "train", steps.total);
   stage.losses.push_back(Loss(job, "cross_entropy", 1));
   return {stage};
 }

@@ -36,11 +36,21 @@ std::vector<std::string> SskdPolicies();
 bool PresetNeedsTeacher(const std::string& preset);
 bool PresetNeedsPairs(const std::string& preset);
 
-// The preset's stages. `total_steps`: the budget in optimizer steps; `finetune_steps`: 0 for none.
-// `pairs` is read only when PresetNeedsPairs. REQUIRES: job.preset is one of PresetNames(); phase_shares are empty or
-// one per pair and one for the head, not all 0.
-std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, uint64_t total_steps,
-                                     uint64_t finetune_steps);
+// Lengths in optimizer steps.
+struct PresetSteps {
+  uint64_t total = 0;     // the budget, over images with labels
+  uint64_t backbone = 0;  // the budget, over all images: differs from `total` when it counts epochs and the backbone
+                          // phases of sskd draw from images without labels
+  uint64_t finetune = 0;  // 0 for none
+};
+
+// Shares of the budget: one for each pair and one for the head. phase_shares, or what the phases say, or equal.
+// REQUIRES: job.preset is sskd.
+std::vector<double> SskdShares(const JobDraft& job, const StagePairs& pairs);
+
+// The preset's stages. `pairs` is read only when PresetNeedsPairs. REQUIRES: job.preset is one of PresetNames(); for
+// sskd SskdShares are one per pair and one for the head, not all 0.
+std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, const PresetSteps& steps);
 
 }  // namespace distill
 

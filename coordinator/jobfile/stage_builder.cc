@@ -160,7 +160,9 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   stage.teacher_input = draft.teacher_input;
   stage.student_input = draft.student_input;
   stage.trainable = ExpandTrainable(draft, arch, where, problems);
-  if (const std::optional<uint64_t> steps = StepsOf(draft.length, job, problems)) {
+  stage.unlabelled_ok = draft.unlabelled_ok && !job.plan.data.unlabelled.empty();
+  const EpochImages images = stage.unlabelled_ok ? EpochImages::kAll : EpochImages::kLabelled;
+  if (const std::optional<uint64_t> steps = StepsOf(draft.length, job, images, problems)) {
     stage.steps = *steps;
     if (*steps == 0) {
       problems->Warn(draft.length.mark,
@@ -186,6 +188,16 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
     problems->Add(draft.mark, StrCat(where, ": no loss has a weight above 0, so there is nothing to learn"));
     return stage;
   }
+  if (draft.unlabelled_ok && stage.uses_labels) {
+    problems->Add(draft.unlabelled_mark, StrCat(where, ": '", draft.name,
+                                                "' reads labels, so it cannot draw from images without; leave "
+                                                "unlabelled_ok out of it"));
+  }
+  if (stage.uses_labels && stage.steps > 0 && job.train_size == 0) {
+    problems->Add(draft.mark, StrCat(where, ": '", draft.name,
+                                     "' reads labels, but data.train_size says that no "
+                                     "training image has one"));
+  }
   stage.student_until = deepest->student_tap;
   if (!stage.teacher_input.empty()) {
     if (!context.has_teacher) {
@@ -201,11 +213,21 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
 
 }  // namespace
 
-std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, Problems* problems) {
+std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, EpochImages which, Problems* problems) {
   if (length.steps) return length.steps;
   if (!length.epochs) return std::nullopt;
   const uint64_t limit = job.plan.data.train_limit;
-  uint64_t images = limit == 0 ? job.train_size : job.train_size == 0 ? limit : std::min(limit, job.train_size);
+  const bool known = job.train_size.has_value() || limit > 0;
+  uint64_t labelled = job.train_size.value_or(limit);
+  if (limit > 0) labelled = std::min(limit, labelled);
+  if (which == EpochImages::kAll && (!known || !job.unlabelled_size)) {
+    problems->Add(length.mark,
+                  StrCat("epochs need the numbers of training images with and without labels, which the "
+                         "coordinator cannot see: add data.",
+                         known ? "unlabelled_size" : "train_size and data.unlabelled_size", ", or give steps"));
+    return std::nullopt;
+  }
+  uint64_t images = labelled + (which == EpochImages::kAll ? *job.unlabelled_size : 0);
   images -= std::min(images, job.plan.data.holdout);
   if (images == 0) {
     problems->Add(

@@ -21,9 +21,12 @@ struct StageContext {
   bool has_teacher = false;  // the job names a teacher
 };
 
-// Optimizer steps of a length: given, or epochs times the whole batches of the training set (rounded; at least 1 when
-// above 0). Adds a problem and returns nothing when the size of the training set is needed and not given.
-std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, Problems* problems);
+// Which training images a length in epochs counts.
+enum class EpochImages { kLabelled, kAll };
+
+// Optimizer steps of a length: given, or epochs times the whole batches of those images (rounded; at least 1 when above
+// 0). Adds a problem and returns nothing when their number is needed and not given.
+std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, EpochImages images, Problems* problems);
 
 // All problems are added; the result is complete only when there were none.
 std::vector<StagePlan> BuildStages(const JobDraft& job, const StageContext& context, Problems* problems);

@@ -7,11 +7,14 @@
 #ifndef DISTILL_COORDINATOR_JOBFILE_STAGE_PAIRS_H_
 #define DISTILL_COORDINATOR_JOBFILE_STAGE_PAIRS_H_
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/status.h"
+#include "coordinator/jobfile/job_draft.h"
 #include "coordinator/jobfile/model_taps.h"
+#include "coordinator/jobfile/problems.h"
 
 namespace distill {
 
@@ -28,6 +31,14 @@ struct StagePairs {
 
 // kInvalidArgument: no student stage has the size of a teacher stage; the message lists both.
 StatusOr<StagePairs> PairStages(const Architecture& student, const ModelTaps& teacher);
+
+// The pairs that the user named (sskd.stages). The student may be cut after any top-level module and any block of a
+// stage; what lies between two cuts trains for the later one, what comes after the last with the head, so that here too
+// every parameter trains exactly once. Whether the maps can be compared is the loss's business. Nothing when a problem
+// was added: a tap that does not exist or is no cut, pairs out of order, two pairs at one place.
+// REQUIRES: `given` is not empty.
+std::optional<StagePairs> PairGivenStages(const Architecture& student, const ModelTaps& teacher,
+                                          const std::vector<SskdStageDraft>& given, Problems* problems);
 
 }  // namespace distill
 

@@ -69,6 +69,28 @@ class DatasetPart : public Dataset {
   const std::vector<uint32_t> ids_;
 };
 
+// Two data sets of one shape, one after the other.
+class JoinedDataset : public Dataset {
+ public:
+  JoinedDataset(std::shared_ptr<const Dataset> first, std::shared_ptr<const Dataset> second)
+      : first_(std::move(first)), second_(std::move(second)), border_(first_->size()) {}
+  uint64_t size() const override { return border_ + second_->size(); }
+  uint32_t channels() const override { return first_->channels(); }
+  uint32_t height() const override { return first_->height(); }
+  uint32_t width() const override { return first_->width(); }
+  uint32_t classes() const override { return first_->classes(); }
+  void CopyImage(uint64_t index, uint8_t* out) const override {
+    index < border_ ? first_->CopyImage(index, out) : second_->CopyImage(index - border_, out);
+  }
+  int64_t label(uint64_t index) const override {
+    return index < border_ ? first_->label(index) : second_->label(index - border_);
+  }
+
+ private:
+  const std::shared_ptr<const Dataset> first_, second_;  // shared with the stages that draw from one of them
+  const uint64_t border_;
+};
+
 }  // namespace
 
 StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& path) {
@@ -101,8 +123,9 @@ StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, ui
     return absl::InvalidArgumentError(absl::StrCat(pixels.size(), " bytes of pixels are not ", labels.size(), " images of shape ",
                                                    Shape(channels, height, width)));
   }
+  const bool unlabelled = labels[0] == kNoLabel;
   for (size_t i = 0; i < labels.size(); ++i) {
-    if (labels[i] < 0 || labels[i] >= classes) {
+    if (unlabelled ? labels[i] != kNoLabel : labels[i] < 0 || labels[i] >= classes) {
       return absl::InvalidArgumentError(absl::StrCat("label ", labels[i], " of image ", i, " is not in [0, ", classes, ")"));
     }
   }
@@ -122,6 +145,48 @@ StatusOr<HeldOutSplit> HoldOut(std::shared_ptr<const Dataset> whole, uint64_t co
                       std::make_shared<const DatasetPart>(whole, std::move(held_out))};
 }
 
+StatusOr<TrainingImages> PrepareTrainingImages(const DataSplits& splits, uint64_t holdout, uint64_t seed) {
+  TrainingImages images;
+  images.labelled = splits.train;
+  std::shared_ptr<const Dataset> unlabelled = splits.unlabelled;
+  if (holdout > 0) {
+    std::shared_ptr<const Dataset>* const from = images.labelled != nullptr ? &images.labelled : &unlabelled;
+    DISTILL_ASSIGN_OR_RETURN(HeldOutSplit parts, HoldOut(*from, holdout, seed));
+    *from = std::move(parts.train);
+    images.held_out = std::move(parts.held_out);
+  }
+  if (images.labelled == nullptr) {
+    images.all = std::move(unlabelled);
+  } else if (unlabelled == nullptr) {
+    images.all = images.labelled;
+  } else {
+    images.all = std::make_shared<const JoinedDataset>(images.labelled, std::move(unlabelled));
+  }
+  return images;
+}
+
+StatusOr<std::shared_ptr<const Dataset>> ImagesOfStage(const TrainingImages& images, const StagePlan& stage,
+                                                       uint32_t batch_size) {
+  const auto refuse = [&](const std::string& text) {
+    return absl::InvalidArgumentError(absl::StrCat("stage '", stage.name, "' ", text));
+  };
+  if (stage.unlabelled_ok && stage.uses_labels) return refuse("reads labels and may not use images without them");
+  if (stage.steps == 0) return images.all;
+  if (!stage.unlabelled_ok && images.labelled == nullptr) {
+    return refuse(stage.uses_labels
+                      ? "reads labels, but no training image has one; add images with labels to the training data, or "
+                        "leave the stage out"
+                      : "may use images with labels only, but no training image has one; allow it the others: "
+                        "unlabelled_ok: true");
+  }
+  std::shared_ptr<const Dataset> chosen = stage.unlabelled_ok ? images.all : images.labelled;
+  if (chosen->size() < batch_size) {
+    return refuse(absl::StrCat("has ", chosen->size(), " training images", stage.unlabelled_ok ? "" : " with labels",
+                               ", fewer than a batch of ", batch_size, "; lower batch_size or raise data.train_limit"));
+  }
+  return chosen;
+}
+
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed, uint32_t num_classes) {
   if (plan.format != "idx" && plan.format != "image_folder") {
     return absl::InvalidArgumentError(absl::StrCat("unknown data.format '", plan.format, "'; known: idx, image_folder"));
@@ -129,13 +194,26 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   DISTILL_ASSIGN_OR_RETURN(const std::string folder, ResolveBelow(data_root, plan.path));
   const SubsetFunction train_subset = FirstOfShuffle(seed, plan.train_limit);
   const SubsetFunction test_subset = FirstOfShuffle(0, plan.test_limit);
-  LoadedSplit train, test;
+  const SubsetFunction everything = FirstOfShuffle(0, 0);
+  const bool has_unlabelled = !plan.unlabelled.empty();
+  const SplitKind train_kind = has_unlabelled ? SplitKind::kLabelledOrMissing : SplitKind::kLabelled;
+  LoadedSplit train, test, unlabelled;
   if (plan.format == "idx") {
-    DISTILL_ASSIGN_OR_RETURN(train, ReadIdxSplit(data_root, folder, "train", train_subset, num_classes));
-    DISTILL_ASSIGN_OR_RETURN(test, ReadIdxSplit(data_root, folder, "t10k", test_subset, num_classes));
+    DISTILL_ASSIGN_OR_RETURN(train, ReadIdxSplit(data_root, folder, "train", train_kind, train_subset, num_classes));
+    DISTILL_ASSIGN_OR_RETURN(test,
+                             ReadIdxSplit(data_root, folder, "t10k", SplitKind::kLabelled, test_subset, num_classes));
+    if (has_unlabelled) {
+      DISTILL_ASSIGN_OR_RETURN(unlabelled, ReadIdxSplit(data_root, folder, plan.unlabelled, SplitKind::kUnlabelled,
+                                                        everything, num_classes));
+    }
   } else {
-    DISTILL_ASSIGN_OR_RETURN(train, ReadImageFolderSplit(data_root, folder, "train", train_subset));
-    DISTILL_ASSIGN_OR_RETURN(test, ReadImageFolderSplit(data_root, folder, "test", test_subset));
+    DISTILL_ASSIGN_OR_RETURN(train, ReadImageFolderSplit(data_root, folder, "train", train_kind, train_subset));
+    DISTILL_ASSIGN_OR_RETURN(test, ReadImageFolderSplit(data_root, folder, "test", SplitKind::kLabelled, test_subset));
+    if (has_unlabelled) {
+      DISTILL_ASSIGN_OR_RETURN(
+          unlabelled, ReadImageFolderSplit(data_root, folder, plan.unlabelled, SplitKind::kUnlabelled, everything));
+    }
+    if (train.labels.empty()) train.class_names = test.class_names;
     if (train.class_names != test.class_names) {
       return absl::FailedPreconditionError(absl::StrCat("the class folders of train and test in '", folder, "' differ (",
                                                         train.class_names.size(), " and ", test.class_names.size(), " classes)"));
@@ -145,12 +223,16 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                                                      num_classes, " classes; set num_classes"));
     }
   }
-  if (train.channels != test.channels || train.height != test.height || train.width != test.width) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "train images in '", folder, "' have shape ", Shape(train.channels, train.height, train.width), ", test images ",
-        Shape(test.channels, test.height, test.width)));
+  for (const auto& [name, split] :
+       {std::pair<const char*, const LoadedSplit*>{"train", &train}, {"unlabelled", &unlabelled}}) {
+    if (split->labels.empty()) continue;
+    if (split->channels != test.channels || split->height != test.height || split->width != test.width) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          name, " images in '", folder, "' have shape ", Shape(split->channels, split->height, split->width),
+          ", test images ", Shape(test.channels, test.height, test.width)));
+    }
   }
-  if (train.pixels.size() + test.pixels.size() > kMaxDatasetBytes) {
+  if (train.pixels.size() + test.pixels.size() + unlabelled.pixels.size() > kMaxDatasetBytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the images in '", folder, "' take over ", kMaxDatasetBytes, " bytes; use data.train_limit"));
   }
@@ -162,11 +244,17 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     }
   }
   DataSplits splits;
-  DISTILL_ASSIGN_OR_RETURN(splits.train, MakeMemoryDataset(train.channels, train.height, train.width, classes, std::move(train.pixels),
-                                                           std::move(train.labels)));
-  DISTILL_ASSIGN_OR_RETURN(splits.test, MakeMemoryDataset(test.channels, test.height, test.width, classes, std::move(test.pixels),
-                                                          std::move(test.labels)));
-  LogInfo("data loaded", {{"folder", folder}, {"train", splits.train->size()}, {"test", splits.test->size()}, {"classes", classes}});
+  for (const auto& [split, out] :
+       {std::pair{&train, &splits.train}, {&test, &splits.test}, {&unlabelled, &splits.unlabelled}}) {
+    if (split->labels.empty()) continue;
+    DISTILL_ASSIGN_OR_RETURN(*out, MakeMemoryDataset(split->channels, split->height, split->width, classes,
+                                                     std::move(split->pixels), std::move(split->labels)));
+  }
+  LogInfo("data loaded", {{"folder", folder},
+                          {"train", splits.train == nullptr ? 0 : splits.train->size()},
+                          {"unlabelled", splits.unlabelled == nullptr ? 0 : splits.unlabelled->size()},
+                          {"test", splits.test->size()},
+                          {"classes", classes}});
   return splits;
 }
 

@@ -21,14 +21,16 @@ uint32_t BigEndian(const uint8_t* bytes) {
   return uint32_t{bytes[0]} << 24 | uint32_t{bytes[1]} << 16 | uint32_t{bytes[2]} << 8 | bytes[3];
 }
 
-StatusOr<std::unique_ptr<GzipFile>> OpenIdx(const std::string& root, const std::string& folder, const std::string& stem) {
+// `key`: the key of the job file that led here.
+StatusOr<std::unique_ptr<GzipFile>> OpenIdx(const std::string& root, const std::string& folder, const std::string& stem,
+                                            const char* key) {
   for (const std::string& name : {stem, stem + ".gz"}) {
     const auto path = ResolveBelow(root, (std::filesystem::path(folder) / name).string());
     if (path.ok()) return GzipFile::Open(*path);
     if (!absl::IsNotFound(path.status())) return path.status();
   }
   return absl::NotFoundError(absl::StrCat("no file '", stem, "' or '", stem, ".gz' in '", folder,
-                                          "'; put the IDX files there or correct data.path (data.format is idx)"));
+                                          "'; put the IDX files there or correct ", key, " (data.format is idx)"));
 }
 
 // Reads and checks magic and sizes.
@@ -74,23 +76,41 @@ StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size) {
 }  // namespace
 
 StatusOr<LoadedSplit> ReadIdxSplit(const std::string& root, const std::string& folder, const std::string& prefix,
-                                   const SubsetFunction& subset, uint32_t num_classes) {
-  DISTILL_ASSIGN_OR_RETURN(auto image_file, OpenIdx(root, folder, prefix + "-images-idx3-ubyte"));
-  DISTILL_ASSIGN_OR_RETURN(auto label_file, OpenIdx(root, folder, prefix + "-labels-idx1-ubyte"));
+                                   SplitKind kind, const SubsetFunction& subset, uint32_t num_classes) {
+  LoadedSplit split;
+  const char* const key = kind == SplitKind::kUnlabelled ? "data.unlabelled" : "data.path";
+  auto images = OpenIdx(root, folder, prefix + "-images-idx3-ubyte", key);
+  std::vector<uint8_t> labels;
+  std::unique_ptr<GzipFile> label_file;
+  std::vector<uint32_t> label_sizes;
+  if (kind != SplitKind::kUnlabelled) {
+    auto opened = OpenIdx(root, folder, prefix + "-labels-idx1-ubyte", key);
+    const bool missing = absl::IsNotFound(images.status()) && absl::IsNotFound(opened.status());
+    if (missing && kind == SplitKind::kLabelledOrMissing) return split;
+    DISTILL_RETURN_IF_ERROR(images.status());
+    DISTILL_RETURN_IF_ERROR(opened.status());
+    label_file = *std::move(opened);
+  }
+  DISTILL_RETURN_IF_ERROR(images.status());
+  const std::unique_ptr<GzipFile> image_file = *std::move(images);
   DISTILL_ASSIGN_OR_RETURN(const auto image_sizes, ReadHeader(image_file.get(), kImageMagic));
-  DISTILL_ASSIGN_OR_RETURN(const auto label_sizes, ReadHeader(label_file.get(), kLabelMagic));
-  if (image_sizes[0] != label_sizes[0]) {
-    return absl::FailedPreconditionError(absl::StrCat("'", image_file->path(), "' has ", image_sizes[0], " images, but '",
-                                                      label_file->path(), "' has ", label_sizes[0], " labels; they do not belong together"));
+  if (label_file != nullptr) {
+    DISTILL_ASSIGN_OR_RETURN(label_sizes, ReadHeader(label_file.get(), kLabelMagic));
+    if (image_sizes[0] != label_sizes[0]) {
+      return absl::FailedPreconditionError(absl::StrCat("'", image_file->path(), "' has ", image_sizes[0],
+                                                        " images, but '", label_file->path(), "' has ", label_sizes[0],
+                                                        " labels; they do not belong together"));
+    }
   }
   const uint32_t count = image_sizes[0];
-  LoadedSplit split;
   split.channels = 1;
   split.height = image_sizes[1];
   split.width = image_sizes[2];
   const uint64_t image_bytes = uint64_t{split.height} * split.width;
-  DISTILL_ASSIGN_OR_RETURN(const std::vector<uint8_t> labels, ReadElements(label_file.get(), count));
-  if (num_classes > 0) {
+  if (label_file != nullptr) {
+    DISTILL_ASSIGN_OR_RETURN(labels, ReadElements(label_file.get(), count));
+  }
+  if (label_file != nullptr && num_classes > 0) {
     for (uint32_t i = 0; i < count; ++i) {
       if (labels[i] >= num_classes) {
         return absl::InvalidArgumentError(absl::StrCat("label ", int{labels[i]}, " of image ", i, " in '", label_file->path(),
@@ -105,7 +125,7 @@ StatusOr<LoadedSplit> ReadIdxSplit(const std::string& root, const std::string& f
   split.labels.reserve(chosen.size());
   for (size_t i = 0; i < chosen.size(); ++i) {
     std::memcpy(split.pixels.data() + i * image_bytes, pixels.data() + chosen[i] * image_bytes, image_bytes);
-    split.labels.push_back(labels[chosen[i]]);
+    split.labels.push_back(label_file == nullptr ? kNoLabel : labels[chosen[i]]);
   }
   return split;
 }

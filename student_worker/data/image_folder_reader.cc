@@ -12,6 +12,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "student_worker/data/dataset.h"
@@ -43,13 +44,27 @@ Status TooLarge(const std::string& path) {
                                                    " bytes; use data.train_limit or smaller images"));
 }
 
+Status NoClass(const std::string& image, const std::string& split) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("'", image, "' lies in no class folder; move it into one, or, if it has no label, out of '", split,
+                   "' into a folder of its own that data.unlabelled names"));
+}
+
 // Names only. Symbolic links must stay inside the root like everything else.
-StatusOr<std::vector<ImageFile>> ListFolder(const std::string& root, const std::string& folder) {
+StatusOr<std::vector<ImageFile>> ListFolder(const std::string& root, const std::string& folder,
+                                            const std::string& split, SplitKind kind) {
   std::vector<ImageFile> files;
   std::error_code error, query;  // `query`: of single entries, such as a link that leads nowhere; those are passed over
   for (fs::directory_iterator class_entry(folder, error), end; !error && class_entry != end; class_entry.increment(error)) {
     const std::string class_name = class_entry->path().filename().string();
-    if (class_name.starts_with('.') || !class_entry->is_directory(query)) continue;
+    if (class_name.starts_with('.')) continue;
+    if (IsImageName(class_name) && class_entry->is_regular_file(query)) {
+      const std::string path = class_entry->path().string();
+      if (kind != SplitKind::kUnlabelled) return NoClass(path, split);
+      if (class_entry->is_symlink(query)) DISTILL_RETURN_IF_ERROR(ResolveBelow(root, path).status());
+      files.push_back({"", class_name, path, ""});
+    }
+    if (!class_entry->is_directory(query)) continue;
     if (class_entry->is_symlink(query)) DISTILL_RETURN_IF_ERROR(ResolveBelow(root, class_entry->path().string()).status());
     for (fs::directory_iterator entry(class_entry->path(), error); !error && entry != end; entry.increment(error)) {
       const std::string name = entry->path().filename().string();
@@ -63,7 +78,7 @@ StatusOr<std::vector<ImageFile>> ListFolder(const std::string& root, const std::
   return files;
 }
 
-StatusOr<std::vector<ImageFile>> ReadArchive(const std::string& path, const std::string& split) {
+StatusOr<std::vector<ImageFile>> ReadArchive(const std::string& path, const std::string& split, SplitKind kind) {
   DISTILL_ASSIGN_OR_RETURN(auto file, GzipFile::Open(path));
   TarReader tar(file.get());
   std::vector<ImageFile> files;
@@ -74,8 +89,17 @@ StatusOr<std::vector<ImageFile>> ReadArchive(const std::string& path, const std:
     if (!more) break;
     if (!entry.is_file || !IsImageName(entry.name)) continue;
     std::vector<std::string> parts = absl::StrSplit(entry.name, '/');
-    if (parts.size() == 3 && parts[0] == split) parts.erase(parts.begin());
-    if (parts.size() != 2 || parts[0].empty() || parts[0] == "..") {
+    if (kind == SplitKind::kUnlabelled) {
+      if (parts.size() > 1 && parts[0] == split) parts.erase(parts.begin());
+      const std::string name = parts.back();
+      parts.pop_back();
+      parts = {absl::StrJoin(parts, "/"), name};  // in the order of a folder's listing
+    } else if (parts.size() == 3 && parts[0] == split) {
+      parts.erase(parts.begin());
+    }
+    if (parts.size() == 1) return NoClass(absl::StrCat(path, ":", entry.name), split);
+    const bool labelled = kind != SplitKind::kUnlabelled;
+    if (labelled && (parts.size() != 2 || parts[0].empty() || parts[0] == "..")) {
       return absl::FailedPreconditionError(
           absl::StrCat("entry '", entry.name, "' of '", path, "' is not CLASS/NAME; pack the archive from inside the ", split, " folder"));
     }
@@ -132,8 +156,11 @@ Status ParallelFor(size_t count, const std::function<Status(size_t)>& fn) {
 
 }  // namespace
 
-StatusOr<LoadedSplit> ReadImageFolderSplit(const std::string& root, const std::string& folder, const std::string& split_name,
+StatusOr<LoadedSplit> ReadImageFolderSplit(const std::string& root, const std::string& folder,
+                                           const std::string& split_name, SplitKind kind,
                                            const SubsetFunction& subset) {
+  const bool labelled = kind != SplitKind::kUnlabelled;
+  LoadedSplit split;
   std::string source;
   for (const char* ending : {"", ".tar", ".tar.gz"}) {
     const auto path = ResolveBelow(root, (fs::path(folder) / (split_name + ending)).string());
@@ -143,23 +170,29 @@ StatusOr<LoadedSplit> ReadImageFolderSplit(const std::string& root, const std::s
     }
     if (!absl::IsNotFound(path.status())) return path.status();
   }
+  if (source.empty() && kind == SplitKind::kLabelledOrMissing) return split;
   if (source.empty()) {
-    return absl::NotFoundError(absl::StrCat("no '", split_name, "/', '", split_name, ".tar' or '", split_name, ".tar.gz' in '", folder,
-                                            "'; put the images there or correct data.path (data.format is image_folder)"));
+    return absl::NotFoundError(absl::StrCat("no '", split_name, "/', '", split_name, ".tar' or '", split_name,
+                                            ".tar.gz' in '", folder, "'; put the images there or correct ",
+                                            labelled ? "data.path" : "data.unlabelled",
+                                            " (data.format is image_folder)"));
   }
   std::error_code error;
   const bool is_folder = fs::is_directory(source, error);
-  DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> files, is_folder ? ListFolder(root, source) : ReadArchive(source, split_name));
+  DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> files, is_folder ? ListFolder(root, source, split_name, kind)
+                                                                   : ReadArchive(source, split_name, kind));
+  if (files.empty() && kind == SplitKind::kLabelledOrMissing) return split;
   if (files.empty()) {
-    return absl::NotFoundError(absl::StrCat("no JPEG or PNG image in '", source, "'; it needs CLASS/NAME.jpg or .png"));
+    return absl::NotFoundError(absl::StrCat("no JPEG or PNG image in '", source, "'; it needs ",
+                                            labelled ? "CLASS/" : "", "NAME.jpg or .png"));
   }
   if (files.size() > UINT32_MAX) return TooLarge(source);
   std::sort(files.begin(), files.end(), [](const ImageFile& a, const ImageFile& b) {
     return std::tie(a.class_name, a.name) < std::tie(b.class_name, b.name);
   });
 
-  LoadedSplit split;
   for (const ImageFile& file : files) {
+    if (!labelled) break;
     if (split.class_names.empty() || split.class_names.back() != file.class_name) split.class_names.push_back(file.class_name);
   }
   std::vector<ImageFile> chosen;
@@ -202,6 +235,10 @@ StatusOr<LoadedSplit> ReadImageFolderSplit(const std::string& root, const std::s
     return OkStatus();
   }));
   for (const ImageFile& file : chosen) {
+    if (!labelled) {
+      split.labels.push_back(kNoLabel);
+      continue;
+    }
     split.labels.push_back(std::lower_bound(split.class_names.begin(), split.class_names.end(), file.class_name) -
                            split.class_names.begin());
   }

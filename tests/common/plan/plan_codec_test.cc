@@ -25,7 +25,8 @@ JobPlan FullPlan() {
                   .weights = "start.safetensors",
                   .mean = {0.25f},
                   .std = {0.5f},
-                  .weights_modules = {"fc"}};
+                  .weights_modules = {"fc"},
+                  .weights_of_teacher = true};
   plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student, .parameters = 5, .bytes = 21},
                    {.model = "other"}};
   plan.data = {.format = "image_folder",
@@ -34,7 +35,8 @@ JobPlan FullPlan() {
                .test_limit = 50,
                .crop_padding = 4,
                .horizontal_flip = true,
-               .holdout = 10};
+               .holdout = 10,
+               .unlabelled = "more"};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};
@@ -68,6 +70,7 @@ JobPlan FullPlan() {
   stage.frozen_bn = "train";
   stage.select = "best";
   stage.patience = 3;
+  stage.unlabelled_ok = true;
   plan.stages = {stage, StagePlan{}};
   plan.checkpoint_every = 11;
   plan.log_every = 7;

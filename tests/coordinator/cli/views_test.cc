@@ -49,6 +49,18 @@ TEST(PlanViewTest, StepScheduleNamesItsMilestones) {
   EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("sgd 0.1 step x0.1 at 50%, 75%\n"));
 }
 
+TEST(PlanViewTest, SaysWhichStagesDrawFromImagesWithoutLabelsAndWhereWeightsComeFrom) {
+  v1::JobPlan plan = SamplePlan();
+  plan.mutable_data()->set_unlabelled("more");
+  plan.mutable_stages(0)->set_unlabelled_ok(true);
+  EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("horizontal flip, without labels more for mimic\n"));
+  plan.mutable_student()->set_weights("t.safetensors");
+  EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("input 1x28x28, from t.safetensors\n"));
+  plan.mutable_student()->add_weights_modules("fc");
+  plan.mutable_student()->set_weights_of_teacher(true);
+  EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("input 1x28x28, fc from t.safetensors (the teacher's file)\n"));
+}
+
 TEST(JobViewTest, ListGolden) {
   v1::ListJobsResponse jobs;
   *jobs.add_jobs() = SucceededJob();

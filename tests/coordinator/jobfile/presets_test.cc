@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 
 #include "common/plan/loss_schema.h"
 #include "tests/coordinator/jobfile/job_file_fixture.h"
@@ -209,6 +210,291 @@ TEST(PresetsTest, RefusesWhenNoStageFits) {
   EXPECT_THAT(Refusal(kPresetJob, TeacherWithStages({{8, 5}})),
               HasSubstr("no stage of the student has the output size of a teacher stage"));
   EXPECT_THAT(Refusal(kPresetJob, TeacherWithStages({{8, 5}})), HasSubstr("layer2 14x14"));
+}
+
+// ---- Pairs that the user names
+
+std::string Sskd(const std::string& options) {
+  return With(kPresetJob, "preset: sskd", "preset: sskd\nsskd:\n" + options);
+}
+
+TEST(SskdStagesTest, EachPairIsAPhaseWithItsOwnNameShareOptimizerAndSchedule) {
+  const StatusOr<ExpandedJob> job = Expand(Sskd(R"yaml(  stages:
+    - {student: relu, teacher: relu, name: stem, share: 2, optimizer: {lr: 0.02}}
+    - {student: layer1, teacher: layer1, schedule: {type: step, milestones: [0.5]}}
+    - {student: layer3, teacher: layer3.1, name: rest, optimizer: {type: adam}}
+  head: {share: 3, label_smoothing: 0.1, optimizer: {lr: 0.5}, schedule: {type: constant}}
+)yaml"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  const JobPlan& plan = job->plan;
+  ASSERT_EQ(plan.stages.size(), 4u);
+  EXPECT_EQ(plan.stages[0].name, "stem");
+  EXPECT_EQ(plan.stages[1].name, "mimic-2");
+  EXPECT_EQ(plan.stages[2].name, "rest");
+  EXPECT_EQ(plan.stages[3].name, "head");
+  EXPECT_THAT(Steps(plan), ElementsAre(115u, 58u, 57u, 172u));  // 402 in 2 : 1 : 1 : 3, the remainder to the first
+  EXPECT_THAT(plan.stages[0].trainable, ElementsAre("conv1", "bn1"));
+  EXPECT_THAT(plan.stages[1].trainable, ElementsAre("layer1"));
+  EXPECT_THAT(plan.stages[2].trainable, ElementsAre("layer2", "layer3"));  // layer2 has no pair: merged into the next
+  EXPECT_THAT(plan.stages[3].trainable, ElementsAre("fc"));
+  EXPECT_EQ(plan.stages[2].losses[0].student_tap, "layer3");
+  EXPECT_EQ(plan.stages[2].losses[0].teacher_tap, "layer3.1");
+  EXPECT_DOUBLE_EQ(plan.stages[0].optimizer.lr, 0.02);
+  EXPECT_DOUBLE_EQ(plan.stages[1].optimizer.lr, 0.1);
+  EXPECT_EQ(plan.stages[2].optimizer.type, "adam");
+  EXPECT_DOUBLE_EQ(plan.stages[3].optimizer.lr, 0.5);
+  EXPECT_EQ(plan.stages[0].schedule.type, "cosine");
+  EXPECT_EQ(plan.stages[1].schedule.type, "step");
+  EXPECT_EQ(plan.stages[3].schedule.type, "constant");
+  EXPECT_DOUBLE_EQ(NumberKnob(plan.stages[3].losses[0].knobs, "label_smoothing"), 0.1);
+}
+
+// Property 4 of the stage-by-stage specification, for cuts at and inside stages.
+TEST(SskdStagesTest, PhasesPartitionTheStudentWhereverItIsCut) {
+  for (const char* student : {"cifar_resnet8", "cifar_resnet20", "resnet18"}) {
+    for (const char* cuts : {"layer1", "relu layer2", "layer1.0 layer2.0 layer3", "bn1 layer1 layer3.0", "layer2.0"}) {
+      std::string stages = "  stages:\n";
+      std::istringstream list(cuts);
+      for (std::string cut; list >> cut;) stages += "    - {student: " + cut + ", teacher: " + cut + "}\n";
+      ModelSpec teacher = TeacherSpec();
+      teacher.arch = student;
+      const StatusOr<ExpandedJob> job =
+          Expand(With(Sskd(stages), "arch: cifar_resnet8", std::string("arch: ") + student), Fleet(teacher));
+      ASSERT_TRUE(job.ok()) << student << " " << cuts << ": " << job.status();
+      const Architecture arch = Architecture::Create(job->plan.student).value();
+      for (const StateEntry& entry : arch.StateDict()) {
+        int phases = 0;
+        for (const StagePlan& stage : job->plan.stages) {
+          for (const std::string& module : stage.trainable) phases += IsUnder(entry.name, module);
+        }
+        EXPECT_EQ(phases, 1) << student << " cut at " << cuts << ": " << entry.name;
+      }
+    }
+  }
+}
+
+TEST(SskdStagesTest, BlocksCanBeCutsAndWholeStagesStayOneModule) {
+  ModelSpec deep = TeacherSpec();
+  const StatusOr<ExpandedJob> job = Expand(With(Sskd("  stages:\n"
+                                                     "    - {student: layer1.1, teacher: layer1.1}\n"
+                                                     "    - {student: layer2.2, teacher: layer2}\n"),
+                                                "arch: cifar_resnet8", "arch: cifar_resnet20"),
+                                           Fleet(deep));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->plan.stages[0].trainable, ElementsAre("conv1", "bn1", "layer1.0", "layer1.1"));
+  EXPECT_THAT(job->plan.stages[1].trainable, ElementsAre("layer1.2", "layer2"));
+  EXPECT_THAT(job->plan.stages[2].trainable, ElementsAre("layer3", "fc"));
+}
+
+TEST(SskdStagesTest, OnePairIsMimicThenHead) {
+  const StatusOr<ExpandedJob> job = Expand(Sskd("  stages: [{student: layer3, teacher: layer3}]\n"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  ASSERT_EQ(job->plan.stages.size(), 2u);
+  EXPECT_EQ(job->plan.stages[0].name, "mimic-1");
+  EXPECT_THAT(job->plan.stages[0].trainable, ElementsAre("conv1", "bn1", "layer1", "layer2", "layer3"));
+  EXPECT_THAT(job->plan.stages[1].trainable, ElementsAre("fc"));
+}
+
+TEST(SskdStagesTest, PoliciesUseTheNamedPairs) {
+  const auto plan = [](const std::string& policy) {
+    const auto job =
+        Expand(Sskd("  policy: " + policy +
+                    "\n  stages: [{student: layer1, teacher: layer1}, {student: layer3, teacher: layer3}]\n"));
+    EXPECT_TRUE(job.ok()) << policy << ": " << job.status();
+    return job.ok() ? job->plan : JobPlan{};
+  };
+  EXPECT_THAT(Losses(plan("cumulative_sum").stages[1]), ElementsAre("l2-layer1", "l2-layer3"));
+  EXPECT_THAT(plan("cumulative_last").stages[1].trainable, ElementsAre("conv1", "bn1", "layer1", "layer2", "layer3"));
+  EXPECT_EQ(plan("blockwise").stages[1].teacher_input, "layer1");
+  const JobPlan joint = plan("joint");
+  ASSERT_EQ(joint.stages.size(), 2u);
+  EXPECT_THAT(Losses(joint.stages[0]), ElementsAre("l2-layer1", "l2-layer3"));
+  EXPECT_THAT(Steps(joint), ElementsAre(268u, 134u));
+}
+
+struct BadSskd {
+  const char* name;
+  const char* options;
+  const char* expected;
+};
+class BadSskdTest : public testing::TestWithParam<BadSskd> {};
+
+TEST_P(BadSskdTest, IsRefusedAtItsPlace) {
+  const std::string refusal = Refusal(Sskd(GetParam().options));
+  EXPECT_THAT(refusal, HasSubstr(GetParam().expected));
+  EXPECT_THAT(refusal, testing::StartsWith("job.yaml:"));
+  EXPECT_THAT(refusal, testing::Not(HasSubstr("\n"))) << "one mistake, one message";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Options, BadSskdTest,
+    testing::Values(
+        BadSskd{"UnknownStudentTap", "  stages: [{student: layr1, teacher: layer1}]\n",
+                "job.yaml:9:22: sskd.stages[0]: the student has no tap 'layr1'; did you mean 'layer1'?"},
+        BadSskd{"UnknownTeacherTap", "  stages: [{student: layer1, teacher: layer9}]\n",
+                "job.yaml:9:39: sskd.stages[0]: the teacher has no tap 'layer9'"},
+        BadSskd{"InsideABlock", "  stages: [{student: layer1.0.conv1, teacher: layer1}]\n",
+                "the student cannot be cut at 'layer1.0.conv1', which lies inside a block"},
+        BadSskd{"NoMap", "  stages: [{student: fc, teacher: layer1}]\n", "cut at 'fc', which is no map"},
+        BadSskd{"WrongOrder", "  stages: [{student: layer2, teacher: layer2}, {student: layer1, teacher: layer3}]\n",
+                "sskd.stages[1]: the student's 'layer1' comes before 'layer2'"},
+        BadSskd{"Twice", "  stages: [{student: layer2, teacher: layer2}, {student: layer2.0, teacher: layer3}]\n",
+                "the student's 'layer2.0' ends where 'layer2' of the pair before it ends"},
+        BadSskd{"TeacherOrder", "  stages: [{student: layer1, teacher: layer2}, {student: layer2, teacher: layer1}]\n",
+                "the teacher's 'layer1' comes before 'layer2'"},
+        BadSskd{"TeacherTwice", "  stages: [{student: relu, teacher: layer1}, {student: layer1, teacher: layer1}]\n",
+                "the teacher's 'layer1' is in the pair before it too"},
+        BadSskd{"NothingLeft", "  stages: [{student: bn1, teacher: bn1}, {student: relu, teacher: relu}]\n",
+                "no parameters between the student's 'bn1' and 'relu'"},
+        BadSskd{"OtherSize", "  stages: [{student: layer1, teacher: layer2}]\n",
+                "job.yaml:9:22: stage 'mimic-1' of preset sskd.losses[0]: l2 of student 'layer1' [16, 28, 28] and "
+                "teacher 'layer2' [32, 14, 14]"},
+        BadSskd{"NoPairs", "  stages: []\n", "sskd.stages: expected 1 to 256 pairs, got 0"},
+        BadSskd{"NoList", "  stages: layer1\n", "sskd.stages: expected a list of pairs"},
+        BadSskd{"MissingTap", "  stages: [{student: layer1}]\n", "missing required key 'teacher' in sskd.stages[0]"},
+        BadSskd{"NameOfTheHead", "  stages: [{student: layer1, teacher: layer1, name: head}]\n",
+                "sskd.stages[0].name: 'head' is the name of another phase"},
+        BadSskd{"NameTwice",
+                "  stages: [{student: relu, teacher: relu, name: mimic-2}, {student: layer1, teacher: layer1}]\n",
+                "sskd.stages[1].name: 'mimic-2' is the name of another phase"},
+        BadSskd{"NameInJoint", "  policy: joint\n  stages: [{student: layer1, teacher: layer1, name: a}]\n",
+                "joint trains all pairs in one phase"},
+        BadSskd{"OptimizerInJoint",
+                "  policy: joint\n  stages: [{student: layer1, teacher: layer1, optimizer: {lr: 1}}]\n",
+                "sskd.stages[0].optimizer: the policy joint"},
+        BadSskd{"ShareTwice", "  phase_shares: [1, 1, 1, 1]\n  head: {share: 2}\n",
+                "sskd.head.share: give either this or sskd.phase_shares"},
+        BadSskd{"NoShares", "  stages: [{student: layer1, teacher: layer1, share: 0}]\n  head: {share: 0}\n",
+                "shares of the budget are all 0"},
+        BadSskd{"ScheduleWithoutRestart", "  restart_lr: false\n  head: {schedule: {type: constant}}\n",
+                "sskd.head.schedule: sskd.restart_lr: false runs the job's schedule once"},
+        BadSskd{"KdInTheHead", "  head: {loss: kd}\n",
+                "sskd.head.loss: 'kd' reads the teacher, which is released before the head's phase; use cross_entropy"},
+        BadSskd{"UnknownHeadLoss", "  head: {loss: hinge}\n", "unknown loss 'hinge' of the head; use cross_entropy"},
+        BadSskd{"HeadOfTheTeacherWithoutFile", "  head: {init: teacher}\n", "name it: student.weights"},
+        BadSskd{"Mismatch", "  spatial_mismatch: bilinear\n", "sskd.spatial_mismatch: "}),
+    [](const testing::TestParamInfo<BadSskd>& info) { return info.param.name; });
+
+TEST(SskdStagesTest, PairsOfDifferentSizesNeedASpatialMismatch) {
+  const FleetView fleet = TeacherWithStages({{16, 14}, {32, 7}});
+  const std::string stages = "  stages: [{student: layer1, teacher: s1}, {student: layer3, teacher: s2}]\n";
+  EXPECT_THAT(Refusal(Sskd(stages), fleet), HasSubstr("differ in height or width"));
+  for (const char* way : {"pool_larger", "teacher_to_student", "student_to_teacher"}) {
+    const auto job = Expand(Sskd(stages + "  spatial_mismatch: " + way + "\n"), fleet);
+    ASSERT_TRUE(job.ok()) << way << ": " << job.status();
+    for (size_t k = 0; k < 2; ++k) {
+      EXPECT_EQ(TextKnob(job->plan.stages[k].losses[0].knobs, "spatial_mismatch"), way);
+    }
+    EXPECT_EQ(job->plan.stages[0].losses[0].student_height, 28u);
+    EXPECT_EQ(job->plan.stages[0].losses[0].teacher_height, 14u);
+  }
+  // Pairs that are found have one size, with the knob or without.
+  EXPECT_THAT(Refusal(Sskd("  spatial_mismatch: pool_larger\n"), TeacherWithStages({{8, 5}})),
+              HasSubstr("sskd.stages and sskd.spatial_mismatch"));
+}
+
+TEST(SskdHeadTest, TheTeachersHeadIsReadFromItsFileWhenShapesAgree) {
+  const std::string init = "  head: {init: teacher}\n";
+  const auto with_file = [](const std::string& yaml) {
+    return With(yaml, "width: 16,", "width: 16, weights: teachers/f.safetensors,");
+  };
+  const auto job = Expand(with_file(Sskd(init)));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->plan.student.weights_modules, ElementsAre("fc"));
+  EXPECT_TRUE(job->plan.student.weights_of_teacher);
+  EXPECT_EQ(job->plan.student.weights, "teachers/f.safetensors");
+  const auto random = Expand(with_file(Sskd("  head: {init: random}\n")));
+  ASSERT_TRUE(random.ok()) << random.status();
+  EXPECT_FALSE(random->plan.student.weights_of_teacher);
+
+  EXPECT_THAT(Refusal(With(with_file(Sskd(init)), "width: 16,", "width: 8,")),
+              HasSubstr("the student's 'fc.weight' has shape [10, 32], the teacher's [10, 64]"));
+  EXPECT_THAT(Refusal(with_file(Sskd(init)), TeacherWithStages({{16, 28}, {64, 7}})), HasSubstr("TorchScript archive"));
+  EXPECT_THAT(Refusal(With(with_file(Sskd(init)), "width: 16,", "width: 16, weights_modules: [fc],")),
+              HasSubstr("leave student.weights_modules out"));
+}
+
+// ---- Images without labels
+
+std::string WithUnlabelled(const std::string& yaml, const std::string& more = ", unlabelled_size: 60000") {
+  return With(yaml, "train_size: 60000", "train_size: 60000, unlabelled: extra" + more);
+}
+
+TEST(UnlabelledTest, TheKnobOpensTheBackbonePhasesAlone) {
+  const auto job = Expand(WithUnlabelled(Sskd("  unlabelled_ok: true\n")));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->plan.data.unlabelled, "extra");
+  ASSERT_EQ(job->plan.stages.size(), 4u);
+  for (size_t k = 0; k < 3; ++k) EXPECT_TRUE(job->plan.stages[k].unlabelled_ok);
+  EXPECT_FALSE(job->plan.stages[3].unlabelled_ok);
+  EXPECT_THAT(Steps(job->plan), ElementsAre(101u, 101u, 100u, 100u));  // steps are steps
+  EXPECT_THAT(job->warnings, IsEmpty());
+}
+
+TEST(UnlabelledTest, EpochsCountTheImagesThatAPhaseMayUse) {
+  const auto steps = [](const std::string& yaml) {
+    const auto job = Expand(With(yaml, "steps: 402", "epochs: 4"));
+    EXPECT_TRUE(job.ok()) << job.status();
+    return job.ok() ? Steps(job->plan) : std::vector<uint64_t>();
+  };
+  EXPECT_THAT(steps(kPresetJob), ElementsAre(468u, 468u, 468u, 468u));
+  EXPECT_THAT(steps(WithUnlabelled(Sskd("  unlabelled_ok: true\n"))), ElementsAre(937u, 937u, 937u, 468u));
+  EXPECT_THAT(steps(WithUnlabelled(Sskd("  unlabelled_ok: true\n"), ", unlabelled_size: 128, train_limit: 1280")),
+              ElementsAre(11u, 11u, 11u, 10u));
+  // 1280 - 256 + 128 images, in batches of 128.
+  EXPECT_THAT(
+      steps(WithUnlabelled(Sskd("  unlabelled_ok: true\n"), ", unlabelled_size: 128, train_limit: 1280, holdout: 256")),
+      ElementsAre(9u, 9u, 9u, 8u));
+  EXPECT_THAT(Refusal(With(WithUnlabelled(Sskd("  unlabelled_ok: true\n"), ""), "steps: 402", "epochs: 4")),
+              HasSubstr("add data.unlabelled_size"));
+}
+
+TEST(UnlabelledTest, WithoutTheKnobTheImagesAreRefusedWithTheRemedy) {
+  EXPECT_THAT(Refusal(WithUnlabelled(kPresetJob)),
+              HasSubstr("data.unlabelled: no stage may draw from images without labels; allow it to the backbone "
+                        "phases: sskd: {unlabelled_ok: true}, or leave data.unlabelled out"));
+  EXPECT_THAT(Refusal(WithUnlabelled(kExplicitJob)), HasSubstr("unlabelled_ok: true in stages[]"));
+  EXPECT_THAT(Refusal(With(WithUnlabelled(kPresetJob), "preset: sskd", "preset: kd")),
+              HasSubstr("the preset 'kd' takes images with labels only"));
+}
+
+TEST(UnlabelledTest, AStageThatReadsLabelsCannotHaveTheKnob) {
+  const std::string mimic =
+      With(WithUnlabelled(kExplicitJob), "    epochs: 0.25\n", "    epochs: 1\n    unlabelled_ok: true\n");
+  const auto job = Expand(mimic);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->plan.stages[0].steps, 937u);
+  EXPECT_TRUE(job->plan.stages[0].unlabelled_ok);
+  EXPECT_FALSE(job->plan.stages[1].unlabelled_ok);
+  EXPECT_THAT(Refusal(With(mimic, "    steps: 100\n", "    steps: 100\n    unlabelled_ok: true\n")),
+              HasSubstr("stages[1]: 'full' reads labels, so it cannot draw from images without"));
+}
+
+TEST(UnlabelledTest, WithoutAnyLabelStagesThatReadThemAreRefusedByName) {
+  const std::string none = With(WithUnlabelled(Sskd("  unlabelled_ok: true\n")), "train_size: 60000", "train_size: 0");
+  EXPECT_THAT(Refusal(none), HasSubstr("'head' reads labels, but data.train_size says that no training image has one"));
+  EXPECT_THAT(Refusal(With(none, "steps: 402", "epochs: 4")), HasSubstr("'head' reads labels"));
+  // The backbone alone needs none.
+  const auto job = Expand(With(With(none, "  unlabelled_ok: true\n", "  unlabelled_ok: true\n  head: {share: 0}\n"),
+                               "steps: 402", "epochs: 3"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(Steps(job->plan), ElementsAre(468u, 468u, 468u, 0u));
+}
+
+TEST(UnlabelledTest, ContradictionsInTheDataSectionAreNamed) {
+  EXPECT_THAT(Refusal(With(kPresetJob, "train_size: 60000", "train_size: 60000, unlabelled_size: 5")),
+              HasSubstr("data.unlabelled_size: counts the images of `unlabelled`, which is missing"));
+  EXPECT_THAT(Refusal(With(kPresetJob, "train_size: 60000", "train_size: 0")), HasSubstr("data.train_size"));
+  EXPECT_THAT(Refusal(With(WithUnlabelled(Sskd("  unlabelled_ok: true\n")), "extra", "train")),
+              HasSubstr("'train' holds the images with labels"));
+  EXPECT_THAT(Refusal(With(WithUnlabelled(Sskd("  unlabelled_ok: true\n")), "extra", "a/b")),
+              HasSubstr("NAME-images-idx3-ubyte"));
+  EXPECT_THAT(Refusal(With(WithUnlabelled(Sskd("  unlabelled_ok: true\n")), "extra", "../b")),
+              HasSubstr("must not contain '..'"));
+  const auto job = Expand(Sskd("  unlabelled_ok: true\n"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->warnings, ElementsAre(HasSubstr("unlabelled_ok has no effect")));
+  EXPECT_FALSE(job->plan.stages[0].unlabelled_ok);
 }
 
 TEST(PresetsTest, TheLastTeacherStageOfASizeCounts) {

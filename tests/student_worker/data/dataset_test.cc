@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "student_worker/data/image_decoder.h"
 #include "student_worker/data/sampler.h"
@@ -16,15 +17,15 @@ namespace distill {
 namespace {
 
 namespace fs = std::filesystem;
-using ::testing::HasSubstr;
 using testing::EncodeJpeg;
 using testing::EncodePalettePng;
 using testing::EncodePng;
 using testing::Gzip;
+using ::testing::HasSubstr;
 using testing::Idx;
 using testing::TarEnd;
 using testing::TarMember;
-using testing::WriteFile;
+using testing::WriteWithFolders;
 
 constexpr uint32_t kImages = 0x803, kLabels = 0x801;
 
@@ -50,7 +51,7 @@ class DatasetTest : public ::testing::Test {
   // 6 training and 3 test images of 2x3 pixels; image i is filled with 10 * i (test: 10 * i + 1), label i % 3.
   void WriteIdx(const std::string& folder, bool gzip = false) const {
     auto write = [&](const std::string& name, const std::string& bytes) {
-      WriteFile(Path(folder + "/" + name + (gzip ? ".gz" : "")), gzip ? Gzip(bytes) : bytes);
+      WriteWithFolders(Path(folder + "/" + name + (gzip ? ".gz" : "")), gzip ? Gzip(bytes) : bytes);
     };
     write("train-images-idx3-ubyte", Idx(kImages, {6, 2, 3}, Pixels(6, 0)));
     write("train-labels-idx1-ubyte", Idx(kLabels, {6}, std::string("\0\1\2\0\1\2", 6)));
@@ -124,7 +125,7 @@ TEST_F(DatasetTest, MissingFolderAndFileNameThePathAndTheRemedy) {
 
 TEST_F(DatasetTest, PathMayNotLeaveTheRoot) {
   WriteIdx("d");
-  WriteFile((base_ / "outside/train-images-idx3-ubyte").string(), "secret");
+  WriteWithFolders((base_ / "outside/train-images-idx3-ubyte").string(), "secret");
   fs::create_directory_symlink(base_ / "outside", Path("link"));
   fs::create_directory_symlink(Path("d"), Path("inside_link"));
   fs::create_directories(base_ / "root_sibling");
@@ -173,7 +174,7 @@ TEST_F(DatasetTest, DamagedIdxIsRefused) {
     fs::remove_all(Path("d"));
     WriteIdx("d");
     if (std::string(c.file).ends_with(".gz")) fs::remove(Path("d/train-images-idx3-ubyte"));
-    WriteFile(Path(std::string("d/") + c.file), c.bytes);
+    WriteWithFolders(Path(std::string("d/") + c.file), c.bytes);
     const Status status = Error({.format = "idx", .path = "d"});
     EXPECT_EQ(status.code(), c.code) << c.message << ": " << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.message));
@@ -182,8 +183,8 @@ TEST_F(DatasetTest, DamagedIdxIsRefused) {
 
 TEST_F(DatasetTest, AHeaderThatAnnouncesTerabytesIsRefusedBeforeMemoryIsAskedFor) {
   WriteIdx("d");
-  WriteFile(Path("d/train-images-idx3-ubyte"), Idx(kImages, {400000, 16384, 16384}, "x"));
-  WriteFile(Path("d/train-labels-idx1-ubyte"), Idx(kLabels, {400000}, std::string(400000, '\0')));
+  WriteWithFolders(Path("d/train-images-idx3-ubyte"), Idx(kImages, {400000, 16384, 16384}, "x"));
+  WriteWithFolders(Path("d/train-labels-idx1-ubyte"), Idx(kLabels, {400000}, std::string(400000, '\0')));
   const Status status = Error({.format = "idx", .path = "d"});
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("over the limit"));
@@ -241,15 +242,17 @@ TEST_F(DatasetTest, ImageFolderAndArchivesGiveTheSameImages) {
   for (const auto& [name, index] : files) {
     const bool png = std::string(name).ends_with(".png");
     const std::string bytes = png ? EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(index, 3)) : EncodeJpeg(8, 8, 3, Picture(index, 3));
-    for (const char* split : {"train", "test"}) WriteFile(Path(std::string("folder/") + split + "/" + name), bytes);
+    for (const char* split : {"train", "test"})
+      WriteWithFolders(Path(std::string("folder/") + split + "/" + name), bytes);
     members += TarMember(std::string("./") + name, bytes);
   }
-  for (const char* split : {"train", "test"}) WriteFile(Path(std::string("folder/") + split + "/ant/readme.txt"), "not an image");
+  for (const char* split : {"train", "test"})
+    WriteWithFolders(Path(std::string("folder/") + split + "/ant/readme.txt"), "not an image");
   members = TarMember("ant/", "", '5') + TarMember("notes.txt", "hello") + members;
-  WriteFile(Path("tar/train.tar"), members + TarEnd());
-  WriteFile(Path("tar/test.tar"), members + TarEnd());
-  WriteFile(Path("tgz/train.tar.gz"), Gzip(members + TarEnd()));
-  WriteFile(Path("tgz/test.tar.gz"), Gzip(members + TarEnd()));
+  WriteWithFolders(Path("tar/train.tar"), members + TarEnd());
+  WriteWithFolders(Path("tar/test.tar"), members + TarEnd());
+  WriteWithFolders(Path("tgz/train.tar.gz"), Gzip(members + TarEnd()));
+  WriteWithFolders(Path("tgz/test.tar.gz"), Gzip(members + TarEnd()));
 
   for (const char* folder : {"folder", "tar", "tgz"}) {
     auto splits = Open({.format = "image_folder", .path = folder}, 1, 2);
@@ -272,10 +275,10 @@ TEST_F(DatasetTest, ImageFolderAndArchivesGiveTheSameImages) {
 TEST_F(DatasetTest, GreyFilesInAColourSetGetThreeChannelsAndGreySetsStayGrey) {
   for (const char* split : {"train", "test"}) {
     const std::string base = std::string("/") + split + "/a/";
-    WriteFile(Path("mixed" + base + "0.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1)));
-    WriteFile(Path("mixed" + base + "1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(1, 3)));
-    WriteFile(Path("grey" + base + "0.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1)));
-    WriteFile(Path("grey" + base + "1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_GRAY, 8, Picture(1, 1)));
+    WriteWithFolders(Path("mixed" + base + "0.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1)));
+    WriteWithFolders(Path("mixed" + base + "1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(1, 3)));
+    WriteWithFolders(Path("grey" + base + "0.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1)));
+    WriteWithFolders(Path("grey" + base + "1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_GRAY, 8, Picture(1, 1)));
   }
   auto mixed = Open({.format = "image_folder", .path = "mixed"});
   ASSERT_TRUE(mixed.ok()) << mixed.status();
@@ -296,8 +299,8 @@ TEST_F(DatasetTest, BadImageFoldersAreRefused) {
   auto make = [&](const std::string& bytes, const std::string& name = "b.jpg") {
     fs::remove_all(Path("d"));
     for (const char* split : {"train", "test"}) {
-      WriteFile(Path(std::string("d/") + split + "/x/a.jpg"), jpeg);
-      WriteFile(Path(std::string("d/") + split + "/x/" + name), bytes);
+      WriteWithFolders(Path(std::string("d/") + split + "/x/a.jpg"), jpeg);
+      WriteWithFolders(Path(std::string("d/") + split + "/x/" + name), bytes);
     }
     return Error({.format = "image_folder", .path = "d"});
   };
@@ -314,12 +317,12 @@ TEST_F(DatasetTest, BadImageFoldersAreRefused) {
   EXPECT_EQ(make(png.substr(0, png.size() - 20), "b.png").code(), StatusCode::kDataLoss);
 
   EXPECT_TRUE(make(jpeg).ok());
-  WriteFile(Path("d/test/y/a.jpg"), jpeg);
+  WriteWithFolders(Path("d/test/y/a.jpg"), jpeg);
   EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kFailedPrecondition);  // class only in test
-  WriteFile(Path("d/train/y/a.jpg"), jpeg);
+  WriteWithFolders(Path("d/train/y/a.jpg"), jpeg);
   EXPECT_TRUE(Error({.format = "image_folder", .path = "d"}).ok());
   EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d"}, 1).message()), HasSubstr("2 class folders"));
-  WriteFile((base_ / "outside/secret.jpg").string(), jpeg);
+  WriteWithFolders((base_ / "outside/secret.jpg").string(), jpeg);
   fs::create_symlink(base_ / "outside/secret.jpg", Path("d/train/y/b.jpg"));
   EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kInvalidArgument);
   fs::remove_all(Path("d/train"));
@@ -332,7 +335,7 @@ TEST_F(DatasetTest, BadArchivesAreRefused) {
   const std::string member = TarMember("x/a.jpg", EncodeJpeg(8, 8, 3, Picture(0, 3)));
   auto make = [&](const std::string& bytes, const char* ending = ".tar") {
     fs::remove_all(Path("d"));
-    for (const char* split : {"train", "test"}) WriteFile(Path(std::string("d/") + split + ending), bytes);
+    for (const char* split : {"train", "test"}) WriteWithFolders(Path(std::string("d/") + split + ending), bytes);
     return Error({.format = "image_folder", .path = "d"});
   };
   EXPECT_TRUE(make(member + TarEnd()).ok()) << make(member + TarEnd());
@@ -354,6 +357,191 @@ TEST_F(DatasetTest, BadArchivesAreRefused) {
   for (const std::string& long_name : {TarMember("././@LongLink", name + '\0', 'L'), TarMember("pax", pax, 'x')}) {
     EXPECT_TRUE(make(long_name + TarMember("cut-off", jpeg) + TarEnd()).ok()) << make(long_name + TarMember("cut-off", jpeg) + TarEnd());
   }
+}
+
+// ---- Images without labels
+
+// `root`/d with labelled images 0 to 3 in two classes and images 4 to 6 without a label, as files or as archives.
+class UnlabelledTest : public DatasetTest {
+ protected:
+  static std::string Png(int index) { return EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(index, 3)); }
+  void Write(const std::string& ending) const {
+    const std::vector<std::pair<std::string, int>> labelled = {
+        {"ant/a.png", 0}, {"ant/b.png", 1}, {"bee/a.png", 2}, {"bee/b.png", 3}};
+    const std::vector<std::pair<std::string, int>> others = {{"x.png", 4}, {"y.png", 5}, {"sub/z.png", 6}};
+    for (const auto& [split, files] :
+         {std::pair<std::string, decltype(labelled)>{"train", labelled}, {"test", labelled}, {"more", others}}) {
+      std::string members;
+      for (const auto& [name, index] : files) {
+        if (ending.empty()) WriteWithFolders(Path("d/" + split + "/" + name), Png(index));
+        members += TarMember("./" + name, Png(index));
+      }
+      if (ending == ".tar") WriteWithFolders(Path("d/" + split + ending), members + TarEnd());
+      if (ending == ".tar.gz") WriteWithFolders(Path("d/" + split + ending), Gzip(members + TarEnd()));
+    }
+  }
+  const DataPlan plan_{.format = "image_folder", .path = "d", .unlabelled = "more"};
+};
+
+TEST_F(UnlabelledTest, FoldersAndArchivesGiveTheSameImagesInOneOrder) {
+  for (const std::string ending : {"", ".tar", ".tar.gz"}) {
+    fs::remove_all(Path("d"));
+    Write(ending);
+    auto splits = Open(plan_, 1, 2);
+    ASSERT_TRUE(splits.ok()) << ending << ": " << splits.status();
+    EXPECT_EQ(splits->train->size(), 4);
+    ASSERT_EQ(splits->unlabelled->size(), 3);
+    for (uint64_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(splits->unlabelled->label(i), kNoLabel);
+      EXPECT_EQ(WorstDifference(Image(*splits->unlabelled, i), Picture(4 + static_cast<int>(i), 3), 3), 0)
+          << ending << " " << i;
+    }
+    EXPECT_EQ(splits->unlabelled->classes(), 2);
+    // train_limit is about images with labels.
+    DataPlan limited = plan_;
+    limited.train_limit = 2;
+    splits = Open(limited, 1, 2);
+    ASSERT_TRUE(splits.ok()) << splits.status();
+    EXPECT_EQ(splits->train->size(), 2);
+    EXPECT_EQ(splits->unlabelled->size(), 3);
+  }
+}
+
+TEST_F(UnlabelledTest, IdxImagesNeedNoLabelFile) {
+  WriteIdx("d");
+  WriteWithFolders(Path("d/more-images-idx3-ubyte.gz"), Gzip(Idx(kImages, {2, 2, 3}, Pixels(2, 5))));
+  auto splits = Open({.format = "idx", .path = "d", .unlabelled = "more"}, 1, 3);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  EXPECT_EQ(splits->train->size(), 6);
+  ASSERT_EQ(splits->unlabelled->size(), 2);
+  EXPECT_EQ(Image(*splits->unlabelled, 1), std::vector<uint8_t>(6, 15));
+  EXPECT_EQ(splits->unlabelled->label(1), kNoLabel);
+  EXPECT_THAT(std::string(Error({.format = "idx", .path = "d", .unlabelled = "none"}).message()),
+              HasSubstr("no file 'none-images-idx3-ubyte'"));
+  EXPECT_THAT(std::string(Error({.format = "idx", .path = "d", .unlabelled = "none"}).message()),
+              HasSubstr("correct data.unlabelled"));
+  WriteWithFolders(Path("d/more-images-idx3-ubyte.gz"), Gzip(Idx(kImages, {1, 3, 3}, std::string(9, 'x'))));
+  EXPECT_THAT(std::string(Error({.format = "idx", .path = "d", .unlabelled = "more"}).message()),
+              HasSubstr("unlabelled images"));
+  // Labels without images are no missing split.
+  WriteWithFolders(Path("d/more-images-idx3-ubyte.gz"), Gzip(Idx(kImages, {2, 2, 3}, Pixels(2, 5))));
+  fs::remove(Path("d/train-images-idx3-ubyte"));
+  EXPECT_EQ(Error({.format = "idx", .path = "d", .unlabelled = "more"}).code(), StatusCode::kNotFound);
+  fs::remove(Path("d/train-labels-idx1-ubyte"));
+  splits = Open({.format = "idx", .path = "d", .unlabelled = "more"}, 1, 3);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  EXPECT_EQ(splits->train, nullptr);
+}
+
+TEST_F(UnlabelledTest, WithoutATrainingSplitAllImagesAreWithoutLabels) {
+  Write("");
+  fs::remove_all(Path("d/train"));
+  auto splits = Open(plan_, 1, 2);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  EXPECT_EQ(splits->train, nullptr);
+  EXPECT_EQ(splits->unlabelled->size(), 3);
+  fs::create_directories(Path("d/train/empty"));
+  EXPECT_TRUE(Open(plan_, 1, 2).ok());
+  DataPlan plan = plan_;
+  plan.unlabelled.clear();
+  EXPECT_EQ(Error(plan).code(), StatusCode::kNotFound);
+}
+
+TEST_F(UnlabelledTest, ImagesOutsideClassFoldersAreRefusedWithTheRemedy) {
+  Write("");
+  WriteWithFolders(Path("d/train/lost.png"), Png(0));
+  Status status = Error(plan_);
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/d/train/lost.png' lies in no class folder"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("data.unlabelled"));
+  fs::remove_all(Path("d"));
+  Write(".tar");
+  WriteWithFolders(Path("d/train.tar"), TarMember("lost.png", Png(0)) + TarMember("ant/a.png", Png(1)) + TarEnd());
+  EXPECT_THAT(std::string(Error(plan_).message()), HasSubstr("train.tar:lost.png' lies in no class folder"));
+  EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d", .unlabelled = "none"}).message()),
+              HasSubstr("lies in no class folder"));
+  Write(".tar");
+  EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d", .unlabelled = "none"}).message()),
+              HasSubstr("correct data.unlabelled"));
+  WriteWithFolders((base_ / "outside/secret.png").string(), Png(0));
+  Write("");
+  fs::remove(Path("d/train.tar"));
+  fs::create_symlink(base_ / "outside/secret.png", Path("d/more/s.png"));
+  EXPECT_EQ(Error(plan_).code(), StatusCode::kInvalidArgument);
+}
+
+// 10 labelled and 6 other images of one pixel; the pixel is the image's number.
+DataSplits TenAndSix(bool labelled = true) {
+  const auto make = [](uint8_t first, int count, bool with_labels) {
+    std::vector<uint8_t> pixels;
+    std::vector<int64_t> labels;
+    for (int i = 0; i < count; ++i) {
+      pixels.push_back(static_cast<uint8_t>(first + i));
+      labels.push_back(with_labels ? i % 2 : kNoLabel);
+    }
+    return MakeMemoryDataset(1, 1, 1, 2, std::move(pixels), std::move(labels)).value();
+  };
+  return {labelled ? make(0, 10, true) : nullptr, make(100, 2, true), make(10, 6, false)};
+}
+
+TEST(TrainingImagesTest, LabelledImagesKeepTheirNumbersAndOthersFollow) {
+  const TrainingImages images = PrepareTrainingImages(TenAndSix(), 0, 3).value();
+  ASSERT_EQ(images.labelled->size(), 10);
+  ASSERT_EQ(images.all->size(), 16);
+  for (int i = 0; i < 16; ++i) {
+    EXPECT_EQ(Image(*images.all, i)[0], i);
+    EXPECT_EQ(images.all->label(i), i < 10 ? i % 2 : kNoLabel);
+  }
+  EXPECT_EQ(images.held_out, nullptr);
+  DataSplits plain = TenAndSix();
+  plain.unlabelled = nullptr;
+  EXPECT_EQ(PrepareTrainingImages(plain, 0, 3)->all, plain.train);
+}
+
+TEST(TrainingImagesTest, HeldOutImagesHaveLabelsIfAnyHas) {
+  const TrainingImages images = PrepareTrainingImages(TenAndSix(), 4, 3).value();
+  EXPECT_EQ(images.labelled->size(), 6);
+  EXPECT_EQ(images.all->size(), 12);
+  ASSERT_EQ(images.held_out->size(), 4);
+  std::set<int> seen;
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_NE(images.held_out->label(i), kNoLabel);
+    seen.insert(Image(*images.held_out, i)[0]);
+  }
+  for (int i = 0; i < 12; ++i)
+    EXPECT_TRUE(seen.insert(Image(*images.all, i)[0]).second) << "measured on and trained on";
+  EXPECT_EQ(seen.size(), 16);
+  EXPECT_FALSE(PrepareTrainingImages(TenAndSix(), 10, 3).ok());
+
+  const TrainingImages none = PrepareTrainingImages(TenAndSix(false), 2, 3).value();
+  EXPECT_EQ(none.labelled, nullptr);
+  EXPECT_EQ(none.all->size(), 4);
+  EXPECT_EQ(none.held_out->label(1), kNoLabel);
+}
+
+TEST(TrainingImagesTest, AStageGetsWhatItMayUseOrIsRefusedByName) {
+  const TrainingImages images = PrepareTrainingImages(TenAndSix(), 0, 3).value();
+  const TrainingImages none = PrepareTrainingImages(TenAndSix(false), 0, 3).value();
+  StagePlan head{.name = "head", .steps = 1, .uses_labels = true};
+  StagePlan mimic{.name = "mimic", .steps = 1};
+  StagePlan open{.name = "open", .steps = 1, .unlabelled_ok = true};
+  EXPECT_EQ(*ImagesOfStage(images, head, 8), images.labelled);
+  EXPECT_EQ(*ImagesOfStage(images, mimic, 8), images.labelled);
+  EXPECT_EQ(*ImagesOfStage(images, open, 8), images.all);
+  EXPECT_EQ(*ImagesOfStage(none, open, 6), none.all);
+  const auto refusal = [](const TrainingImages& from, const StagePlan& stage, uint32_t batch) {
+    return std::string(ImagesOfStage(from, stage, batch).status().message());
+  };
+  EXPECT_THAT(refusal(none, head, 1), HasSubstr("stage 'head' reads labels, but no training image has one"));
+  EXPECT_THAT(refusal(none, mimic, 1), HasSubstr("stage 'mimic' may use images with labels only"));
+  EXPECT_THAT(refusal(images, head, 11),
+              HasSubstr("stage 'head' has 10 training images with labels, fewer than a batch of 11"));
+  EXPECT_TRUE(ImagesOfStage(images, open, 16).ok());
+  EXPECT_THAT(refusal(images, open, 17), HasSubstr("stage 'open' has 16 training images"));
+  head.steps = 0;
+  EXPECT_TRUE(ImagesOfStage(none, head, 1).ok()) << "a stage without steps reads nothing";
+  open.uses_labels = true;
+  EXPECT_THAT(refusal(images, open, 1), HasSubstr("stage 'open' reads labels and may not use images without"));
 }
 
 TEST(ImageDecoderTest, PngKindsBecomeEightBitPixelsWithoutAlpha) {
@@ -394,6 +582,8 @@ TEST(MemoryDatasetTest, RefusesContradictions) {
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3}, {0, 1}).ok());
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, 2}).ok());
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, -1}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, 0}).ok());  // all or none
+  EXPECT_TRUE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, -1}).ok());
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {}, {}).ok());
 }
 

@@ -120,7 +120,7 @@ std::string Idx(uint32_t magic, const std::vector<uint32_t>& sizes, const std::s
   return bytes + data;
 }
 
-void WriteFile(const std::string& path, const std::string& bytes) {
+void WriteWithFolders(const std::string& path, const std::string& bytes) {
   std::filesystem::create_directories(std::filesystem::path(path).parent_path());
   std::ofstream out(path, std::ios::binary);
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));

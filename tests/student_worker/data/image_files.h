@@ -22,7 +22,7 @@ std::string TarEnd();
 // Magic, sizes (big-endian), data.
 std::string Idx(uint32_t magic, const std::vector<uint32_t>& sizes, const std::string& data);
 
-void WriteFile(const std::string& path, const std::string& bytes);  // makes missing folders
+void WriteWithFolders(const std::string& path, const std::string& bytes);  // makes missing folders
 
 }  // namespace distill::testing
 

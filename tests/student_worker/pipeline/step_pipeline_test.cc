@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "tests/student_worker/feature/test_teacher.h"
@@ -174,6 +175,100 @@ TEST(StepPipelineTest, TeachersSeeTheSamePixelsHoweverManyThereAreAndWhateverHap
       auto pool = MakePool(endpoints);
       auto pipeline = Make(Options(pool.get(), 40));
       EXPECT_EQ(Drain(pipeline.get()), without) << count << " teachers, killed " << killed;
+    }
+  }
+}
+
+// ---- Images without labels
+
+// 80 images; the last tenth has lost its labels. Image i's first byte is i.
+constexpr uint64_t kWith = 72, kWithout = 8;
+
+TrainingImages NineTenthsLabelled() {
+  const auto make = [](uint64_t first, uint64_t count, bool labelled) {
+    std::vector<uint8_t> pixels(count * kC * kH * kW, 9);
+    std::vector<int64_t> labels;
+    for (uint64_t i = 0; i < count; ++i) {
+      pixels[i * kC * kH * kW] = static_cast<uint8_t>(first + i);
+      labels.push_back(labelled ? static_cast<int64_t>(i % 10) : kNoLabel);
+    }
+    return MakeMemoryDataset(kC, kH, kW, 10, std::move(pixels), std::move(labels)).value();
+  };
+  const DataSplits splits{make(0, kWith, true), make(200, 1, true), make(kWith, kWithout, false)};
+  return PrepareTrainingImages(splits, 0, 5).value();
+}
+
+StepPipeline::Options OptionsOf(const StagePlan& stage, uint64_t first_step, TeacherPool* pool = nullptr) {
+  auto options = Options(pool, first_step + stage.steps);
+  options.first_step = first_step;
+  options.dataset = ImagesOfStage(NineTenthsLabelled(), stage, options.sampler.batch_size).value();
+  return options;
+}
+
+std::vector<StepInput> Inputs(StepPipeline::Options options) {
+  const uint64_t steps = options.end_step - options.first_step;
+  const auto pipeline = Make(std::move(options));
+  std::vector<StepInput> inputs;
+  for (uint64_t s = 0; s < steps; ++s) {
+    auto input = pipeline->Next();
+    EXPECT_TRUE(input.ok()) << input.status();
+    if (!input.ok()) break;
+    inputs.push_back(*std::move(input));
+    inputs.back().data_seconds = inputs.back().feature_seconds = 0;
+  }
+  return inputs;
+}
+
+// Three backbone phases and the head, as the preset makes them with unlabelled_ok.
+std::vector<StagePlan> PhasesWithUnlabelled() {
+  std::vector<StagePlan> stages(4, StagePlan{.name = "mimic", .steps = 20, .unlabelled_ok = true});
+  stages[3] = StagePlan{.name = "head", .steps = 20, .uses_labels = true};
+  return stages;
+}
+
+TEST(UnlabelledImagesTest, BackbonePhasesSeeAllImagesAndTheHeadThoseWithLabels) {
+  uint64_t first_step = 0;
+  for (const StagePlan& stage : PhasesWithUnlabelled()) {
+    std::set<uint32_t> seen;
+    for (const StepInput& input : Inputs(OptionsOf(stage, first_step))) {
+      for (size_t i = 0; i < input.sample_ids.size(); ++i) {
+        seen.insert(input.sample_ids[i]);
+        EXPECT_EQ(input.labels[i] == kNoLabel, input.sample_ids[i] >= kWith);
+      }
+    }
+    const uint64_t expected = stage.uses_labels ? kWith : kWith + kWithout;
+    EXPECT_EQ(seen.size(), expected) << stage.name;
+    EXPECT_EQ(*seen.rbegin() + 1, expected) << stage.name;
+    first_step += stage.steps;
+  }
+}
+
+TEST(UnlabelledImagesTest, RanksAndRestartsAtAnyStepSeeWhatOneRankSeesAndSoDoTeachers) {
+  auto teacher = TestTeacher::Start({});
+  const StagePlan stage = PhasesWithUnlabelled()[1];
+  const std::vector<StepInput> alone = Inputs(OptionsOf(stage, 20));
+  ASSERT_EQ(alone.size(), 20);
+  for (uint32_t world : {1u, 2u, 4u}) {
+    for (uint32_t rank = 0; rank < world; ++rank) {
+      for (uint64_t start : {20u, 21u, 29u, 33u, 39u}) {
+        auto pool = MakePool({teacher->endpoint()});
+        auto options = OptionsOf(stage, 20, start == 33 ? pool.get() : nullptr);
+        options.first_step = start;  // resumed there
+        options.sampler.world_size = world;
+        options.sampler.rank = rank;
+        for (const StepInput& input : Inputs(std::move(options))) {
+          const StepInput& whole = alone[input.step - 20];
+          const size_t n = 8 / world, at = rank * n, bytes = kC * kH * kW;
+          ASSERT_EQ(input.sample_ids.size(), n);
+          for (size_t i = 0; i < n; ++i) {
+            EXPECT_EQ(input.sample_ids[i], whole.sample_ids[at + i]) << "step " << input.step;
+            EXPECT_EQ(input.labels[i], whole.labels[at + i]);
+          }
+          EXPECT_EQ(std::memcmp(input.images.pixels.data, whole.images.pixels.data + at * bytes, n * bytes), 0)
+              << "step " << input.step << " world " << world;
+          if (start == 33) ExpectFeaturesOfItsPixels(input);
+        }
+      }
     }
   }
 }
