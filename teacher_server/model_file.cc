@@ -12,7 +12,6 @@
 #include <system_error>
 
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/nearest_name.h"
@@ -178,16 +177,6 @@ Status CheckImageSpec(const ModelSpec& spec, const std::string& path) {
       return absl::InvalidArgumentError(StrCat(path, ": std has the entry ", value, "; all must be above 0"));
   }
   return OkStatus();
-}
-
-std::string CanonicalText(const ModelSpec& spec) {
-  // Nine digits tell any two floats apart.
-  auto list = [](const std::vector<float>& values) {
-    return absl::StrJoin(values, ",", [](std::string* out, float value) { absl::StrAppendFormat(out, "%.9g", value); });
-  };
-  return StrCat("arch=", spec.arch, "\nwidth=", spec.width, "\nnum_classes=", spec.num_classes,
-                "\nin_channels=", spec.in_channels, "\nimage=", spec.image_height, "x", spec.image_width,
-                "\nmean=", list(spec.mean), "\nstd=", list(spec.std), "\n");
 }
 
 }  // namespace distill

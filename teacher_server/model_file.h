@@ -43,10 +43,6 @@ StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path);
 // and std are empty or have in_channels entries; std > 0.
 Status CheckImageSpec(const ModelSpec& spec, const std::string& path);
 
-// The spec as text that is equal exactly when the network is: one "key=value" line per field except `weights` (a path
-// says nothing about content). A model's digest is the sha256 of this text followed by the bytes of the weights file.
-std::string CanonicalText(const ModelSpec& spec);
-
 }  // namespace distill
 
 #endif  // DISTILL_TEACHER_SERVER_MODEL_FILE_H_

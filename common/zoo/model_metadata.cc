@@ -3,6 +3,8 @@
 #include <charconv>
 #include <string_view>
 
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -97,6 +99,16 @@ StatusOr<ModelSpec> SpecFromMetadata(const std::map<std::string, std::string>& m
   DISTILL_ASSIGN_OR_RETURN(spec.mean, reader.Floats("distill.mean"));
   DISTILL_ASSIGN_OR_RETURN(spec.std, reader.Floats("distill.std"));
   return spec;
+}
+
+std::string CanonicalText(const ModelSpec& spec) {
+  // Nine digits tell any two floats apart.
+  auto list = [](const std::vector<float>& values) {
+    return absl::StrJoin(values, ",", [](std::string* out, float value) { absl::StrAppendFormat(out, "%.9g", value); });
+  };
+  return StrCat("arch=", spec.arch, "\nwidth=", spec.width, "\nnum_classes=", spec.num_classes,
+                "\nin_channels=", spec.in_channels, "\nimage=", spec.image_height, "x", spec.image_width,
+                "\nmean=", list(spec.mean), "\nstd=", list(spec.std), "\n");
 }
 
 }  // namespace distill

@@ -18,6 +18,11 @@ std::map<std::string, std::string> SpecToMetadata(const ModelSpec& spec);
 // kInvalidArgument when a key is missing or malformed; names it. Sizes are checked by Architecture::Create, not here.
 StatusOr<ModelSpec> SpecFromMetadata(const std::map<std::string, std::string>& metadata);
 
+// The spec as text that is equal exactly when the network is: one "key=value" line per field that describes it (a path
+// of weights says nothing about content). A served model's digest is the sha256 of this text, defaults filled in,
+// followed by the bytes of the weights file.
+std::string CanonicalText(const ModelSpec& spec);
+
 }  // namespace distill
 
 #endif  // DISTILL_COMMON_ZOO_MODEL_METADATA_H_

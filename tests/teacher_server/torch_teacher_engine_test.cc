@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "common/hash/sha256.h"
+#include "common/zoo/model_metadata.h"
 #include "tests/harness/process.h"
 #include "tests/teacher_server/model_fixture.h"
 

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace distill {
 namespace {
 
@@ -56,6 +58,26 @@ TEST(ModelMetadataTest, MalformedValuesAreNamed) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << key << "=" << value;
     EXPECT_THAT(std::string(status.message()), HasSubstr(key));
   }
+}
+
+TEST(ModelMetadataTest, CanonicalTextTellsNetworksApartAndIgnoresThePath) {
+  const ModelSpec a{.arch = "cifar_resnet20",
+                    .width = 16,
+                    .num_classes = 10,
+                    .in_channels = 1,
+                    .image_height = 28,
+                    .image_width = 28,
+                    .weights = "a.safetensors",
+                    .mean = {0.1f},
+                    .std = {0.2f}};
+  EXPECT_EQ(
+      CanonicalText(a),
+      "arch=cifar_resnet20\nwidth=16\nnum_classes=10\nin_channels=1\nimage=28x28\nmean=0.100000001\nstd=0.200000003\n");
+  ModelSpec b = a;
+  b.weights = "b.safetensors";
+  EXPECT_EQ(CanonicalText(a), CanonicalText(b));
+  b.mean = {std::nextafter(0.1f, 1.0f)};
+  EXPECT_NE(CanonicalText(a), CanonicalText(b));
 }
 
 }  // namespace
