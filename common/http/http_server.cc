@@ -1,15 +1,21 @@
 #include "common/http/http_server.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/ssl/context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/write.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
+#include <cerrno>
+#include <cstring>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -71,6 +77,14 @@ void ParseTarget(std::string_view target, HttpRequest* request) {
 
 class Server;
 
+// A file on its way: the answer's head, then piece after piece.
+struct FileAnswer {
+  http::response<http::empty_body> head;
+  http::response_serializer<http::empty_body> serializer{head};
+  std::shared_ptr<HttpFile> file;
+  std::string piece;
+};
+
 // One connection. Lives as long as an operation on it is pending (each handler holds it).
 class Session : public std::enable_shared_from_this<Session> {
  public:
@@ -93,6 +107,9 @@ class Session : public std::enable_shared_from_this<Session> {
   void Read();
   void OnRead(beast::error_code error);
   void Send(HttpResponse response, bool keep_alive, bool head);
+  void SendFile(std::shared_ptr<FileAnswer> answer);
+  void SendPiece(std::shared_ptr<FileAnswer> answer);
+  void Sent(bool keep_alive);
   void Finish();
   void Discard();
 
@@ -127,8 +144,13 @@ class Server : public HttpServer {
     context_->stop();
     if (thread_.joinable()) thread_.join();
     stopping_ = true;
+    if (files_ != nullptr) {
+      files_->stop();
+      files_->join();
+    }
     retry_.reset();
     acceptor_.reset();
+    files_.reset();    // destroys what was still to be done, and the sessions it held
     context_.reset();  // destroys the pending handlers, and with them the sessions
   }
 
@@ -185,14 +207,35 @@ class Server : public HttpServer {
               .headers = {{"Allow", std::string(allowed)}}};
     }
     if (handler == nullptr) return {.status = 404, .body = "no such page\n"};
+    return Guarded(request.path, [&] { return (*handler)(request); });
+  }
+
+  // What `make` returns; a 500 when it throws.
+  template <typename Make>
+  static HttpResponse Guarded(const std::string& path, const Make& make) {
     try {
-      return (*handler)(request);
+      return make();
     } catch (const std::exception& error) {
-      LogError("HTTP handler failed", {{"path", request.path}, {"error", error.what()}});
+      LogError("HTTP handler failed", {{"path", path}, {"error", error.what()}});
     } catch (...) {
-      LogError("HTTP handler failed", {{"path", request.path}});
+      LogError("HTTP handler failed", {{"path", path}});
     }
     return {.status = 500, .body = "internal error; see the log\n"};
+  }
+
+  // On the loop's thread: runs `work` on the thread for files, one after another. `work` may block; it must not throw,
+  // and continues by OnLoop().
+  template <typename Work>
+  void OnFiles(Work work) {
+    if (files_ == nullptr) {
+      files_ = std::make_unique<asio::thread_pool>(1);
+      asio::post(*files_, [] { pthread_setname_np(pthread_self(), "http-files"); });
+    }
+    asio::post(*files_, std::move(work));
+  }
+  template <typename Work>
+  void OnLoop(Work work) {
+    asio::post(*context_, std::move(work));
   }
 
   // Both on the loop's thread (or before it started).
@@ -240,6 +283,7 @@ class Server : public HttpServer {
   std::unique_ptr<asio::io_context> context_;
   std::unique_ptr<tcp::acceptor> acceptor_;
   std::optional<asio::steady_timer> retry_;
+  std::unique_ptr<asio::thread_pool> files_;  // one thread; null until it is needed
   size_t sessions_ = 0;
   bool stopping_ = false;
   bool paused_ = false;  // not accepting: the limit of connections is reached
@@ -304,12 +348,22 @@ void Session::OnRead(beast::error_code error) {
   beast::error_code unknown;
   request.peer = stream_.socket().remote_endpoint(unknown).address().to_string();
   const bool keep_alive = message.keep_alive();
-  Send(server_->Handle(request), keep_alive, message.method() == http::verb::head);
+  const bool head = message.method() == http::verb::head;
+  HttpResponse response = server_->Handle(request);
+  if (response.later == nullptr) return Send(std::move(response), keep_alive, head);
+  server_->OnFiles([self = shared_from_this(), keep_alive, head, path = std::move(request.path),
+                    later = std::move(response.later)]() mutable {
+    HttpResponse made = Server::Guarded(path, later);
+    Server* const server = self->server_;
+    server->OnLoop([self = std::move(self), keep_alive, head, made = std::move(made)]() mutable {
+      self->Send(std::move(made), keep_alive, head);
+    });
+  });
 }
 
 void Session::Send(HttpResponse response, bool keep_alive, bool head) {
-  const size_t length = response.body.size();
-  const auto send = [&](auto message) {
+  const uint64_t length = response.file != nullptr ? response.file->left() : response.body.size();
+  const auto describe = [&](auto* message) {
     message->result(static_cast<unsigned>(response.status));
     message->set(http::field::content_type, response.content_type);
     message->set("X-Content-Type-Options", "nosniff");
@@ -317,17 +371,24 @@ void Session::Send(HttpResponse response, bool keep_alive, bool head) {
     message->keep_alive(keep_alive);
     // 304 tells of a body that stays away; a length of 0 would be a lie about it.
     if (response.status != 304) message->content_length(length);
+  };
+  const auto send = [&](auto message) {
+    describe(message.get());
     response_ = message;
     stream_.expires_after(server_->limits().idle);
     OnStream([&](auto& stream) {
       http::async_write(stream, *message, [self = shared_from_this(), keep_alive](beast::error_code error, size_t) {
         self->response_.reset();
-        if (error) return;
-        if (keep_alive) return self->Read();
-        self->Finish();
+        if (!error) self->Sent(keep_alive);
       });
     });
   };
+  if (response.file != nullptr && !head) {
+    auto answer = std::make_shared<FileAnswer>();
+    describe(&answer->head);
+    answer->file = std::move(response.file);
+    return SendFile(std::move(answer));
+  }
   // A HEAD answer tells the length of a body that does not follow.
   if (head) {
     send(std::make_shared<http::response<http::empty_body>>());
@@ -336,6 +397,43 @@ void Session::Send(HttpResponse response, bool keep_alive, bool head) {
     message->body() = std::move(response.body);
     send(message);
   }
+}
+
+void Session::SendFile(std::shared_ptr<FileAnswer> answer) {
+  stream_.expires_after(server_->limits().idle);
+  OnStream([&](auto& stream) {
+    auto& serializer = answer->serializer;
+    http::async_write_header(stream, serializer,
+                             [self = shared_from_this(), answer](beast::error_code error, size_t) mutable {
+                               if (!error) self->SendPiece(std::move(answer));
+                             });
+  });
+}
+
+void Session::SendPiece(std::shared_ptr<FileAnswer> answer) {
+  if (answer->file->left() == 0) return Sent(answer->head.keep_alive());
+  server_->OnFiles([self = shared_from_this(), answer = std::move(answer)]() mutable {
+    const Status read = answer->file->Read(&answer->piece);
+    Server* const server = self->server_;
+    server->OnLoop([self = std::move(self), answer = std::move(answer), read]() mutable {
+      if (!read.ok()) {
+        LogWarning("HTTP: a file could not be sent to its end", {{"error", read.message()}});
+        return;  // the connection is closed, with less than its answer has announced
+      }
+      self->stream_.expires_after(self->server_->limits().idle);
+      self->OnStream([&](auto& stream) {
+        const auto bytes = asio::buffer(answer->piece);
+        asio::async_write(stream, bytes, [self, answer](beast::error_code error, size_t) mutable {
+          if (!error) self->SendPiece(std::move(answer));
+        });
+      });
+    });
+  });
+}
+
+void Session::Sent(bool keep_alive) {
+  if (keep_alive) return Read();
+  Finish();
 }
 
 void Session::Finish() {
@@ -360,6 +458,24 @@ void Session::Discard() {
 }
 
 }  // namespace
+
+HttpFile::~HttpFile() { close(fd_); }
+
+Status HttpFile::Read(std::string* piece) {
+  piece->resize(std::min<uint64_t>(left_, kPiece));
+  size_t have = 0;
+  while (have < piece->size()) {
+    const ssize_t n = pread(fd_, piece->data() + have, piece->size() - have, static_cast<off_t>(offset_ + have));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return absl::UnavailableError(StrCat(name_, " cannot be read: ", std::strerror(errno)));
+    if (n == 0)
+      return absl::DataLossError(StrCat(name_, " ends at byte ", offset_ + have, ", ", left_ - have, " too early"));
+    have += n;
+  }
+  offset_ += have;
+  left_ -= have;
+  return OkStatus();
+}
 
 StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& listen,
                                                         std::map<std::string, HttpHandler> routes,

@@ -3,7 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdlib>
+#include <future>
+#include <memory>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "tests/common/http/http_test_client.h"
@@ -245,6 +250,155 @@ TEST(HttpServerTest, WithACertificateOnePortSpeaksTlsAndPlainHttp) {
   broken.Receive();
   EXPECT_TRUE(broken.ClosedByServer());
   EXPECT_THAT(HttpsExchange(port, request, made.certificate), EndsWith("over TLS"));
+}
+
+// A temporary file's descriptor; the name is gone at once.
+int FileWith(const std::string& content) {
+  std::string path = testing::TempDir() + "http_test_XXXXXX";
+  const int fd = mkstemp(path.data());
+  EXPECT_GE(fd, 0);
+  unlink(path.c_str());
+  for (size_t done = 0; done < content.size();) {
+    const ssize_t n = write(fd, content.data() + done, content.size() - done);
+    EXPECT_GT(n, 0);
+    if (n <= 0) break;
+    done += n;
+  }
+  return fd;
+}
+
+// Three pieces and a bit, no two alike.
+std::string LongText() {
+  std::string text;
+  for (int i = 0; text.size() < 3 * HttpFile::kPiece + 17; ++i) text += std::to_string(i) + ",";
+  return text;
+}
+
+std::map<std::string, HttpHandler> FileRoutes(const std::string& content) {
+  const auto file = [content](uint64_t offset, uint64_t length) {
+    return HttpResponse{.file = std::make_shared<HttpFile>(FileWith(content), "test file", offset, length)};
+  };
+  return {{"/whole", [=](const HttpRequest&) { return file(0, content.size()); }},
+          {"/part", [=](const HttpRequest&) { return file(5, 7); }},
+          {"/empty", [=](const HttpRequest&) { return file(0, 0); }},
+          {"/shrunk", [=](const HttpRequest&) { return file(0, content.size() + 1); }},
+          {"/later",
+           [=](const HttpRequest& request) {
+             return HttpResponse{.later = [=, peer = request.peer] {
+               HttpResponse response = file(0, content.size());
+               response.status = 206;
+               response.headers["X-Peer"] = peer;
+               return response;
+             }};
+           }},
+          {"/later-throws",
+           [](const HttpRequest&) {
+             return HttpResponse{.later = []() -> HttpResponse { throw std::runtime_error("secret"); }};
+           }},
+          {"/hello", [](const HttpRequest&) { return HttpResponse{.body = "hello\n"}; }}};
+}
+
+TEST(HttpServerTest, FilesAreSentInPiecesAndTheConnectionGoesOn) {
+  const std::string content = LongText();
+  auto server = HttpServer::Start("127.0.0.1:0", FileRoutes(content));
+  ASSERT_TRUE(server.ok()) << server.status();
+  HttpTestClient client((*server)->port());
+  const auto get = [&](const std::string& method, const std::string& path) {
+    client.Send(method + " " + path + " HTTP/1.1\r\nHost: test\r\n\r\n");
+    return client.Receive(method == "HEAD");
+  };
+  const std::string whole = get("GET", "/whole");
+  EXPECT_THAT(whole.substr(0, 400), HasSubstr("Content-Length: " + std::to_string(content.size()) + "\r\n"));
+  EXPECT_TRUE(whole.ends_with("\r\n\r\n" + content)) << whole.size();
+  EXPECT_THAT(get("HEAD", "/whole"),
+              AllOf(HasSubstr("Content-Length: " + std::to_string(content.size()) + "\r\n"), EndsWith("\r\n\r\n")));
+  EXPECT_THAT(get("GET", "/part"), EndsWith("\r\n\r\n" + content.substr(5, 7)));
+  EXPECT_THAT(get("GET", "/empty"), AllOf(HasSubstr("Content-Length: 0\r\n"), EndsWith("\r\n\r\n")));
+  const std::string later = get("GET", "/later");
+  EXPECT_THAT(later.substr(0, 400), AllOf(StartsWith("HTTP/1.1 206 "), HasSubstr("X-Peer: 127.0.0.1\r\n")));
+  EXPECT_TRUE(later.ends_with("\r\n\r\n" + content)) << later.size();
+  EXPECT_THAT(get("GET", "/later-throws"), AllOf(StartsWith("HTTP/1.1 500 "), Not(HasSubstr("secret"))));
+  EXPECT_THAT(get("GET", "/hello"), EndsWith("hello\n"));
+}
+
+TEST(HttpServerTest, AFileThatHasBecomeShorterClosesTheConnection) {
+  const std::string content = LongText();
+  const KeyAndCertificate made = MakeCertificate("files");
+  auto server =
+      HttpServer::Start("127.0.0.1:0", FileRoutes(content), {}, {.certificate = made.certificate, .key = made.key});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  HttpTestClient client(port);
+  client.Send("GET /shrunk HTTP/1.1\r\nHost: test\r\n\r\n");
+  const std::string cut = client.Receive();  // less than Content-Length says: Receive() ends with the connection
+  EXPECT_THAT(cut.substr(0, 400), HasSubstr("Content-Length: " + std::to_string(content.size() + 1) + "\r\n"));
+  EXPECT_LT(cut.size() - cut.find("\r\n\r\n") - 4, content.size() + 1);
+  EXPECT_TRUE(client.ClosedByServer());
+  // Over TLS it is no orderly end either.
+  const auto over_tls = [&](const std::string& path) {
+    return HttpsExchange(port, "GET " + path + " HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n",
+                         made.certificate);
+  };
+  EXPECT_THAT(over_tls("/shrunk"), StartsWith("error: "));
+  const std::string whole = over_tls("/whole");
+  EXPECT_TRUE(whole.ends_with("\r\n\r\n" + content)) << whole.substr(0, 400);
+}
+
+TEST(HttpServerTest, WhatBlocksHoldsUpNobodyElse) {
+  std::promise<void> release;
+  std::shared_future<void> released = release.get_future().share();
+  std::atomic<int> begun = 0;
+  auto server = HttpServer::Start("127.0.0.1:0",
+                                  {{"/slow",
+                                    [&](const HttpRequest&) {
+                                      return HttpResponse{.later = [&, released] {
+                                        ++begun;
+                                        released.wait();
+                                        return HttpResponse{.body = "at last"};
+                                      }};
+                                    }},
+                                   {"/hello", [](const HttpRequest&) { return HttpResponse{.body = "hello\n"}; }}});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  HttpTestClient slow(port), waiting(port), gone(port);
+  slow.Send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+  while (begun == 0) std::this_thread::yield();
+  waiting.Send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+  EXPECT_THAT(HttpGet(port, "/hello"), EndsWith("hello\n"));
+  release.set_value();
+  EXPECT_THAT(slow.Receive(), EndsWith("at last"));
+  EXPECT_THAT(waiting.Receive(), EndsWith("at last"));
+}
+
+TEST(HttpServerTest, StopEndsFilesThatAreOnTheirWay) {
+  const std::string content = LongText() + LongText();
+  std::promise<void> release;
+  std::shared_future<void> released = release.get_future().share();
+  std::atomic<int> begun = 0;
+  auto routes = FileRoutes(content);
+  routes["/slow"] = [&](const HttpRequest&) {
+    return HttpResponse{.later = [&, released] {
+      ++begun;
+      released.wait();
+      return HttpResponse{.body = "too late"};
+    }};
+  };
+  auto server = HttpServer::Start("127.0.0.1:0", routes);
+  ASSERT_TRUE(server.ok()) << server.status();
+  HttpTestClient file((*server)->port()), slow((*server)->port()), queued((*server)->port());
+  // Nobody reads: the answer waits in the socket.
+  file.Send("GET /whole HTTP/1.1\r\nHost: test\r\n\r\n");
+  slow.Send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+  while (begun == 0) std::this_thread::yield();
+  queued.Send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+  EXPECT_THAT(HttpGet((*server)->port(), "/hello"), EndsWith("hello\n"));
+  std::thread stop([&] { server->reset(); });  // waits for what blocks
+  release.set_value();
+  stop.join();
+  for (HttpTestClient* client : {&slow, &queued}) {
+    client->Receive();  // an answer, or none: both may happen
+    EXPECT_TRUE(client->ClosedByServer());
+  }
 }
 
 TEST(HttpServerTest, ACertificateThatCannotBeUsedIsRefused) {

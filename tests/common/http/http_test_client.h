@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <string>
 #include <utility>
@@ -52,6 +53,21 @@ class HttpTestClient {
     std::string response = pending_.substr(0, size);
     pending_.erase(0, size);
     return response;
+  }
+  // Reads until the server closes, keeping nothing. The bytes; `head` is the length of the first answer's head.
+  uint64_t Drain(uint64_t* head) {
+    uint64_t bytes = 0;
+    *head = 0;
+    for (char block[64 << 10];;) {
+      const ssize_t n = recv(fd_, block, sizeof block, 0);
+      if (n <= 0) return bytes;
+      if (*head == 0) {
+        pending_.append(block, n);
+        const size_t end = pending_.find("\r\n\r\n");
+        if (end != std::string::npos) *head = end + 4;
+      }
+      bytes += n;
+    }
   }
   // Waits until the server closes; true if it did so without sending more.
   bool ClosedByServer() { return pending_.empty() && !Fill() && pending_.empty() && closed_; }
