@@ -31,8 +31,10 @@ endif()
 if(DISTILL_WITH_CUDA)
   set_target_properties(distill_cuda PROPERTIES INSTALL_RPATH "$ORIGIN")
   install(TARGETS distill_cuda LIBRARY DESTINATION lib COMPONENT cuda)
-  # cuDNN loads its parts when a convolution first needs them, and compiles some kernels with NVRTC.
-  file(GLOB distill_cuda_loaded ${distill_torch_root}/../nvidia/cudnn/lib/libcudnn_*.so.9
+  # cuDNN loads its parts when a convolution first needs them, and compiles some kernels with NVRTC; LibTorch reaches NVRTC, which
+  # joins the operations of TorchScript archives to kernels, through a library of its own. Left out: libtorch_cuda_linalg.so with
+  # cuSOLVER (200 MB), which only torch.linalg loads.
+  file(GLOB distill_cuda_loaded ${distill_torch_root}/../nvidia/cudnn/lib/libcudnn_*.so.9 ${distill_torch_root}/lib/libcaffe2_nvrtc.so
     ${distill_torch_root}/../nvidia/cu*/lib/libnvrtc.so.* ${distill_torch_root}/../nvidia/cu*/lib/libnvrtc-builtins.so.*)
   install(FILES ${distill_cuda_loaded} DESTINATION lib COMPONENT cuda)
   distill_install_needed(cuda LIBRARIES $<TARGET_FILE:distill_cuda> ${distill_cuda_loaded})

@@ -33,7 +33,8 @@ Status LoadOnce() {
   // Loading torch's CUDA libraries takes seconds and gigabytes of address space, so look for the driver first.
   if (::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
     return absl::FailedPreconditionError(
-        "no CUDA device: the NVIDIA driver (libcuda.so.1) is not visible to this process; use device cpu");
+        "no CUDA device: the NVIDIA driver (libcuda.so.1) is not visible to this process; install it, in a container "
+        "pass the GPU through (docker run --gpus all), or use device cpu");
   }
   // Never closed: torch's CUDA libraries register themselves for the life of the process. Global, as torch's own loader
   // does it.
@@ -46,7 +47,8 @@ Status LoadOnce() {
   }
   if (entry()->device_count() == 0) {
     return absl::FailedPreconditionError(
-        "no CUDA device: no NVIDIA GPU or driver is visible to this process; use device cpu");
+        "no CUDA device: no NVIDIA GPU or driver is visible to this process (nvidia-smi shows what is); in a container "
+        "pass the GPU through (docker run --gpus all), or use device cpu");
   }
   loaded_plugin = entry();
   return OkStatus();
