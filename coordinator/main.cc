@@ -33,6 +33,7 @@ namespace {
 struct Flags {
   std::string listen = "127.0.0.1:7070";
   std::string state_dir = "distill-state";
+  std::string files_dir;
   double lease = 5;
   double heartbeat = 1;
   uint32_t max_restarts = 10;
@@ -95,6 +96,7 @@ Status Serve(const Flags& flags) {
   const web::StatusPageOptions page{.listen = flags.service.http_listen,
                                     .token = files.token,
                                     .tls = !files.cert.empty(),
+                                    .files_dir = flags.files_dir,
                                     .insecure = flags.service.security.insecure};
   DISTILL_ASSIGN_OR_RETURN(
       const std::unique_ptr<HttpServer> http,
@@ -128,6 +130,9 @@ int Main(int argc, char** argv) {
   CLI::App app("distill-coordinator: keeps jobs, gathers students and teachers, runs stages one by one.");
   app.add_option("--listen", flags.listen, "host:port for users and workers")->capture_default_str();
   app.add_option("--state-dir", flags.state_dir, "folder of the job store; made when absent")->capture_default_str();
+  app.add_option("--files-dir", flags.files_dir,
+                 "folder where this machine sees the students' --work-dir, read only: the status page links to "
+                 "checkpoints and results in it");
   app.add_option("--heartbeat", flags.heartbeat, "seconds between heartbeats of workers")
       ->capture_default_str()
       ->check(CLI::Range(0.05, 60.0));

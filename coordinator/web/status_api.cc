@@ -152,7 +152,7 @@ StatusOr<std::string> Answer(Coordinator* coordinator, std::string_view path, co
   const std::string_view part = slash == std::string_view::npos ? "" : path.substr(slash + 1);
   if (!IsJobName(name)) return absl::InvalidArgumentError("a job's id or name has letters, digits, '-', '.' and '_'");
   if (slash != std::string_view::npos && part != "history" && part != "events") {
-    return absl::NotFoundError("no such document; a job has history and events");
+    return absl::NotFoundError("no such document; a job has history, events and files");
   }
   DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator->Get(name));
   if (part == "history") return History(coordinator, job.id, request);
@@ -183,18 +183,22 @@ HttpResponse JsonError(int status, std::string_view message) {
           .headers = {{"Cache-Control", "no-store"}}};
 }
 
-HttpResponse AnswerApi(Coordinator* coordinator, std::string_view path, const HttpRequest& request) {
-  StatusOr<std::string> json = Answer(coordinator, path, request);
-  if (!json.ok()) return JsonError(HttpCode(json.status()), ToStd(json.status().message()));
+HttpResponse JsonAnswer(std::string json, const HttpRequest& request) {
   HttpResponse response{.content_type = "application/json", .headers = {{"Cache-Control", "no-store"}}};
-  const std::string& etag = response.headers["ETag"] = EntityTag(*json);
+  const std::string& etag = response.headers["ETag"] = EntityTag(json);
   const auto known = request.headers.find("if-none-match");
   if (known != request.headers.end() && known->second == etag) {
     response.status = 304;
   } else {
-    response.body = *std::move(json);
+    response.body = std::move(json);
   }
   return response;
+}
+
+HttpResponse AnswerApi(Coordinator* coordinator, std::string_view path, const HttpRequest& request) {
+  StatusOr<std::string> json = Answer(coordinator, path, request);
+  if (!json.ok()) return JsonError(HttpCode(json.status()), ToStd(json.status().message()));
+  return JsonAnswer(*std::move(json), request);
 }
 
 }  // namespace distill::web

@@ -1,6 +1,8 @@
 #include "coordinator/web/status_page.h"
 
 #include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -9,6 +11,7 @@
 #include "common/rpc/address.h"
 #include "common/str_cat.h"
 #include "coordinator/web/assets.h"
+#include "coordinator/web/job_files.h"
 #include "coordinator/web/login.h"
 #include "coordinator/web/status_api.h"
 
@@ -17,6 +20,7 @@ namespace {
 
 constexpr std::string_view kApi = "/api/v1/";
 constexpr std::string_view kAssets = "/assets/";
+constexpr std::string_view kFiles = "/files/";
 
 // Nothing but our own files runs, nothing frames us, and no address leaks to other sites.
 void AddSecurityHeaders(HttpResponse* response) {
@@ -56,7 +60,7 @@ class StatusPage {
     if (const std::string refusal = RefusalFor(request); !refusal.empty()) return Text(403, refusal);
     switch (login_.Check(request, Now())) {
       case Login::Verdict::kAllowed:
-        return File("index.html", request);
+        return Embedded("index.html", request);
       case Login::Verdict::kMissing:
         return GoTo("/login");
       default:
@@ -69,36 +73,36 @@ class StatusPage {
     const std::string name = request.path.substr(kAssets.size());
     // Pages have addresses of their own.
     if (name.ends_with(".html")) return Text(404, "no such file");
-    return File(name, request);
+    return Embedded(name, request);
   }
 
   HttpResponse Api(const HttpRequest& request) {
-    if (const std::string refusal = RefusalFor(request); !refusal.empty()) return JsonError(403, refusal);
-    switch (login_.Check(request, Now())) {
-      case Login::Verdict::kAllowed:
-        break;
-      case Login::Verdict::kMissing:
-      case Login::Verdict::kWrong: {
-        const bool missing = !request.headers.contains("authorization");
-        HttpResponse response =
-            JsonError(401, missing ? "a token is needed: send 'Authorization: Bearer TOKEN', or log in at /login"
-                                   : "the token is wrong");
-        response.headers["WWW-Authenticate"] = "Bearer realm=\"distill\"";
-        return response;
-      }
-      case Login::Verdict::kWait: {
-        const int seconds = login_.WaitSeconds(request.peer, Now());
-        HttpResponse response = JsonError(429, StrCat("too many wrong tokens; try again in ", seconds, " s"));
-        response.headers["Retry-After"] = StrCat(seconds);
-        return response;
-      }
-    }
+    if (std::optional<HttpResponse> refused = RefuseData(request)) return *std::move(refused);
     const std::string_view path = std::string_view(request.path).substr(kApi.size());
+    constexpr std::string_view kJobs = "jobs/", kList = "/files";
+    if (path.starts_with(kJobs) && path.ends_with(kList) && path.size() > kJobs.size() + kList.size()) {
+      return ListFiles(std::string(path.substr(kJobs.size(), path.size() - kJobs.size() - kList.size())), request);
+    }
     HttpResponse response = path == "session" ? Session(request) : AnswerApi(coordinator_, path, request);
     // By this the page knows the coordinator's clock, to which all times in the answers belong.
     response.headers["Date"] = ToStd(absl::FormatTime(
         "%a, %d %b %Y %H:%M:%S GMT", absl::FromUnixSeconds(static_cast<int64_t>(Now())), absl::UTCTimeZone()));
     return response;
+  }
+
+  HttpResponse File(const HttpRequest& request) {
+    if (std::optional<HttpResponse> refused = RefuseData(request)) return *std::move(refused);
+    if (options_.files_dir.empty()) return NoFiles();
+    const std::string_view rest = std::string_view(request.path).substr(kFiles.size());
+    const std::string job(rest.substr(0, rest.find('/')));
+    // Folders of jobs that this coordinator knows, and no others; by id, as the folders are called.
+    const StatusOr<JobRecord> known = coordinator_->Get(job);
+    if (!known.ok() || known->id != job || rest.size() <= job.size()) {
+      return JsonError(404, "no such file: files have addresses like /files/JOB/student.safetensors, JOB being an id");
+    }
+    return {.later = [folder = options_.files_dir, job, path = std::string(rest.substr(job.size() + 1)), request] {
+      return SendJobFile(folder, job, path, request);
+    }};
   }
 
   HttpResponse LoginForm(const HttpRequest& request) {
@@ -153,7 +157,56 @@ class StatusPage {
     return "";
   }
 
-  static HttpResponse File(std::string_view name, const HttpRequest& request) {
+  // Why data is not given to this request; nullopt when it is.
+  std::optional<HttpResponse> RefuseData(const HttpRequest& request) {
+    if (const std::string refusal = RefusalFor(request); !refusal.empty()) return JsonError(403, refusal);
+    switch (login_.Check(request, Now())) {
+      case Login::Verdict::kAllowed:
+        break;
+      case Login::Verdict::kMissing:
+      case Login::Verdict::kWrong: {
+        const bool missing = !request.headers.contains("authorization");
+        HttpResponse response =
+            JsonError(401, missing ? "a token is needed: send 'Authorization: Bearer TOKEN', or log in at /login"
+                                   : "the token is wrong");
+        response.headers["WWW-Authenticate"] = "Bearer realm=\"distill\"";
+        return response;
+      }
+      case Login::Verdict::kWait: {
+        const int seconds = login_.WaitSeconds(request.peer, Now());
+        HttpResponse response = JsonError(429, StrCat("too many wrong tokens; try again in ", seconds, " s"));
+        response.headers["Retry-After"] = StrCat(seconds);
+        return response;
+      }
+    }
+    return std::nullopt;
+  }
+
+  static HttpResponse NoFiles() {
+    return JsonError(404,
+                     "this coordinator shows no files: start it with --files-dir, the folder where it sees the "
+                     "students' --work-dir");
+  }
+
+  HttpResponse ListFiles(const std::string& job, const HttpRequest& request) {
+    if (options_.files_dir.empty()) return NoFiles();
+    const StatusOr<JobRecord> known = coordinator_->Get(job);
+    if (!known.ok()) return AnswerApi(coordinator_, StrCat("jobs/", job), request);
+    return {.later = [folder = options_.files_dir, job = known->id, request] {
+      const StatusOr<std::vector<JobFile>> found = ListJobFiles(folder, job);
+      // What is wrong with the folder is an answer too: the page shows it, and goes on.
+      nlohmann::ordered_json out = {{"files", nlohmann::ordered_json::array()},
+                                    {"problem", found.ok() ? "" : std::string(ToStd(found.status().message()))}};
+      if (found.ok()) {
+        for (const JobFile& file : *found) {
+          out["files"].push_back({{"path", file.path}, {"bytes", file.bytes}, {"modified_time", file.modified_time}});
+        }
+      }
+      return JsonAnswer(out.dump(), request);
+    }};
+  }
+
+  static HttpResponse Embedded(std::string_view name, const HttpRequest& request) {
     const Asset* const asset = FindAsset(name);
     if (asset == nullptr) return Text(404, "no such file");
     HttpResponse response{.content_type = std::string(asset->content_type),
@@ -191,7 +244,8 @@ class StatusPage {
 
   HttpResponse Session(const HttpRequest&) const {
     return {.content_type = "application/json",
-            .body = login_.required() ? "{\"login\":true}" : "{\"login\":false}",
+            .body = StrCat("{\"login\":", login_.required() ? "true" : "false",
+                           ",\"files\":", options_.files_dir.empty() ? "false" : "true", "}"),
             .headers = {{"Cache-Control", "no-store"}}};
   }
 
@@ -210,12 +264,23 @@ std::map<std::string, HttpHandler> StatusPageRoutes(Coordinator* coordinator, co
     return [page, answer](const HttpRequest& request) {
       HttpResponse response = (*page.*answer)(request);
       AddSecurityHeaders(&response);
+      if (response.later != nullptr) {
+        response.later = [later = std::move(response.later)] {
+          HttpResponse made = later();
+          AddSecurityHeaders(&made);
+          return made;
+        };
+      }
       return response;
     };
   };
-  return {{"/", route(&StatusPage::Index)},           {"/assets/*", route(&StatusPage::AssetFile)},
-          {"/api/v1/*", route(&StatusPage::Api)},     {"/login", route(&StatusPage::LoginForm)},
-          {"POST /login", route(&StatusPage::LogIn)}, {"POST /logout", route(&StatusPage::LogOut)}};
+  return {{"/", route(&StatusPage::Index)},
+          {"/assets/*", route(&StatusPage::AssetFile)},
+          {"/api/v1/*", route(&StatusPage::Api)},
+          {"/files/*", route(&StatusPage::File)},
+          {"/login", route(&StatusPage::LoginForm)},
+          {"POST /login", route(&StatusPage::LogIn)},
+          {"POST /logout", route(&StatusPage::LogOut)}};
 }
 
 }  // namespace distill::web

@@ -13,7 +13,8 @@ const state = {
   clock: 0,         // coordinator's clock minus ours, in seconds
   jobs: [],
   chosen: null,  // id or name from the address bar; null: chosen by us
-  shown: null,   // {id, job, points, from, events, after}
+  shown: null,   // {id, job, points, from, events, after, files}
+  files: false,  // whether the coordinator sees the students' files
 };
 
 const now = () => Date.now() / 1000 + state.clock;
@@ -167,6 +168,7 @@ async function refresh() {
     if (state.shown?.id !== job.id) state.shown = {id: job.id, points: [], from: 0, events: [], after: '0'};
     state.shown.job = job;
     await grow(state.shown);
+    if (state.files) state.shown.files = await get(`jobs/${encodeURIComponent(job.id)}/files`);
     view.show({...state.shown, now: now()});
     document.title = `${job.name} - Distillery`;
   }
@@ -239,6 +241,7 @@ readAddress();
 try {
   const session = await get('session', false);
   byId('logout').hidden = !session.login;
+  state.files = session.files;
 } catch {
   // Told by the first round.
 }

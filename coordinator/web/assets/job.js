@@ -1,5 +1,6 @@
 // One job: facts, timeline, curves, files, events, plan. Draws what app.js has fetched.
 import {Chart} from './chart.js';
+import {fileAddress, fileRows} from './files.js';
 import * as f from './format.js';
 import {element, svg} from './format.js';
 
@@ -410,8 +411,11 @@ export class JobView {
     });
   }
 
-  path(text) {
-    const node = element('span', {}, element('code', {}, text));
+  // `address`: where the file can be downloaded, if it can.
+  path(text, address = null) {
+    const code = element('code', {}, text);
+    const node =
+        element('span', {}, address ? element('a', {href: address, download: '', 'data-focus': address}, code) : code);
     if (text && navigator.clipboard) {
       const button = element(
           'button', {type: 'button', class: 'copy', 'aria-label': `Copy ${text}`, 'data-focus': `copy ${text}`},
@@ -431,25 +435,35 @@ export class JobView {
 
   drawFiles() {
     const {job} = this.data;
-    const rows = job.stages_done.map(
-        (s) =>
-            [`checkpoint after ${job.plan.stages[s.stage]?.name || `stage ${s.stage + 1}`}`, s.checkpoint, '',
-             s.digest]);
-    if (hasFiles(job)) {
-      const a = job.artifacts;
-      if (a.safetensors) rows.push(['student\'s weights', a.safetensors, f.bytes(a.safetensors_bytes), '']);
-      if (a.torchscript) rows.push(['student\'s program', a.torchscript, f.bytes(a.torchscript_bytes), '']);
-    }
+    const rows = fileRows(job, this.data.files?.files || []);
+    const where = ({path, file, files}) => {
+      const node = this.path(path, file ? fileAddress(job, file) : null);
+      if (!files || files.length === 0) return node;
+      const links = files.map(
+          (one) => element(
+              'a', {href: fileAddress(job, one), download: '', title: f.bytes(one.bytes), 'data-focus': one.path},
+              one.path.split('/').pop()));
+      return element(
+          'div', {}, node, element('div', {class: 'links'}, ...links.flatMap((a, i) => i > 0 ? [', ', a] : [a])));
+    };
     f.render(
-        byId('files'), [job.id, rows],
+        byId('files'), [job.id, rows, this.data.files === undefined, this.data.files?.problem],
         () =>
-            [rows.length === 0 ?
+            [element(
+                 'p', {class: 'muted'},
+                 this.data.files === undefined ?
+                     'Paths on the machine or volume of the students. They can be downloaded here when the ' +
+                         'coordinator sees that folder (its option --files-dir).' :
+                     this.data.files?.problem ||
+                         'Paths as the student that wrote them names them; names of files are downloads.'),
+             rows.length === 0 ?
                  element('p', {}, 'None yet.') :
                  f.table(
                      'Files',
                      [['What', 'short'], ['Path', 'text'], ['Size', 'number'], ['SHA-256 of the manifest', 'text']],
-                     rows.map(([what, path, size,
-                                digest]) => [what, this.path(path), size, digest ? element('code', {}, digest) : null]),
+                     rows.map(
+                         (row) =>
+                             [row.what, where(row), row.size, row.digest ? element('code', {}, row.digest) : null]),
                      'stack'),
              element(
                  'p', {class: 'muted'}, 'The same as JSON: ',

@@ -119,6 +119,8 @@ class Cluster:
             self.http,
             "--state-dir",
             self.path("state"),
+            "--files-dir",
+            self.path("work"),
             "--lease",
             "3",
             "--heartbeat",
@@ -325,7 +327,7 @@ class PageTest(unittest.TestCase):
         files = self.rows("#files")
         self.assertEqual([r[3] for r in files[:2]], [s["digest"] for s in job["stages_done"]])
         self.assertEqual(
-            [r[1].removesuffix("copy") for r in files[2:]],
+            [r[1].removesuffix("copy") for r in files[2:4]],
             [job["artifacts"]["safetensors"], job["artifacts"]["torchscript"]],
         )
         events = self.cluster.ctl_json("logs", self.job)["events"]
@@ -341,6 +343,39 @@ class PageTest(unittest.TestCase):
         timeline = self.browser.evaluate("document.querySelector('#timeline').textContent")
         self.assertIn("1 mimic, 20 steps", timeline)
         self.assertIn("generation 2", timeline)
+        self.quiet()
+
+    def test_3b_files_are_downloaded_by_their_links(self):
+        job = self.cluster.ctl_json("describe", self.job)
+        links = self.browser.evaluate(
+            "[...document.querySelectorAll('#files a[download]')].map((a) => [a.pathname, a.textContent])"
+        )
+        work = self.cluster.path("work")
+        # Every file of the job's folder has its link, the student's with the path that the student tells.
+        there = sorted(
+            os.path.relpath(os.path.join(folder, name), work)
+            for folder, _, names in os.walk(os.path.join(work, self.job))
+            for name in names
+        )
+        self.assertEqual(sorted(address for address, _ in links), ["/files/" + path for path in there])
+        names = dict(links)
+        self.assertEqual(names[f"/files/{self.job}/student.pt"], job["artifacts"]["torchscript"])
+        stage = os.path.basename(job["stages_done"][0]["checkpoint"])
+        self.assertEqual(names[f"/files/{self.job}/checkpoints/{stage}/model.safetensors"], "model.safetensors")
+        downloads = self.cluster.path("downloads")
+        os.makedirs(downloads)
+        self.browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=downloads)
+        for path in ("student.pt", f"checkpoints/{stage}/model.safetensors"):
+            address = f"/files/{self.job}/{path}"
+            self.browser.evaluate(f"document.querySelector('#files a[href=\"{address}\"]').click()")
+            saved = os.path.join(downloads, f"{self.job}-{path.replace('/', '-')}")
+            end = time.monotonic() + 60
+            while not os.path.exists(saved):
+                self.assertLess(time.monotonic(), end, f"{address} was not downloaded: {os.listdir(downloads)}")
+                self.browser.evaluate("new Promise((done) => setTimeout(done, 50))")
+            with open(saved, "rb") as got, open(os.path.join(work, self.job, path), "rb") as wanted:
+                self.assertEqual(got.read(), wanted.read(), address)
+        self.assertEqual(self.browser.evaluate("location.pathname"), "/")
         self.quiet()
 
     def test_4_curves_tell_their_values(self):

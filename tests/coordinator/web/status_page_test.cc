@@ -4,8 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <tuple>
 
 #include "common/service/service_flags.h"
 #include "coordinator/cli/report_curves.h"
@@ -18,6 +24,7 @@
 namespace distill::web {
 namespace {
 
+namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::AllOf;
 using testing::ElementsAre;
@@ -147,7 +154,8 @@ class StatusPageTest : public testing::Test {
 
 TEST_F(StatusPageTest, EveryAnswerCarriesTheSecurityHeaders) {
   Serve();
-  for (const char* target : {"/", "/login", "/assets/app.js", "/assets/nothing", "/api/v1/jobs", "/api/v1/jobs/none"}) {
+  for (const char* target :
+       {"/", "/login", "/assets/app.js", "/assets/nothing", "/api/v1/jobs", "/api/v1/jobs/none", "/files/none"}) {
     const Answer answer = Get(target);
     EXPECT_EQ(answer.headers.at("content-security-policy"),
               "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -162,10 +170,13 @@ TEST_F(StatusPageTest, EveryAnswerCarriesTheSecurityHeaders) {
 TEST_F(StatusPageTest, FilesAreThereWithTheirTypesAndNothingInline) {
   Serve();
   EXPECT_EQ(Get("/").headers.at("content-type"), "text/html; charset=utf-8");
-  const std::map<std::string, std::string> types = {
-      {"app.js", "text/javascript; charset=utf-8"},    {"chart.js", "text/javascript; charset=utf-8"},
-      {"format.js", "text/javascript; charset=utf-8"}, {"job.js", "text/javascript; charset=utf-8"},
-      {"style.css", "text/css; charset=utf-8"},        {"icon.svg", "image/svg+xml"}};
+  const std::map<std::string, std::string> types = {{"app.js", "text/javascript; charset=utf-8"},
+                                                    {"chart.js", "text/javascript; charset=utf-8"},
+                                                    {"files.js", "text/javascript; charset=utf-8"},
+                                                    {"format.js", "text/javascript; charset=utf-8"},
+                                                    {"job.js", "text/javascript; charset=utf-8"},
+                                                    {"style.css", "text/css; charset=utf-8"},
+                                                    {"icon.svg", "image/svg+xml"}};
   for (const auto& [name, type] : types) {
     const Answer answer = Get("/assets/" + name);
     EXPECT_EQ(answer.status, 200) << name;
@@ -385,6 +396,198 @@ TEST_F(StatusPageTest, TextsOfUsersAndWorkersStayText) {
   EXPECT_THAT(Get("/").body, Not(HasSubstr("alert")));
 }
 
+// --- files
+// ------------------------------------------------------------------------------------------------------------------------
+
+// A folder as students fill it, for the job that runs, and things in it that must not be shown.
+class JobFilesTest : public StatusPageTest {
+ protected:
+  JobFilesTest() {
+    std::string made = testing::TempDir() + "job_files_XXXXXX";
+    EXPECT_NE(mkdtemp(made.data()), nullptr);
+    root_ = made;
+    work_ = root_ / "work";
+    job_ = RunJob();
+    Write(work_ / job_ / "student.safetensors", "0123456789");
+    Write(work_ / job_ / "checkpoints/stage-0-step-10/model.safetensors", "weights");
+    Write(work_ / job_ / "checkpoints/.tmp-1/model.safetensors", "half");
+    Write(root_ / "secret", "secret");
+  }
+  ~JobFilesTest() override { fs::remove_all(root_); }
+  static void Write(const fs::path& path, const std::string& content) {
+    fs::create_directories(path.parent_path());
+    std::ofstream(path, std::ios::binary) << content;
+  }
+  void ServeFiles(const std::string& token = "") { Serve({.token = token, .files_dir = work_.string()}); }
+  std::string Address(const std::string& path) const { return "/files/" + job_ + "/" + path; }
+
+  fs::path root_, work_;
+  std::string job_;
+};
+
+TEST_F(JobFilesTest, ListsAJobsFilesAndGivesThem) {
+  ServeFiles();
+  EXPECT_EQ(Get("/api/v1/session").Json(), json({{"login", false}, {"files", true}}));
+  for (const std::string& name : {job_, std::string("mimic-job")}) {
+    const json listed = Api("jobs/" + name + "/files");
+    EXPECT_EQ(listed["problem"], "");
+    ASSERT_EQ(listed["files"].size(), 2u) << listed;
+    EXPECT_EQ(listed["files"].at(0)["path"], "checkpoints/stage-0-step-10/model.safetensors");
+    EXPECT_EQ(listed["files"].at(1)["path"], "student.safetensors");
+    EXPECT_EQ(listed["files"].at(1)["bytes"], 10);
+    EXPECT_GT(listed["files"].at(1)["modified_time"], 1.6e9);
+  }
+  const Answer file = Get(Address("student.safetensors"));
+  EXPECT_EQ(file.status, 200);
+  EXPECT_EQ(file.body, "0123456789");
+  EXPECT_EQ(file.headers.at("content-type"), "application/octet-stream");
+  EXPECT_EQ(file.headers.at("content-disposition"), "attachment; filename=\"" + job_ + "-student.safetensors\"");
+  EXPECT_EQ(file.headers.at("x-content-type-options"), "nosniff");
+  EXPECT_THAT(file.headers.at("content-security-policy"), StartsWith("default-src 'none'"));
+  EXPECT_EQ(Get(Address("checkpoints/stage-0-step-10/model.safetensors")).body, "weights");
+  EXPECT_EQ(Get(Address("student.safetensors"), "If-None-Match: " + file.headers.at("etag") + "\r\n").status, 304);
+  HttpTestClient head(server_->port());
+  head.Send("HEAD " + Address("student.safetensors") + " HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+  const Answer known = ParseAnswer(head.Receive(true));
+  EXPECT_EQ(known.status, 200);
+  EXPECT_EQ(known.headers.at("content-length"), "10");
+  EXPECT_THAT(known.body, IsEmpty());
+  EXPECT_EQ(Send("POST", Address("student.safetensors")).status, 405);
+}
+
+TEST_F(JobFilesTest, GivesPartsOfAFile) {
+  ServeFiles();
+  const std::string address = Address("student.safetensors");
+  const std::string tag = Get(address).headers.at("etag");
+  const auto part = [&](const std::string& range) { return Get(address, "Range: " + range + "\r\n"); };
+  const std::vector<std::tuple<std::string, std::string, std::string>> parts = {
+      {"bytes=0-3", "0123", "bytes 0-3/10"},
+      {"bytes=4-", "456789", "bytes 4-9/10"},
+      {"bytes=-3", "789", "bytes 7-9/10"},
+      {"bytes=8-99", "89", "bytes 8-9/10"},
+      {"bytes=-99", "0123456789", "bytes 0-9/10"}};
+  for (const auto& [range, body, described] : parts) {
+    const Answer answer = part(range);
+    EXPECT_EQ(answer.status, 206) << range;
+    EXPECT_EQ(answer.body, body) << range;
+    EXPECT_EQ(answer.headers.at("content-range"), described);
+  }
+  for (const char* outside : {"bytes=10-", "bytes=10-12", "bytes=-0", "bytes=18446744073709551615-"}) {
+    const Answer answer = part(outside);
+    EXPECT_EQ(answer.status, 416) << outside;
+    EXPECT_EQ(answer.headers.at("content-range"), "bytes */10");
+  }
+  for (const char* odd : {"bytes=3-1", "bytes=a-b", "bytes=", "bytes=-", "rows=0-1", "bytes=0-1,3-4", "bytes=--1"}) {
+    const Answer answer = part(odd);
+    EXPECT_EQ(answer.status, 200) << odd;
+    EXPECT_EQ(answer.body, "0123456789") << odd;
+  }
+  EXPECT_EQ(Get(address, "Range: bytes=0-0\r\nIf-Range: " + tag + "\r\n").body, "0");
+  EXPECT_EQ(Get(address, "Range: bytes=0-0\r\nIf-Range: \"other\"\r\n").body, "0123456789");
+}
+
+TEST_F(JobFilesTest, NothingLeadsOutOfAJobsFolder) {
+  Write(work_ / "other-job/student.pt", "of a job that this coordinator does not know");
+  Write(work_ / job_ / "a b.txt", "x");
+  fs::create_symlink(root_ / "secret", work_ / job_ / "link");
+  fs::create_symlink("../../secret", work_ / job_ / "relative-link");
+  fs::create_symlink(root_, work_ / job_ / "folder-link");
+  fs::create_symlink("student.safetensors", work_ / job_ / "link-inside");
+  ASSERT_EQ(mkfifo((work_ / job_ / "pipe").c_str(), 0600), 0);
+  ServeFiles();
+  EXPECT_EQ(Api("jobs/" + job_ + "/files")["files"].size(), 2u) << Api("jobs/" + job_ + "/files");
+  for (const std::string& target : {Address("link"),
+                                    Address("relative-link"),
+                                    Address("folder-link/secret"),
+                                    Address("link-inside"),
+                                    Address("pipe"),
+                                    Address("checkpoints"),
+                                    Address("checkpoints/"),
+                                    Address(""),
+                                    Address("absent"),
+                                    Address("../secret"),
+                                    Address("../../secret"),
+                                    Address("%2e%2e/%2e%2e/secret"),
+                                    Address("..%2f..%2fsecret"),
+                                    Address("checkpoints/../student.safetensors"),
+                                    Address("./student.safetensors"),
+                                    Address("/student.safetensors"),
+                                    Address("checkpoints//stage-0-step-10/model.safetensors"),
+                                    Address("student.safetensors/"),
+                                    Address("student.safetensors%00.txt"),
+                                    Address("a%20b.txt"),
+                                    Address("checkpoints/.tmp-1/model.safetensors"),
+                                    Address("checkpoints/stage-0-step-10/model.safetensors/x"),
+                                    Address("a/b/c/d/e"),
+                                    "/files/" + job_,
+                                    std::string("/files/"),
+                                    std::string("/files/other-job/student.pt"),
+                                    std::string("/files/mimic-job/student.safetensors"),
+                                    std::string("/files/../secret"),
+                                    std::string("/files/%2e%2e/secret"),
+                                    std::string("/files//etc/passwd"),
+                                    "/files/" + (root_ / "secret").string()}) {
+    const Answer answer = Get(target);
+    EXPECT_EQ(answer.status, 404) << target;
+    EXPECT_THAT(answer.Json()["error"].get<std::string>(), StartsWith("no such file")) << target;
+  }
+}
+
+TEST_F(JobFilesTest, FilesNeedTheToken) {
+  ServeFiles("secret");
+  for (const std::string& target : {Address("student.safetensors"), "/api/v1/jobs/" + job_ + "/files"}) {
+    EXPECT_EQ(Get(target).status, 401) << target;
+    const Answer wrong = Get(target, "Authorization: Bearer guess\r\n");
+    EXPECT_EQ(wrong.status, 401) << target;
+    EXPECT_THAT(wrong.body, HasSubstr("the token is wrong"));
+    EXPECT_EQ(Get(target, "Authorization: Bearer secret\r\n").status, 200) << target;
+  }
+  const std::string set = Send("POST", "/login", "", "token=secret").headers.at("set-cookie");
+  EXPECT_EQ(Get(Address("student.safetensors"), "Cookie: " + set.substr(0, set.find(';')) + "\r\n").body, "0123456789");
+}
+
+TEST_F(JobFilesTest, ABigFileIsNotHeldInMemory) {
+  const fs::path path = work_ / job_ / "student.safetensors";
+  constexpr uint64_t kBytes = 256u << 20;  // sparse: takes no space
+  fs::resize_file(path, kBytes);
+  ServeFiles();
+  const auto peak = [] {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+      if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) << 10;
+    }
+    return 0ULL;
+  };
+  const uint64_t before = peak();
+  ASSERT_GT(before, 0u);
+  HttpTestClient client(server_->port());
+  client.Send("GET " + Address("student.safetensors") + " HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+  uint64_t head = 0;
+  const uint64_t bytes = client.Drain(&head);
+  EXPECT_EQ(bytes - head, kBytes);
+  EXPECT_LT(peak() - before, 64u << 20);
+}
+
+TEST_F(JobFilesTest, TellsWhatIsWrongWithTheFolder) {
+  Serve();
+  const Answer off = Get(Address("student.safetensors"));
+  EXPECT_EQ(off.status, 404);
+  EXPECT_THAT(off.body, HasSubstr("--files-dir"));
+  EXPECT_THAT(Get("/api/v1/jobs/" + job_ + "/files").body, HasSubstr("--files-dir"));
+  ServeFiles();
+  EXPECT_EQ(Get("/api/v1/jobs/none/files").status, 404);
+  EXPECT_THAT(Get("/api/v1/jobs/none/files").body, HasSubstr("no job has the id or name 'none'"));
+  EXPECT_EQ(Get("/api/v1/jobs//files").status, 400);
+  fs::remove_all(work_ / job_);
+  EXPECT_EQ(Api("jobs/" + job_ + "/files"), json({{"files", json::array()}, {"problem", ""}})) << "nothing written yet";
+  fs::remove_all(work_);
+  EXPECT_THAT(Api("jobs/" + job_ + "/files")["problem"].get<std::string>(),
+              AllOf(HasSubstr("--files-dir " + work_.string()), HasSubstr("No such file"), HasSubstr("--work-dir")));
+  EXPECT_EQ(Get(Address("student.safetensors")).status, 503);
+  Write(work_, "a file");
+  EXPECT_THAT(Api("jobs/" + job_ + "/files")["problem"].get<std::string>(), HasSubstr("Not a directory"));
+}
+
 // --- who may see it
 // ---------------------------------------------------------------------------------------------------------------
 
@@ -428,7 +631,7 @@ TEST_F(StatusPageTest, LogsInAndOutWithTheForm) {
   const std::string cookie = "Cookie: " + set.substr(0, set.find(';')) + "\r\n";
   EXPECT_EQ(Get("/", cookie).status, 200);
   EXPECT_EQ(Get("/api/v1/jobs", cookie).status, 200);
-  EXPECT_EQ(Get("/api/v1/session", cookie).Json(), json({{"login", true}}));
+  EXPECT_EQ(Get("/api/v1/session", cookie).Json(), json({{"login", true}, {"files", false}}));
   EXPECT_EQ(Get("/login", cookie).status, 303) << "nothing to log in to";
   const Answer out = Send("POST", "/logout", cookie);
   EXPECT_EQ(out.status, 303);
@@ -463,7 +666,7 @@ TEST_F(StatusPageTest, WithoutATokenOnlyThisMachinesNamesAreAnswered) {
     EXPECT_EQ(Send("GET", "/api/v1/jobs", "", "", host).status, 403) << host;
     EXPECT_EQ(Send("GET", "/", "", "", host).status, 403) << host;
   }
-  EXPECT_EQ(Get("/api/v1/session").Json(), json({{"login", false}}));
+  EXPECT_EQ(Get("/api/v1/session").Json(), json({{"login", false}, {"files", false}}));
   EXPECT_EQ(Get("/login").status, 303) << "nothing to log in to";
   Serve({.token = "secret"});
   EXPECT_EQ(Send("GET", "/api/v1/jobs", "Authorization: Bearer secret\r\n", "", "cluster.example").status, 200);
@@ -472,7 +675,7 @@ TEST_F(StatusPageTest, WithoutATokenOnlyThisMachinesNamesAreAnswered) {
 TEST_F(StatusPageTest, OffLoopbackThePageNeedsTlsAndToken) {
   const auto refused = [&](const StatusPageOptions& options) {
     Serve(options);
-    for (const char* target : {"/", "/login", "/assets/app.js", "/api/v1/jobs"}) {
+    for (const char* target : {"/", "/login", "/assets/app.js", "/api/v1/jobs", "/files/none/student.pt"}) {
       EXPECT_EQ(Get(target, "Authorization: Bearer secret\r\n").status, 403) << target;
     }
     EXPECT_EQ(Send("POST", "/login", "", "token=secret").status, 403);
