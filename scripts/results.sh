@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a table of docs/results.md again: runs the job files behind it with several seeds and prints mean and spread.
 #
-#   scripts/results.sh TABLE [--seeds N] [--data-root DIR] [--out DIR] [ROW...]
+#   scripts/results.sh TABLE [--seeds N] [--steps N] [--data-root DIR] [--out DIR] [ROW...]
 #
 #   TABLE      quick-start   examples/fashion-scratch.yaml against fashion-distill.yaml: 3 epochs of Fashion-MNIST
 #              fashion       all methods, examples/methods/*.yaml, on Fashion-MNIST
@@ -9,17 +9,19 @@
 #              policies      strict stage-by-stage distillation with each policy, at a longer budget, on Fashion-MNIST
 #   ROW...     only these rows (default: all of the table's)
 #   --seeds    how many seeds, 1, 2, ... (default 3)
+#   --steps    optimizer steps of a job of the table policies (default 1872)
 #   --data-root  folder that holds cifar10/train.tar.gz and cifar10/test.tar.gz, image folders of 32x32 pictures
 #   --out      where logs and results are kept (default build/results-TABLE); finished runs are not run again
 #
 # All rows of a table have the same student and the same number of student steps. On 2 cores a table takes half an hour to
 # an hour.
 . "$(dirname "$0")/common.sh"
-table='' seeds=3 data_root=/usr/share/datasets out='' chosen=()
+table='' seeds=3 steps='' data_root=/usr/share/datasets out='' chosen=()
 while [ $# -gt 0 ]; do
   case $1 in
     --help) usage; exit 0 ;;
     --seeds) seeds=${2:?--seeds needs a number}; shift ;;
+    --steps) steps=${2:?--steps needs a number}; shift ;;
     --data-root) data_root=${2:?--data-root needs a folder}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
     -*) die "unknown option $1 (see --help)" ;;
@@ -54,12 +56,13 @@ case $table in
     rows=(scratch freeze_previous cumulative_last cumulative_sum joint blockwise)
     file_of() { if [ "$1" = scratch ]; then echo "$ROOT/examples/methods/scratch.yaml"; else echo "$ROOT/examples/methods/sskd.yaml"; fi; }
     settings_of() {
-      settings=(--set student.width=16 --set budget.steps=936)
+      settings=(--set student.width=16 --set "budget.steps=${steps:-1872}")
       [ "$1" = scratch ] || settings+=(--set "sskd.policy=$1")
     } ;;
   *) die "no table called $table (see --help)" ;;
 esac
 [ ${#chosen[@]} -eq 0 ] || rows=("${chosen[@]}")
+[ -z "$steps" ] || [ "$table" = policies ] || die "--steps is for the table policies; the others' job files have theirs"
 for row in "${rows[@]}"; do [ -f "$(file_of "$row")" ] || die "table $table has no row $row"; done
 folder=${out:-$BUILD/results-$table}
 
