@@ -14,10 +14,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -173,6 +175,17 @@ def value(port, expression):
     return next(iter(query(port, expression).values()), 0.0)
 
 
+def download(compose, work, file, token=None):
+    """A file of the students' volume, through the coordinator."""
+    if token is None:
+        with open(f"{work}/secrets/token", encoding="ascii") as text:
+            token = text.read().strip()
+    url = f"https://127.0.0.1:{compose.port('coordinator', 8080)}/files/{file.removeprefix('/work/')}"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=60, context=ssl.create_default_context(cafile=f"{work}/secrets/ca.crt")) as answer:
+        return answer.read()
+
+
 def main_day(compose, work, build):
     say("up: coordinator, one teacher, two students, Prometheus")
     compose("up", "-d", "--scale", "teacher=1", "--scale", "student=2")
@@ -227,6 +240,12 @@ def main_day(compose, work, build):
     file = end["artifacts"]["safetensors"]
     listed = compose("exec", "-T", "student", "stat", "-c", "%s", file).stdout.strip()
     expect(listed == end["artifacts"]["safetensors_bytes"], f"the student's weights are in the work volume: {file}")
+    expect(len(download(compose, work, file)) == int(listed), "the status page gives them to who has the token")
+    try:
+        download(compose, work, file, token="guess")
+        raise Failure("the status page gave a file for a wrong token")
+    except urllib.error.HTTPError as error:
+        expect(error.code == 401, "and to nobody else")
 
     say("what Prometheus has scraped")
     for name, count in (("distill-coordinator", 1), ("distill-teacher", 2), ("distill-student", 2)):
