@@ -4,13 +4,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <limits>
 #include <optional>
+#include <sstream>
 
 #include "common/cuda/cuda_runtime.h"
+#include "common/hash/sha256.h"
 #include "common/log.h"
 #include "common/metrics/process_metrics.h"
 #include "common/str_cat.h"
+#include "common/zoo/model_metadata.h"
 #include "common/zoo/torch_log.h"
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
@@ -86,6 +90,23 @@ Status CheckJobId(const std::string& job_id) {
                                  [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '_' || c == '.'; });
   if (!plain) return absl::InvalidArgumentError(StrCat("the job id '", job_id, "' cannot be a folder's name"));
   return OkStatus();
+}
+
+// That `path` is the file which the job's teachers serve.
+Status CheckIsTeachersFile(const JobPlan& plan, const std::string& path) {
+  if (plan.teachers.empty()) return absl::InvalidArgumentError("the student starts as its teacher, but there is none");
+  const TeacherRef& teacher = plan.teachers[0];
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << in.rdbuf();
+  if (!in) return absl::DataLossError(StrCat("'", path, "' cannot be read"));
+  const std::string digest = Sha256Hex(CanonicalText(teacher.spec) + bytes.str());
+  if (digest == teacher.digest) return OkStatus();
+  return absl::FailedPreconditionError(StrCat("'", path, "' is not the file of the teacher '", teacher.model,
+                                              "': with it the digest is ", digest.substr(0, 12), ", the teacher's is ",
+                                              teacher.digest.substr(0, 12),
+                                              "; put a copy of the file there that distill-teacher serves, or use "
+                                              "sskd.head.init: random"));
 }
 
 bool TrainsHead(const Architecture& architecture, const StagePlan& stage) {
@@ -165,8 +186,8 @@ class Job {
   std::shared_ptr<CollectiveGroup>
       group_;  // shared with JobControl's abort function, which another thread may be inside of
   std::unique_ptr<Lockstep> lockstep_;
-  DataSplits data_;
-  std::shared_ptr<const Dataset> held_out_;  // null: none
+  TrainingImages images_;
+  std::shared_ptr<const Dataset> test_;
   std::shared_ptr<ZooNet> net_;
   std::optional<CheckpointStore> store_;  // rank 0
   Position position_;
@@ -273,14 +294,15 @@ Status Job::FormGroup() {
 }
 
 Status Job::Load() {
-  DISTILL_ASSIGN_OR_RETURN(data_,
+  DISTILL_ASSIGN_OR_RETURN(const DataSplits data,
                            OpenDataset(plan_.data, environment_.data_root, plan_.seed, plan_.student.num_classes));
-  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.train, plan_.student));
-  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*data_.test, plan_.student));
-  if (plan_.data.holdout > 0) {
-    DISTILL_ASSIGN_OR_RETURN(HeldOutSplit parts, HoldOut(data_.train, plan_.data.holdout, plan_.seed));
-    data_.train = std::move(parts.train);
-    held_out_ = std::move(parts.held_out);
+  DISTILL_ASSIGN_OR_RETURN(images_, PrepareTrainingImages(data, plan_.data.holdout, plan_.seed));
+  test_ = data.test;
+  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*images_.all, plan_.student));
+  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*test_, plan_.student));
+  // Now rather than when the stage begins, which may be days later.
+  for (const StagePlan& stage : plan_.stages) {
+    DISTILL_RETURN_IF_ERROR(ImagesOfStage(images_, stage, plan_.batch_size).status());
   }
   DISTILL_ASSIGN_OR_RETURN(net_, ZooNet::Create(plan_.student));
   DISTILL_RETURN_IF_ERROR(LoadInitialWeights());
@@ -298,6 +320,7 @@ Status Job::LoadInitialWeights() {
                                              "', but this student was started without --model-root"));
   }
   DISTILL_ASSIGN_OR_RETURN(const std::string path, ResolveBelow(environment_.model_root, plan_.student.weights));
+  if (plan_.student.weights_of_teacher) DISTILL_RETURN_IF_ERROR(CheckIsTeachersFile(plan_, path));
   DISTILL_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
   if (plan_.student.weights_modules.empty()) return Annotate(LoadWeights(file, net_.get()), path);
   SafetensorsFile mixed = SaveWeights(*net_);
@@ -413,7 +436,7 @@ Status Job::MeasureTeacher() {
     };
     tick();
     const uint32_t batch = std::max<uint32_t>(1, plan_.batch_size / assignment_.world_size);
-    auto result = MeasureTeacherAccuracy(pool.get(), *data_.test, batch, tick);
+    auto result = MeasureTeacherAccuracy(pool.get(), *test_, batch, tick);
     // Asked to stop: the stage's first step finds the ranks' common end.
     if (result.status().code() == StatusCode::kCancelled) return OkStatus();
     DISTILL_RETURN_IF_ERROR(result.status());
@@ -459,7 +482,7 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       DISTILL_ASSIGN_OR_RETURN(pool, MakePool(runner->teacher_taps()));
     }
     StepPipeline::Options options;
-    options.dataset = data_.train;
+    DISTILL_ASSIGN_OR_RETURN(options.dataset, ImagesOfStage(images_, stage, plan_.batch_size));
     options.sampler.seed = plan_.seed;
     options.sampler.batch_size = plan_.batch_size;
     options.sampler.world_size = assignment_.world_size;
@@ -483,7 +506,7 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
 
   const uint32_t images_per_rank = plan_.batch_size / assignment_.world_size;
   const bool trains_head = TrainsHead(net_->architecture(), stage);
-  const bool measures = held_out_ != nullptr && (stage.select == "best" || stage.patience > 0);
+  const bool measures = images_.held_out != nullptr && (stage.select == "best" || stage.patience > 0);
   const uint64_t measure_every =
       plan_.evaluate_every > 0 ? plan_.evaluate_every : std::max<uint64_t>(1, stage.steps / 10);
   // Sums since the last report.
@@ -500,6 +523,7 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
     const StepResult& result = *stepped;
     if (result.stepped) {
       position_.step = ++step;
+      progress_.learning_rate = result.learning_rate;
       if (result.skipped) {
         environment_.metrics->CountSkippedStep();
       } else {
@@ -522,7 +546,6 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       const double count = static_cast<double>(steps);
       progress_.step = step;
       progress_.total_step = StepsBefore(stage_index) + step;
-      progress_.learning_rate = result.learning_rate;
       progress_.images_per_second = count * plan_.batch_size / std::max(1e-9, SecondsSince(last_report));
       progress_.terms.clear();
       progress_.step_seconds.clear();
@@ -561,6 +584,12 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       last_report = Clock::now();
     }
   }
+  if (leader()) {
+    LogInfo("stage trained", {{"stage", stage.name},
+                              {"steps", position_.step},
+                              {"loss", last_loss_},
+                              {"learning_rate", progress_.learning_rate}});
+  }
   // Teachers are let go before the evaluation: nothing more is read from them in this stage.
   pipeline.reset();
   pool.reset();
@@ -580,11 +609,11 @@ StatusOr<bool> Job::MeasureHeldOut(uint32_t stage_index, uint64_t step, StageRun
       DISTILL_ASSIGN_OR_RETURN(pool, MakePool(runner->teacher_taps()));
     }
     StepPipeline::Options options;
-    options.dataset = held_out_;
+    options.dataset = images_.held_out;
     options.sampler.seed = plan_.seed;
     options.sampler.batch_size = plan_.batch_size / assignment_.world_size;
     options.pool = pool.get();
-    options.end_step = held_out_->size() / options.sampler.batch_size;
+    options.end_step = images_.held_out->size() / options.sampler.batch_size;
     const uint64_t batches = options.end_step;
     DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<StepPipeline> pipeline, StepPipeline::Create(std::move(options)));
     PipelineSource source(pipeline.get(), pool.get(), control_);
@@ -594,7 +623,12 @@ StatusOr<bool> Job::MeasureHeldOut(uint32_t stage_index, uint64_t step, StageRun
     if (loss.status().code() == StatusCode::kCancelled) return OkStatus();
     DISTILL_RETURN_IF_ERROR(loss.status());
     const bool better = *loss < best_.loss;
-    LogInfo("measured on held-out images", {{"stage", stage.name}, {"step", step}, {"loss", *loss}, {"best", better}});
+    LogInfo("measured on held-out images", {{"stage", stage.name},
+                                            {"step", step},
+                                            {"loss", *loss},
+                                            {"best", better},
+                                            {"training_loss", last_loss_},
+                                            {"learning_rate", progress_.learning_rate}});
     best_.since = better ? 0 : best_.since + 1;
     if (better) {
       best_.loss = *loss;
@@ -640,8 +674,8 @@ Status Job::FinishStage(uint32_t stage, double seconds) {
 Status Job::Evaluate(uint32_t stage) {
   Phase("evaluating");
   DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/true));
-  DISTILL_ASSIGN_OR_RETURN(position_.accuracy, EvaluateAccuracy(net_.get(), *data_.test, plan_.student, lockstep_.get(),
-                                                                *control_, device_));
+  DISTILL_ASSIGN_OR_RETURN(position_.accuracy,
+                           EvaluateAccuracy(net_.get(), *test_, plan_.student, lockstep_.get(), *control_, device_));
   environment_.metrics->SetAccuracy(position_.accuracy);
   if (leader()) {
     LogInfo(

@@ -6,8 +6,10 @@
 
 #include <cstdio>
 
+#include "common/hash/sha256.h"
 #include "common/metrics/metrics.h"
 #include "common/safetensors/safetensors.h"
+#include "common/zoo/model_metadata.h"
 #include "common/zoo/weights.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/train/student_agent.h"
@@ -479,6 +481,58 @@ TEST_F(JobRunnerTest, OnlyTheNamedModulesComeFromInitialWeights) {
   EXPECT_TRUE(equal("fc.weight"));
   EXPECT_TRUE(equal("fc.bias"));
   EXPECT_FALSE(equal("conv1.weight"));
+}
+
+TEST_F(JobRunnerTest, ATeachersHeadComesFromTheFileThatTheTeachersServeAndNoOther) {
+  ASSERT_EQ(Run(Plan(1), "teacher").outcomes[0].end, JobEnd::kFinished);
+  fs::copy_file(folder_ / "teacher/job-1/student.safetensors", folder_ / "models/start.safetensors");
+  JobPlan plan = Plan(1);
+  plan.seed = 77;
+  plan.student.weights = "start.safetensors";
+  plan.student.weights_modules = {"fc"};
+  plan.student.weights_of_teacher = true;
+  plan.evaluate_teacher = false;  // no server here
+  plan.teachers = {{.model = "shapes", .digest = "", .spec = SmallStudent()}};
+  plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, 1)};
+  plan.stages[0].optimizer.lr = 0;
+  plan.teachers[0].digest =
+      Sha256Hex(CanonicalText(plan.teachers[0].spec) + ReadAll(folder_ / "models/start.safetensors"));
+  const Ended right = Run(plan, "right");
+  ASSERT_EQ(right.outcomes[0].end, JobEnd::kFinished) << right.outcomes[0].status;
+  const auto start = Take(ReadSafetensors(folder_ / "models/start.safetensors")).tensors.at("fc.weight").bytes;
+  const auto end = Take(ReadSafetensors(folder_ / "right/job-1/student.safetensors")).tensors.at("fc.weight").bytes;
+  EXPECT_TRUE(std::equal(start.data, start.data + start.size, end.data, end.data + end.size));
+
+  plan.teachers[0].digest = std::string(64, 'a');
+  const Ended wrong = Run(plan, "wrong");
+  EXPECT_EQ(wrong.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_FALSE(wrong.outcomes[0].retryable);
+  EXPECT_THAT(wrong.outcomes[0].status.ToString(),
+              testing::AllOf(HasSubstr("start.safetensors' is not the file of the teacher 'shapes'"),
+                             HasSubstr("sskd.head.init: random")));
+}
+
+TEST_F(JobRunnerTest, WithoutAnyLabelAStageThatReadsThemIsRefusedByNameBeforeAnythingRuns) {
+  fs::rename(folder_ / "data/shapes/train-images-idx3-ubyte", folder_ / "data/shapes/extra-images-idx3-ubyte");
+  fs::remove(folder_ / "data/shapes/train-labels-idx1-ubyte");
+  JobPlan plan = Plan(1);
+  plan.data.unlabelled = "extra";
+  const Ended ended = Run(plan, "work");
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_FALSE(ended.outcomes[0].retryable);
+  EXPECT_THAT(ended.outcomes[0].status.ToString(),
+              HasSubstr("stage 'head' reads labels, but no training image has one"));
+  EXPECT_EQ(ended.fleets[0]->commits().size(), 0u);
+}
+
+TEST_F(JobRunnerTest, ImagesWithoutLabelsChangeNothingForStagesThatMayNotUseThem) {
+  ASSERT_EQ(Run(Plan(2), "without").outcomes[0].end, JobEnd::kFinished);
+  WriteIdx(folder_ / "data/shapes", "extra", 3, 64);
+  JobPlan plan = Plan(2);
+  plan.data.unlabelled = "extra";
+  const Ended ended = Run(plan, "with");
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  EXPECT_EQ(Student("without"), Student("with"));
 }
 
 TEST_F(JobRunnerTest, AStageThatHasSettledEndsEarly) {
