@@ -104,6 +104,34 @@ TEST_F(JobTest, CancelledJobStopsAndTheNextOneRuns) {
   EXPECT_EQ(cluster.WaitEnd(cluster.Submit(text.Yaml())).value("state", ""), "JOB_STATE_SUCCEEDED");
 }
 
+TEST_F(JobTest, AHeadStartsAsTheTeachersFromACopyOfItsFileAndFromNoOther) {
+  Cluster cluster;
+  ASSERT_TRUE(cluster.Start(1, 0));
+  const std::string models = cluster.dir() / "models";
+  std::filesystem::create_directory(models);
+  std::filesystem::copy_file(TeacherFile(), models + "/copy.safetensors");
+  std::string other = ReadFileOrEmpty(TeacherFile());
+  other[other.size() - 3] ^= 1;  // one byte of a tensor
+  WriteFile(models + "/other.safetensors", other);
+  ASSERT_TRUE(cluster.StartStudent("s0", {"--model-root", models}));
+  const auto yaml = [](const std::string& file) {
+    return "name: head\ndevice: cpu\nbatch_size: 16\n"
+           "student: {arch: cifar_resnet8, num_classes: 10, in_channels: 1, image: [28, 28], mean: [0.286], std: "
+           "[0.353], "
+           "weights: " +
+           file +
+           "}\nteacher: fashion\ndata: {path: fashion-mnist, train_limit: 64, test_limit: 64}\n"
+           "evaluate: {teacher: false}\npreset: sskd\nbudget: {steps: 4}\nsskd: {head: {init: teacher}}\n";
+  };
+  const auto right = cluster.WaitEnd(cluster.Submit(yaml("copy.safetensors")));
+  EXPECT_EQ(right.value("state", ""), "JOB_STATE_SUCCEEDED") << right.value("reason", "");
+  const auto wrong = cluster.WaitEnd(cluster.Submit(yaml("other.safetensors")));
+  EXPECT_EQ(wrong.value("state", ""), "JOB_STATE_FAILED");
+  EXPECT_NE(wrong.value("reason", "").find("other.safetensors' is not the file of the teacher 'fashion'"),
+            std::string::npos)
+      << wrong.value("reason", "");
+}
+
 TEST_F(JobTest, TerminatedServicesExitInOrder) {
   Cluster cluster;
   ASSERT_TRUE(cluster.Start(1, 1));
