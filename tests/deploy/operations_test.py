@@ -2,6 +2,8 @@
 """Plays procedures of docs/operations.md against real processes.
 
     operations_test.py backup BINARIES     the coordinator's store is copied while a job runs, lost, restored; the job ends well
+    operations_test.py rolling_restart BINARIES [OTHERS]   every process is replaced during one job, as in an upgrade; with the
+                                           programs in OTHERS, if given, which may be of another version; the job ends well
     operations_test.py rotation BINARIES   certificates are renewed while a job runs; no process notices but by its metric
 """
 import pathlib
@@ -103,5 +105,53 @@ def rotation(binaries):
     print("certificates renewed during a job")
 
 
+def rolling_restart(binaries, others=None):
+    with tempfile.TemporaryDirectory(prefix="distill-rolling-") as folder, Cluster(binaries, folder, tls=True) as cluster:
+        def lines(*words):  # of the fleet's table
+            return [line for line in cluster.ctl("fleet").stdout.splitlines() if all(word in line.split() for word in words)]
+
+        step = lambda job: int((cluster.describe(job).get("progress") or {}).get("total_step", 0))
+        teachers, students = ("teacher-0", "teacher-1"), ("student-0", "student-1")
+        cluster.start_coordinator()
+        for name in teachers: cluster.start_teacher(name)
+        for name in students: cluster.start_student(name)
+        # Long enough for all that is done to it, on a machine of any speed.
+        first = cluster.wait_job(cluster.submit(job_text("measured", 2, 2, 20)))
+        steps = max(60, int(first["progress"]["images_per_second"] / 64 * 12))
+        text = job_text("rolling", 2, 5, steps, checkpoint_every=20)
+        job = cluster.submit(text)
+        wait_for("the job trains", lambda: stages(cluster.describe(job)) == 1)
+        cluster.binaries = pathlib.Path(others or binaries)
+
+        def replaced(name, start):
+            code, done = cluster.stop(name), step(job)
+            assert code == 143, f"{name} ended with {code}: not in order\n{cluster.log(name)[-2000:]}"
+            start()
+            return done
+
+        def running(after):
+            found = cluster.describe(job)
+            # Queued: its group is being formed again.
+            assert found["state"].endswith(("RUNNING", "QUEUED")), f"the job should outlast the restarts: {found['state']} {found.get('reason')}"
+            return int((found.get("progress") or {}).get("total_step", 0)) > after
+
+        cluster.stop("coordinator")
+        cluster.start_coordinator()
+        for name in teachers: wait_for(f"{name} has registered again", lambda: lines(name, "serving"))
+        for name in teachers:
+            replaced(name, lambda: cluster.start_teacher(name))
+            wait_for(f"{name} is back", lambda: lines(name, "serving"))
+        assert int(cluster.describe(job).get("restarts", 0)) == 0, "students did not notice so far"
+        for count, name in enumerate(students, 1):
+            done = replaced(name, lambda: cluster.start_student(name))
+            wait_for("the group is formed again", lambda: int(cluster.describe(job).get("restarts", 0)) == count)
+            wait_for("the job goes on", lambda: running(done))
+        ended = cluster.wait_job(job)
+        assert int(ended["restarts"]) == 2, f"one for each student: {ended}"
+        assert "lost" not in cluster.ctl("fleet").stdout
+        assert (cluster.folder / "work" / job / "student.safetensors").stat().st_size == int(ended["artifacts"]["safetensors_bytes"])
+    print(f"{steps} steps, five processes replaced, the job ended well")
+
+
 if __name__ == "__main__":
-    {"backup": backup, "rotation": rotation}[sys.argv[1]](sys.argv[2])
+    {"backup": backup, "rolling_restart": rolling_restart, "rotation": rotation}[sys.argv[1]](*sys.argv[2:])
