@@ -190,6 +190,22 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
   return result;
 }
 
+void StageRunner::KeepBuffers() {
+  const std::vector<torch::Tensor> buffers = options_.net->buffers();
+  const torch::NoGradGuard no_grad;
+  if (kept_buffers_.empty()) {
+    for (const torch::Tensor& buffer : buffers) kept_buffers_.push_back(buffer.clone());
+  } else if (!buffers.empty()) {
+    at::_foreach_copy_(kept_buffers_, buffers);
+  }
+}
+
+void StageRunner::RestoreBuffers() {
+  const std::vector<torch::Tensor> buffers = options_.net->buffers();
+  const torch::NoGradGuard no_grad;
+  if (!buffers.empty()) at::_foreach_copy_(buffers, kept_buffers_);
+}
+
 StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
   StepResult result;
   Stopwatch watch;
@@ -208,6 +224,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
         result.seconds.wait_features = input->feature_seconds;
         try {
           DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
+          KeepBuffers();
           auto computed = Forward(std::move(*input), step, &result.seconds);
           if (computed.ok()) {
             forwarded = std::move(*computed);
@@ -243,12 +260,16 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     result.terminate = round.terminate;
     if (round.waiting == 0) break;
     // Somebody waits for a teacher, perhaps for long: stop here rather than then.
-    if (round.cancel || round.terminate) return result;
+    if (round.cancel || round.terminate) {
+      if (forwarded.has_value()) RestoreBuffers();
+      return result;
+    }
   }
 
   result.learning_rate = stage_.optimizer.lr * schedule_.Factor(step);
   result.skipped = round.sums.back() > 0;
   if (result.skipped) {
+    RestoreBuffers();
     DISTILL_RETURN_IF_ERROR(CountSkipped(forwarded->not_finite, step));
     result.stepped = true;
     return result;

@@ -102,6 +102,10 @@ class StageRunner {
   // reducer is new, would differ in the last bit from one that went on.
   Status SettleReducer();
   StatusOr<Forwarded> Forward(StepInput input, uint64_t step, StepSeconds* seconds);
+  // Forward moves the batch norms' running statistics; a step that is not taken must leave none of that behind, or it
+  // would count twice when it is taken.
+  void KeepBuffers();
+  void RestoreBuffers();
   // After a step that was skipped; `tap` is this rank's reason, "" when it was another's.
   Status CountSkipped(const std::string& tap, uint64_t step);
   std::vector<NamedTensor> StateTensors();
@@ -112,6 +116,7 @@ class StageRunner {
   LrSchedule schedule_;
   std::unique_ptr<StageOptimizer> optimizer_;
   std::unique_ptr<GradientReducer> reducer_;
+  std::vector<torch::Tensor> kept_buffers_;  // the net's, as they were before this step
   uint32_t skipped_in_a_row_ = 0;
 };
 

@@ -366,9 +366,12 @@ TEST(DataParallelTest, ARequestToStopEndsTheWaitForATeacher) {
     SyntheticSource source(0, 16, r, 2);
     if (r == 1) source.late_ = 1 << 30;
     if (r == 0) rank.control.Terminate();
+    const auto before = StateOf(*rank.net);
     const StepResult result = Take(runner->Step(&source, 0));
     EXPECT_FALSE(result.stepped) << "rank " << r;
     EXPECT_TRUE(result.terminate) << "rank " << r;
+    // Rank 0 had run the net already, which moves batch norms' statistics; a checkpoint must not hold half a step.
+    EXPECT_THAT(Changed(before, StateOf(*rank.net)), testing::IsEmpty()) << "rank " << r;
   });
 }
 
