@@ -253,9 +253,9 @@ class GrpcFleetClient : public FleetClient {
 
   Status CheckEpoch(uint64_t epoch) {
     if (epoch < epoch_) {
-      return absl::UnavailableError(StrCat("the coordinator at ", options_.coordinator, " is of epoch ", epoch,
-                                           ", older than ", epoch_,
-                                           " seen before; if its state was restored from a copy, restart this worker"));
+      return absl::FailedPreconditionError(
+          StrCat("the coordinator at ", options_.coordinator, " is of epoch ", epoch, ", older than ", epoch_,
+                 " seen before; if its state was restored from a copy, restart this worker"));
     }
     epoch_ = epoch;
     return OkStatus();
@@ -263,6 +263,7 @@ class GrpcFleetClient : public FleetClient {
 
   void HeartbeatLoop() {
     int failures = 0;
+    StatusCode told = StatusCode::kOk;
     for (;;) {
       absl::Duration wait = interval_;
       if (failures > 0) wait = std::min(interval_, kFirstBackoff * (1 << std::min(failures - 1, 10)));
@@ -285,9 +286,13 @@ class GrpcFleetClient : public FleetClient {
       if (status.ok()) {
         if (failures > 0) LogInfo("the coordinator answers again", {{"failed_heartbeats", failures}});
         failures = 0;
+        told = StatusCode::kOk;
         away_ = false;
       } else if (status.code() != StatusCode::kCancelled || !Stopped()) {
-        if (failures++ == 0) LogWarning("heartbeat failed; trying on", {{"error", status.ToString()}});
+        ++failures;
+        // Once for each reason: what a coordinator says that is back may differ from why it could not be reached.
+        if (status.code() != told) LogWarning("heartbeat failed; trying on", {{"error", status.ToString()}});
+        told = status.code();
         away_ = true;
       }
     }

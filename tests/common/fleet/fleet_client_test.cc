@@ -506,6 +506,25 @@ TEST_F(FleetClientTest, AnswersOfAnOlderCoordinatorAreIgnored) {
   EXPECT_THAT(told_.all(), ElementsAre("assigned j1 1 with 1", "assigned j2 1 with 1"));
 }
 
+// The first failure is not the last word: a coordinator that could not be reached may come back as an older one.
+TEST_F(FleetClientTest, TheLogNamesAnOlderCoordinatorAlsoAfterAnotherFailure) {
+  coordinator_.epoch_ = 5;
+  StartClient();
+  coordinator_.Settle();
+  testing::internal::CaptureStderr();
+  coordinator_.ChangeAndSettle(
+      [&] {
+        coordinator_.lose_answers_ = 2;
+        coordinator_.epoch_ = 4;
+      },
+      5);
+  client_->Stop();
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_THAT(log, testing::HasSubstr("answer lost"));
+  EXPECT_THAT(log, testing::HasSubstr("of epoch 4, older than 5"));
+  EXPECT_THAT(log, testing::HasSubstr("restart this worker"));
+}
+
 TEST_F(FleetClientTest, EventsArriveOnceInOrderThoughAnswersAreLost) {
   StartClient();
   coordinator_.ChangeAndSettle([&] { coordinator_.lose_answers_ = 3; }, 1);

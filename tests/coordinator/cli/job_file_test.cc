@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <fstream>
@@ -14,7 +15,8 @@ namespace {
 using ::testing::HasSubstr;
 
 std::string Write(const std::string& content) {
-  const std::string path = ::testing::TempDir() + "job_file_test.yaml";
+  // Tests of this file run at the same time, each in a process of its own.
+  const std::string path = StrCat(::testing::TempDir(), "job_file_test.", getpid(), ".yaml");
   std::ofstream(path, std::ios::binary) << content;
   return path;
 }
