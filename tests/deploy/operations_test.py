@@ -6,6 +6,7 @@
                                            programs in OTHERS, if given, which may be of another version; the job ends well
     operations_test.py rotation BINARIES   certificates are renewed while a job runs; no process notices but by its metric
 """
+import hashlib
 import pathlib
 import re
 import shutil
@@ -119,6 +120,9 @@ def rolling_restart(binaries, others=None):
         first = cluster.wait_job(cluster.submit(job_text("measured", 2, 2, 20)))
         steps = max(60, int(first["progress"]["images_per_second"] / 64 * 12))
         text = job_text("rolling", 2, 5, steps, checkpoint_every=20)
+        digest = lambda job: hashlib.sha256((cluster.folder / "work" / job / "student.safetensors").read_bytes()).hexdigest()
+        undisturbed = cluster.submit(text)
+        cluster.wait_job(undisturbed)
         job = cluster.submit(text)
         wait_for("the job trains", lambda: stages(cluster.describe(job)) == 1)
         cluster.binaries = pathlib.Path(others or binaries)
@@ -149,6 +153,7 @@ def rolling_restart(binaries, others=None):
         ended = cluster.wait_job(job)
         assert int(ended["restarts"]) == 2, f"one for each student: {ended}"
         assert "lost" not in cluster.ctl("fleet").stdout
+        assert others or digest(job) == digest(undisturbed), "the student should be that of an undisturbed job, bit for bit"
         assert (cluster.folder / "work" / job / "student.safetensors").stat().st_size == int(ended["artifacts"]["safetensors_bytes"])
     print(f"{steps} steps, five processes replaced, the job ended well")
 
