@@ -8,6 +8,8 @@
 // memory allows; "_sdpa" has scaled_dot_product_attention and mse_loss as its baseline.
 #include <torch/torch.h>
 
+#include <CLI/CLI.hpp>
+
 #include <string>
 #include <vector>
 
@@ -110,11 +112,7 @@ void BenchTat(Bench* bench, const std::string& name, at::IntArrayRef shape, std:
     torch::mse_loss(mixed, rows(maps.target)).backward();
   };
   ours();
-  EagerTatMaps exact;
-  for (auto [from, to] : {std::pair{&maps.gamma, &exact.gamma}, {&maps.phi, &exact.phi}, {&maps.theta, &exact.theta}}) {
-    *to = from->detach().to(torch::kDouble).set_requires_grad(true);
-  }
-  exact.target = maps.target.to(torch::kDouble);
+  EagerTatMaps exact = InDouble(maps);
   CheckClose(name + ": loss", numbers[0].item<double>(), eager(exact).item<double>(), 1e-4);
   CheckClose(name + ": gradient of gamma", gamma, exact.gamma.grad(), 1e-4);
   CheckClose(name + ": gradient of phi", phi, exact.phi.grad(), 1e-4);
@@ -127,17 +125,12 @@ void BenchTat(Bench* bench, const std::string& name, at::IntArrayRef shape, std:
 int Main(int argc, char** argv) {
   int rounds = 9;
   std::string only;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    if (flag == "--rounds") {
-      rounds = std::atoi(value.c_str());
-    } else if (flag == "--only") {
-      only = value;
-    } else {
-      Die(StrCat("unknown option ", flag, "; usage: cuda_losses_bench [--rounds R] [--only TEXT]"));
-    }
-  }
-  if (rounds < 1) Die("--rounds must be at least 1");
+  CLI::App app("cuda_losses_bench: the losses' GPU kernels against PyTorch operators; see the head of its source.");
+  app.add_option("--rounds", rounds, "alternations of baseline and ours")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--only", only, "cases whose name holds this text");
+  CLI11_PARSE(app, argc, argv);
   if (const Status loaded = LoadCudaRuntime(); !loaded.ok()) {
     Die(StrCat("this benchmark needs a GPU: ", ToStd(loaded.message())));
   }

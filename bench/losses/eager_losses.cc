@@ -34,6 +34,13 @@ Tensor EagerChannelKl(const Tensor& student, const Tensor& teacher, double tempe
   return torch::nn::functional::kl_div(log_q, log_p, options) * (temperature * temperature / rows);
 }
 
+EagerTatMaps InDouble(const EagerTatMaps& maps) {
+  const auto copy = [](const Tensor& map) {
+    return map.detach().to(torch::kDouble).set_requires_grad(map.requires_grad());
+  };
+  return {copy(maps.gamma), copy(maps.phi), copy(maps.theta), copy(maps.target)};
+}
+
 Tensor EagerPlainTat(const EagerTatMaps& maps) {
   return Attend(Rows(maps.theta), Rows(maps.gamma), Rows(maps.phi), Rows(maps.target));
 }

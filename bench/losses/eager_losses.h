@@ -15,6 +15,8 @@ torch::Tensor EagerChannelKl(const torch::Tensor& student, const torch::Tensor& 
 struct EagerTatMaps {
   torch::Tensor gamma, phi, theta, target;
 };
+// Copies in float64 that learn what `maps` learn, to check against.
+EagerTatMaps InDouble(const EagerTatMaps& maps);
 struct EagerTatPatches {
   int64_t grid, groups;  // grid x grid patches
 };

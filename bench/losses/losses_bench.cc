@@ -10,6 +10,8 @@
 #include <malloc.h>
 #include <torch/torch.h>
 
+#include <CLI/CLI.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -166,11 +168,7 @@ void BenchTat(Bench* bench, const TatCase& c) {
 
   double loss = 0;
   const double extra = PeakExtraBytes([&] { loss = ours(); });
-  EagerTatMaps exact;
-  for (auto [from, to] : {std::pair{&maps.gamma, &exact.gamma}, {&maps.phi, &exact.phi}, {&maps.theta, &exact.theta}}) {
-    *to = from->detach().to(torch::kDouble).set_requires_grad(true);
-  }
-  exact.target = maps.target.to(torch::kDouble);
+  EagerTatMaps exact = InDouble(maps);
   CheckClose(StrCat(c.name, ": loss"), loss, eager(exact), 1e-5);
   CheckClose(StrCat(c.name, ": gradient of gamma"), gamma, exact.gamma.grad(), 2e-5);
   CheckClose(StrCat(c.name, ": gradient of phi"), phi, exact.phi.grad(), 2e-5);
@@ -187,19 +185,13 @@ void BenchTat(Bench* bench, const TatCase& c) {
 int Main(int argc, char** argv) {
   int threads = at::get_num_threads(), rounds = 9;
   std::string only;
-  for (int i = 1; i < argc; i += 2) {
-    const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
-    if (flag == "--threads") {
-      threads = std::atoi(value.c_str());
-    } else if (flag == "--rounds") {
-      rounds = std::atoi(value.c_str());
-    } else if (flag == "--only") {
-      only = value;
-    } else {
-      Die(StrCat("unknown option ", flag, "; usage: losses_bench [--threads T] [--rounds R] [--only TEXT]"));
-    }
-  }
-  if (threads < 1 || rounds < 1) Die("--threads and --rounds must be at least 1");
+  CLI::App app("losses_bench: the losses' CPU kernels against PyTorch operators; see the head of its source.");
+  app.add_option("--threads", threads, "CPU threads of either side")->capture_default_str()->check(CLI::Range(1, 1000));
+  app.add_option("--rounds", rounds, "alternations of baseline and ours")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--only", only, "cases whose name holds this text");
+  CLI11_PARSE(app, argc, argv);
   KeepFreedMemory();  // as the student does
   at::set_num_threads(threads);
   torch::manual_seed(1);
