@@ -1,5 +1,5 @@
 // How a kernel spreads its work over threads it does not own: the caller passes a parallel-for, so that a program has
-// one thread pool (torch's, say: at::parallel_for fits as it is) and a kernel none.
+// one thread pool (torch's, say: at::parallel_for fits, in a file compiled with OpenMP) and a kernel none.
 #ifndef DISTILL_COMMON_KERNELS_PARALLEL_FOR_H_
 #define DISTILL_COMMON_KERNELS_PARALLEL_FOR_H_
 

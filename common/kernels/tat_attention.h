@@ -35,7 +35,6 @@
 #define DISTILL_COMMON_KERNELS_TAT_ATTENTION_H_
 
 #include <cstdint>
-#include <functional>
 
 #include "common/kernels/element_type.h"
 #include "common/kernels/map_layout.h"
@@ -66,7 +65,6 @@ struct TatOptions {
   int64_t grid_rows = 16, grid_columns = 16;  // patches; patch_group only
   int64_t groups = 64;                        // divides grid_rows * grid_columns
   TatWindow teacher_window, student_window;   // anchor only
-  bool refuse_remainder = false;              // error instead of dropping pixels
   double attention_scale = 1;                 // multiplies the logits; finite
   TatReduction reduction = TatReduction::kMeanAll;
   double weight = 1;  // multiplies loss and gradients; finite
@@ -105,17 +103,10 @@ struct TatResult {
   const char* nonfinite = nullptr;
 };
 
-// c (+)= a b for one thread: c [m, n] with row stride ldc, b [k, n] with row stride ldb, a[i, p] at a[i * a_row + p *
-// a_column]. n is a multiple of 16 and c, b have whole rows of it. A caller may pass a library's instead of the
-// built-in one.
-using TatGemm = std::function<void(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_column,
-                                   const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate)>;
-
 // kInvalidArgument, with nothing written: shapes that do not fit each other or the options; the message names both
 // numbers. Thread-safe, stateless; blocks until done. `level` is for tests: REQUIRES: one of AvailableSimdLevels().
 StatusOr<TatResult> TatAttention(const TatMaps& maps, const TatOptions& options, const TatGradients& gradients,
-                                 const ParallelFor& parallel_for, const TatGemm& gemm = nullptr,
-                                 SimdLevel level = BestSimdLevel());
+                                 const ParallelFor& parallel_for, SimdLevel level = BestSimdLevel());
 
 // How tokens lie in the maps of one side (teacher's or student's): what TatAttention and its reference compute from the
 // options.

@@ -65,13 +65,12 @@ void Invert(int64_t t, float* l) {
 class Engine {
  public:
   Engine(const TatMaps& maps, const TatOptions& options, const TatGradients& gradients, const TatTokenPlan& plan,
-         const ParallelFor& parallel_for, const TatGemm& gemm, const Kernels& kernels)
+         const ParallelFor& parallel_for, const Kernels& kernels)
       : options_(options),
         plan_(plan),
         add_(gradients.add),
         n_(maps.n),
         parallel_for_(parallel_for),
-        gemm_(gemm),
         kernels_(kernels) {
     const Side gamma{&maps.gamma, &plan.student, gradients.gamma, "gamma"};
     const Side theta{&maps.theta, &plan.teacher, gradients.theta, "theta"};
@@ -101,11 +100,7 @@ class Engine {
 
   void Multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_column, const float* b,
                 int64_t ldb, float* c, int64_t ldc, bool accumulate, float* panel) const {
-    if (gemm_ != nullptr) {
-      gemm_(m, n, k, a, a_row, a_column, b, ldb, c, ldc, accumulate);
-    } else {
-      kernels_.gemm(m, n, k, a, a_row, a_column, b, ldb, c, ldc, accumulate, panel);
-    }
+    kernels_.gemm(m, n, k, a, a_row, a_column, b, ldb, c, ldc, accumulate, panel);
   }
 
   int64_t StagingFloats(int64_t tokens) const { return std::max(d_, c_) / plan_.patches * tokens; }
@@ -440,7 +435,6 @@ class Engine {
   const bool add_;
   const int64_t n_;
   const ParallelFor& parallel_for_;
-  const TatGemm& gemm_;
   const Kernels& kernels_;
   Side query_, key_, value_, target_;
   int64_t d_, c_, queries_, keys_;  // features of a token: logits, values; tokens of a group
@@ -450,7 +444,7 @@ class Engine {
 }  // namespace
 
 StatusOr<TatResult> TatAttention(const TatMaps& maps, const TatOptions& options, const TatGradients& gradients,
-                                 const ParallelFor& parallel_for, const TatGemm& gemm, SimdLevel level) {
+                                 const ParallelFor& parallel_for, SimdLevel level) {
   DISTILL_ASSIGN_OR_RETURN(const TatTokenPlan plan, PlanTat(maps, options));
   TatResult result;
   if (maps.n == 0) return result;
@@ -471,7 +465,7 @@ StatusOr<TatResult> TatAttention(const TatMaps& maps, const TatOptions& options,
     zero(gradients.theta, maps.theta, result.dropped_teacher_pixels);
   }
 
-  Engine engine(maps, options, gradients, plan, parallel_for, gemm, KernelsFor(level));
+  Engine engine(maps, options, gradients, plan, parallel_for, KernelsFor(level));
   const bool backward = gradients.gamma != nullptr || gradients.phi != nullptr || gradients.theta != nullptr;
   const TatTokens& query_tokens = options.orientation == TatOrientation::kTeacherQuery ? plan.teacher : plan.student;
   const double queries = static_cast<double>(plan.groups) * query_tokens.count();  // per image

@@ -16,7 +16,8 @@ inline constexpr int64_t kPanel = 32;  // columns of b that gemm packs at a time
 struct Kernels {
   int64_t lanes;
 
-  // TatGemm, with room for k * kPanel floats in `panel`.
+  // c (+)= a b for one thread: c [m, n] with row stride ldc, b [k, n] with row stride ldb, a[i, p] at a[i * a_row + p *
+  // a_column]. n is a multiple of 16 and c, b have whole rows of it. `panel` has room for k * kPanel floats.
   void (*gemm)(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_column, const float* b,
                int64_t ldb, float* c, int64_t ldc, bool accumulate, float* panel);
 

@@ -39,12 +39,6 @@ StatusOr<TatTokens> PlanSide(const FeatureMap& map, const TatOptions& options, T
                                                " does not fit the ", side, " map of ", Size(map)));
     }
   }
-  if (options.refuse_remainder &&
-      (map.height % (rows * tokens.window.height) != 0 || map.width % (columns * tokens.window.width) != 0)) {
-    return absl::InvalidArgumentError(StrCat("tat: the ", side, " map of ", Size(map), " is not a multiple of ",
-                                             rows * tokens.window.height, "x", columns * tokens.window.width,
-                                             ", and remainders are refused"));
-  }
   tokens.patch_columns = columns;
   tokens.height = map.height / rows / tokens.window.height;
   tokens.width = map.width / columns / tokens.window.width;

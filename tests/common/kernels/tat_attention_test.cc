@@ -76,12 +76,12 @@ struct Case {
   }
 
   Outcome Run(SimdLevel level = BestSimdLevel(), const ParallelFor& parallel_for = SerialFor,
-              const TatGemm& gemm = nullptr, bool with_theta = true) const {
+              bool with_theta = true) const {
     const Stored a = Store(gamma), v = Store(phi), b = Store(theta), f = Store(target);
     std::vector<float> da(gamma.size(), 1e9f), dv(phi.size(), 1e9f), db(theta.size(), 1e9f);
     const TatGradients gradients{da.data(), dv.data(), with_theta ? db.data() : nullptr};
     StatusOr<TatResult> result =
-        TatAttention({gamma.n, a.map, v.map, b.map, f.map}, options, gradients, parallel_for, gemm, level);
+        TatAttention({gamma.n, a.map, v.map, b.map, f.map}, options, gradients, parallel_for, level);
     EXPECT_TRUE(result.ok()) << result.status();
     return {*result, Plain(gamma, da), Plain(phi, dv), Plain(theta, db)};
   }
@@ -484,26 +484,6 @@ TEST(TatAttentionTest, ResultDoesNotDependOnThreads) {
   }
 }
 
-TEST(TatAttentionTest, AnotherMatrixProductMayBeGiven) {
-  int64_t calls = 0;
-  const TatGemm gemm = [&](int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_column,
-                           const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-    ++calls;
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t j = 0; j < n; ++j) {
-        double sum = accumulate ? c[i * ldc + j] : 0;
-        for (int64_t p = 0; p < k; ++p) sum += static_cast<double>(a[i * a_row + p * a_column]) * b[p * ldb + j];
-        c[i * ldc + j] = static_cast<float>(sum);
-      }
-    }
-  };
-  for (int64_t h : {5, 16}) {
-    Case k = NewCase(1, 7, 6, h, 18, h, 18, 18);
-    ExpectSame(k.Run(BestSimdLevel(), SerialFor, gemm), k.Reference(), "own product");
-  }
-  EXPECT_GT(calls, 0);
-}
-
 TEST(TatAttentionTest, HierarchicalGradientsAdd) {
   Case k = NewCase(2, 6, 5, 17, 18, 17, 18, 19);
   const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
@@ -535,7 +515,7 @@ TEST(TatAttentionTest, UnwantedGradientsAreSkippedAndOthersUnchanged) {  // T13:
   for (int64_t h : {5, 18}) {
     Case k = NewCase(1, 6, 6, h, 17, h, 17, 20);
     const Outcome all = k.Run();
-    const Outcome without = k.Run(BestSimdLevel(), SerialFor, nullptr, /*with_theta=*/false);
+    const Outcome without = k.Run(BestSimdLevel(), SerialFor, /*with_theta=*/false);
     EXPECT_EQ(all.gamma, without.gamma);
     EXPECT_EQ(all.phi, without.phi);
     EXPECT_THAT(without.theta, testing::Each(1e9));
@@ -618,9 +598,6 @@ TEST(TatAttentionErrorTest, RefusesWhatDoesNotFit) {
   k.options.grid_rows = k.options.grid_columns = 4;
   k.options.groups = 3;
   EXPECT_THAT(message(k), testing::HasSubstr("3 groups do not divide the 4x4"));
-  k.options.groups = 4;
-  k.options.refuse_remainder = true;
-  EXPECT_THAT(message(k), testing::HasSubstr("not a multiple of 4x4"));
   k = good;
   k.options.mode = TatMode::kAnchor;
   k.options.teacher_window = {7, 4};
