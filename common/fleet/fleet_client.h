@@ -70,19 +70,21 @@ struct JobProgress {
   double loss = 0, learning_rate = 0, images_per_second = 0;
   std::vector<NamedNumber> terms, step_seconds;
   double accuracy = -1, teacher_accuracy = -1;  // negative: not measured
+  double mean_iou = -1, teacher_mean_iou = -1;  // the same; only where pixels have labels
   double time = 0;
   std::string phase;
 };
 struct JobStageResult {
   uint32_t stage = 0;
   std::string checkpoint, digest;
-  double accuracy = -1, loss = 0, seconds = 0;
+  double accuracy = -1, mean_iou = -1, loss = 0, seconds = 0;
 };
 struct JobArtifacts {
   std::string safetensors, torchscript;
   uint64_t safetensors_bytes = 0, torchscript_bytes = 0, student_parameters = 0, teacher_parameters = 0,
            teacher_bytes = 0;
   double student_accuracy = -1, teacher_accuracy = -1;
+  double student_mean_iou = -1, teacher_mean_iou = -1;
 };
 enum class EventLevel { kInfo, kWarning, kError };
 

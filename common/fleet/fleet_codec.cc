@@ -40,6 +40,8 @@ void ToProto(const JobProgress& progress, v1::Progress* proto) {
   }
   proto->set_accuracy(progress.accuracy);
   proto->set_teacher_accuracy(progress.teacher_accuracy);
+  if (progress.mean_iou >= 0) proto->set_mean_iou(progress.mean_iou);
+  if (progress.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(progress.teacher_mean_iou);
   proto->set_time(progress.time);
   proto->set_total_step(progress.total_step);
   proto->set_phase(progress.phase);
@@ -50,6 +52,7 @@ void ToProto(const JobStageResult& result, v1::StageResult* proto) {
   proto->set_checkpoint(result.checkpoint);
   proto->set_digest(result.digest);
   proto->set_accuracy(result.accuracy);
+  if (result.mean_iou >= 0) proto->set_mean_iou(result.mean_iou);
   proto->set_loss(result.loss);
   proto->set_seconds(result.seconds);
 }
@@ -64,6 +67,8 @@ void ToProto(const JobArtifacts& artifacts, v1::Artifacts* proto) {
   proto->set_teacher_bytes(artifacts.teacher_bytes);
   proto->set_student_accuracy(artifacts.student_accuracy);
   proto->set_teacher_accuracy(artifacts.teacher_accuracy);
+  if (artifacts.student_mean_iou >= 0) proto->set_student_mean_iou(artifacts.student_mean_iou);
+  if (artifacts.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(artifacts.teacher_mean_iou);
 }
 
 StudentAssignment FromProto(const v1::StudentAssignment& proto) {

@@ -125,6 +125,8 @@ struct DataPlan {
   bool horizontal_flip = false;
   uint64_t holdout = 0;
   std::string unlabelled;
+  uint32_t ignore_label = 255;
+  uint32_t shrink = 1;
   bool operator==(const DataPlan&) const = default;
 };
 

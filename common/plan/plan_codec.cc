@@ -202,6 +202,9 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   data->set_horizontal_flip(plan.data.horizontal_flip);
   data->set_holdout(plan.data.holdout);
   data->set_unlabelled(plan.data.unlabelled);
+  // Defaults are left out: a plan that an older program stored keeps its digest.
+  if (plan.data.ignore_label != DataPlan().ignore_label) data->set_ignore_label(plan.data.ignore_label);
+  if (plan.data.shrink != DataPlan().shrink) data->set_shrink(plan.data.shrink);
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -237,6 +240,8 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.data.horizontal_flip = proto.data().horizontal_flip();
   plan.data.holdout = proto.data().holdout();
   plan.data.unlabelled = proto.data().unlabelled();
+  if (proto.data().has_ignore_label()) plan.data.ignore_label = proto.data().ignore_label();
+  if (proto.data().has_shrink()) plan.data.shrink = proto.data().shrink();
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

@@ -71,6 +71,7 @@ Status Coordinator::CommitStage(const std::string& worker_id, const std::string&
     std::string text = StrCat("stage ", result.stage + 1, " of ", stages, " ('", job.plan->stages[result.stage].name,
                               "') committed: loss ", result.loss);
     if (result.accuracy >= 0) StrAppend(&text, ", accuracy ", result.accuracy);
+    if (result.mean_iou >= 0) StrAppend(&text, ", mean IoU ", result.mean_iou);
     StrAppend(&text, ", ", result.seconds, " s");
     change.events.push_back(OwnEvent(EventLevel::kInfo, text));
     if (read_teacher && !NeedOf(after).now && !NeedOf(after).later) {

@@ -52,6 +52,8 @@ void Encode(const JobProgress& progress, v1::Progress* proto) {
   EncodeValues(progress.step_seconds, proto->mutable_step_seconds());
   proto->set_accuracy(progress.accuracy);
   proto->set_teacher_accuracy(progress.teacher_accuracy);
+  if (progress.mean_iou >= 0) proto->set_mean_iou(progress.mean_iou);
+  if (progress.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(progress.teacher_mean_iou);
   proto->set_time(progress.time);
   proto->set_phase(progress.phase);
 }
@@ -68,6 +70,8 @@ JobProgress Decode(const v1::Progress& proto) {
   progress.step_seconds = DecodeValues(proto.step_seconds());
   progress.accuracy = proto.accuracy();
   progress.teacher_accuracy = proto.teacher_accuracy();
+  if (proto.has_mean_iou()) progress.mean_iou = proto.mean_iou();
+  if (proto.has_teacher_mean_iou()) progress.teacher_mean_iou = proto.teacher_mean_iou();
   progress.time = proto.time();
   progress.phase = proto.phase();
   return progress;
@@ -78,6 +82,7 @@ void Encode(const StageRecord& stage, v1::StageResult* proto) {
   proto->set_checkpoint(stage.result.checkpoint);
   proto->set_digest(stage.result.digest);
   proto->set_accuracy(stage.result.accuracy);
+  if (stage.result.mean_iou >= 0) proto->set_mean_iou(stage.result.mean_iou);
   proto->set_loss(stage.result.loss);
   proto->set_seconds(stage.result.seconds);
   proto->set_committed_time(stage.committed_time);
@@ -89,6 +94,7 @@ StageRecord Decode(const v1::StageResult& proto) {
   stage.result.checkpoint = proto.checkpoint();
   stage.result.digest = proto.digest();
   stage.result.accuracy = proto.accuracy();
+  if (proto.has_mean_iou()) stage.result.mean_iou = proto.mean_iou();
   stage.result.loss = proto.loss();
   stage.result.seconds = proto.seconds();
   stage.committed_time = proto.committed_time();
@@ -105,6 +111,8 @@ void Encode(const JobArtifacts& artifacts, v1::Artifacts* proto) {
   proto->set_teacher_bytes(artifacts.teacher_bytes);
   proto->set_student_accuracy(artifacts.student_accuracy);
   proto->set_teacher_accuracy(artifacts.teacher_accuracy);
+  if (artifacts.student_mean_iou >= 0) proto->set_student_mean_iou(artifacts.student_mean_iou);
+  if (artifacts.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(artifacts.teacher_mean_iou);
 }
 
 JobArtifacts Decode(const v1::Artifacts& proto) {
@@ -118,6 +126,8 @@ JobArtifacts Decode(const v1::Artifacts& proto) {
   artifacts.teacher_bytes = proto.teacher_bytes();
   artifacts.student_accuracy = proto.student_accuracy();
   artifacts.teacher_accuracy = proto.teacher_accuracy();
+  if (proto.has_student_mean_iou()) artifacts.student_mean_iou = proto.student_mean_iou();
+  if (proto.has_teacher_mean_iou()) artifacts.teacher_mean_iou = proto.teacher_mean_iou();
   return artifacts;
 }
 

@@ -385,6 +385,7 @@ TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
   progress.images_per_second = 1000;
   progress.step_seconds = {{"forward", 0.01}};
   progress.accuracy = 0.75;
+  progress.mean_iou = 0.5;
   progress.time = 12;
   progress.phase = "training";
   (*client)->ReportProgress(progress);
@@ -410,6 +411,8 @@ TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
   EXPECT_EQ(sent.step_seconds(0).name(), "forward");
   EXPECT_EQ(sent.accuracy(), 0.75);
   EXPECT_EQ(sent.teacher_accuracy(), -1);
+  EXPECT_EQ(sent.mean_iou(), 0.5);
+  EXPECT_FALSE(sent.has_teacher_mean_iou());
   EXPECT_EQ(sent.time(), 12);
   EXPECT_EQ(sent.phase(), "training");
 }
@@ -572,7 +575,7 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
   };
   answers({away, unknown, away});
   EXPECT_TRUE(
-      client_->CommitStage("j1", 2, {.stage = 1, .digest = "d", .accuracy = 0.5, .loss = 2, .seconds = 3}).ok());
+      client_->CommitStage("j1", 2, {.stage = 1, .digest = "d", .accuracy = 0.5, .mean_iou = 0.25, .loss = 2, .seconds = 3}).ok());
   answers({away, aborted});
   const Status status = client_->CommitStage("j1", 2, {});
   EXPECT_EQ(status.code(), StatusCode::kAborted) << status;
@@ -588,7 +591,8 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
                          .teacher_parameters = 4,
                          .teacher_bytes = 5,
                          .student_accuracy = 0.25,
-                         .teacher_accuracy = 0.5};
+                         .teacher_accuracy = 0.5,
+                         .student_mean_iou = 0.125};
   EXPECT_TRUE(client_->FinishJob("j1", 2, artifacts).ok());
   answers({away});
   EXPECT_TRUE(client_->ReportFailure("j1", 2, "no data \xFF", true).ok());
@@ -596,6 +600,8 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
   ASSERT_THAT(coordinator_.commits_, SizeIs(6));
   EXPECT_EQ(coordinator_.commits_[3].result().digest(), "d");
   EXPECT_EQ(coordinator_.commits_[3].result().accuracy(), 0.5);
+  EXPECT_EQ(coordinator_.commits_[3].result().mean_iou(), 0.25);
+  EXPECT_FALSE(coordinator_.commits_[5].result().has_mean_iou());
   EXPECT_EQ(coordinator_.commits_[3].result().loss(), 2);
   EXPECT_EQ(coordinator_.commits_[3].result().seconds(), 3);
   ASSERT_THAT(coordinator_.finishes_, SizeIs(3));
@@ -607,6 +613,8 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
             12345u);
   EXPECT_EQ(sent.student_accuracy(), 0.25);
   EXPECT_EQ(sent.teacher_accuracy(), 0.5);
+  EXPECT_EQ(sent.student_mean_iou(), 0.125);
+  EXPECT_FALSE(sent.has_teacher_mean_iou());
   ASSERT_THAT(coordinator_.failures_, SizeIs(2));
   EXPECT_EQ(coordinator_.failures_[1].message(), "no data \xEF\xBF\xBD");
   EXPECT_TRUE(coordinator_.failures_[1].retryable());

@@ -36,7 +36,9 @@ JobPlan FullPlan() {
                .crop_padding = 4,
                .horizontal_flip = true,
                .holdout = 10,
-               .unlabelled = "more"};
+               .unlabelled = "more",
+               .ignore_label = 11,
+               .shrink = 4};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};

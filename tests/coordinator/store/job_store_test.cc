@@ -125,11 +125,14 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   progress.terms = {{"kd", 1.5}};
   progress.step_seconds = {{"forward", 0.01}};
   progress.accuracy = 0.9;
+  progress.mean_iou = 0.7;
   progress.phase = "training";
   change.progress = progress;
-  change.stage =
-      StageRecord{{.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .loss = 1, .seconds = 2}, 77};
-  change.artifacts = JobArtifacts{.safetensors = "s.safetensors", .safetensors_bytes = 5, .student_accuracy = 0.91};
+  change.stage = StageRecord{
+      {.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .mean_iou = 0.6, .loss = 1, .seconds = 2},
+      77};
+  change.artifacts = JobArtifacts{
+      .safetensors = "s.safetensors", .safetensors_bytes = 5, .student_accuracy = 0.91, .student_mean_iou = 0.71};
   change.events = {MakeEvent("one"), MakeEvent("two")};
   ASSERT_TRUE(Apply(change).ok());
   const JobRecord job = store_->Get("job").value();
@@ -138,12 +141,17 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   EXPECT_EQ(job.progress.total_step, 120u);
   EXPECT_EQ(job.progress.terms[0].name, "kd");
   EXPECT_EQ(job.progress.phase, "training");
+  EXPECT_EQ(job.progress.mean_iou, 0.7);
+  EXPECT_EQ(job.progress.teacher_mean_iou, -1);
   ASSERT_EQ(job.stages.size(), 1u);
   EXPECT_EQ(job.stages[0].result.digest, "dd");
   EXPECT_EQ(job.stages[0].committed_time, 77);
+  EXPECT_EQ(job.stages[0].result.mean_iou, 0.6);
   ASSERT_TRUE(job.has_artifacts);
   EXPECT_EQ(job.artifacts.safetensors, "s.safetensors");
   EXPECT_EQ(job.artifacts.student_accuracy, 0.91);
+  EXPECT_EQ(job.artifacts.student_mean_iou, 0.71);
+  EXPECT_EQ(job.artifacts.teacher_mean_iou, -1);
   EXPECT_THAT(EventTexts("job"), ElementsAre("submitted", "one", "two"));
   EXPECT_THAT(EventTexts("job", 1), ElementsAre("one", "two"));
   EXPECT_THAT(EventTexts("job", 1, 1), ElementsAre("one"));
