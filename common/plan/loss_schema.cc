@@ -74,7 +74,7 @@ constexpr std::string_view kActivations[] = {"relu", "identity", "gelu"};
 constexpr std::string_view kNorms[] = {"none", "batchnorm"};
 constexpr std::string_view kSides[] = {"student", "teacher", "both"};
 constexpr std::string_view kMasks[] = {"spatial", "channel"};
-constexpr std::string_view kCwdMasks[] = {"none", "padding"};
+constexpr std::string_view kCwdMasks[] = {"none", "padding", "valid_labels"};
 constexpr std::string_view kOrientations[] = {"teacher_query", "student_query"};
 constexpr std::string_view kThetas[] = {"identity", "conv1x1_bn", "conv3x3_bn"};
 constexpr std::string_view kEmbeddings[] = {"auto", "identity", "conv1x1_bn", "conv3x3_bn"};
@@ -87,6 +87,8 @@ constexpr std::string_view kRemainders[] = {"drop", "mask", "error"};
 constexpr std::string_view kTatMismatches[] = {"auto", "none", "pool_larger", "teacher_to_student",
                                                "student_to_teacher"};
 constexpr std::string_view kImpls[] = {"tiled", "dense"};
+constexpr std::string_view kComputeDtypes[] = {"f32", "bf16"};
+constexpr std::string_view kLossDtypes[] = {"f32", "f64"};
 
 constexpr std::string_view kMismatchHelp =
     "When height or width differ: refuse, average the larger map down, or resize one of them bilinearly.";
@@ -113,6 +115,7 @@ constexpr KnobSchema kChannelTransformKnobs[] = {
     Above("hidden_ratio", "1", 0, "Width of a hidden layer, as a multiple of the teacher's channels."),
     Whole("hidden_width", "0", 0, 1 << 20, "Width of a hidden layer in channels; 0: by hidden_ratio."),
     Whole("kernel", "1", 1, 3, "Side of the convolutions in positions: 1, or 3 for ablation."),
+    Choice("loss_dtype", "f32", kLossDtypes, "Type in which differences are squared and summed."),
     Choice("norm", "none", kNorms, "After each hidden convolution."),
     Choice("reduction", "sum_over_batch", kReductions,
            "Sum over each sample's elements and mean over samples, mean over all elements, or plain sum."),
@@ -130,7 +133,8 @@ constexpr KnobSchema kCwdKnobs[] = {
     Choice("impl", "fused", kCwdImpls,
            "Fused kernel for kl_t_s and ce, which holds no probabilities, or plain operators (to compare with)."),
     Choice("mask", "none", kCwdMasks,
-           "padding: positions in the padding of a random crop leave both softmaxes; with norm_axis spatial."),
+           "padding: positions in the padding of a random crop leave both softmaxes; valid_labels: so do those whose "
+           "pixel has no label (data.ignore_label); both with norm_axis spatial."),
     Choice("norm_axis", "spatial", kNormAxes,
            "Softmax over the positions of each channel, over the channels of each position, or none: mean square of "
            "the channels' means."),
@@ -184,6 +188,10 @@ constexpr KnobSchema kTatKnobs[] = {
     Whole("anchor_kernel", "4", 1, 1 << 16, "Side of the average pooling that makes an anchor, in positions."),
     Number("anchor_weight", "0.4", 0, kInfinity, "Weight of the anchor-point part (zeta); hierarchical only."),
     Number("attn_scale", "1", 0, kInfinity, "Factor on the attention logits; 0: 1 over the root of the width."),
+    Choice(
+        "compute_dtype", "f32", kComputeDtypes,
+        "Type of what goes into the attention; with bf16 embeddings and target are rounded to it, and logits, softmax "
+        "and sums stay float32. Half the memory traffic on a GPU; on a CPU no faster."),
     Choice("embed_bn", "batch", kEmbedBns,
            "Batch norm of the embeddings: over the batch, over each sample alone, or fixed at its start."),
     Choice("gamma", "auto", kEmbeddings,
@@ -235,7 +243,8 @@ constexpr LossSchema kSchemas[] = {
      .channels = ChannelRule::kOwn},
     {.type = "cross_entropy",
      .input = LossInput::kLabels,
-     .help = "Cross-entropy between the student's logits and the labels, mean over the batch.",
+     .help = "Cross-entropy between the student's logits and the labels, mean over the batch (or over its labelled "
+             "pixels).",
      .knobs = kCrossEntropyKnobs,
      .uses_labels = true},
     {.type = "cwd",
@@ -360,6 +369,12 @@ KnobValue DefaultValue(const KnobSchema& knob) {
 std::span<const LossSchema> LossSchemas() { return kSchemas; }
 
 std::span<const std::string_view> AdapterKinds() { return kAdapters; }
+
+bool ReadsLabelMaps(const LossPlan& loss) {
+  return loss.type == "cwd" && TextKnob(loss.knobs, "mask") == "valid_labels";
+}
+
+bool ReadsLabels(const LossPlan& loss) { return FindLossSchema(loss.type)->uses_labels || ReadsLabelMaps(loss); }
 
 const LossSchema* FindLossSchema(std::string_view type) {
   for (const LossSchema& schema : kSchemas) {

@@ -18,7 +18,7 @@ namespace distill {
 
 enum class LossInput {
   kLabels,    // student logits and labels
-  kLogits,    // student and teacher logits [N, K]
+  kLogits,    // student and teacher logits [N, K], or [N, K, H, W] of networks that answer for every pixel
   kFeatures,  // student and teacher maps [N, C, H, W]
 };
 
@@ -47,7 +47,7 @@ struct LossSchema {
   LossInput input;
   std::string_view help;  // one sentence, with the paper
   std::span<const KnobSchema> knobs;
-  bool uses_labels = false;
+  bool uses_labels = false;                      // whatever its knobs say
   ChannelRule channels = ChannelRule::kAdapter;  // read for kFeatures only
 };
 
@@ -62,6 +62,11 @@ StatusOr<Knobs> CompleteKnobs(const LossSchema& schema, const Knobs& given);
 
 // The adapters of losses with ChannelRule::kAdapter: "none" and the kinds of layer.
 std::span<const std::string_view> AdapterKinds();
+
+// Whether the loss, with its knobs, reads labels, and whether it needs one for every pixel. REQUIRES: a known type with
+// completed knobs.
+bool ReadsLabels(const LossPlan& loss);
+bool ReadsLabelMaps(const LossPlan& loss);
 
 // Readers for completed knobs. REQUIRES: the name exists with that type (CompleteKnobs guarantees it).
 double NumberKnob(const Knobs& knobs, std::string_view name);

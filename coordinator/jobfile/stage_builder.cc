@@ -180,7 +180,7 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   for (const LossPlan& loss : stage.losses) {
     if (loss.weight == 0) continue;
     stage.needs_teacher = stage.needs_teacher || loss.needs_teacher;
-    stage.uses_labels = stage.uses_labels || FindLossSchema(loss.type)->uses_labels;
+    stage.uses_labels = stage.uses_labels || ReadsLabels(loss);
     if (deepest == nullptr || Position(arch, loss.student_tap) > Position(arch, deepest->student_tap)) deepest = &loss;
   }
   if (!complete || stage.trainable.empty() || draft.losses.empty()) return stage;  // reported already

@@ -9,7 +9,7 @@
 // adapter too: it maps C_s to C_t, also where they are equal. Our choices where the text is silent: C_h = C_t
 // (`hidden_ratio`, `hidden_width`), biases, torch's default initial values, no normalisation.
 //
-// Knobs for ablation: depth (0: one linear convolution), activation, norm, kernel 3, and side teacher or both, where
+// Knobs: loss_dtype f64 squares and sums in float64 (sum_over_batch adds up many elements). For ablation: depth (0: one linear convolution), activation, norm, kernel 3, and side teacher or both, where
 // both maps can become constant; the latter needs allow_collapse.
 #include <torch/torch.h>
 
@@ -61,7 +61,10 @@ struct Sides : torch::nn::Module {
 class ChannelTransformLoss : public Loss {
  public:
   ChannelTransformLoss(const LossPlan& plan, std::shared_ptr<Sides> sides)
-      : matcher_(plan.knobs), reduction_(ParseReduction(TextKnob(plan.knobs, "reduction"))), sides_(std::move(sides)) {}
+      : matcher_(plan.knobs),
+        reduction_(ParseReduction(TextKnob(plan.knobs, "reduction"))),
+        in_double_(TextKnob(plan.knobs, "loss_dtype") == "f64"),
+        sides_(std::move(sides)) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
     DISTILL_ASSIGN_OR_RETURN(MapPair maps, matcher_.Match(inputs));
@@ -76,13 +79,16 @@ class ChannelTransformLoss : public Loss {
       *map = mlp->forward(*map);
     }
     DISTILL_RETURN_IF_ERROR(CheckPair({maps.student, maps.teacher, {}}, 4));
-    return Reduce((maps.student - maps.teacher).square(), reduction_);
+    torch::Tensor difference = maps.student - maps.teacher;
+    if (!in_double_) return Reduce(difference.square(), reduction_);
+    return Reduce(difference.to(torch::kFloat64).square(), reduction_).to(difference.scalar_type());
   }
   torch::nn::Module* module() const override { return sides_.get(); }
 
  private:
   const SpatialMatcher matcher_;
   const Reduction reduction_;
+  const bool in_double_;
   const std::shared_ptr<Sides> sides_;  // shared as torch modules are
 };
 

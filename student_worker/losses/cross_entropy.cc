@@ -1,10 +1,10 @@
 // Task cross-entropy on the student's logits, mean over the batch:
 //     loss = -1/N * sum over n of sum over k of w_nk log softmax(s_n)_k,   w_nk = (1 - e) [k = label_n] + e / K
 // e is the knob `label_smoothing` in [0, 1). [Szegedy et al. 2016 for the smoothing]
+// With an answer for every pixel n runs over the pixels of the batch that have a label; without any the loss is 0.
 #include <torch/torch.h>
 
 #include "common/plan/loss_schema.h"
-#include "common/str_cat.h"
 #include "student_worker/losses/loss_internal.h"
 
 namespace distill::loss_internal {
@@ -14,19 +14,14 @@ class CrossEntropyLoss : public Loss {
  public:
   explicit CrossEntropyLoss(double label_smoothing) : label_smoothing_(label_smoothing) {}
 
-  StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
-    const torch::Tensor& logits = inputs.student;  // (N, K)
-    const torch::Tensor& labels = inputs.labels;   // (N)
-    if (!logits.defined() || logits.dim() != 2 || !labels.defined() || labels.dim() != 1 ||
-        labels.size(0) != logits.size(0) || labels.scalar_type() != torch::kInt64) {
-      return absl::InvalidArgumentError(StrCat("cross_entropy needs logits [N, K] and int64 labels [N]; got ",
-                                               ShapeText(logits), " and ", ShapeText(labels)));
-    }
-    const torch::Tensor log_q = torch::log_softmax(ToComputeType(logits, logits), 1);  // (N, K)
-    if (logits.size(0) == 0) return log_q.sum();
-    torch::Tensor per_sample = -(1 - label_smoothing_) * log_q.gather(1, labels.unsqueeze(1)).squeeze(1);  // (N)
-    if (label_smoothing_ > 0) per_sample = per_sample - label_smoothing_ * log_q.mean(1);
-    return per_sample.mean();
+  StatusOr<torch::Tensor> Compute(const LossInputs& given) const override {
+    const LossInputs inputs{given.student, {}, given.labels};
+    DISTILL_ASSIGN_OR_RETURN(const LogitRows rows, RowsOfLogits(inputs, "cross_entropy"));
+    const torch::Tensor log_q = torch::log_softmax(rows.student, 1);  // (R, K)
+    if (log_q.size(0) == 0) return log_q.sum();
+    torch::Tensor per_row = -(1 - label_smoothing_) * log_q.gather(1, rows.labels.unsqueeze(1)).squeeze(1);  // (R)
+    if (label_smoothing_ > 0) per_row = per_row - label_smoothing_ * log_q.mean(1);
+    return per_row.mean();
   }
 
  private:

@@ -9,8 +9,10 @@
 //
 // Knobs: temperature T > 0, with `temperature_end` moving over the stage; scale_t2 (false: without T^2); reduction mean
 // (1/(N*C)), sum_over_channels (1/N), sum (1);
-// mask padding: positions whose centre lies in the padding of a random crop leave both distributions (norm_axis spatial
-// only); norm_axis
+// mask (norm_axis spatial only)
+//     padding       positions whose centre lies in the padding of a random crop leave both distributions
+//     valid_labels  so do those whose nearest pixel has no label (in padding there is none)
+// norm_axis
 //     spatial       softmax over positions, as above
 //     channel       softmax over channels at every position, rows r = (n, position): pixel-wise distillation; the mean
 //                   reduction divides by N*H*W, the sum over "channels" is one over positions
@@ -29,6 +31,7 @@
 #include <cmath>
 
 #include "common/plan/loss_schema.h"
+#include "common/str_cat.h"
 #include "student_worker/losses/loss_internal.h"
 #include "student_worker/losses/row_softmax_kl.h"
 
@@ -38,6 +41,7 @@ namespace {
 enum class Divergence { kTeacherToStudent, kCrossEntropy, kStudentToTeacher, kJensenShannon, kSquaredDifference };
 enum class RowReduction { kMean, kSumOverChannels, kSum };
 enum class NormAxis { kSpatial, kChannel, kChannelMean };
+enum class Mask { kNone, kPadding, kValidLabels };
 
 Divergence ParseDivergence(std::string_view text) {
   if (text == "ce") return Divergence::kCrossEntropy;
@@ -57,6 +61,22 @@ NormAxis ParseNormAxis(std::string_view text) {
   if (text == "channel") return NormAxis::kChannel;
   if (text == "channel_mean") return NormAxis::kChannelMean;
   return NormAxis::kSpatial;
+}
+
+Mask ParseMask(std::string_view text) {
+  if (text == "padding") return Mask::kPadding;
+  if (text == "valid_labels") return Mask::kValidLabels;
+  return Mask::kNone;
+}
+
+// bool [N, H, W]: the map's positions whose nearest pixel has a label in `labels` [N, H', W'].
+torch::Tensor LabelledPositions(const torch::Tensor& labels, const torch::Tensor& map) {
+  const auto nearest = [&](int64_t count, int64_t pixels) {  // the pixel at a position's centre
+    return ((2 * torch::arange(count, labels.options()) + 1) * pixels).floor_divide(2 * count);  // (count)
+  };
+  return labels.index_select(1, nearest(map.size(2), labels.size(1)))
+      .index_select(2, nearest(map.size(3), labels.size(2)))
+      .ne(kIgnoredLabel);
 }
 
 // bool [N, H, W]: the map's positions whose centre is in the visible part [N, 4] of the image; undefined for all.
@@ -80,7 +100,7 @@ class CwdLoss : public Loss {
         divergence_(ParseDivergence(TextKnob(knobs, "divergence"))),
         reduction_(ParseRowReduction(TextKnob(knobs, "reduction"))),
         norm_axis_(ParseNormAxis(TextKnob(knobs, "norm_axis"))),
-        masked_(TextKnob(knobs, "mask") == "padding"),
+        mask_(ParseMask(TextKnob(knobs, "mask"))),
         fused_(TextKnob(knobs, "impl") == "fused") {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
@@ -104,7 +124,7 @@ class CwdLoss : public Loss {
     double scale = scale_t2_ ? temperature * temperature : 1;
     if (reduction_ == RowReduction::kMean) scale /= static_cast<double>(std::max<int64_t>(n * c, 1));
     if (reduction_ == RowReduction::kSumOverChannels) scale /= static_cast<double>(std::max<int64_t>(n, 1));
-    const torch::Tensor mask = masked_ ? VisiblePositions(inputs.visible, maps.student) : torch::Tensor();
+    DISTILL_ASSIGN_OR_RETURN(const torch::Tensor mask, Masked(inputs, maps.student));
     if (divergence_ == Divergence::kTeacherToStudent || divergence_ == Divergence::kCrossEntropy) {
       return MapSoftmaxKl(maps.student, maps.teacher, temperature, scale, divergence_ == Divergence::kCrossEntropy,
                           mask, fused_);
@@ -130,6 +150,19 @@ class CwdLoss : public Loss {
   }
 
  private:
+  // bool [N, H, W], the positions that count; undefined: all.
+  StatusOr<torch::Tensor> Masked(const LossInputs& inputs, const torch::Tensor& map) const {
+    if (mask_ == Mask::kNone) return torch::Tensor();
+    if (mask_ == Mask::kPadding) return VisiblePositions(inputs.visible, map);
+    const torch::Tensor& labels = inputs.labels;
+    if (!labels.defined() || labels.dim() != 3 || labels.size(0) != map.size(0) ||
+        labels.scalar_type() != torch::kInt64) {
+      return absl::InvalidArgumentError(StrCat("cwd with mask: valid_labels needs int64 labels [N, H, W] with the map ",
+                                               ShapeText(map), "; got ", ShapeText(labels)));
+    }
+    return LabelledPositions(labels, map);
+  }
+
   torch::Tensor OfMeans(const MapPair& maps) const {
     const torch::Tensor s = ToComputeType(maps.student, maps.student).mean({2, 3});  // (N, C)
     const torch::Tensor t = ToComputeType(maps.teacher, maps.student).mean({2, 3});
@@ -144,7 +177,7 @@ class CwdLoss : public Loss {
   const Divergence divergence_;
   const RowReduction reduction_;
   const NormAxis norm_axis_;
-  const bool masked_;
+  const Mask mask_;
   const bool fused_;
 };
 

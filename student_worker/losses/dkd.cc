@@ -9,7 +9,6 @@
 #include <torch/torch.h>
 
 #include "common/plan/loss_schema.h"
-#include "common/str_cat.h"
 #include "student_worker/losses/loss_internal.h"
 
 namespace distill::loss_internal {
@@ -28,16 +27,12 @@ class DkdLoss : public Loss {
         temperature_(NumberKnob(knobs, "temperature")) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
-    DISTILL_RETURN_IF_ERROR(CheckPair(inputs, 2));
-    const torch::Tensor& labels = inputs.labels;
-    const int64_t n = inputs.student.size(0), k = inputs.student.size(1);
-    if (!labels.defined() || labels.dim() != 1 || labels.size(0) != n || labels.scalar_type() != torch::kInt64) {
-      return absl::InvalidArgumentError(StrCat("dkd needs int64 labels [N] with its logits ", ShapeText(inputs.student),
-                                               "; got ", ShapeText(labels)));
-    }
+    DISTILL_RETURN_IF_ERROR(CheckPair(inputs, inputs.student.defined() ? inputs.student.dim() : 2));
+    DISTILL_ASSIGN_OR_RETURN(const LogitRows rows, RowsOfLogits(inputs, "dkd"));
+    const torch::Tensor& labels = rows.labels;                         // (N)
+    const int64_t n = rows.student.size(0), k = rows.student.size(1);  // N: samples, or labelled pixels
     if (k < 2) return absl::InvalidArgumentError("dkd needs at least two classes");
-    const torch::Tensor s = ToComputeType(inputs.student, inputs.student) / temperature_;
-    const torch::Tensor t = ToComputeType(inputs.teacher.detach(), inputs.student) / temperature_;
+    const torch::Tensor s = rows.student / temperature_, t = rows.teacher / temperature_;  // (N, K)
     if (n == 0) return s.sum();
     const torch::Tensor target = torch::zeros({n, k}, torch::TensorOptions().dtype(torch::kBool).device(s.device()))
                                      .scatter_(1, labels.unsqueeze(1), true);  // (N, K)

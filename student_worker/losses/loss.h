@@ -21,10 +21,14 @@
 
 namespace distill {
 
+inline constexpr int64_t kIgnoredLabel = -100;  // of a pixel that has none
+
 struct LossInputs {
-  torch::Tensor student;  // logits [N, K] or a map [N, C, H, W] (after its adapter), floating point
+  torch::Tensor student;  // logits [N, K] or [N, K, H, W], or a map [N, C, H, W] (after its adapter); floating point
   torch::Tensor teacher;  // what it is compared with; undefined for losses that read no teacher
-  torch::Tensor labels;   // int64 [N], classes in [0, K); undefined for losses that read none
+  // int64 [N], classes in [0, K); or [N, H, W], a class for every pixel or kIgnoredLabel. Undefined for losses that
+  // read none.
+  torch::Tensor labels;
   // float32 [N, 4]: top, left, bottom, right of the part of each image that is no padding, as shares of its height and
   // width; undefined: all of it.
   torch::Tensor visible;

@@ -47,6 +47,36 @@ Status CheckPair(const LossInputs& inputs, int64_t rank) {
   return CheckInputs(inputs, rank);
 }
 
+StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labels_of) {
+  const torch::Tensor &student = inputs.student, &labels = inputs.labels;
+  if (!student.defined() || (student.dim() != 2 && student.dim() != 4) || !student.is_floating_point()) {
+    return absl::InvalidArgumentError(
+        StrCat("logits are [N, K] or, with an answer for every pixel, [N, K, H, W]; got ", ShapeText(student)));
+  }
+  if (inputs.teacher.defined()) DISTILL_RETURN_IF_ERROR(CheckPair(inputs, student.dim()));
+  const auto rows = [](const torch::Tensor& logits) {
+    return logits.dim() == 2 ? logits : logits.permute({0, 2, 3, 1}).flatten(0, 2);
+  };
+  LogitRows out;
+  out.student = rows(ToComputeType(student, student));
+  if (inputs.teacher.defined()) out.teacher = rows(ToComputeType(inputs.teacher.detach(), student));
+  if (labels_of.empty()) return out;
+  const bool fits = labels.defined() && labels.scalar_type() == torch::kInt64 && labels.dim() == student.dim() - 1 &&
+                    labels.size(0) == student.size(0) &&
+                    (student.dim() == 2 || labels.sizes().slice(1) == student.sizes().slice(2));
+  if (!fits) {
+    return absl::InvalidArgumentError(StrCat(labels_of, " needs int64 labels, one for each of its logits ",
+                                             ShapeText(student), ": [N] or [N, H, W]; got ", ShapeText(labels)));
+  }
+  out.labels = labels.flatten();
+  if (student.dim() == 2) return out;
+  const torch::Tensor labelled = out.labels.ne(kIgnoredLabel).nonzero().squeeze(1);  // (R)
+  out.student = out.student.index_select(0, labelled);
+  if (out.teacher.defined()) out.teacher = out.teacher.index_select(0, labelled);
+  out.labels = out.labels.index_select(0, labelled);
+  return out;
+}
+
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student) {
   return tensor.to(student.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
 }

@@ -33,6 +33,16 @@ Status CheckInputs(const LossInputs& inputs, int64_t rank);
 // That, and equal shapes.
 Status CheckPair(const LossInputs& inputs, int64_t rank);
 
+// Logits as rows [R, K], and their labels: one row a sample, or one a labelled pixel.
+struct LogitRows {
+  torch::Tensor student;  // in the compute dtype, with gradient
+  torch::Tensor teacher;  // in the compute dtype, detached; undefined when the loss reads none
+  torch::Tensor labels;   // int64 [R], none ignored; undefined when `labels_of` was empty
+};
+// `labels_of`: the loss that reads labels, for messages; empty: all rows are taken, whatever their labels.
+// kInvalidArgument: logits are neither [N, K] nor [N, K, H, W], the teacher's have another shape, or labels do not fit.
+StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labels_of);
+
 // The dtype losses compute in: float64 stays, everything else becomes float32.
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student);
 

@@ -15,10 +15,13 @@
 // `impl` tiled runs through the fused kernels of common/kernels/tat_attention.h (CPU) and common/cuda/tat_cuda.h (GPU),
 // which never hold an attention matrix; dense and float64 through torch's operators. Both log, beside the term, the
 // attention's mean entropy (nats) and mean largest weight: without a scale the attention is easily almost hard, and
-// gamma and theta learn little then. A 1x1 map has W = 1: loss = mean((phi(s) - f)^2), no gradient to gamma and theta.
+// gamma and theta learn little then. With `compute_dtype` bf16 a, b, v and f are rounded to bfloat16; logits, softmax,
+// sums and gradients are float32 all the same, and the rounding has the gradient of the identity. A 1x1 map has W = 1:
+// loss = mean((phi(s) - f)^2), no gradient to gamma and theta.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/torch.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -41,6 +44,11 @@ using torch::autograd::variable_list;
 struct Embeddings : torch::nn::Module {
   std::shared_ptr<ConvBlock> gamma, theta, phi;  // null: identity
 };
+
+// The map's values in bfloat16's precision, with the gradient of the identity.
+torch::Tensor RoundToBfloat16(const torch::Tensor& map) {
+  return map + (map.detach().to(torch::kBFloat16).to(map.scalar_type()) - map.detach());
+}
 
 torch::Tensor Embed(const std::shared_ptr<ConvBlock>& block, const torch::Tensor& map) {
   return block == nullptr ? map : block->forward(map);
@@ -122,6 +130,7 @@ torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel, bool rest) {
 
 struct KernelCall {
   TatOptions options;
+  bool in_bfloat16 = false;
   torch::Tensor entropy, largest_weight;  // out
 };
 
@@ -142,12 +151,16 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& gamma, const torch::Tensor& phi,
                                const torch::Tensor& theta, const torch::Tensor& target, int64_t call_address) {
     auto* call = reinterpret_cast<KernelCall*>(call_address);  // alive: the caller waits for us
+    std::array<torch::Tensor, 4> read = {gamma, phi, theta, target};
+    if (call->in_bfloat16) {
+      for (torch::Tensor& map : read) map = map.to(torch::kBFloat16);
+    }
     TatMaps maps;
     maps.n = gamma.size(0);
-    maps.gamma = Describe(gamma);
-    maps.phi = Describe(phi);
-    maps.theta = Describe(theta);
-    maps.target = Describe(target);
+    maps.gamma = Describe(read[0]);
+    maps.phi = Describe(read[1]);
+    maps.theta = Describe(read[2]);
+    maps.target = Describe(read[3]);
     const auto gradient_of = [](const torch::Tensor& map) {
       return torch::empty_like(map, map.options().dtype(torch::kFloat32));
     };
@@ -203,6 +216,7 @@ class TatLoss : public Loss {
         teacher_query_(TextKnob(knobs_, "orientation") == "teacher_query"),
         hierarchical_(TextKnob(knobs_, "mode") == "hierarchical"),
         tiled_(TextKnob(knobs_, "impl") == "tiled"),
+        in_bfloat16_(TextKnob(knobs_, "compute_dtype") == "bf16"),
         summed_patches_(TextKnob(knobs_, "group_mode") == "none"),
         attn_scale_(NumberKnob(knobs_, "attn_scale")),
         patch_weight_(NumberKnob(knobs_, "patch_weight")),
@@ -287,6 +301,7 @@ class TatLoss : public Loss {
 
   StatusOr<Part> AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
     KernelCall call;
+    call.in_bfloat16 = in_bfloat16_;
     TatOptions& options = call.options;
     options.orientation = teacher_query_ ? TatOrientation::kTeacherQuery : TatOrientation::kStudentQuery;
     options.mode = mode;
@@ -311,8 +326,11 @@ class TatLoss : public Loss {
   }
 
   // `inside`: the maps before they were fitted to the grid; patch groups only.
-  StatusOr<Part> AttendDense(const Maps& maps, const TatGeometry& geometry, TatMode mode,
+  StatusOr<Part> AttendDense(const Maps& given, const TatGeometry& geometry, TatMode mode,
                              const Maps* inside = nullptr) const {
+    const Maps maps = in_bfloat16_ ? Maps{RoundToBfloat16(given.gamma), RoundToBfloat16(given.phi),
+                                          RoundToBfloat16(given.theta), RoundToBfloat16(given.target)}
+                                   : given;
     const auto tokens = [&](const torch::Tensor& map, const TatSide& side) {
       if (mode == TatMode::kPatchGroup) return CutPatches(map, side.patch, geometry);
       return Pixels(mode == TatMode::kAnchor ? PoolAnchors(map, side.anchor, geometry.masked) : map);
@@ -365,7 +383,7 @@ class TatLoss : public Loss {
   const SpatialMatcher matcher_;
   const std::shared_ptr<Embeddings> embeddings_;  // shared as torch modules are
   const int64_t student_channels_, teacher_channels_;
-  const bool teacher_query_, hierarchical_, tiled_, summed_patches_;
+  const bool teacher_query_, hierarchical_, tiled_, in_bfloat16_, summed_patches_;
   const double attn_scale_, patch_weight_, anchor_weight_;
   const TatReduction reduction_;
   mutable std::vector<torch::Tensor> details_;  // of the last Compute

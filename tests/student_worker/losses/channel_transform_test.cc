@@ -329,5 +329,22 @@ TEST(ChannelTransformTest, HalfPrecisionSumsDoNotOverflow) {
   EXPECT_NEAR(Value(*loss, {torch::ones({1, 1, 64, 64}, torch::kFloat16), t, {}}), 335380, 335380 * 1e-4);
 }
 
+TEST(ChannelTransformTest, SquaresInDoubleLoseNothing) {
+  torch::manual_seed(12);
+  const torch::Tensor s = torch::rand({1, 1, 512, 512}), t = torch::rand({1, 1, 512, 512}) * 1000;
+  const auto value = [&](const std::string& dtype, torch::Dtype input) {
+    const auto loss = Build("channel_transform", {{"loss_dtype", dtype}, {"reduction", "sum"}, {"depth", 0.0}}, 1, 1);
+    loss->module()->to(input);
+    return Differentiate(*loss, {s.to(input), t.to(input), {}});
+  };
+  const LossAndGradient exact = value("f32", torch::kFloat64);
+  const LossAndGradient got = value("f64", torch::kFloat32);
+  EXPECT_EQ(static_cast<float>(got.loss), got.loss);  // handed on in the student's type
+  EXPECT_NEAR(got.loss, exact.loss, 1e-7 * exact.loss);
+  EXPECT_EQ(got.gradient.scalar_type(), torch::kFloat32);
+  EXPECT_LT((got.gradient - exact.gradient).abs().max().item<double>(),
+            1e-6 * exact.gradient.abs().max().item<double>());
+}
+
 }  // namespace
 }  // namespace distill

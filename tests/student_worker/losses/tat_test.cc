@@ -660,5 +660,48 @@ TEST(TatLossTest, EmbeddingsComeFromTheSeed) {
   EXPECT_FALSE(torch::equal(weight(*a, "gamma.weight"), weight(*a, "phi.weight")));
 }
 
+// compute_dtype bf16: what goes into the attention is rounded, and everything after that is as in float32.
+TEST(TatComputeDtypeTest, EqualsTheLossOfRoundedMaps) {
+  const LossInputs maps = As(torch::kFloat32, RandomMaps({2, 4, 8, 8}, {2, 4, 8, 8}, 51));
+  LossInputs rounded = maps;
+  rounded.student = maps.student.to(torch::kBFloat16).to(torch::kFloat32);
+  rounded.teacher = maps.teacher.to(torch::kBFloat16).to(torch::kFloat32);
+  const Knobs identity = {{"gamma", "identity"}, {"phi", "identity"}};  // the maps themselves go in
+  for (const Knobs& shape : {Plain(), Plain("student_query"), Hierarchical(4, 8, 2)}) {
+    for (const std::string impl : {"tiled", "dense"}) {
+      const Knobs knobs = With(With(shape, identity), {{"impl", impl}});
+      const LossAndGradient got = Differentiate(*Build("tat", With(knobs, {{"compute_dtype", "bf16"}}), 4, 4), maps);
+      const LossAndGradient expected = Differentiate(*Build("tat", knobs, 4, 4), rounded);
+      EXPECT_NEAR(got.loss, expected.loss, 1e-6 * expected.loss) << impl;
+      EXPECT_LT((got.gradient - expected.gradient).abs().max().item<double>(),
+                1e-5 * expected.gradient.abs().max().item<double>())
+          << impl;
+      EXPECT_EQ(got.gradient.scalar_type(), torch::kFloat32);
+      EXPECT_NE(got.loss, Differentiate(*Build("tat", knobs, 4, 4), maps).loss) << "nothing was rounded";
+    }
+  }
+}
+
+TEST(TatComputeDtypeTest, TheEmbeddingsLearnInFloat32) {
+  const LossInputs maps = As(torch::kFloat32, RandomMaps({2, 3, 6, 6}, {2, 4, 6, 6}, 52));
+  std::map<std::string, torch::Tensor> gradients;
+  double loss = 0;
+  for (const std::string impl : {"tiled", "dense"}) {
+    const auto tat = Build("tat", With(Plain(), {{"impl", impl}, {"compute_dtype", "bf16"}}), 3, 4);
+    const double value = Differentiate(*tat, maps).loss;
+    if (impl == "tiled") loss = value;
+    EXPECT_NEAR(value, loss, 1e-5 * loss);
+    for (const auto& item : tat->module()->named_parameters()) {
+      const torch::Tensor gradient = item.value().grad();
+      EXPECT_EQ(gradient.scalar_type(), torch::kFloat32);
+      const auto [before, first] = gradients.emplace(item.key(), gradient.clone());
+      if (first) continue;
+      EXPECT_LT((gradient - before->second).abs().max().item<double>(),
+                1e-4 * std::max(1e-3, gradient.abs().max().item<double>()))
+          << item.key();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace distill
