@@ -16,6 +16,7 @@ constexpr uint32_t kMinImage = 8;
 constexpr uint32_t kMaxImage = 8192;
 constexpr uint32_t kMaxChannels = 4096;
 constexpr uint32_t kMaxClasses = 1000000;
+constexpr uint32_t kMaxDenseClasses = 255;  // a label is one byte, and 255 marks pixels without one
 
 constexpr std::array<uint32_t, 7> kCifarDepths = {8, 14, 20, 32, 44, 56, 110};
 
@@ -29,19 +30,21 @@ constexpr std::array<ResNetPlan, 5> kResNets = {{{18, false, {2, 2, 2, 2}},
                                                  {50, true, {3, 4, 6, 3}},
                                                  {101, true, {3, 4, 23, 3}},
                                                  {152, true, {3, 8, 36, 3}}}};
+constexpr uint32_t kDeepestFcn = 101;
 
 std::string Join(std::string_view parent, std::string_view child) {
   return parent.empty() ? std::string(child) : StrCat(parent, ".", child);
 }
 
-ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uint32_t stride) {
+ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uint32_t stride, uint32_t dilation = 1) {
   return {.name = std::move(name),
           .kind = ModuleKind::kConv2d,
           .in = in,
           .out = out,
           .kernel = kernel,
           .stride = stride,
-          .padding = kernel / 2};
+          .padding = dilation * (kernel / 2),
+          .dilation = dilation};
 }
 ModuleDef Plain(std::string name, ModuleKind kind, uint32_t channels) {
   return {.name = std::move(name), .kind = kind, .in = channels, .out = channels};
@@ -52,7 +55,7 @@ ModuleDef Norm(std::string name, uint32_t channels) {
 
 // Children in the order of torchvision's constructor, which is also execution order and the order of its state
 // dictionary.
-ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t stride) {
+ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t stride, uint32_t dilation) {
   const uint32_t out = bottleneck ? planes * 4 : planes;
   ModuleDef block{.name = std::move(name),
                   .kind = bottleneck ? ModuleKind::kBottleneck : ModuleKind::kBasicBlock,
@@ -63,12 +66,12 @@ ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes,
   if (bottleneck) {
     c.push_back(Conv("conv1", in, planes, 1, 1));
     c.push_back(Norm("bn1", planes));
-    c.push_back(Conv("conv2", planes, planes, 3, stride));  // v1.5: the stride sits on the 3x3 convolution
+    c.push_back(Conv("conv2", planes, planes, 3, stride, dilation));  // v1.5: the stride sits on the 3x3 convolution
     c.push_back(Norm("bn2", planes));
     c.push_back(Conv("conv3", planes, out, 1, 1));
     c.push_back(Norm("bn3", out));
   } else {
-    c.push_back(Conv("conv1", in, planes, 3, stride));
+    c.push_back(Conv("conv1", in, planes, 3, stride, dilation));
     c.push_back(Norm("bn1", planes));
     c.push_back(Conv("conv2", planes, planes, 3, 1));
     c.push_back(Norm("bn2", planes));
@@ -83,10 +86,16 @@ ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes,
   return block;
 }
 
-ModuleDef Layer(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t blocks, uint32_t stride) {
+struct LayerPlan {
+  uint32_t planes, blocks, stride;
+  uint32_t first_dilation = 1, dilation = 1;  // of the first block and of the others
+};
+
+ModuleDef Layer(std::string name, bool bottleneck, uint32_t in, const LayerPlan& plan) {
   ModuleDef layer{.name = std::move(name), .kind = ModuleKind::kSequential, .in = in};
-  for (uint32_t b = 0; b < blocks; ++b) {
-    layer.children.push_back(Block(StrCat(b), bottleneck, in, planes, b == 0 ? stride : 1));
+  for (uint32_t b = 0; b < plan.blocks; ++b) {
+    layer.children.push_back(Block(StrCat(b), bottleneck, in, plan.planes, b == 0 ? plan.stride : 1,
+                                   b == 0 ? plan.first_dilation : plan.dilation));
     in = layer.children.back().out;
   }
   layer.out = in;
@@ -107,14 +116,16 @@ ModuleDef CifarResNet(const ModelSpec& spec, uint32_t depth) {
   root.children.push_back(Plain("relu", ModuleKind::kRelu, spec.width));
   uint32_t in = spec.width;
   for (uint32_t k = 0; k < 3; ++k) {
-    root.children.push_back(Layer(StrCat("layer", k + 1), false, in, spec.width << k, (depth - 2) / 6, k == 0 ? 1 : 2));
+    const LayerPlan plan{.planes = spec.width << k, .blocks = (depth - 2) / 6, .stride = k == 0 ? 1u : 2u};
+    root.children.push_back(Layer(StrCat("layer", k + 1), false, in, plan));
     in = root.children.back().out;
   }
   AppendHead(&root, in, spec.num_classes);
   return root;
 }
 
-ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
+// Stem and stages. `dilated`: layer3 and layer4 keep the size of layer2 (1/8 of the image's).
+ModuleDef ResNetBackbone(const ModelSpec& spec, const ResNetPlan& plan, bool dilated) {
   ModuleDef root{.kind = ModuleKind::kSequential, .in = spec.in_channels};
   root.children.push_back(Conv("conv1", spec.in_channels, spec.width, 7, 2));
   root.children.push_back(Norm("bn1", spec.width));
@@ -125,16 +136,48 @@ ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
   pool.padding = 1;
   root.children.push_back(std::move(pool));
   uint32_t in = spec.width;
+  uint32_t dilation = 1;
   for (uint32_t k = 0; k < 4; ++k) {
-    root.children.push_back(
-        Layer(StrCat("layer", k + 1), plan.bottleneck, in, spec.width << k, plan.blocks[k], k == 0 ? 1 : 2));
+    LayerPlan layer{.planes = spec.width << k, .blocks = plan.blocks[k], .stride = k == 0 ? 1u : 2u};
+    layer.first_dilation = dilation;
+    if (dilated && k >= 2) {
+      dilation *= layer.stride;
+      layer.stride = 1;
+    }
+    layer.dilation = dilation;
+    root.children.push_back(Layer(StrCat("layer", k + 1), plan.bottleneck, in, layer));
     in = root.children.back().out;
   }
-  AppendHead(&root, in, spec.num_classes);
+  root.out = in;
   return root;
 }
 
-// Which network a name means: a CIFAR depth, or one of kResNets.
+ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
+  ModuleDef root = ResNetBackbone(spec, plan, false);
+  AppendHead(&root, root.out, spec.num_classes);
+  return root;
+}
+
+ModuleDef Fcn(const ModelSpec& spec, const ResNetPlan& plan) {
+  ModuleDef root = ResNetBackbone(spec, plan, true);
+  const uint32_t features = root.out, inner = features / 4;
+  ModuleDef head{
+      .name = "classifier", .kind = ModuleKind::kSequential, .in = features, .out = spec.num_classes, .children = {}};
+  head.children.push_back(Conv("0", features, inner, 3, 1));
+  head.children.push_back(Norm("1", inner));
+  head.children.push_back(Plain("2", ModuleKind::kRelu, inner));
+  head.children.push_back(Conv("4", inner, spec.num_classes, 1, 1));  // 3 is torchvision's dropout
+  head.children.back().bias = true;
+  root.children.push_back(std::move(head));
+  ModuleDef upsample = Plain("upsample", ModuleKind::kUpsample, spec.num_classes);
+  upsample.out_height = spec.image_height;
+  upsample.out_width = spec.image_width;
+  root.children.push_back(std::move(upsample));
+  root.out = spec.num_classes;
+  return root;
+}
+
+// Which network a name means: a CIFAR depth, or one of kResNets, alone or in an FCN.
 std::optional<uint32_t> CifarDepth(std::string_view arch) {
   for (uint32_t depth : kCifarDepths) {
     if (arch == StrCat("cifar_resnet", depth)) return depth;
@@ -144,6 +187,12 @@ std::optional<uint32_t> CifarDepth(std::string_view arch) {
 const ResNetPlan* FindResNet(std::string_view arch) {
   for (const ResNetPlan& plan : kResNets) {
     if (arch == StrCat("resnet", plan.depth)) return &plan;
+  }
+  return nullptr;
+}
+const ResNetPlan* FindFcn(std::string_view arch) {
+  for (const ResNetPlan& plan : kResNets) {
+    if (plan.depth <= kDeepestFcn && arch == StrCat("fcn_resnet", plan.depth)) return &plan;
   }
   return nullptr;
 }
@@ -170,7 +219,8 @@ Status CheckStatistics(const ModelSpec& spec, std::string_view field, const std:
 }
 
 uint32_t OutputSize(uint32_t size, const ModuleDef& def) {
-  return (size + 2 * def.padding - def.kernel) / def.stride + 1;
+  const uint32_t reach = def.dilation * (def.kernel - 1) + 1;
+  return (size + 2 * def.padding - reach) / def.stride + 1;
 }
 
 // Walks in execution order and appends a tap for each module below and including `def`. Returns the output's shape.
@@ -194,6 +244,9 @@ TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShap
     case ModuleKind::kGlobalAvgPool:
       shape = {def.out, 1, 1};
       break;
+    case ModuleKind::kUpsample:
+      shape = {def.out, def.out_height, def.out_width};
+      break;
     case ModuleKind::kFlatten:
     case ModuleKind::kLinear:
       shape = {def.out};
@@ -215,6 +268,7 @@ void AppendState(const ModuleDef& def, const std::string& path, std::vector<Stat
   };
   if (def.kind == ModuleKind::kConv2d) {
     add("weight", {def.out, def.in, def.kernel, def.kernel});
+    if (def.bias) add("bias", {def.out});
   } else if (def.kind == ModuleKind::kBatchNorm2d) {
     add("weight", {def.out});
     add("bias", {def.out});
@@ -288,6 +342,8 @@ std::string_view Name(ModuleKind kind) {
       return "Flatten";
     case ModuleKind::kLinear:
       return "Linear";
+    case ModuleKind::kUpsample:
+      return "Upsample";
     case ModuleKind::kAdd:
       return "Add";
     case ModuleKind::kOpaque:
@@ -300,23 +356,28 @@ std::vector<std::string> Architecture::Names() {
   std::vector<std::string> names;
   for (uint32_t depth : kCifarDepths) names.push_back(StrCat("cifar_resnet", depth));
   for (const ResNetPlan& plan : kResNets) names.push_back(StrCat("resnet", plan.depth));
+  for (const ResNetPlan& plan : kResNets) {
+    if (plan.depth <= kDeepestFcn) names.push_back(StrCat("fcn_resnet", plan.depth));
+  }
   return names;
 }
 
 ModelSpec Architecture::WithDefaults(ModelSpec spec) {
-  const bool cifar = spec.arch.starts_with("cifar_");
+  const bool cifar = spec.arch.starts_with("cifar_"), fcn = spec.arch.starts_with("fcn_");
+  const uint32_t side = cifar ? 32 : fcn ? 520 : 224;
   if (spec.width == 0) spec.width = cifar ? 16 : 64;
-  if (spec.num_classes == 0) spec.num_classes = cifar ? 10 : 1000;
+  if (spec.num_classes == 0) spec.num_classes = cifar ? 10 : fcn ? 21 : 1000;
   if (spec.in_channels == 0) spec.in_channels = 3;
-  if (spec.image_height == 0) spec.image_height = cifar ? 32 : 224;
-  if (spec.image_width == 0) spec.image_width = cifar ? 32 : 224;
+  if (spec.image_height == 0) spec.image_height = side;
+  if (spec.image_width == 0) spec.image_width = side;
   return spec;
 }
 
 StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
   const std::optional<uint32_t> cifar_depth = CifarDepth(spec.arch);
   const ResNetPlan* resnet = FindResNet(spec.arch);
-  if (!cifar_depth && resnet == nullptr) {
+  const ResNetPlan* fcn = FindFcn(spec.arch);
+  if (!cifar_depth && resnet == nullptr && fcn == nullptr) {
     const std::vector<std::string> names = Names();
     return absl::InvalidArgumentError(StrCat("unknown architecture '", spec.arch, "'", DidYouMean(spec.arch, names),
                                              " (known: ", absl::StrJoin(names, ", "), ")"));
@@ -325,13 +386,16 @@ StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
   arch.spec_ = spec;
   if (spec.width == 0) arch.spec_.width = cifar_depth ? 16 : 64;
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "width", arch.spec_.width, 1, kMaxChannels));
-  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "num_classes", spec.num_classes, 1, kMaxClasses));
+  DISTILL_RETURN_IF_ERROR(
+      CheckRange(spec, "num_classes", spec.num_classes, 1, fcn == nullptr ? kMaxClasses : kMaxDenseClasses));
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "in_channels", spec.in_channels, 1, kMaxChannels));
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image height in pixels", spec.image_height, kMinImage, kMaxImage));
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image width in pixels", spec.image_width, kMinImage, kMaxImage));
   DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "mean", spec.mean, false));
   DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "std", spec.std, true));
-  arch.root_ = cifar_depth ? CifarResNet(arch.spec_, *cifar_depth) : ResNet(arch.spec_, *resnet);
+  arch.root_ = cifar_depth      ? CifarResNet(arch.spec_, *cifar_depth)
+               : fcn != nullptr ? Fcn(arch.spec_, *fcn)
+                                : ResNet(arch.spec_, *resnet);
   for (const ModuleDef& child : arch.root_.children) {
     if (child.name.starts_with("layer")) arch.stages_.push_back(child.name);
   }

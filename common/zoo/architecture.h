@@ -2,8 +2,9 @@
 //
 // The torch module is built from this tree (common/zoo/zoo_net.h), and the coordinator, which links no torch, validates
 // taps, module globs and shapes against it. Parameter names of the built module are the dotted paths of the tree: for
-// `resnet*` those of torchvision.models, for `cifar_resnet*` those of the CIFAR ResNets of the distillation papers
-// (RepDistiller, mdistiller: conv1, bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
+// `resnet*` those of torchvision.models, for `fcn_resnet*` those of torchvision.models.segmentation without the prefix
+// `backbone.`, for `cifar_resnet*` those of the CIFAR ResNets of the distillation papers (RepDistiller, mdistiller:
+// conv1, bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
 //
 // Architectures:
 //   cifar_resnet8|14|20|32|44|56|110   3x3 stem of `width` (default 16) channels, three stages of width, 2*width and
@@ -11,12 +12,23 @@
 //                                      [He et al. 2016, section 4.2]
 //   resnet18|34|50|101|152             7x7/2 stem, 3x3/2 max pool, four stages from `width` (default 64); layout of
 //                                      torchvision's v1.5
+//   fcn_resnet18|34|50|101             one answer per pixel, for semantic segmentation: the ResNet with dilated
+//                                      convolutions instead of the strides of layer3 and layer4, so that maps keep 1/8
+//                                      of the image's size; then `classifier` (Sequential: 0 conv 3x3 from C to C/4
+//                                      channels, 1 batch norm, 2 ReLU, 4 conv 1x1 to the classes, with bias) and
+//                                      `upsample` (bilinear, corners not aligned) to the image's size
+//                                      [Long et al. 2015, arXiv:1411.4038, as torchvision's fcn_resnet50 and 101]
+//
+// How fcn_resnet* differ from torchvision's: there is no Dropout(0.1), which has the index 3 there, and no auxiliary
+// classifier. 18 and 34, which torchvision does not offer, dilate the first convolution of a BasicBlock and leave the
+// second one dense, as mmsegmentation does. The first block of a dilated stage has the dilation of the stage before (1
+// in layer3, 2 in layer4), its other blocks twice that, as in torchvision.
 //
 // Taps: every dotted path can be tapped; the value is the module's output. The path of a residual block ("layer1.0") is
 // its output after the last ReLU; the pseudo-module `add` ("layer1.0.add"), which torchvision does not have, is the sum
 // before that ReLU. A block's own `relu`, which torchvision calls two or three times per forward, is no tap: "which
-// call" would have no answer. At top level `relu`, `maxpool`, `avgpool`, the pseudo-module `flatten` and `fc` are taps
-// like any other.
+// call" would have no answer. At top level `relu`, `maxpool`, `avgpool`, the pseudo-modules `flatten` and `upsample`,
+// and `fc` are taps like any other. `classifier` is an FCN's logits at 1/8 of the image's size.
 //
 // Immutable after creation; any thread may read.
 #ifndef DISTILL_COMMON_ZOO_ARCHITECTURE_H_
@@ -36,13 +48,14 @@ enum class ModuleKind {
   kSequential,  // children one after another
   kBasicBlock,  // children conv1 bn1 conv2 bn2 [downsample] add; ReLU after bn1 and after add
   kBottleneck,  // children conv1 bn1 conv2 bn2 conv3 bn3 [downsample] add; ReLU after bn1, bn2 and add
-  kConv2d,      // square kernel, zero padding, no bias
+  kConv2d,      // square kernel, zero padding
   kBatchNorm2d,
   kRelu,
   kMaxPool2d,
   kGlobalAvgPool,  // [N,C,H,W] -> [N,C,1,1]
   kFlatten,        // [N,C,1,1] -> [N,C]
   kLinear,         // with bias
+  kUpsample,       // [N,C,h,w] -> [N,C,out_height,out_width]; bilinear, corners not aligned
   kAdd,            // inside blocks: body + shortcut, before the ReLU
   kOpaque,         // output of a TorchScript archive: what made it is not known
 };
@@ -52,12 +65,16 @@ struct ModuleDef {
   std::string name;  // last part of the dotted path; "" for the root
   ModuleKind kind = ModuleKind::kSequential;
   uint32_t in = 0, out = 0;  // channels or features
-  uint32_t kernel = 1, stride = 1, padding = 0;
+  uint32_t kernel = 1, stride = 1, padding = 0, dilation = 1;
+  bool bias = false;                       // of a kConv2d
+  uint32_t out_height = 0, out_width = 0;  // of a kUpsample, in pixels
   std::vector<ModuleDef> children;
 };
 
 // [C, H, W], or [K] after flatten.
 using TapShape = std::vector<uint32_t>;
+// Whether a network whose output has this shape gives one answer per pixel, [K, H, W], rather than one per image, [K].
+inline bool IsDense(const TapShape& output) { return output.size() == 3; }
 
 struct TapInfo {
   std::string path;  // dotted
@@ -78,12 +95,13 @@ class Architecture {
  public:
   // Builds the tree for spec.arch. kInvalidArgument: unknown name (with the nearest), zero classes or channels, sizes
   // outside these limits: image 8 to 8192 pixels a side, width at most 4096, channels at most 4096, classes at most
-  // 1,000,000; mean or std that are neither empty nor one finite number (std > 0) per channel.
+  // 1,000,000, of a dense network at most 255 (255 marks pixels without a label); mean or std that are neither empty
+  // nor one finite number (std > 0) per channel.
   static StatusOr<Architecture> Create(const ModelSpec& spec);
   // All zoo names, ascending by family and depth.
   static std::vector<std::string> Names();
   // `spec` with the family's usual sizes where it has 0: cifar_resnet 10 classes, 3 x 32 x 32; resnet 1000 classes, 3 x
-  // 224 x 224.
+  // 224 x 224; fcn_resnet 21 classes (those of Pascal VOC), 3 x 520 x 520.
   static ModelSpec WithDefaults(ModelSpec spec);
 
   const ModelSpec& spec() const { return spec_; }  // with defaults (width) filled in
@@ -92,12 +110,14 @@ class Architecture {
   // first.
   const std::vector<std::string>& stages() const { return stages_; }
   // Modules of stage k (0-based), stem included in stage 0: {"conv1", "bn1", "layer1"}; and those after the last stage:
-  // {"fc"}.
+  // {"fc"} or {"classifier"}.
   std::vector<std::string> StageModules(size_t k) const;
   std::vector<std::string> HeadModules() const;
 
   // All taps in execution order, with shapes for spec().image_height/width.
   const std::vector<TapInfo>& taps() const { return taps_; }
+  // True when the output is [K, H, W], one answer per pixel of the image; false when it is [K].
+  bool dense() const { return IsDense(output_.shape); }
   // Null when there is no such path. "" finds the output, which is not in taps().
   const TapInfo* FindTap(std::string_view path) const;
   // Top-level-first module paths that own parameters, for globs: "conv1", "layer1", "layer1.0", "layer1.0.conv1", ...

@@ -38,6 +38,7 @@ torch::jit::Module BuildModule(const ModuleDef& def, const std::string& path, co
   };
   if (def.kind == ModuleKind::kConv2d) {
     module.register_parameter("weight", copy("weight"), false);
+    if (def.bias) module.register_parameter("bias", copy("bias"), false);
   } else if (def.kind == ModuleKind::kBatchNorm2d) {
     for (const char* name : {"weight", "bias"}) module.register_parameter(name, copy(name), false);
     for (const char* name : {"running_mean", "running_var", "num_batches_tracked"})
@@ -57,8 +58,9 @@ class SourceWriter {
   explicit SourceWriter(const std::vector<std::string>& taps) : taps_(taps) {}
 
   // The whole method.
-  std::string Forward(const ModuleDef& root) {
+  std::string Forward(const ModuleDef& root, bool dense) {
     body_.clear();
+    if (dense) Line("size", "[torch.size(x, 2), torch.size(x, 3)]");  // the image's, for `upsample`
     Emit(root, "", "self", "x");
     if (taps_.empty()) return StrCat("def forward(self, x: Tensor) -> Tensor:\n", body_, "    return x\n");
     return StrCat("def forward(self, x: Tensor) -> Dict[str, Tensor]:\n    taps: Dict[str, Tensor] = {}\n", body_,
@@ -101,8 +103,8 @@ class SourceWriter {
         }
         break;
       case ModuleKind::kConv2d:
-        Line(v, StrCat("torch.conv2d(", v, ", ", self, ".weight, None, ", Pair(def.stride), ", ", Pair(def.padding),
-                       ", [1, 1], 1)"));
+        Line(v, StrCat("torch.conv2d(", v, ", ", self, ".weight, ", def.bias ? StrCat(self, ".bias") : "None", ", ",
+                       Pair(def.stride), ", ", Pair(def.padding), ", ", Pair(def.dilation), ", 1)"));
         break;
       case ModuleKind::kBatchNorm2d:
         Line(v, StrCat("torch.batch_norm(", v, ", ", self, ".weight, ", self, ".bias, ", self, ".running_mean, ", self,
@@ -123,6 +125,9 @@ class SourceWriter {
         break;
       case ModuleKind::kLinear:
         Line(v, StrCat("torch.linear(", v, ", ", self, ".weight, ", self, ".bias)"));
+        break;
+      case ModuleKind::kUpsample:
+        Line(v, StrCat("torch.upsample_bilinear2d(", v, ", size, False)"));
         break;
       case ModuleKind::kAdd:
       case ModuleKind::kOpaque:
@@ -151,7 +156,7 @@ Status SaveTorchScript(const ZooNet& net, const std::string& path, const std::ve
     for (const auto& item : net.named_parameters()) state.emplace(item.key(), item.value());
     for (const auto& item : net.named_buffers()) state.emplace(item.key(), item.value());
     torch::jit::Module module = BuildModule(arch.root(), "", state, std::make_shared<torch::jit::CompilationUnit>());
-    module.define(SourceWriter(taps).Forward(arch.root()));
+    module.define(SourceWriter(taps).Forward(arch.root(), arch.dense()));
     std::ostringstream out;
     module.save(out);
     archive = std::move(out).str();

@@ -89,6 +89,7 @@ class LoadedNet : public TorchScriptNet {
         const std::string& name = item.key().toStringRef();
         outputs[name == "output" ? "" : name] = item.value().toTensor();
       }
+      if (const auto out = outputs.find("out"); out != outputs.end()) outputs.emplace("", out->second);
       return outputs;
     }
     return NotATensor();

@@ -1,5 +1,7 @@
 // A frozen teacher from a TorchScript archive: forward(x) returns a tensor (the output) or a Dict[str, Tensor] of taps,
-// in which the key "output", when present, is the network's output.
+// in which the key "output", when present, is the network's output; where there is none, the key "out", which is what
+// torchvision's segmentation networks call it, is a tap of that name and the output too. The output is [N, K], or
+// [N, K, H, W] of a network that answers per pixel.
 //
 // A TorchScript archive is a program: only load archives from a folder that the operator owns. torch does not harden
 // the loader against hostile files.

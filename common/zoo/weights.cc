@@ -76,9 +76,11 @@ Status LoadWeights(const SafetensorsFile& file, ZooNet* net) {
   shapes.Describe("of another shape", &problems);
   dtypes.Describe("of another dtype", &problems);
   if (!problems.empty()) {
-    return absl::FailedPreconditionError(StrCat("weights do not fit ", net->architecture().spec().arch, " with ",
-                                                entries.size(), " entries: ", problems,
-                                                "; check arch, width, classes and channels of the model"));
+    const bool prefixed = unexpected.first.starts_with("backbone.") || unexpected.first.starts_with("aux_classifier.");
+    return absl::FailedPreconditionError(StrCat(
+        "weights do not fit ", net->architecture().spec().arch, " with ", entries.size(), " entries: ", problems,
+        prefixed ? "; take the prefix 'backbone.' from the names of torchvision's file and leave out its aux_classifier"
+                 : "; check arch, width, classes and channels of the model"));
   }
 
   const torch::NoGradGuard no_grad;

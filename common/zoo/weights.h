@@ -21,10 +21,10 @@ Status LoadWeights(const SafetensorsFile& file, ZooNet* net);
 // (model_metadata.h).
 SafetensorsFile SaveWeights(const ZooNet& net);
 
-// A TorchScript archive of the net in eval mode: forward(x: float (N,C,H,W), normalised) -> (N,K), or, with taps, a
-// Dict[str, Tensor] of the output ("output") and the taps. Loads in plain Python (torch.jit.load); its state_dict has
-// the net's names, and the archive's parameters need no gradient. Written atomically, with WriteFileAtomically's
-// errors. kInvalidArgument: unknown tap.
+// A TorchScript archive of the net in eval mode: forward(x: float (N,C,H,W), normalised) -> (N,K), of a dense net
+// (N,K,H,W) for images of any size, or, with taps, a Dict[str, Tensor] of the output ("output") and the taps. Loads in
+// plain Python (torch.jit.load); its state_dict has the net's names, and the archive's parameters need no gradient.
+// Written atomically, with WriteFileAtomically's errors. kInvalidArgument: unknown tap.
 Status SaveTorchScript(const ZooNet& net, const std::string& path, const std::vector<std::string>& taps = {});
 
 }  // namespace distill

@@ -30,8 +30,11 @@ std::shared_ptr<torch::nn::Module> MakeModule(const ModuleDef& def) {
     case ModuleKind::kBottleneck:
       return std::make_shared<Container>();
     case ModuleKind::kConv2d:
-      return nn::Conv2d(
-                 nn::Conv2dOptions(def.in, def.out, def.kernel).stride(def.stride).padding(def.padding).bias(false))
+      return nn::Conv2d(nn::Conv2dOptions(def.in, def.out, def.kernel)
+                            .stride(def.stride)
+                            .padding(def.padding)
+                            .dilation(def.dilation)
+                            .bias(def.bias))
           .ptr();
     case ModuleKind::kBatchNorm2d:
       return nn::BatchNorm2d(nn::BatchNorm2dOptions(def.out)).ptr();
@@ -131,6 +134,8 @@ struct ZooNet::Run {
         return torch::flatten(x, 1);
       case ModuleKind::kLinear:
         return static_cast<torch::nn::LinearImpl&>(*node.module).forward(x);
+      case ModuleKind::kUpsample:
+        return torch::upsample_bilinear2d(x, {def.out_height, def.out_width}, /*align_corners=*/false);
       case ModuleKind::kAdd:
       case ModuleKind::kOpaque:
         break;  // add is done in Block(); the zoo has nothing opaque
@@ -262,7 +267,11 @@ void ZooNet::InitWeights(uint64_t seed) {
     parameter.copy_(torch::empty(parameter.sizes()).uniform_(-bound, bound, generator));
   };
   for (const auto& module : modules(/*include_self=*/false)) {
-    if (auto* conv = module->as<torch::nn::Conv2d>()) {
+    if (auto* conv = module->as<torch::nn::Conv2d>(); conv != nullptr && conv->bias.defined()) {
+      const double bound = 1.0 / std::sqrt(static_cast<double>(conv->weight[0].numel()));
+      uniform(conv->weight, bound);
+      uniform(conv->bias, bound);
+    } else if (conv != nullptr) {
       const double fan_out = static_cast<double>(conv->weight.size(0) * conv->weight.size(2) * conv->weight.size(3));
       normal(conv->weight, std::sqrt(2.0 / fan_out));
     } else if (auto* norm = module->as<torch::nn::BatchNorm2d>()) {

@@ -24,9 +24,9 @@ class ZooNet : public torch::nn::Module {
 
   // x: floating point (N, C, H, W), of the weights' dtype and device, normalised, any memory format; C, H, W as in the
   // spec. Returns one tensor per tap, in the order asked for (a tap may be asked for twice); "" is the network's output
-  // (N, K). Runs only until the last of them is known, and later modules' statistics stay as they are. Tapped values
-  // are never overwritten by later layers. kInvalidArgument: unknown tap, no tap, wrong input shape or dtype.
-  // kResourceExhausted: out of memory. kInternal: torch failed.
+  // (N, K), of a dense network (N, K, H, W). Runs only until the last of them is known, and later modules' statistics
+  // stay as they are. Tapped values are never overwritten by later layers. kInvalidArgument: unknown tap, no tap, wrong
+  // input shape or dtype. kResourceExhausted: out of memory. kInternal: torch failed.
   StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps);
 
   // The same, from the output of the top-level module `start` on, for which `value` (its shape, for N images) is taken;
@@ -35,8 +35,10 @@ class ZooNet : public torch::nn::Module {
   StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
                                                     const std::vector<std::string>& taps);
 
-  // Convolutions: Kaiming normal (fan out, ReLU); batch norm: weight 1, bias 0; linear: torch's default uniform.
-  // Depends on the seed alone, not on the global generator.
+  // Convolutions: Kaiming normal (fan out, ReLU); batch norm: weight 1, bias 0; linear, and the convolution with a bias
+  // that gives an FCN's logits: torch's default, weight and bias uniform in +-1/sqrt(fan in). (Kaiming's fan out would
+  // start logits of few classes at a standard deviation of several units.) Depends on the seed alone, not on the global
+  // generator.
   void InitWeights(uint64_t seed);
 
   // Modules by dotted path, "" for the net itself. Null when unknown, and for those without parameters (relu, pools,

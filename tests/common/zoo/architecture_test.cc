@@ -38,11 +38,15 @@ TEST(ArchitectureTest, ParameterCountsAreThePublishedOnes) {
   EXPECT_EQ(Make(Spec("resnet152", 1000, 3, 224)).ParameterCount(), 60192808u);
   EXPECT_EQ(Make(Spec("cifar_resnet20", 100)).ParameterCount(), 278324u);
   EXPECT_EQ(Make(Spec("cifar_resnet20", 10)).ParameterCount(), 272474u);
+  // torchvision counts the auxiliary classifier too: 3x3 and 1x1 convolutions and a batch norm on layer3.
+  const uint64_t auxiliary = 1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21;
+  EXPECT_EQ(Make(Spec("fcn_resnet50", 21)).ParameterCount() + auxiliary, 35322218u);
+  EXPECT_EQ(Make(Spec("fcn_resnet101", 21)).ParameterCount() + auxiliary, 54314346u);
 }
 
 // torchvision's names, spelt out by its rule: per block conv1 bn1 conv2 bn2 [conv3 bn3], then the shortcut of the first
-// block.
-std::vector<std::string> TorchvisionNames(const std::vector<int>& blocks, bool bottleneck) {
+// block; then the head, of an FCN with the index 3 for its dropout.
+std::vector<std::string> TorchvisionNames(const std::vector<int>& blocks, bool bottleneck, bool fcn = false) {
   std::vector<std::string> names;
   const auto conv = [&](const std::string& path) { names.push_back(path + ".weight"); };
   const auto norm = [&](const std::string& path) {
@@ -65,8 +69,13 @@ std::vector<std::string> TorchvisionNames(const std::vector<int>& blocks, bool b
       }
     }
   }
-  names.push_back("fc.weight");
-  names.push_back("fc.bias");
+  if (fcn) {
+    conv("classifier.0");
+    norm("classifier.1");
+  }
+  const std::string last = fcn ? "classifier.4" : "fc";
+  names.push_back(last + ".weight");
+  names.push_back(last + ".bias");
   return names;
 }
 
@@ -79,6 +88,8 @@ TEST(ArchitectureTest, StateNamesAreTorchvisions) {
   EXPECT_EQ(names(Make(Spec("resnet18", 1000, 3, 224))), TorchvisionNames({2, 2, 2, 2}, false));
   EXPECT_EQ(names(Make(Spec("resnet50", 1000, 3, 224))), TorchvisionNames({3, 4, 6, 3}, true));
   EXPECT_EQ(names(Make(Spec("cifar_resnet8"))), TorchvisionNames({1, 1, 1}, false));
+  EXPECT_EQ(names(Make(Spec("fcn_resnet18"))), TorchvisionNames({2, 2, 2, 2}, false, true));
+  EXPECT_EQ(names(Make(Spec("fcn_resnet50"))), TorchvisionNames({3, 4, 6, 3}, true, true));
 }
 
 TEST(ArchitectureTest, StateEntriesHaveShapesAndKinds) {
@@ -130,6 +141,57 @@ TEST(ArchitectureTest, OddSizesRoundAsConvolutionsDo) {
   EXPECT_THAT(arch.FindTap("layer4")->shape, ElementsAre(2048, 2, 2));
 }
 
+TEST(ArchitectureTest, AnFcnAnswersPerPixelAndItsMapsKeepAnEighth) {
+  ModelSpec spec = Spec("fcn_resnet18", 11, 3, 90);
+  spec.image_width = 120;
+  const Architecture arch = Make(spec);
+  EXPECT_TRUE(arch.dense());
+  EXPECT_FALSE(Make(Spec("resnet18")).dense());
+  std::vector<std::string> top;
+  for (const ModuleDef& child : arch.root().children) top.push_back(child.name);
+  EXPECT_THAT(top, ElementsAre("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "classifier",
+                               "upsample"));
+  EXPECT_THAT(arch.FindTap("layer1")->shape, ElementsAre(64, 23, 30));
+  EXPECT_THAT(arch.FindTap("layer2")->shape, ElementsAre(128, 12, 15));
+  EXPECT_THAT(arch.FindTap("layer3")->shape, ElementsAre(256, 12, 15));
+  EXPECT_THAT(arch.FindTap("layer4")->shape, ElementsAre(512, 12, 15));
+  EXPECT_THAT(arch.FindTap("classifier.0")->shape, ElementsAre(128, 12, 15));
+  EXPECT_THAT(arch.FindTap("classifier")->shape, ElementsAre(11, 12, 15));
+  EXPECT_THAT(arch.FindTap("upsample")->shape, ElementsAre(11, 90, 120));
+  EXPECT_THAT(arch.FindTap("")->shape, ElementsAre(11, 90, 120));
+  EXPECT_EQ(arch.FindTap("classifier.3"), nullptr) << "torchvision's dropout";
+  EXPECT_EQ(arch.taps().back().path, "upsample");
+  EXPECT_THAT(arch.stages(), ElementsAre("layer1", "layer2", "layer3", "layer4"));
+  EXPECT_THAT(arch.HeadModules(), ElementsAre("classifier"));
+  EXPECT_TRUE(arch.CanStartAfter("layer4"));
+  EXPECT_EQ(*ExpandModuleGlobs(arch, {"classifier.*"}),
+            (std::vector<std::string>{"classifier.0", "classifier.1", "classifier.4"}));
+}
+
+// Of the convolution that would have the stage's stride; all others are dense.
+TEST(ArchitectureTest, AnFcnsFirstBlocksHaveTheDilationOfTheStageBefore) {
+  for (const auto& [name, convolution] : {std::pair("fcn_resnet50", "conv2"), std::pair("fcn_resnet18", "conv1")}) {
+    std::map<std::string, std::vector<uint32_t>> dilations;
+    const Architecture arch = Make(Spec(name));
+    for (const ModuleDef& stage : arch.root().children) {
+      for (const ModuleDef& block : stage.children) {
+        for (const ModuleDef& part : block.children) {
+          if (part.kind != ModuleKind::kConv2d) continue;
+          if (part.name == convolution) {
+            dilations[stage.name].push_back(part.dilation);
+          } else {
+            EXPECT_EQ(part.dilation, 1u) << name << " " << stage.name << " " << part.name;
+          }
+        }
+      }
+    }
+    const bool deep = std::string_view(name) == "fcn_resnet50";
+    EXPECT_EQ(dilations["layer2"], std::vector<uint32_t>(deep ? 4 : 2, 1)) << name;
+    EXPECT_EQ(dilations["layer3"], (deep ? std::vector<uint32_t>{1, 2, 2, 2, 2, 2} : std::vector<uint32_t>{1, 2}));
+    EXPECT_EQ(dilations["layer4"], (deep ? std::vector<uint32_t>{2, 4, 4} : std::vector<uint32_t>{2, 4})) << name;
+  }
+}
+
 TEST(ArchitectureTest, StagesAndHead) {
   const Architecture cifar = Make(Spec("cifar_resnet20"));
   EXPECT_THAT(cifar.stages(), ElementsAre("layer1", "layer2", "layer3"));
@@ -157,6 +219,9 @@ TEST(ArchitectureTest, DefaultsAreTheFamilys) {
   const ModelSpec resnet = Architecture::WithDefaults({.arch = "resnet18", .num_classes = 5});
   EXPECT_EQ(resnet.num_classes, 5u);
   EXPECT_EQ(Make(resnet).FindTap("layer4")->shape, (TapShape{512, 7, 7}));
+  const ModelSpec fcn = Architecture::WithDefaults({.arch = "fcn_resnet50"});
+  EXPECT_EQ(Make(fcn).FindTap("")->shape, (TapShape{21, 520, 520}));
+  EXPECT_EQ(Make(fcn).FindTap("classifier")->shape, (TapShape{21, 65, 65}));
 }
 
 TEST(ArchitectureTest, EveryNameCanBeBuilt) {
@@ -172,6 +237,8 @@ TEST(ArchitectureTest, RefusalsNameValueAndRemedy) {
   EXPECT_THAT(Refusal(Spec("cifar_resnet8", 10, 3, 7)),
               HasSubstr("image height in pixels is 7, must be from 8 to 8192"));
   EXPECT_THAT(Refusal(Spec("cifar_resnet8", 4000000000u)), HasSubstr("num_classes is 4000000000"));
+  EXPECT_THAT(Refusal(Spec("fcn_resnet18", 256)), HasSubstr("num_classes is 256, must be from 1 to 255"));
+  EXPECT_THAT(Refusal(Spec("fcn_resnet152")), HasSubstr("did you mean 'fcn_resnet1"));
   ModelSpec spec = Spec("cifar_resnet8");
   spec.mean = {0.5f};
   EXPECT_THAT(Refusal(spec), HasSubstr("mean has 1 values for 3 input channels"));

@@ -1,6 +1,7 @@
 """The Python side of python_test.cc.
 
-  write FOLDER   random torchvision networks: NAME.safetensors, NAME.values.safetensors (x, layer2, logits)
+  write FOLDER   random torchvision networks: NAME.safetensors, NAME.values.safetensors (x, layer2, logits); of the
+                 segmentation network fcn_resnet50 also NAME.scripted.pt, as torch.jit.script makes it
   read FOLDER    what the C++ side wrote: weights load strictly into torchvision's modules, archives load, values agree
 """
 import sys
@@ -12,7 +13,10 @@ try:
 except ImportError:
     sys.exit(77)  # python_test.cc skips
 from torch import nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import BasicBlock, ResNet, conv3x3
+from torchvision.models.segmentation import fcn_resnet50, fcn_resnet101
+from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 torch.set_num_threads(2)
 
@@ -43,33 +47,89 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class DilatedBasicBlock(BasicBlock):
+    """torchvision's block with a dilated first convolution, as mmsegmentation's."""
+
+    def __init__(self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
+                 norm_layer=None):
+        super().__init__(inplanes, planes, stride, downsample, groups, base_width, 1, norm_layer)
+        self.conv1 = conv3x3(inplanes, planes, stride, dilation=dilation)
+
+
+class Fcn:
+    """A segmentation network of torchvision: names without `backbone.`, logits instead of a dictionary."""
+
+    def __init__(self, net):
+        self.net = net
+        self.layer2 = net.backbone.layer2
+        self.names = {name.removeprefix("backbone."): name for name in net.state_dict()}
+
+    def state_dict(self):
+        state = self.net.state_dict()
+        return {flat: state[name] for flat, name in self.names.items()}
+
+    def load_state_dict(self, state, strict):
+        self.net.load_state_dict({self.names.get(flat, flat): value for flat, value in state.items()}, strict=strict)
+
+    def train(self):
+        self.net.train()
+        return self
+
+    def eval(self):
+        self.net.eval()
+        return self
+
+    def __call__(self, x):
+        return self.net(x)["out"]
+
+
+def make_fcn_resnet18():
+    backbone = ResNet(DilatedBasicBlock, [2, 2, 2, 2], replace_stride_with_dilation=[False, True, True])
+    return Fcn(FCN(IntermediateLayerGetter(backbone, {"layer4": "out"}), FCNHead(512, 7)))
+
+
+def make_fcn(make):
+    return Fcn(make(weights=None, weights_backbone=None, num_classes=7, aux_loss=None))
+
+
 NETS = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
     "resnet50": lambda: torchvision.models.resnet50(num_classes=7),
     "cifar_resnet20": lambda: CifarResNet(20, 16, 7),
+    "fcn_resnet18": make_fcn_resnet18,
+    "fcn_resnet50": lambda: make_fcn(fcn_resnet50),
+    "fcn_resnet101": lambda: make_fcn(fcn_resnet101),
 }
+ONE_WAY = "fcn_resnet101"  # differs from 50 in its number of blocks; read() has enough with one
 
 
 def run(net, x):
     kept = {}
-    net.layer2.register_forward_hook(lambda m, i, o: kept.update(layer2=o.detach().clone()))
+    hook = net.layer2.register_forward_hook(lambda m, i, o: kept.update(layer2=o.detach().clone()))
     with torch.no_grad():
         kept["logits"] = net.eval()(x)
+    hook.remove()
     return kept
 
 
 def write(folder):
     torch.manual_seed(0)
     for name, make in NETS.items():
-        net, x = make().train(), torch.randn(2, 3, 40, 48)
+        # An FCN rounds sizes five times.
+        height, width = (37, 53) if name.startswith("fcn") else (40, 48)
+        net, x = make().train(), torch.randn(2, 3, height, width)
         with torch.no_grad():
-            net(torch.randn(8, 3, 40, 48))  # statistics away from their start
+            net(torch.randn(8, 3, height, width))  # statistics away from their start
         save_file(net.state_dict(), f"{folder}/{name}.safetensors", metadata={"format": "pt"})
         save_file({"x": x, **run(net, x)}, f"{folder}/{name}.values.safetensors")
+        if name == "fcn_resnet50":
+            torch.jit.script(net.net).save(f"{folder}/{name}.scripted.pt")
 
 
 def read(folder):
     for name, make in NETS.items():
+        if name == ONE_WAY:
+            continue
         values = load_file(f"{folder}/{name}.values.safetensors")
         x = values.pop("x")
         net = make()

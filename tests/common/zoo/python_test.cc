@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "common/str_cat.h"
+#include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
 
 namespace distill {
@@ -19,7 +20,8 @@ class PythonTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (!fs::exists(DISTILL_TEST_PYTHON)) {
-      GTEST_SKIP() << "needs " DISTILL_TEST_PYTHON " with torch, torchvision and safetensors (scripts/setup.sh makes it)";
+      GTEST_SKIP() << "needs " DISTILL_TEST_PYTHON
+                      " with torch, torchvision and safetensors (scripts/setup.sh makes it)";
     }
     command_ = StrCat("'", DISTILL_TEST_PYTHON, "' '", DISTILL_TEST_ZOO_SCRIPT, "'");
     folder_ = fs::path(::testing::TempDir()) / StrCat("zoo_python_test_", ::getpid());
@@ -35,15 +37,19 @@ class PythonTest : public ::testing::Test {
   }
   std::string Path(const std::string& name) const { return (folder_ / name).string(); }
 
-  const ModelSpec specs_[3] = {
-      {.arch = "resnet18", .width = 64, .num_classes = 7, .in_channels = 3, .image_height = 40, .image_width = 48},
-      {.arch = "resnet50", .width = 64, .num_classes = 7, .in_channels = 3, .image_height = 40, .image_width = 48},
-      {.arch = "cifar_resnet20",
-       .width = 16,
-       .num_classes = 7,
-       .in_channels = 3,
-       .image_height = 40,
-       .image_width = 48}};
+  static ModelSpec Spec(std::string arch, uint32_t width, uint32_t image_height, uint32_t image_width) {
+    return {.arch = std::move(arch),
+            .width = width,
+            .num_classes = 7,
+            .in_channels = 3,
+            .image_height = image_height,
+            .image_width = image_width};
+  }
+  // Both ways; and one more, from torchvision only.
+  const std::vector<ModelSpec> specs_ = {Spec("resnet18", 64, 40, 48), Spec("resnet50", 64, 40, 48),
+                                         Spec("cifar_resnet20", 16, 40, 48), Spec("fcn_resnet18", 64, 37, 53),
+                                         Spec("fcn_resnet50", 64, 37, 53)};
+  const ModelSpec one_way_ = Spec("fcn_resnet101", 64, 37, 53);
   std::string command_;
   fs::path folder_;
 };
@@ -63,7 +69,9 @@ TEST_F(PythonTest, TorchvisionsWeightsLoadAndGiveItsLogits) {
   const int exit_code = RunScript("write");
   if (exit_code == kLacksPackages) GTEST_SKIP() << "Python lacks torchvision or safetensors";
   ASSERT_EQ(exit_code, 0) << "the script says above why";
-  for (const ModelSpec& spec : specs_) {
+  std::vector<ModelSpec> specs = specs_;
+  specs.push_back(one_way_);
+  for (const ModelSpec& spec : specs) {
     const auto weights = ReadSafetensors(Path(spec.arch + ".safetensors"));
     ASSERT_TRUE(weights.ok()) << weights.status();
     const auto net = *ZooNet::Create(spec);
@@ -80,13 +88,21 @@ TEST_F(PythonTest, TorchvisionsWeightsLoadAndGiveItsLogits) {
           << spec.arch << " " << name << ": largest difference " << (value - expected).abs().max().item<float>();
     }
   }
+  // torchvision's own module, scripted: its forward returns {"out": logits}.
+  const auto values = ReadSafetensors(Path("fcn_resnet50.values.safetensors"));
+  const auto scripted = TorchScriptNet::Load(Path("fcn_resnet50.scripted.pt"), specs_.back());
+  ASSERT_TRUE(scripted.ok()) << scripted.status();
+  const auto got = (*scripted)->Forward(AsTensor(values->tensors.at("x")), {""});
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_TRUE(torch::allclose((*got)[0], AsTensor(values->tensors.at("logits")), 1e-4, 1e-4));
 }
 
 TEST_F(PythonTest, PythonLoadsOurWeightsAndArchives) {
   for (const ModelSpec& spec : specs_) {
     const auto net = *ZooNet::Create(spec);
     net->InitWeights(7);
-    const torch::Tensor x = torch::linspace(-2, 2, 2 * 3 * 40 * 48).view({2, 3, 40, 48});
+    const auto height = static_cast<int64_t>(spec.image_height), width = static_cast<int64_t>(spec.image_width);
+    const torch::Tensor x = torch::linspace(-2, 2, 2 * 3 * height * width).view({2, 3, height, width});
     net->train();
     ASSERT_TRUE(net->Forward(x, {""}).ok());
     net->eval();

@@ -90,6 +90,53 @@ TEST_F(TorchScriptTest, ArchiveWithTapsReturnsThemByName) {
               HasSubstr("no tap 'layer3'; did you mean"));
 }
 
+TEST_F(TorchScriptTest, AnFcnsArchiveAnswersPerPixelForImagesOfAnySize) {
+  ModelSpec spec = spec_;
+  spec.arch = "fcn_resnet18";
+  const auto net = Net(spec);
+  ASSERT_TRUE(SaveTorchScript(*net, Path("net.pt")).ok());
+  ASSERT_TRUE(SaveTorchScript(*net, Path("taps.pt"), {"classifier", "layer4"}).ok());
+  const auto loaded = TorchScriptNet::Load(Path("net.pt"), spec);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  ASSERT_EQ((*loaded)->taps().size(), 1u);
+  EXPECT_THAT((*loaded)->taps()[0].shape, ElementsAre(7, 32, 32));
+  EXPECT_TRUE(IsDense((*loaded)->taps()[0].shape));
+  EXPECT_EQ((*loaded)->ParameterCount(), net->architecture().ParameterCount());
+  const auto expected = *net->Forward(Input(), {"", "classifier", "layer4"});
+  EXPECT_TRUE(torch::equal((*(*loaded)->Forward(Input(), {""}))[0], expected[0]));
+  const auto with_taps = TorchScriptNet::Load(Path("taps.pt"), spec);
+  ASSERT_TRUE(with_taps.ok()) << with_taps.status();
+  const auto got = *(*with_taps)->Forward(Input(), {"", "classifier", "layer4"});
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(torch::equal(got[i], expected[i])) << i;
+
+  // The same weights in a net for another size.
+  ModelSpec other = spec;
+  other.image_height = 45;
+  other.image_width = 37;
+  const auto big = *ZooNet::Create(other);
+  ASSERT_TRUE(LoadWeights(SaveWeights(*net), big.get()).ok());
+  big->eval();
+  const torch::Tensor x = torch::linspace(-1, 1, 2 * 3 * 45 * 37).view({2, 3, 45, 37});
+  EXPECT_TRUE(torch::equal((*(*loaded)->Forward(x, {""}))[0], (*big->Forward(x, {""}))[0]));
+}
+
+// What torch.jit.script makes of torchvision's segmentation networks.
+TEST_F(TorchScriptTest, OutIsTheOutputWhereNoKeyIsCalledOutput) {
+  WriteArchive("out.pt",
+               "def forward(self, x: Tensor) -> Dict[str, Tensor]:\n    return {\"aux\": x, \"out\": 2 * x}\n");
+  const auto loaded = TorchScriptNet::Load(Path("out.pt"), spec_);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  std::vector<std::string> paths;
+  for (const TapInfo& tap : (*loaded)->taps()) paths.push_back(tap.path);
+  EXPECT_THAT(paths, ElementsAre("", "aux", "out"));
+  const auto got = *(*loaded)->Forward(Input(), {"", "out"});
+  EXPECT_TRUE(torch::equal(got[0], 2 * Input()));
+  EXPECT_TRUE(torch::equal(got[1], got[0]));
+  WriteArchive("both.pt",
+               "def forward(self, x: Tensor) -> Dict[str, Tensor]:\n    return {\"output\": x, \"out\": 2 * x}\n");
+  EXPECT_TRUE(torch::equal((*(*TorchScriptNet::Load(Path("both.pt"), spec_))->Forward(Input(), {""}))[0], Input()));
+}
+
 TEST_F(TorchScriptTest, UnknownTapIsRefusedAndNothingWritten) {
   const Status status = SaveTorchScript(*Net(spec_), Path("net.pt"), {"layer5"});
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);

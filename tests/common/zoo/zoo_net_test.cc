@@ -43,7 +43,8 @@ std::vector<std::string> TapPaths(const Architecture& arch) {
 torch::Tensor BufferOf(ZooNet& net, const std::string& name) { return net.named_buffers()[name]; }
 
 TEST(ZooNetTest, StateHasTheArchitecturesNamesOrderAndShapes) {
-  for (const auto& spec : {Spec("cifar_resnet14", 4), Spec("resnet18", 4, 3, 32), Spec("resnet50", 4, 3, 32)}) {
+  for (const auto& spec : {Spec("cifar_resnet14", 4), Spec("resnet18", 4, 3, 32), Spec("resnet50", 4, 3, 32),
+                           Spec("fcn_resnet18", 4, 3, 32)}) {
     const auto net = Make(spec);
     std::vector<std::string> parameters, expected;
     for (const auto& item : net->named_parameters()) parameters.push_back(item.key());
@@ -60,7 +61,10 @@ TEST(ZooNetTest, StateHasTheArchitecturesNamesOrderAndShapes) {
 }
 
 TEST(ZooNetTest, EveryTapHasTheShapeTheArchitectureSays) {
-  for (const auto& spec : {Spec("cifar_resnet14", 4, 1, 17), Spec("resnet18", 4, 3, 33), Spec("resnet50", 4, 3, 40)}) {
+  ModelSpec oblong = Spec("fcn_resnet50", 4, 3, 45);
+  oblong.image_width = 61;
+  for (const auto& spec : {Spec("cifar_resnet14", 4, 1, 17), Spec("resnet18", 4, 3, 33), Spec("resnet50", 4, 3, 40),
+                           Spec("fcn_resnet18", 4, 3, 8), Spec("fcn_resnet34", 2, 1, 33), oblong}) {
     const auto net = Make(spec);
     const std::vector<std::string> paths = TapPaths(net->architecture());
     const auto values = Forward(*net, Input(spec), paths);
@@ -75,7 +79,7 @@ TEST(ZooNetTest, EveryTapHasTheShapeTheArchitectureSays) {
 // All taps at once forbid every in-place operation; one tap alone allows nearly all.
 // Property 6 of the stage-by-stage specification (SSKD): a truncated forward is bit-equal to the full one.
 TEST(ZooNetTest, ATapHasTheSameValueAloneAndInCompany) {
-  for (const auto& spec : {Spec("cifar_resnet8", 4), Spec("resnet50", 4, 3, 32)}) {
+  for (const auto& spec : {Spec("cifar_resnet8", 4), Spec("resnet50", 4, 3, 32), Spec("fcn_resnet18", 4, 3, 32)}) {
     const auto net = Make(spec);
     net->eval();
     const torch::NoGradGuard no_grad;
@@ -107,6 +111,31 @@ TEST(ZooNetTest, TapsMeanWhatTheirNamesSay) {
   EXPECT_TRUE(torch::equal(v[12], v[11]));
   EXPECT_TRUE(torch::equal(v[13], v[7])) << "the same tap twice";
   EXPECT_LT(v[5].min().item<float>(), 0) << "add is the pre-ReLU tap";
+}
+
+TEST(ZooNetTest, AnFcnsTapsMeanWhatTheirNamesSay) {
+  const auto spec = Spec("fcn_resnet18", 4, 3, 42);
+  const auto net = Make(spec);
+  net->eval();
+  const auto v =
+      Forward(*net, Input(spec), {"classifier.1", "classifier.2", "classifier.4", "classifier", "upsample", ""});
+  EXPECT_TRUE(torch::equal(v[1], v[0].relu()));
+  const torch::Tensor logits =
+      torch::conv2d(v[1], net->named_parameters()["classifier.4.weight"], net->named_parameters()["classifier.4.bias"]);
+  EXPECT_TRUE(torch::allclose(v[2], logits, 1e-5, 1e-6));
+  EXPECT_TRUE(torch::equal(v[3], v[2]));
+  EXPECT_TRUE(torch::equal(v[5], v[4]));
+  // Corners not aligned: the middle of a big pixel has its value. 42 / 6 = 7 pixels, whose fourth is the middle.
+  EXPECT_TRUE(torch::allclose(v[4].slice(2, 3, 42, 7).slice(3, 3, 42, 7), v[3], 1e-5, 1e-6));
+}
+
+TEST(ZooNetTest, AnFcnsPrefixLeavesTheClassifierAlone) {
+  const auto spec = Spec("fcn_resnet18", 4, 3, 32);
+  const auto net = Make(spec);
+  net->train();
+  Forward(*net, Input(spec), {"layer4"});
+  EXPECT_EQ(BufferOf(*net, "layer4.1.bn2.num_batches_tracked").item<int64_t>(), 1);
+  EXPECT_EQ(BufferOf(*net, "classifier.1.num_batches_tracked").item<int64_t>(), 0);
 }
 
 TEST(ZooNetTest, PrefixExecutionStopsRightAfterTheLastTap) {
@@ -159,6 +188,27 @@ TEST(ZooNetTest, GradientsDoNotDependOnWhichTapsAreTaken) {
   EXPECT_TRUE(torch::equal(plain, gradient(TapPaths(Make(spec)->architecture()))));
 }
 
+TEST(ZooNetTest, AnFcnsGradientReachesEverythingAndDoesNotDependOnWhichTapsAreTaken) {
+  const auto spec = Spec("fcn_resnet50", 2, 3, 24);
+  const auto gradient = [&](const std::vector<std::string>& extra) {
+    const auto net = Make(spec);
+    net->train();
+    std::vector<std::string> taps = extra;
+    taps.push_back("");
+    const torch::Tensor labels = torch::arange(3 * 24 * 24).remainder(7).view({3, 24, 24});
+    torch::nn::functional::cross_entropy(Forward(*net, Input(spec), taps).back(), labels).backward();
+    std::vector<torch::Tensor> gradients;
+    for (const auto& item : net->named_parameters()) {
+      EXPECT_TRUE(item.value().grad().defined()) << item.key();
+      gradients.push_back(item.value().grad().flatten());
+    }
+    return torch::cat(gradients);
+  };
+  const torch::Tensor plain = gradient({});
+  EXPECT_GT(plain.abs().max().item<float>(), 0);
+  EXPECT_TRUE(torch::equal(plain, gradient(TapPaths(Make(spec)->architecture()))));
+}
+
 TEST(ZooNetTest, GradientFlowsFromATapInTheMiddle) {
   const auto spec = Spec("cifar_resnet8", 4);
   const auto net = Make(spec);
@@ -184,6 +234,21 @@ TEST(ZooNetTest, InitialWeightsDependOnTheSeedAlone) {
   EXPECT_NEAR(last.std().item<double>(), std::sqrt(2.0 / (64 * 9)), 0.001);
   EXPECT_LE(a->named_parameters()["fc.weight"].abs().max().item<double>(), 1.0 / 8);
   EXPECT_EQ(a->named_parameters()["bn1.weight"].min().item<float>(), 1);
+}
+
+TEST(ZooNetTest, AnFcnsLogitsStartSmallWhateverTheNumberOfClasses) {
+  ModelSpec spec = Spec("fcn_resnet18", 16, 3, 32);
+  spec.num_classes = 2;
+  const auto net = Make(spec);
+  net->train();
+  // 8 * width channels in, a quarter of them inside.
+  const double bound = 1 / std::sqrt(32.0);
+  for (const char* name : {"classifier.4.weight", "classifier.4.bias"}) {
+    const double largest = net->named_parameters()[name].abs().max().item<double>();
+    EXPECT_LE(largest, bound) << name;
+    EXPECT_GT(largest, 0) << name;
+  }
+  EXPECT_LT(Forward(*net, Input(spec), {""})[0].std().item<double>(), 1);
 }
 
 TEST(ZooNetTest, InputAndTapErrorsSayWhatIsExpected) {
@@ -302,6 +367,18 @@ TEST(WeightsTest, OldFilesWithoutBatchCountsAndHalfPrecisionFilesLoad) {
   EXPECT_TRUE(torch::equal(net->named_parameters()["fc.weight"], half.to(torch::kFloat32)));
 }
 
+TEST(WeightsTest, TorchvisionsOwnNamesOfAnFcnGetTheRemedy) {
+  const auto net = Make(Spec("fcn_resnet18", 4, 3, 32));
+  const SafetensorsFile flat = SaveWeights(*net);
+  SafetensorsFile theirs;
+  for (const auto& [name, tensor] : flat.tensors)
+    theirs.tensors[name.starts_with("classifier.") ? name : "backbone." + name] = tensor;
+  const Status status = LoadWeights(theirs, net.get());
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("take the prefix 'backbone.' from the names"));
+  EXPECT_TRUE(LoadWeights(flat, net.get()).ok());
+}
+
 // Property 9 of the stage-by-stage specification (prefix cache): with the same input map, the rest of the net does not
 // know whether the prefix ran.
 TEST(ForwardAfterTest, IsBitEqualToTheFullForwardFromEveryTopLevelMap) {
@@ -322,6 +399,21 @@ TEST(ForwardAfterTest, IsBitEqualToTheFullForwardFromEveryTopLevelMap) {
       EXPECT_TRUE(torch::equal((*rest)[1], full[2])) << spec.arch << " " << start;
       EXPECT_TRUE(torch::equal(full[0], before)) << "the given map was overwritten after " << start;
     }
+  }
+}
+
+TEST(ForwardAfterTest, AnFcnStartsAfterAnyOfItsTopLevelMaps) {
+  ModelSpec spec = Spec("fcn_resnet18", 4, 3, 40);
+  spec.image_width = 29;
+  const auto net = Make(spec);
+  net->eval();
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor x = Input(spec);
+  for (const std::string start : {"maxpool", "layer1", "layer4", "classifier", "upsample"}) {
+    const auto full = Forward(*net, x, {start, ""});
+    auto rest = net->ForwardAfter(start, full[0], {""});
+    ASSERT_TRUE(rest.ok()) << start << ": " << rest.status();
+    EXPECT_TRUE(torch::equal((*rest)[0], full[1])) << start;
   }
 }
 
