@@ -67,6 +67,21 @@ StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
       DISTILL_ASSIGN_OR_RETURN((key == "mean" ? spec.mean : spec.std), Floats(value, key));
       continue;
     }
+    if (key == "image") {
+      std::vector<std::string> sides;
+      if (value.IsScalar()) sides = absl::StrSplit(value.Scalar(), 'x');
+      for (size_t i = 0; value.IsSequence() && i < value.size() && value[i].IsScalar(); ++i) {
+        sides.push_back(value[i].Scalar());
+      }
+      if (sides.size() != 2 || (value.IsSequence() && value.size() != 2)) {
+        const std::string got = value.IsScalar() ? StrCat("'", value.Scalar(), "'") : "this";
+        return absl::InvalidArgumentError(
+            StrCat("image: ", got, " is not HEIGHTxWIDTH, as in 224x224, nor [HEIGHT, WIDTH]"));
+      }
+      DISTILL_ASSIGN_OR_RETURN(spec.image_height, Positive(sides[0], "image height", kMaxImageSide));
+      DISTILL_ASSIGN_OR_RETURN(spec.image_width, Positive(sides[1], "image width", kMaxImageSide));
+      continue;
+    }
     if (!value.IsScalar()) return absl::InvalidArgumentError(StrCat(key, ": must be a single value"));
     const std::string text = value.Scalar();
     if (key == "arch") {
@@ -75,14 +90,8 @@ StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
       DISTILL_ASSIGN_OR_RETURN(spec.width, Positive(text, key, 1 << 16));
     } else if (key == "num_classes") {
       DISTILL_ASSIGN_OR_RETURN(spec.num_classes, Positive(text, key, 1 << 24));
-    } else if (key == "in_channels") {
+    } else {  // in_channels
       DISTILL_ASSIGN_OR_RETURN(spec.in_channels, Positive(text, key, 1 << 10));
-    } else {  // image
-      const std::vector<std::string> sides = absl::StrSplit(text, 'x');
-      if (sides.size() != 2)
-        return absl::InvalidArgumentError(StrCat("image: '", text, "' is not HEIGHTxWIDTH, as in 224x224"));
-      DISTILL_ASSIGN_OR_RETURN(spec.image_height, Positive(sides[0], "image height", kMaxImageSide));
-      DISTILL_ASSIGN_OR_RETURN(spec.image_width, Positive(sides[1], "image width", kMaxImageSide));
     }
   }
   if (torchscript) {

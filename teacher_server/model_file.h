@@ -6,7 +6,7 @@
 //   width: 64               optional: channels of the first stage
 //   num_classes: 1000       required, except for archives (found by a dry run)
 //   in_channels: 3
-//   image: 224x224          height x width
+//   image: 224x224          height x width; [224, 224], as job files write it, is the same
 //   mean: [0.485, 0.456, 0.406]   per channel, of pixel/255; default 0
 //   std: [0.229, 0.224, 0.225]    default 1
 // Stateless; any thread.

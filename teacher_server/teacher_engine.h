@@ -28,7 +28,8 @@ struct TeacherModel {
   ServedModelInfo served;
   // Everything that can be tapped, with shapes [C, H, W] or [K] (without the batch axis).
   std::vector<ServedTap> taps;
-  // Shape of the network's output (tap ""); empty when it has none (an archive that returns inner taps only).
+  // Shape of the network's output (tap ""): [K], or [K, H, W] of one that answers per pixel; empty when it has none (an
+  // archive that returns inner taps only).
   std::vector<uint32_t> output_shape;
 };
 

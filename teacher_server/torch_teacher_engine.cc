@@ -175,7 +175,9 @@ StatusOr<LoadedModel> LoadTorchScriptModel(const ModelFile& file, torch::Device 
     model.info.taps.push_back({tap.path, std::string(Name(tap.kind)), tap.shape, tap.stage_end});
     if (tap.path.empty()) model.info.output_shape = tap.shape;
   }
-  if (model.info.output_shape.size() == 1) spec->num_classes = model.info.output_shape[0];
+  // [K], or [K, H, W] of a network that answers per pixel.
+  const std::vector<uint32_t>& output = model.info.output_shape;
+  if (output.size() == 1 || IsDense(output)) spec->num_classes = output[0];
   model.info.served.name = file.name;
   model.info.served.digest = Digest(*spec, {reinterpret_cast<const char*>(content.data()), content.size()});
   model.info.served.spec = *spec;

@@ -69,6 +69,13 @@ TEST(ModelFileTest, SidecarGivesTheSpec) {
                                .mean = {0.485f, 0.456f, 0.406f},
                                .std = {0.229f, 0.224f, 0.225f}}));
   EXPECT_TRUE(CheckImageSpec(**spec, "r").ok());
+  // As the documentation shows it, and as job files write sizes.
+  WriteFile(dir / "r.safetensors.yaml",
+            "{arch: resnet50, num_classes: 1000, in_channels: 3, image: [224, 192], mean: [0.485, 0.456, 0.406], std: "
+            "[0.229, 0.224, 0.225]}\n");
+  const StatusOr<std::optional<ModelSpec>> listed = ReadSidecar(dir / "r.safetensors");
+  ASSERT_TRUE(listed.ok()) << listed.status();
+  EXPECT_EQ(**listed, **spec);
   WriteFile(dir / "t.pt.yaml", "in_channels: 1\nimage: 28x28\n");
   EXPECT_EQ((*ReadSidecar(dir / "t.pt"))->arch, "torchscript");
 }
@@ -83,6 +90,9 @@ TEST(ModelFileTest, WrongSidecarsAreRefusedWithFileKeyAndNearestName) {
       {"arch: resnet50\nin_channels: 0\n", "in_channels: '0'"},
       {"arch: resnet50\nimage: 224\n", "HEIGHTxWIDTH"},
       {"arch: resnet50\nimage: 99999x2\n", "image height"},
+      {"arch: resnet50\nimage: [224]\n", "nor [HEIGHT, WIDTH]"},
+      {"arch: resnet50\nimage: [224, [1], 224]\n", "nor [HEIGHT, WIDTH]"},
+      {"arch: resnet50\nimage: [224, wide]\n", "image width: 'wide'"},
       {"arch: resnet50\nmean: 0.5\n", "mean: must be a list"},
       {"arch: resnet50\nstd: [.nan]\n", "std: must be a list"},
       {"arch: resnet50\narch: resnet18\n", "given twice"},

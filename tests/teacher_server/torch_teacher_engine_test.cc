@@ -399,6 +399,32 @@ TEST_F(TorchTeacherEngineTest, ServesTorchScriptArchivesLikeTheNetworkTheyCameFr
   EXPECT_EQ(script.taps[1].bytes.size, zoo.taps[1].bytes.size);
 }
 
+TEST_F(TorchTeacherEngineTest, ServesAnswersPerPixelOfZooNetworksAndArchives) {
+  ASSERT_TRUE(WriteSafetensors(file_, TestWeights(TestSpec("fcn_resnet18"), /*seed=*/7)).ok());
+  StartEngine();
+  const ImageBatch images = MakeImages(3);
+  const std::vector<TapRequest> taps = {{""}, {"classifier", WireDtype::kF32, /*subtract_row_max=*/true}};
+  EXPECT_THAT(engine_->models()[0].output_shape, ElementsAre(10, kSide, kSide));
+  const FeatureBatch zoo = Run(Request(images, taps));
+  EXPECT_THAT(zoo.taps[0].shape, ElementsAre(3, 10, kSide, kSide));
+  EXPECT_THAT(zoo.taps[1].shape, ElementsAre(3, 10, 2, 2));
+  engine_.reset();
+  ASSERT_TRUE(testing::WriteTestArchive(file_, dir_ / "m.pt", {"classifier"}).ok());
+  WriteFile(dir_ / "m.pt.yaml", "in_channels: 3\nimage: [16, 16]\nmean: [0.5, 0.4, 0.3]\nstd: [0.2, 0.25, 0.3]\n");
+  file_ = dir_ / "m.pt";
+  StartEngine();
+  EXPECT_THAT(engine_->models()[0].output_shape, ElementsAre(10, kSide, kSide));
+  EXPECT_EQ(engine_->models()[0].served.spec.num_classes, 10);
+  const FeatureBatch script = Run(Request(images, taps));
+  for (size_t tap : {0, 1}) {
+    EXPECT_EQ(script.taps[tap].shape, zoo.taps[tap].shape);
+    const std::vector<float> x = Floats(script.taps[tap]), y = Floats(zoo.taps[tap]);
+    ASSERT_EQ(x.size(), y.size());
+    for (size_t i = 0; i < x.size(); ++i)
+      ASSERT_NEAR(x[i], y[i], 1e-5 * (1 + std::fabs(y[i]))) << "tap " << tap << " element " << i;
+  }
+}
+
 TEST_F(TorchTeacherEngineTest, DevicesAreNamedOrRefused) {
   EXPECT_EQ(DescribeTeacherDevice("cpu").value(), "cpu");
   EXPECT_EQ(DescribeTeacherDevice("tpu").status().code(), StatusCode::kInvalidArgument);
