@@ -80,12 +80,22 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
 void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const SectionReader data(node, "data", JobSectionKeys("data"), problems);
   if (!data.present()) return;
-  data.Choice("format", {"idx", "image_folder"}, &job->plan.data.format);
+  data.Choice("format", {"idx", "image_folder", "segmentation_folder"}, &job->plan.data.format);
+  job->format_mark = data.Mark("format");
+  data.Integer("ignore_label", 0, 255, &job->plan.data.ignore_label);
+  if (data.Has("ignore_label") && job->plan.data.format != "segmentation_folder") {
+    data.Problem("ignore_label", "stands for pixels without a label, which only format: segmentation_folder has");
+  }
+  data.Integer("shrink", 1, 64, &job->plan.data.shrink);
+  if (data.Has("shrink") && job->plan.data.format == "idx") {
+    data.Problem("shrink", "IDX images are taken as they are; shrink is for folders of JPEG and PNG files");
+  }
   if (data.Require("path")) ReadPath(data, "path", &job->plan.data.path);
   ReadPath(data, "unlabelled", &job->plan.data.unlabelled);
   job->unlabelled_mark = data.Mark("unlabelled");
   const bool unlabelled = data.Has("unlabelled");
-  if (const std::string& name = job->plan.data.unlabelled; name == "train" || name == "test" || name == "t10k") {
+  if (const std::string& name = job->plan.data.unlabelled;
+      name == "train" || name == "test" || name == "val" || name == "t10k") {
     data.Problem("unlabelled", StrCat("'", name, "' holds the images with labels; name what holds those without"));
   }
   if (unlabelled && job->plan.data.format == "idx" && job->plan.data.unlabelled.find('/') != std::string::npos) {

@@ -125,6 +125,7 @@ struct JobDraft {
   YamlMark weights_mark;
   std::optional<uint64_t> train_size;       // training images with labels
   std::optional<uint64_t> unlabelled_size;  // and without
+  YamlMark format_mark;                     // of data.format
   YamlMark unlabelled_mark;                 // of data.unlabelled
   bool evaluate_teacher = true;
   OptimizerPlan optimizer;

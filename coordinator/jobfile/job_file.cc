@@ -168,6 +168,30 @@ void TakeTeachersHead(const Architecture& student, const ModelSpec& teacher, Pro
   job->plan.student.weights_of_teacher = true;
 }
 
+// Labels are for images or for pixels, and so are the student's answers.
+void CheckLabelsFit(const JobDraft& job, const Architecture& student, Problems* problems) {
+  const bool pixels = job.plan.data.format == "segmentation_folder";
+  if (pixels == student.dense()) return;
+  problems->Add(pixels ? job.format_mark : job.student_mark,
+                pixels
+                    ? StrCat("data.format: segmentation_folder has a label for every pixel, but '", student.spec().arch,
+                             "' answers once per image; take a network for segmentation, such "
+                             "as fcn_resnet18, or another format")
+                    : StrCat("student: '", student.spec().arch, "' answers for every pixel, but data.format ",
+                             job.plan.data.format,
+                             " has one label per image; take segmentation_folder, or another "
+                             "network"));
+}
+
+// The teacher's accuracy is measured where its output is an answer as the student's is.
+void CheckTeachersAnswers(const Architecture& student, const TapShape& output, Problems* problems, JobDraft* job) {
+  if (!job->evaluate_teacher || output == student.FindTap("")->shape) return;
+  job->evaluate_teacher = false;
+  problems->Warn(job->teacher_mark, StrCat("teacher: its accuracy is not measured, since its output is ",
+                                           output.empty() ? "not served" : DescribeShape(output), " and the student's ",
+                                           DescribeShape(student.FindTap("")->shape)));
+}
+
 // data.unlabelled and unlabelled_ok belong together.
 void CheckUnlabelled(const JobDraft& job, Problems* problems) {
   const bool given = !job.plan.data.unlabelled.empty();
@@ -238,6 +262,8 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     if (!job.preset.empty() && job.stages.empty() && job.budget.given()) ExpandDraftPreset(context, &problems, &job);
     job.plan.stages = BuildStages(job, context, &problems);
     CheckUnlabelled(job, &problems);
+    CheckLabelsFit(job, *student, &problems);
+    if (teacher_taps) CheckTeachersAnswers(*student, teacher_taps->output, &problems, &job);
     ExpandWeightsModules(*student, &problems, &job);
     if (job.sskd.head.from_teacher && teacher != nullptr) TakeTeachersHead(*student, teacher->spec, &problems, &job);
     job.plan.student.width = student->spec().width;

@@ -12,8 +12,9 @@ constexpr std::string_view kTop[] = {"name",       "seed",       "students", "th
                                      "prefetch",   "wire_dtype", "stages"};
 constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels",    "image",
                                          "mean", "std",   "weights",     "weights_modules"};
-constexpr std::string_view kData[] = {"format",     "path",    "train_size", "train_limit",    "test_limit",
-                                      "unlabelled", "holdout", "augment",    "unlabelled_size"};
+constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
+                                      "test_limit",      "unlabelled",   "holdout",    "augment",
+                                      "unlabelled_size", "ignore_label", "shrink"};
 constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};

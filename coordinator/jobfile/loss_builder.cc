@@ -76,8 +76,15 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
   if (schema->input != LossInput::kFeatures) {
     loss.student_channels = student.output[0];
     if (!loss.needs_teacher || context.teacher == nullptr) return loss;
-    loss.teacher_channels = context.teacher->output.empty() ? 0 : context.teacher->output[0];
-    if (loss.student_channels == loss.teacher_channels) return loss;
+    const TapShape& output = context.teacher->output;
+    loss.teacher_channels = output.empty() ? 0 : output[0];
+    if (student.output == output) return loss;
+    if (loss.student_channels == loss.teacher_channels) {
+      problems->Add(draft.mark,
+                    StrCat(where, ": the student's output is ", DescribeShape(student.output), ", the teacher's ",
+                           DescribeShape(output), "; '", draft.type, "' compares them element by element"));
+      return std::nullopt;
+    }
     problems->Add(draft.mark, StrCat(where, ": the student has ", loss.student_channels, " classes, the teacher ",
                                      loss.teacher_channels, "; '", draft.type, "' compares them one by one"));
     return std::nullopt;

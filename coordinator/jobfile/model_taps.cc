@@ -38,6 +38,7 @@ ModelTaps TapsOf(const Architecture& architecture) {
 StatusOr<ModelTaps> TapsOf(const ServedModelInfo& model) {
   if (!model.taps.empty()) {
     ModelTaps out{model.taps, {model.spec.num_classes}};
+    if (const ServedTap* output = out.Find("")) out.output = output->shape;
     return out;
   }
   DISTILL_ASSIGN_OR_RETURN(Architecture architecture, Architecture::Create(model.spec));

@@ -173,6 +173,12 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   for (size_t i = 0; i < draft.losses.size(); ++i) {
     std::optional<LossPlan> loss = BuildLoss(draft.losses[i], StrCat(where, ".losses[", i, "]"), context, problems);
     complete = complete && loss.has_value();
+    if (loss && ReadsLabelMaps(*loss) && job.plan.data.format != "segmentation_folder") {
+      problems->Add(draft.losses[i].mark, StrCat(where, ".losses[", i,
+                                                 "]: mask: valid_labels needs a label for every pixel, which "
+                                                 "data.format ",
+                                                 job.plan.data.format, " has not; take mask: padding or none"));
+    }
     if (loss) stage.losses.push_back(*std::move(loss));
   }
   NameLosses(&stage.losses);

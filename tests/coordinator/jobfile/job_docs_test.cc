@@ -61,6 +61,15 @@ TEST(JobDocsTest, PresetsAndPoliciesAreDocumented) {
   }
 }
 
+// The teachers that the examples name.
+FleetView DocumentedFleet() {
+  FleetView fleet = Fleet();
+  ModelSpec streets{.arch = "fcn_resnet34", .width = 32, .num_classes = 11, .in_channels = 3, .image_height = 90};
+  streets.image_width = 120;
+  fleet.models.push_back({"streets", "d2d2d2d2d2d2d2d2", streets, 1000, 4000, {}});
+  return fleet;
+}
+
 // The examples in the document are run through the reader.
 TEST(JobDocsTest, ExamplesAreAccepted) {
   const std::string docs = Docs();
@@ -68,7 +77,7 @@ TEST(JobDocsTest, ExamplesAreAccepted) {
   for (size_t at = docs.find("```yaml\n"); at != std::string::npos; at = docs.find("```yaml\n", at + 1)) {
     const size_t start = at + 8;
     const std::string yaml = docs.substr(start, docs.find("```", start) - start);
-    const StatusOr<ExpandedJob> job = Expand(yaml);
+    const StatusOr<ExpandedJob> job = Expand(yaml, DocumentedFleet());
     EXPECT_TRUE(job.ok()) << yaml << "\n" << job.status();
     ++examples;
   }
@@ -82,7 +91,7 @@ TEST(JobDocsTest, ExampleFilesAreAccepted) {
     if (entry.path().extension() != ".yaml") continue;
     std::ostringstream text;
     text << std::ifstream(entry.path()).rdbuf();
-    const StatusOr<ExpandedJob> job = Expand(text.str());
+    const StatusOr<ExpandedJob> job = Expand(text.str(), DocumentedFleet());
     EXPECT_TRUE(job.ok()) << entry.path() << "\n" << job.status();
     ++examples;
   }

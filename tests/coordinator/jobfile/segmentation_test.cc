@@ -1,0 +1,119 @@
+// Job files for semantic segmentation: a label and an answer for every pixel.
+#include "common/plan/loss_schema.h"
+#include "tests/coordinator/jobfile/job_file_fixture.h"
+
+namespace distill {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+constexpr const char* kStreets = R"yaml(name: streets
+students: 2
+batch_size: 16
+student: {arch: fcn_resnet18, width: 16, num_classes: 11, in_channels: 3, image: [88, 120]}
+teacher: streets
+data: {format: segmentation_folder, path: camvid, train_size: 367, ignore_label: 11, shrink: 4}
+stages:
+  - name: train
+    epochs: 2
+    losses:
+      - {type: cross_entropy}
+      - {type: kd}
+      - {type: cwd, student: classifier, teacher: classifier, mask: valid_labels}
+)yaml";
+
+ModelSpec StreetsTeacher() {
+  ModelSpec spec;
+  spec.arch = "fcn_resnet34";
+  spec.width = 16;
+  spec.num_classes = 11;
+  spec.in_channels = 3;
+  spec.image_height = 88;
+  spec.image_width = 120;
+  return spec;
+}
+
+FleetView Streets(const ModelSpec& spec = StreetsTeacher(), std::vector<ServedTap> taps = {}) {
+  FleetView fleet;
+  fleet.models.push_back({"streets", "d1d1d1d1d1d1d1d1", spec, 1000, 4000, std::move(taps)});
+  return fleet;
+}
+
+TEST(SegmentationJobTest, IsExpanded) {
+  const StatusOr<ExpandedJob> job = Expand(kStreets, Streets());
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->warnings, IsEmpty());
+  EXPECT_EQ(job->plan.data.format, "segmentation_folder");
+  EXPECT_EQ(job->plan.data.ignore_label, 11u);
+  EXPECT_EQ(job->plan.data.shrink, 4u);
+  EXPECT_TRUE(job->plan.evaluate_teacher);
+  const StagePlan& stage = job->plan.stages[0];
+  EXPECT_EQ(stage.steps, 44u);                     // 2 * floor(367 / 16)
+  EXPECT_EQ(stage.losses[2].student_height, 11u);  // an eighth of the image
+  EXPECT_EQ(stage.losses[2].student_width, 15u);
+}
+
+TEST(SegmentationJobTest, ALossMaskedByLabelsReadsThem) {
+  const std::string masked = With(With(kStreets, "      - {type: cross_entropy}\n", ""), "      - {type: kd}\n", "");
+  EXPECT_TRUE(Expand(masked, Streets())->plan.stages[0].uses_labels);
+  EXPECT_FALSE(Expand(With(masked, ", mask: valid_labels", ""), Streets())->plan.stages[0].uses_labels);
+  const std::string more = With(With(masked, "shrink: 4", "shrink: 4, unlabelled: more, unlabelled_size: 100"),
+                                "epochs: 2", "epochs: 2\n    unlabelled_ok: true");
+  EXPECT_THAT(Refusal(more, Streets()), HasSubstr("unlabelled_ok"));
+  EXPECT_EQ(Refusal(With(more, ", mask: valid_labels", ""), Streets()), "accepted");
+}
+
+TEST(SegmentationJobTest, AnswersAndLabelsAreForTheSameThings) {
+  EXPECT_THAT(Refusal(With(kStreets, "fcn_resnet18", "resnet18"), Streets()),
+              AllOf(HasSubstr("job.yaml:6:16: data.format: segmentation_folder has a label for every pixel, but "
+                              "'resnet18' answers once per image"),
+                    HasSubstr("fcn_resnet18")));
+  EXPECT_THAT(Refusal(With(With(kStreets, "segmentation_folder", "image_folder"), ", ignore_label: 11", ""), Streets()),
+              AllOf(HasSubstr("student: 'fcn_resnet18' answers for every pixel, but data.format image_folder has one "
+                              "label per image"),
+                    HasSubstr("mask: valid_labels needs a label for every pixel")));
+}
+
+TEST(SegmentationJobTest, KeysThatDoNotApplyAreRefused) {
+  EXPECT_THAT(Refusal(With(kStreets, "segmentation_folder", "image_folder"), Streets()),
+              HasSubstr("ignore_label: stands for pixels without a label"));
+  EXPECT_THAT(Refusal(With(kExplicitJob, "train_size: 60000", "train_size: 60000, shrink: 2")),
+              HasSubstr("shrink: IDX images are taken as they are"));
+  EXPECT_THAT(Refusal(With(kStreets, "shrink: 4", "shrink: 0"), Streets()), HasSubstr("shrink"));
+  EXPECT_THAT(Refusal(With(kStreets, "ignore_label: 11", "ignore_label: 256"), Streets()), HasSubstr("ignore_label"));
+  EXPECT_THAT(Refusal(With(kStreets, "num_classes: 11", "num_classes: 256"), Streets()), HasSubstr("255"));
+}
+
+TEST(SegmentationJobTest, LogitsOfDifferentShapesAreNotCompared) {
+  ModelSpec opaque = StreetsTeacher();
+  opaque.arch = "torchscript";
+  const auto fleet = [&](std::vector<uint32_t> output) {
+    return Streets(opaque, {{"classifier", "TorchScript", {11, 11, 15}, false}, {"", "TorchScript", output, false}});
+  };
+  EXPECT_EQ(Refusal(kStreets, fleet({11, 88, 120})), "accepted");
+  EXPECT_THAT(Refusal(kStreets, fleet({11, 11, 15})),
+              HasSubstr("the student's output is [11, 88, 120], the teacher's [11, 11, 15]"));
+  EXPECT_THAT(Refusal(kStreets, fleet({11})), HasSubstr("the teacher's [11]"));
+  // Without a loss on logits such a teacher is good enough, but its accuracy cannot be measured.
+  const StatusOr<ExpandedJob> job = Expand(With(kStreets, "      - {type: kd}\n", ""), fleet({11, 11, 15}));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_FALSE(job->plan.evaluate_teacher);
+  EXPECT_THAT(job->warnings, testing::ElementsAre(HasSubstr("accuracy is not measured")));
+}
+
+TEST(SegmentationJobTest, PresetsWork) {
+  for (const std::string preset : {"scratch", "kd", "cwd", "sskd"}) {
+    std::string yaml = kStreets;
+    yaml = yaml.substr(0, yaml.find("stages:")) + "preset: " + preset + "\nbudget: {epochs: 8}\n";
+    const StatusOr<ExpandedJob> job = Expand(yaml, Streets());
+    ASSERT_TRUE(job.ok()) << preset << ": " << job.status();
+    if (preset == "sskd") {
+      EXPECT_THAT(job->plan.stages.back().trainable, testing::ElementsAre("classifier"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace distill
