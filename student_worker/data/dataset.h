@@ -1,18 +1,27 @@
 // Images of one split, decoded into memory: what the sampler draws from.
 //
-// Two formats (DataPlan.format):
-//   "idx"           MNIST-style IDX files, gzipped or plain, in one folder: train-images-idx3-ubyte[.gz],
-//                   train-labels-idx1-ubyte[.gz], t10k-images-idx3-ubyte[.gz], t10k-labels-idx1-ubyte[.gz]. Grey images,
-//                   C = 1.
-//   "image_folder"  FOLDER/{train,test}/CLASS/NAME.{jpg,jpeg,png}, or FOLDER/{train,test}.tar[.gz] holding
-//                   CLASS/NAME.jpg. Classes are numbered in alphabetical (byte) order of their names, images inside a
-//                   class too. Grey files in a colour set are spread to three channels, alpha is dropped, 16-bit PNGs
-//                   are cut to 8 bits. An image in no class folder is refused.
-// Training images without labels (DataPlan.unlabelled = NAME), beside those of the training split:
-//   "idx"           NAME-images-idx3-ubyte[.gz] in the same folder.
-//   "image_folder"  FOLDER/NAME, or FOLDER/NAME.tar[.gz]: files in it and in its folders, in alphabetical order.
-// All images of a data set have the same height and width. Decoded pixels of all splits together may take at most
-// kMaxDatasetBytes.
+// Three formats (DataPlan.format):
+//   "idx"                  MNIST-style IDX files, gzipped or plain, in one folder: train-images-idx3-ubyte[.gz],
+//                          train-labels-idx1-ubyte[.gz], t10k-images-idx3-ubyte[.gz], t10k-labels-idx1-ubyte[.gz]. Grey
+//                          images, C = 1.
+//   "image_folder"         FOLDER/{train,test}/CLASS/NAME.{jpg,jpeg,png}, or FOLDER/{train,test}.tar[.gz] holding
+//                          CLASS/NAME.jpg. Classes are numbered in alphabetical (byte) order of their names, images
+//                          inside a class too. An image in no class folder is refused.
+//   "segmentation_folder"  FOLDER/images/{train,test}/NAME.{jpg,jpeg,png} with the label maps FOLDER/labels/{the same}/
+//                          NAME.png; "val" is taken where there is no images/test. A label map has the size of its
+//                          image; it is a PNG, grey or with a palette, of 1, 2, 4 or 8 bits, and what it stores (of a
+//                          palette: the index) is the class id. DataPlan.ignore_label stands for "no label". Images and
+//                          label maps pair one to one: either without the other is refused. Images are numbered in
+//                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead.
+// In the two folder formats grey files in a colour set are spread to three channels, alpha is dropped and 16-bit PNGs
+// are cut to 8 bits (label maps of such kinds are refused); and each side is divided by DataPlan.shrink at loading
+// (shrink.h), which must divide it. A decoded picture is all that is held: its file's bytes go as it comes. Training
+// images without labels (DataPlan.unlabelled = NAME), beside those of the training split:
+//   "idx"                  NAME-images-idx3-ubyte[.gz] in the same folder.
+//   "image_folder"         FOLDER/NAME, or FOLDER/NAME.tar[.gz]: files in it and in its folders, in alphabetical order.
+//   "segmentation_folder"  FOLDER/images/NAME, in the same way.
+// All images of a data set have the same height and width. Pixels and label maps of all splits together, as they are
+// held (after shrinking), may take at most kMaxDatasetBytes.
 #ifndef DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 #define DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 
@@ -27,7 +36,8 @@
 namespace distill {
 
 inline constexpr uint64_t kMaxDatasetBytes = 16ull << 30;
-inline constexpr int64_t kNoLabel = -1;
+inline constexpr int64_t kNoLabel = -1;        // of an image
+inline constexpr uint8_t kIgnoredPixel = 255;  // in a label map: the pixel has no label
 
 // Immutable, thread-safe.
 class Dataset {
@@ -39,17 +49,25 @@ class Dataset {
   virtual uint32_t channels() const = 0;
   virtual uint32_t height() const = 0;
   virtual uint32_t width() const = 0;
-  // Labels are in [0, classes()), or kNoLabel.
+  // Labels and class ids are in [0, classes()), or kNoLabel and kIgnoredPixel.
   virtual uint32_t classes() const = 0;
-  // Copies image `index` as uint8 [C, H, W] row-major to `out`, which has room for image_bytes(). REQUIRES: index < size().
+  // Copies image `index` as uint8 [C, H, W] row-major to `out`, which has room for image_bytes(). REQUIRES: index <
+  // size().
   virtual void CopyImage(uint64_t index, uint8_t* out) const = 0;
-  // REQUIRES: index < size().
+  // kNoLabel: the image has none, or a label map instead. REQUIRES: index < size().
   virtual int64_t label(uint64_t index) const = 0;
+  // Whether each image has a label map: a class id or kIgnoredPixel for every pixel.
+  virtual bool has_label_maps() const = 0;
+  // Copies the label map of image `index` as uint8 [H, W] row-major to `out`, which has room for label_map_bytes().
+  // REQUIRES: has_label_maps(), index < size().
+  virtual void CopyLabelMap(uint64_t index, uint8_t* out) const = 0;
 
   uint64_t image_bytes() const { return uint64_t{channels()} * height() * width(); }
+  uint64_t label_map_bytes() const { return uint64_t{height()} * width(); }
 };
 
-// Shared: the pipeline's loader thread and the trainer both read them.
+// Shared: the pipeline's loader thread and the trainer both read them. Labelled images have labels, or (segmentation
+// folders) label maps.
 struct DataSplits {
   std::shared_ptr<const Dataset> train;  // all labelled; null: none, which only a plan with unlabelled images may have
   std::shared_ptr<const Dataset> test;   // all labelled
@@ -61,46 +79,28 @@ struct DataSplits {
 // plan.path is taken below `data_root` (an absolute path is allowed when it lies inside); neither "..", nor a symbolic
 // link may lead out of the root. plan.train_limit keeps the first n images of a shuffle keyed by `seed` (SubsetOrder,
 // so every rank keeps the same ones, in that order); plan.test_limit the first n of a shuffle keyed by 0, so that jobs
-// of different seeds are tested on the same images. `num_classes` > 0: a label or class folder beyond it is refused
-// (the student's head has that many outputs).
+// of different seeds are tested on the same images. `num_classes` > 0: a label, class id or class folder beyond it is
+// refused (the student's head has that many outputs); all class ids of a chosen image count, before shrinking.
 //
 // kNotFound: a folder or file is missing (names the path and the remedy). kInvalidArgument: the path leaves the root,
-// unknown format, or more classes than `num_classes`. kDataLoss: a file is damaged or truncated. kFailedPrecondition:
-// files contradict each other (counts, sizes, class lists). kResourceExhausted: over kMaxDatasetBytes.
-StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed, uint32_t num_classes = 0);
+// unknown format, more classes than `num_classes`, ignore_label over 255, shrink 0 or (idx) over 1. kDataLoss: a file
+// is damaged or truncated. kFailedPrecondition: files contradict each other (counts, sizes, class lists, images and
+// label maps), shrink does not divide the sides, a file is no label map, or no pixel has a label. kResourceExhausted:
+// over kMaxDatasetBytes, or one file over 256 MiB.
+StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
+                                 uint32_t num_classes = 0);
 
-// A data set cut in two, by a shuffle keyed by `seed`: `count` images to measure on and the others to train on, each in
-// the order of the whole. kInvalidArgument: not fewer than there are.
-struct HeldOutSplit {
-  std::shared_ptr<const Dataset> train;
-  std::shared_ptr<const Dataset> held_out;
-};
-StatusOr<HeldOutSplit> HoldOut(std::shared_ptr<const Dataset> whole, uint64_t count, uint64_t seed);
-
-// What the stages of a job draw from.
-struct TrainingImages {
-  std::shared_ptr<const Dataset> labelled;  // null: none
-  std::shared_ptr<const Dataset> all;       // the labelled ones, with the same numbers, then those without labels
-  std::shared_ptr<const Dataset> held_out;  // to measure on; null: none
-};
-
-// Puts `holdout` images aside: labelled ones, so that every stage can be measured on them; without any label, others.
-// Errors as HoldOut.
-StatusOr<TrainingImages> PrepareTrainingImages(const DataSplits& splits, uint64_t holdout, uint64_t seed);
-
-// The images of one stage: all when it may use unlabelled ones or takes no step, else those with labels.
-// kInvalidArgument, naming the stage: it needs labels and there are none, its images are fewer than a batch, or it
-// reads labels and may use images without.
-StatusOr<std::shared_ptr<const Dataset>> ImagesOfStage(const TrainingImages& images, const StagePlan& stage,
-                                                       uint32_t batch_size);
-
-// kInvalidArgument when images of `dataset` are not what `student` takes (channels, height, width) or have more classes than its head.
+// kInvalidArgument when images of `dataset` are not what `student` takes (channels, height, width) or have more classes
+// than its head.
 Status CheckDatasetFits(const Dataset& dataset, const ModelSpec& student);
 
-// A data set from pixels in memory: `pixels` holds labels.size() images [C, H, W]. kInvalidArgument: sizes or labels
-// contradict; labels are all in [0, classes) or all kNoLabel.
-StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, uint32_t height, uint32_t width, uint32_t classes,
-                                                           std::vector<uint8_t> pixels, std::vector<int64_t> labels);
+// A data set from pixels in memory: `pixels` holds labels.size() images [C, H, W], `label_maps` nothing or as many maps
+// [H, W]. kInvalidArgument: sizes contradict; labels are not all in [0, classes) or all kNoLabel, which they have to be
+// beside label maps; class ids are not in [0, classes) or kIgnoredPixel.
+StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, uint32_t height, uint32_t width,
+                                                           uint32_t classes, std::vector<uint8_t> pixels,
+                                                           std::vector<int64_t> labels,
+                                                           std::vector<uint8_t> label_maps = {});
 
 // The real path of `path` below `root`, or an error as OpenDataset gives for it.
 StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& path);

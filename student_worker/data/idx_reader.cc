@@ -1,5 +1,6 @@
-// IDX: big-endian header [0, 0, type, rank], then `rank` 32-bit sizes, then the elements. Only unsigned bytes (type 8) are read, of rank
-// 3 for images [N, H, W] and rank 1 for labels [N]. http://yann.lecun.com/exdb/mnist/ describes the format.
+// IDX: big-endian header [0, 0, type, rank], then `rank` 32-bit sizes, then the elements. Only unsigned bytes (type 8)
+// are read, of rank 3 for images [N, H, W] and rank 1 for labels [N]. http://yann.lecun.com/exdb/mnist/ describes the
+// format.
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -39,54 +40,63 @@ StatusOr<std::vector<uint32_t>> ReadHeader(GzipFile* file, uint32_t magic) {
   const uint32_t rank = magic & 0xFF;
   DISTILL_RETURN_IF_ERROR(file->ReadExact(bytes, 4 + 4 * rank, "the IDX header"));
   if (BigEndian(bytes) != magic) {
-    return absl::DataLossError(absl::StrFormat("'%s' has magic number 0x%08x, need 0x%08x (%s)", file->path(), BigEndian(bytes), magic,
-                                               magic == kImageMagic ? "unsigned bytes [N, H, W]" : "unsigned bytes [N]"));
+    return absl::DataLossError(
+        absl::StrFormat("'%s' has magic number 0x%08x, need 0x%08x (%s)", file->path(), BigEndian(bytes), magic,
+                        magic == kImageMagic ? "unsigned bytes [N, H, W]" : "unsigned bytes [N]"));
   }
   std::vector<uint32_t> sizes;
   for (uint32_t i = 0; i < rank; ++i) sizes.push_back(BigEndian(bytes + 4 + 4 * i));
   if (sizes[0] == 0) return absl::DataLossError(absl::StrCat("'", file->path(), "' holds no entries"));
   for (uint32_t i = 1; i < rank; ++i) {
     if (sizes[i] == 0 || sizes[i] > kMaxSide) {
-      return absl::DataLossError(absl::StrCat("'", file->path(), "' gives an image side of ", sizes[i], " pixels, need 1 to ", kMaxSide));
+      return absl::DataLossError(
+          absl::StrCat("'", file->path(), "' gives an image side of ", sizes[i], " pixels, need 1 to ", kMaxSide));
     }
   }
   return sizes;
 }
 
-// The elements, and nothing after them. The size comes from the header: refused before allocating when the file cannot hold it.
+// The elements, and nothing after them. The size comes from the header: refused before allocating when the file cannot
+// hold it.
 StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size) {
   if (size > kMaxDatasetBytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("'", file->path(), "' holds ", size, " bytes of pixels, over the limit of ", kMaxDatasetBytes));
   }
   if (size > file->MaxDataBytes()) {
-    return absl::DataLossError(absl::StrCat("'", file->path(), "' is truncated: its header announces ", size, " bytes, the file has ",
-                                            file->file_bytes(), "; fetch it again"));
+    return absl::DataLossError(absl::StrCat("'", file->path(), "' is truncated: its header announces ", size,
+                                            " bytes, the file has ", file->file_bytes(), "; fetch it again"));
   }
   std::vector<uint8_t> bytes(size);
   DISTILL_RETURN_IF_ERROR(file->ReadExact(bytes.data(), size, "the data announced by the header"));
   uint8_t more;
   DISTILL_ASSIGN_OR_RETURN(const size_t extra, file->Read(&more, 1));  // also makes zlib check the stream's end
   if (extra != 0) {
-    return absl::DataLossError(absl::StrCat("'", file->path(), "' goes on after the ", size, " bytes its header announces"));
+    return absl::DataLossError(
+        absl::StrCat("'", file->path(), "' goes on after the ", size, " bytes its header announces"));
   }
   return bytes;
 }
 
 }  // namespace
 
-StatusOr<LoadedSplit> ReadIdxSplit(const std::string& root, const std::string& folder, const std::string& prefix,
-                                   SplitKind kind, const SubsetFunction& subset, uint32_t num_classes) {
+StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   LoadedSplit split;
-  const char* const key = kind == SplitKind::kUnlabelled ? "data.unlabelled" : "data.path";
-  auto images = OpenIdx(root, folder, prefix + "-images-idx3-ubyte", key);
+  if (request.shrink != 1) {
+    return absl::InvalidArgumentError(absl::StrCat("data.shrink is ", request.shrink,
+                                                   ", but images of data.format idx stay as they are; leave it out"));
+  }
+  const bool labelled = request.kind != SplitKind::kUnlabelled;
+  const char* const key = labelled ? "data.path" : "data.unlabelled";
+  const std::string prefix = labelled && request.name == "test" ? "t10k" : request.name;
+  auto images = OpenIdx(request.root, request.folder, prefix + "-images-idx3-ubyte", key);
   std::vector<uint8_t> labels;
   std::unique_ptr<GzipFile> label_file;
   std::vector<uint32_t> label_sizes;
-  if (kind != SplitKind::kUnlabelled) {
-    auto opened = OpenIdx(root, folder, prefix + "-labels-idx1-ubyte", key);
+  if (labelled) {
+    auto opened = OpenIdx(request.root, request.folder, prefix + "-labels-idx1-ubyte", key);
     const bool missing = absl::IsNotFound(images.status()) && absl::IsNotFound(opened.status());
-    if (missing && kind == SplitKind::kLabelledOrMissing) return split;
+    if (missing && request.kind == SplitKind::kLabelledOrMissing) return split;
     DISTILL_RETURN_IF_ERROR(images.status());
     DISTILL_RETURN_IF_ERROR(opened.status());
     label_file = *std::move(opened);
@@ -110,17 +120,19 @@ StatusOr<LoadedSplit> ReadIdxSplit(const std::string& root, const std::string& f
   if (label_file != nullptr) {
     DISTILL_ASSIGN_OR_RETURN(labels, ReadElements(label_file.get(), count));
   }
-  if (label_file != nullptr && num_classes > 0) {
+  if (label_file != nullptr && request.num_classes > 0) {
     for (uint32_t i = 0; i < count; ++i) {
-      if (labels[i] >= num_classes) {
-        return absl::InvalidArgumentError(absl::StrCat("label ", int{labels[i]}, " of image ", i, " in '", label_file->path(),
-                                                       "' is not below the student's ", num_classes, " classes; set num_classes"));
+      if (labels[i] >= request.num_classes) {
+        return absl::InvalidArgumentError(absl::StrCat("label ", int{labels[i]}, " of image ", i, " in '",
+                                                       label_file->path(), "' is not below the student's ",
+                                                       request.num_classes, " classes; set num_classes"));
       }
     }
   }
   DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> pixels, ReadElements(image_file.get(), count * image_bytes));
 
-  const std::vector<uint32_t> chosen = subset(count);
+  const std::vector<uint32_t> chosen = request.subset(count);
+  DISTILL_RETURN_IF_ERROR(CheckSplitBytes(request, image_file->path(), chosen.size() * image_bytes));
   split.pixels.resize(chosen.size() * image_bytes);
   split.labels.reserve(chosen.size());
   for (size_t i = 0; i < chosen.size(); ++i) {

@@ -1,4 +1,5 @@
-// JPEG and PNG files in memory to uint8 [C, H, W]. libjpeg-turbo with the accurate integer DCT: the same pixels on every machine.
+// JPEG and PNG files in memory to uint8 [C, H, W], and PNG files of class ids to uint8 [H, W]. libjpeg-turbo with the
+// accurate integer DCT: the same pixels on every machine.
 #ifndef DISTILL_STUDENT_WORKER_DATA_IMAGE_DECODER_H_
 #define DISTILL_STUDENT_WORKER_DATA_IMAGE_DECODER_H_
 
@@ -19,10 +20,16 @@ struct ImageInfo {
 // From the file's header only. kDataLoss: neither JPEG nor PNG, damaged, CMYK, or a side over 16384 pixels.
 StatusOr<ImageInfo> ReadImageInfo(std::string_view file);
 
-// Decodes into `out`, which has room for want.channels * want.height * want.width bytes. A grey file is spread to want.channels == 3.
-// kDataLoss: damaged or truncated (also where the decoder could guess on), or another size than `want`; `out` is then undefined.
-// Stateless; any thread.
+// Decodes into `out`, which has room for want.channels * want.height * want.width bytes. A grey file is spread to
+// want.channels == 3. kDataLoss: damaged or truncated (also where the decoder could guess on), or another size than
+// `want`; `out` is then undefined. Stateless; any thread.
 Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out);
+
+// Decodes a label map: a PNG whose values are class ids, grey or with a palette (its indices), 1, 2, 4 or 8 bits deep,
+// into `out`, [height, width]: the values as they are stored. kFailedPrecondition: another kind of PNG, a JPEG (which
+// changes values), or another size. kDataLoss: damaged, truncated, or neither. `out` is unchanged then. Stateless; any
+// thread.
+Status DecodeClassIds(std::string_view file, uint32_t height, uint32_t width, uint8_t* out);
 
 }  // namespace distill
 

@@ -33,7 +33,7 @@ struct StepPipeline::State {
   absl::Mutex mu;
   bool stopped ABSL_GUARDED_BY(mu) = false;
   Status loader_error ABSL_GUARDED_BY(mu);            // the loader has ended early
-  uint64_t next ABSL_GUARDED_BY(mu) = 0;             // first step not yet handed out
+  uint64_t next ABSL_GUARDED_BY(mu) = 0;              // first step not yet handed out
   std::map<uint64_t, Slot> ring ABSL_GUARDED_BY(mu);  // by step; pixels and labels are complete
 };
 
@@ -56,7 +56,10 @@ StatusOr<std::unique_ptr<StepPipeline>> StepPipeline::Create(Options options) {
 }
 
 StepPipeline::StepPipeline(Options options, Sampler sampler)
-    : options_(std::move(options)), sampler_(std::move(sampler)), state_(std::make_shared<State>()), next_step_(options_.first_step) {
+    : options_(std::move(options)),
+      sampler_(std::move(sampler)),
+      state_(std::make_shared<State>()),
+      next_step_(options_.first_step) {
   absl::MutexLock lock(&state_->mu);
   state_->next = options_.first_step;
 }
@@ -81,6 +84,7 @@ void StepPipeline::Stop() {
 void StepPipeline::Load() {
   const Dataset& data = *options_.dataset;
   const uint64_t image_bytes = data.image_bytes();
+  const uint64_t map_bytes = data.has_label_maps() ? data.label_map_bytes() : 0;
   for (uint64_t step = options_.first_step; step < options_.end_step; ++step) {
     {
       absl::MutexLock lock(&state_->mu);
@@ -96,16 +100,22 @@ void StepPipeline::Load() {
     input.epoch = sampler_.Epoch(step);
     input.sample_ids = sampler_.SampleIds(step);
     std::vector<uint8_t> pixels(input.sample_ids.size() * image_bytes);
-    std::vector<uint8_t> original(image_bytes);
+    std::vector<uint8_t> original(image_bytes), original_map(map_bytes);
+    input.label_maps.resize(input.sample_ids.size() * map_bytes);
     for (size_t i = 0; i < input.sample_ids.size(); ++i) {
       const uint32_t id = input.sample_ids[i];
       data.CopyImage(id, original.data());
-      input.visible.push_back(AugmentImage(options_.augment, options_.sampler.seed, input.epoch, id, data.channels(), data.height(), data.width(),
-                   original.data(), pixels.data() + i * image_bytes));
+      input.visible.push_back(AugmentImage(options_.augment, options_.sampler.seed, input.epoch, id, data.channels(),
+                                           data.height(), data.width(), original.data(),
+                                           pixels.data() + i * image_bytes));
       input.labels.push_back(data.label(id));
+      if (map_bytes == 0) continue;
+      data.CopyLabelMap(id, original_map.data());
+      AugmentLabelMap(options_.augment, options_.sampler.seed, input.epoch, id, data.height(), data.width(),
+                      original_map.data(), input.label_maps.data() + i * map_bytes);
     }
-    input.images = ImageBatch{static_cast<uint32_t>(input.sample_ids.size()), data.channels(), data.height(), data.width(),
-                              Buffer::FromVector(std::move(pixels))};
+    input.images = ImageBatch{static_cast<uint32_t>(input.sample_ids.size()), data.channels(), data.height(),
+                              data.width(), Buffer::FromVector(std::move(pixels))};
     const ImageBatch images = input.images;
     slot.features_ready = options_.pool == nullptr;
     {
@@ -117,7 +127,8 @@ void StepPipeline::Load() {
     const uint64_t ticket = options_.pool->Fetch(step, images, [state = state_, step](StatusOr<FeatureBatch> features) {
       absl::MutexLock lock(&state->mu);
       const auto it = state->ring.find(step);
-      if (state->stopped || it == state->ring.end()) return;  // `features` is released after the lock, with the caller's argument
+      if (state->stopped || it == state->ring.end())
+        return;  // `features` is released after the lock, with the caller's argument
       it->second.features_ready = true;
       if (features.ok()) {
         it->second.features = *std::move(features);

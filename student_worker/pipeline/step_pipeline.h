@@ -1,7 +1,8 @@
 // The inputs of training steps, in step order, prepared ahead: pixels by a loader thread, features by the teacher pool.
 //
-// One thread ("loader") samples, augments and asks the pool for features; a ring keyed by step waits for both. At most `depth` steps
-// are under way; the bytes of features are bounded by the pool's window. What step s contains depends on the options and s alone.
+// One thread ("loader") samples, augments and asks the pool for features; a ring keyed by step waits for both. At most
+// `depth` steps are under way; the bytes of features are bounded by the pool's window. What step s contains depends on
+// the options and s alone.
 #ifndef DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
 #define DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
 
@@ -26,7 +27,9 @@ struct StepInput {
   uint64_t epoch = 0;
   std::vector<uint32_t> sample_ids;  // [n], indices into the data set
   ImageBatch images;                 // [n, C, H, W], augmented, as the teacher saw them
-  std::vector<int64_t> labels;       // [n]
+  std::vector<int64_t> labels;       // [n]; kNoLabel: none, or a label map instead
+  std::vector<uint8_t>
+      label_maps;  // [n, H, W], class ids or kIgnoredPixel, augmented like `images`; empty: the data set has none
   std::vector<VisibleRect> visible;  // [n], what of each picture is no padding
   FeatureBatch features;             // no taps when the pipeline has no pool
   double data_seconds = 0;           // how long Next(), all calls for this step together, waited for pixels ...
@@ -56,9 +59,10 @@ class StepPipeline {
   StepPipeline(const StepPipeline&) = delete;
   StepPipeline& operator=(const StepPipeline&) = delete;
 
-  // The next step's input; blocks until it is complete, at most `timeout`. Release the features of earlier steps first: the pool's window
-  // may have room for one batch only. kDeadlineExceeded: not complete yet, call again. kOutOfRange: after end_step. kCancelled: stopped.
-  // Otherwise the pool's error for this step; the pipeline is of no use afterwards and repeats it.
+  // The next step's input; blocks until it is complete, at most `timeout`. Release the features of earlier steps first:
+  // the pool's window may have room for one batch only. kDeadlineExceeded: not complete yet, call again. kOutOfRange:
+  // after end_step. kCancelled: stopped. Otherwise the pool's error for this step; the pipeline is of no use afterwards
+  // and repeats it.
   StatusOr<StepInput> Next(std::chrono::milliseconds timeout = std::chrono::hours(24 * 365));
   // Next() returns kCancelled from now on; unanswered requests are cancelled. Idempotent.
   void Stop();

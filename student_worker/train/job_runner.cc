@@ -18,6 +18,7 @@
 #include "common/zoo/torch_log.h"
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
+#include "student_worker/data/training_images.h"
 #include "student_worker/train/artifacts.h"
 #include "student_worker/train/best_weights.h"
 #include "student_worker/train/checkpoint_store.h"

@@ -3,14 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <png.h>
-#include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
-#include <set>
 
-#include "student_worker/data/image_decoder.h"
 #include "student_worker/data/sampler.h"
+#include "tests/student_worker/data/data_root.h"
 #include "tests/student_worker/data/image_files.h"
 
 namespace distill {
@@ -18,36 +15,21 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::EncodeJpeg;
-using testing::EncodePalettePng;
 using testing::EncodePng;
 using testing::Gzip;
 using ::testing::HasSubstr;
 using testing::Idx;
+using testing::Image;
+using testing::Picture;
 using testing::TarEnd;
 using testing::TarMember;
+using testing::WorstDifference;
 using testing::WriteWithFolders;
 
 constexpr uint32_t kImages = 0x803, kLabels = 0x801;
 
-std::vector<uint8_t> Image(const Dataset& data, uint64_t index) {
-  std::vector<uint8_t> pixels(data.image_bytes());
-  data.CopyImage(index, pixels.data());
-  return pixels;
-}
-
-// A data root of its own for each test.
-class DatasetTest : public ::testing::Test {
+class DatasetTest : public testing::DataRootTest {
  protected:
-  DatasetTest() {
-    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    base_ = fs::temp_directory_path() / ("distill_data_" + std::string(info->name()) + "_" + std::to_string(getpid()));
-    fs::remove_all(base_);
-    fs::create_directories(base_ / "root");
-    root_ = (base_ / "root").string();
-  }
-  ~DatasetTest() override { fs::remove_all(base_); }
-
-  std::string Path(const std::string& name) const { return root_ + "/" + name; }
   // 6 training and 3 test images of 2x3 pixels; image i is filled with 10 * i (test: 10 * i + 1), label i % 3.
   void WriteIdx(const std::string& folder, bool gzip = false) const {
     auto write = [&](const std::string& name, const std::string& bytes) {
@@ -63,13 +45,6 @@ class DatasetTest : public ::testing::Test {
     for (int i = 0; i < count; ++i) pixels += std::string(6, static_cast<char>(10 * i + offset));
     return pixels;
   }
-  StatusOr<DataSplits> Open(const DataPlan& plan, uint64_t seed = 1, uint32_t classes = 0) const {
-    return OpenDataset(plan, root_, seed, classes);
-  }
-  Status Error(const DataPlan& plan, uint32_t classes = 0) const { return Open(plan, 1, classes).status(); }
-
-  fs::path base_;
-  std::string root_;
 };
 
 TEST_F(DatasetTest, ReadsPlainAndGzippedIdx) {
@@ -129,11 +104,13 @@ TEST_F(DatasetTest, PathMayNotLeaveTheRoot) {
   fs::create_directory_symlink(base_ / "outside", Path("link"));
   fs::create_directory_symlink(Path("d"), Path("inside_link"));
   fs::create_directories(base_ / "root_sibling");
-  for (const std::string& path : {std::string("../outside"), std::string("d/../../outside"), std::string("link"), std::string("/etc"),
-                                  (base_ / "root_sibling").string(), std::string("../root_sibling"), std::string("d/\0x", 4)}) {
+  for (const std::string& path :
+       {std::string("../outside"), std::string("d/../../outside"), std::string("link"), std::string("/etc"),
+        (base_ / "root_sibling").string(), std::string("../root_sibling"), std::string("d/\0x", 4)}) {
     EXPECT_EQ(Error({.format = "idx", .path = path}).code(), StatusCode::kInvalidArgument) << path;
   }
-  for (const std::string& path : {std::string("d"), std::string("x/../d"), std::string("inside_link"), Path("d"), std::string("d/")}) {
+  for (const std::string& path :
+       {std::string("d"), std::string("x/../d"), std::string("inside_link"), Path("d"), std::string("d/")}) {
     EXPECT_TRUE(Open({.format = "idx", .path = path}).ok()) << path << ": " << Error({.format = "idx", .path = path});
   }
   // A file that links out of the root is refused, too.
@@ -154,7 +131,8 @@ TEST_F(DatasetTest, DamagedIdxIsRefused) {
   std::string flipped = packed;
   flipped[flipped.size() - 6] ^= 1;  // the stored checksum
   const Case cases[] = {
-      {"train-images-idx3-ubyte", Idx(0x802, {6, 2, 3}, Pixels(6, 0)), StatusCode::kDataLoss, "magic number 0x00000802"},
+      {"train-images-idx3-ubyte", Idx(0x802, {6, 2, 3}, Pixels(6, 0)), StatusCode::kDataLoss,
+       "magic number 0x00000802"},
       {"train-images-idx3-ubyte", good.substr(0, good.size() - 1), StatusCode::kDataLoss, "truncated"},
       {"train-images-idx3-ubyte", good.substr(0, 10), StatusCode::kDataLoss, "the IDX header"},
       {"train-images-idx3-ubyte", "", StatusCode::kDataLoss, "the IDX header"},
@@ -162,13 +140,17 @@ TEST_F(DatasetTest, DamagedIdxIsRefused) {
       {"train-images-idx3-ubyte", Idx(kImages, {0, 2, 3}, ""), StatusCode::kDataLoss, "no entries"},
       {"train-images-idx3-ubyte", Idx(kImages, {6, 0, 3}, ""), StatusCode::kDataLoss, "side of 0"},
       {"train-images-idx3-ubyte", Idx(kImages, {6, 16384, 16384}, "x"), StatusCode::kDataLoss, "header announces"},
-      {"train-images-idx3-ubyte", Idx(kImages, {5, 2, 3}, Pixels(5, 0)), StatusCode::kFailedPrecondition, "do not belong together"},
+      {"train-images-idx3-ubyte", Idx(kImages, {5, 2, 3}, Pixels(5, 0)), StatusCode::kFailedPrecondition,
+       "do not belong together"},
       {"train-labels-idx1-ubyte", Idx(kImages, {6}, "abcdef"), StatusCode::kDataLoss, "need 0x00000801"},
-      {"train-images-idx3-ubyte.gz", packed.substr(0, packed.size() - 12), StatusCode::kDataLoss, "damaged or truncated"},
-      {"train-images-idx3-ubyte.gz", packed.substr(0, packed.size() - 4), StatusCode::kDataLoss, "damaged or truncated"},
+      {"train-images-idx3-ubyte.gz", packed.substr(0, packed.size() - 12), StatusCode::kDataLoss,
+       "damaged or truncated"},
+      {"train-images-idx3-ubyte.gz", packed.substr(0, packed.size() - 4), StatusCode::kDataLoss,
+       "damaged or truncated"},
       {"train-images-idx3-ubyte.gz", flipped, StatusCode::kDataLoss, "damaged or truncated"},
       {"train-images-idx3-ubyte.gz", good, StatusCode::kDataLoss, "not gzip data"},
-      {"t10k-images-idx3-ubyte", Idx(kImages, {3, 3, 3}, std::string(27, 'x')), StatusCode::kFailedPrecondition, "test images [1, 3, 3]"},
+      {"t10k-images-idx3-ubyte", Idx(kImages, {3, 3, 3}, std::string(27, 'x')), StatusCode::kFailedPrecondition,
+       "test images [1, 3, 3]"},
   };
   for (const Case& c : cases) {
     fs::remove_all(Path("d"));
@@ -209,30 +191,11 @@ TEST_F(DatasetTest, FitIsCheckedAgainstTheStudent) {
   EXPECT_TRUE(CheckDatasetFits(*splits->train, student).ok());
   ModelSpec colour = student;
   colour.in_channels = 3;
-  EXPECT_THAT(std::string(CheckDatasetFits(*splits->train, colour).message()), HasSubstr("[1, 2, 3], the student takes [3, 2, 3]"));
+  EXPECT_THAT(std::string(CheckDatasetFits(*splits->train, colour).message()),
+              HasSubstr("[1, 2, 3], the student takes [3, 2, 3]"));
   ModelSpec narrow = student;
   narrow.num_classes = 2;
   EXPECT_EQ(CheckDatasetFits(*splits->train, narrow).code(), StatusCode::kInvalidArgument);
-}
-
-// Smooth 8x8 pictures, [H, W, C]: JPEG keeps them within a few grey levels.
-std::vector<uint8_t> Picture(int index, int channels) {
-  std::vector<uint8_t> pixels;
-  for (int y = 0; y < 8; ++y) {
-    for (int x = 0; x < 8; ++x) {
-      for (int c = 0; c < channels; ++c) pixels.push_back(static_cast<uint8_t>(20 * index + 4 * y + 2 * x + 30 * c));
-    }
-  }
-  return pixels;
-}
-
-int WorstDifference(const std::vector<uint8_t>& chw, const std::vector<uint8_t>& hwc, int channels) {
-  int worst = 0;
-  const int plane = static_cast<int>(chw.size()) / channels;
-  for (int i = 0; i < plane; ++i) {
-    for (int c = 0; c < channels; ++c) worst = std::max(worst, std::abs(int{chw[c * plane + i]} - int{hwc[i * channels + c]}));
-  }
-  return worst;
 }
 
 TEST_F(DatasetTest, ImageFolderAndArchivesGiveTheSameImages) {
@@ -241,7 +204,8 @@ TEST_F(DatasetTest, ImageFolderAndArchivesGiveTheSameImages) {
   const std::pair<const char*, int> files[] = {{"bee/b.jpg", 3}, {"ant/z.png", 1}, {"bee/a.JPEG", 2}, {"ant/a.jpg", 0}};
   for (const auto& [name, index] : files) {
     const bool png = std::string(name).ends_with(".png");
-    const std::string bytes = png ? EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(index, 3)) : EncodeJpeg(8, 8, 3, Picture(index, 3));
+    const std::string bytes =
+        png ? EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(index, 3)) : EncodeJpeg(8, 8, 3, Picture(index, 3));
     for (const char* split : {"train", "test"})
       WriteWithFolders(Path(std::string("folder/") + split + "/" + name), bytes);
     members += TarMember(std::string("./") + name, bytes);
@@ -318,7 +282,8 @@ TEST_F(DatasetTest, BadImageFoldersAreRefused) {
 
   EXPECT_TRUE(make(jpeg).ok());
   WriteWithFolders(Path("d/test/y/a.jpg"), jpeg);
-  EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kFailedPrecondition);  // class only in test
+  EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(),
+            StatusCode::kFailedPrecondition);  // class only in test
   WriteWithFolders(Path("d/train/y/a.jpg"), jpeg);
   EXPECT_TRUE(Error({.format = "image_folder", .path = "d"}).ok());
   EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d"}, 1).message()), HasSubstr("2 class folders"));
@@ -326,7 +291,8 @@ TEST_F(DatasetTest, BadImageFoldersAreRefused) {
   fs::create_symlink(base_ / "outside/secret.jpg", Path("d/train/y/b.jpg"));
   EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kInvalidArgument);
   fs::remove_all(Path("d/train"));
-  EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d"}).message()), HasSubstr("no 'train/', 'train.tar'"));
+  EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d"}).message()),
+              HasSubstr("no 'train/', 'train.tar'"));
   fs::create_directories(Path("d/train"));
   EXPECT_EQ(Error({.format = "image_folder", .path = "d"}).code(), StatusCode::kNotFound);
 }
@@ -348,15 +314,69 @@ TEST_F(DatasetTest, BadArchivesAreRefused) {
   const std::string packed = Gzip(member + TarEnd());
   EXPECT_EQ(make(packed.substr(0, packed.size() - 4), ".tar.gz").code(), StatusCode::kDataLoss);
   EXPECT_THAT(std::string(make(TarMember("deep/x/a.jpg", "x") + TarEnd()).message()), HasSubstr("is not CLASS/NAME"));
-  EXPECT_TRUE(make(TarMember("train/x/a.jpg", EncodeJpeg(8, 8, 3, Picture(0, 3))) + TarEnd()).code() != StatusCode::kOk);  // in test.tar
+  EXPECT_TRUE(make(TarMember("train/x/a.jpg", EncodeJpeg(8, 8, 3, Picture(0, 3))) + TarEnd()).code() !=
+              StatusCode::kOk);  // in test.tar
   // Long names: GNU and pax.
   const std::string name = "x/" + std::string(150, 'n') + ".jpg";
   const std::string jpeg = EncodeJpeg(8, 8, 3, Picture(0, 3));
   const std::string record = " path=" + name + "\n";
   const std::string pax = std::to_string(record.size() + 3) + record;
   for (const std::string& long_name : {TarMember("././@LongLink", name + '\0', 'L'), TarMember("pax", pax, 'x')}) {
-    EXPECT_TRUE(make(long_name + TarMember("cut-off", jpeg) + TarEnd()).ok()) << make(long_name + TarMember("cut-off", jpeg) + TarEnd());
+    EXPECT_TRUE(make(long_name + TarMember("cut-off", jpeg) + TarEnd()).ok())
+        << make(long_name + TarMember("cut-off", jpeg) + TarEnd());
   }
+}
+
+// ---- Smaller images (the arithmetic is in shrink_test.cc)
+
+TEST_F(DatasetTest, ImagesOfFoldersAreMadeSmallerAtLoading) {
+  for (const char* split : {"train", "test"}) {
+    const std::string base = std::string("d/") + split;
+    WriteWithFolders(Path(base + "/a/0.png"), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3)));
+    WriteWithFolders(Path(base + "/b/1.png"), EncodePng(8, 8, PNG_COLOR_TYPE_GRAY, 8, Picture(1, 1)));
+  }
+  const auto splits = Open({.format = "image_folder", .path = "d", .shrink = 4}, 1, 2);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  const Dataset& train = *splits->train;
+  EXPECT_EQ(train.image_bytes(), 3 * 2 * 2);
+  // Picture() is linear: the mean of rows 0 to 3 and columns 0 to 3 is its value at 1.5, 1.5: 4 * 1.5 + 2 * 1.5 = 9.
+  EXPECT_EQ(Image(train, 0), (std::vector<uint8_t>{9, 17, 25, 33, 39, 47, 55, 63, 69, 77, 85, 93}));
+  EXPECT_EQ(Image(train, 1), (std::vector<uint8_t>{29, 37, 45, 53, 29, 37, 45, 53, 29, 37, 45, 53}));
+  EXPECT_EQ(train.label(1), 1);
+  EXPECT_EQ(Image(*splits->test, 0), Image(train, 0));
+}
+
+TEST_F(DatasetTest, AFactorThatDoesNotDivideTheSidesIsRefused) {
+  for (const char* split : {"train", "test"}) {
+    WriteWithFolders(Path(std::string("d/") + split + "/a/0.png"),
+                     EncodePng(6, 8, PNG_COLOR_TYPE_GRAY, 8, std::vector<uint8_t>(48)));
+  }
+  for (const uint32_t factor : {3u, 4u, 5u, 16u}) {
+    const Status status = Error({.format = "image_folder", .path = "d", .shrink = factor});
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << factor;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("train/a/0.png' has 8x6 pixels, and data.shrink " +
+                                                         std::to_string(factor) + " does not divide both sides"));
+  }
+  EXPECT_TRUE(Open({.format = "image_folder", .path = "d", .shrink = 2}).ok());
+  EXPECT_EQ(Error({.format = "image_folder", .path = "d", .shrink = 0}).code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(DatasetTest, IdxImagesAreNotMadeSmaller) {
+  WriteIdx("d");
+  const Status status = Error({.format = "idx", .path = "d", .shrink = 2});
+  EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("data.shrink is 2, but images of data.format idx"));
+}
+
+TEST_F(DatasetTest, AnEnormousFileIsRefusedUnread) {
+  for (const char* split : {"train", "test"}) {
+    WriteWithFolders(Path(std::string("d/") + split + "/a/0.png"),
+                     EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3)));
+  }
+  fs::resize_file(Path("d/train/a/0.png"), (256 << 20) + 1);  // a hole: takes no room
+  const Status status = Error({.format = "image_folder", .path = "d"});
+  EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("train/a/0.png' has 268435457 bytes, over the limit"));
 }
 
 // ---- Images without labels
@@ -470,113 +490,6 @@ TEST_F(UnlabelledTest, ImagesOutsideClassFoldersAreRefusedWithTheRemedy) {
   EXPECT_EQ(Error(plan_).code(), StatusCode::kInvalidArgument);
 }
 
-// 10 labelled and 6 other images of one pixel; the pixel is the image's number.
-DataSplits TenAndSix(bool labelled = true) {
-  const auto make = [](uint8_t first, int count, bool with_labels) {
-    std::vector<uint8_t> pixels;
-    std::vector<int64_t> labels;
-    for (int i = 0; i < count; ++i) {
-      pixels.push_back(static_cast<uint8_t>(first + i));
-      labels.push_back(with_labels ? i % 2 : kNoLabel);
-    }
-    return MakeMemoryDataset(1, 1, 1, 2, std::move(pixels), std::move(labels)).value();
-  };
-  return {labelled ? make(0, 10, true) : nullptr, make(100, 2, true), make(10, 6, false)};
-}
-
-TEST(TrainingImagesTest, LabelledImagesKeepTheirNumbersAndOthersFollow) {
-  const TrainingImages images = PrepareTrainingImages(TenAndSix(), 0, 3).value();
-  ASSERT_EQ(images.labelled->size(), 10);
-  ASSERT_EQ(images.all->size(), 16);
-  for (int i = 0; i < 16; ++i) {
-    EXPECT_EQ(Image(*images.all, i)[0], i);
-    EXPECT_EQ(images.all->label(i), i < 10 ? i % 2 : kNoLabel);
-  }
-  EXPECT_EQ(images.held_out, nullptr);
-  DataSplits plain = TenAndSix();
-  plain.unlabelled = nullptr;
-  EXPECT_EQ(PrepareTrainingImages(plain, 0, 3)->all, plain.train);
-}
-
-TEST(TrainingImagesTest, HeldOutImagesHaveLabelsIfAnyHas) {
-  const TrainingImages images = PrepareTrainingImages(TenAndSix(), 4, 3).value();
-  EXPECT_EQ(images.labelled->size(), 6);
-  EXPECT_EQ(images.all->size(), 12);
-  ASSERT_EQ(images.held_out->size(), 4);
-  std::set<int> seen;
-  for (int i = 0; i < 4; ++i) {
-    EXPECT_NE(images.held_out->label(i), kNoLabel);
-    seen.insert(Image(*images.held_out, i)[0]);
-  }
-  for (int i = 0; i < 12; ++i)
-    EXPECT_TRUE(seen.insert(Image(*images.all, i)[0]).second) << "measured on and trained on";
-  EXPECT_EQ(seen.size(), 16);
-  EXPECT_FALSE(PrepareTrainingImages(TenAndSix(), 10, 3).ok());
-
-  const TrainingImages none = PrepareTrainingImages(TenAndSix(false), 2, 3).value();
-  EXPECT_EQ(none.labelled, nullptr);
-  EXPECT_EQ(none.all->size(), 4);
-  EXPECT_EQ(none.held_out->label(1), kNoLabel);
-}
-
-TEST(TrainingImagesTest, AStageGetsWhatItMayUseOrIsRefusedByName) {
-  const TrainingImages images = PrepareTrainingImages(TenAndSix(), 0, 3).value();
-  const TrainingImages none = PrepareTrainingImages(TenAndSix(false), 0, 3).value();
-  StagePlan head{.name = "head", .steps = 1, .uses_labels = true};
-  StagePlan mimic{.name = "mimic", .steps = 1};
-  StagePlan open{.name = "open", .steps = 1, .unlabelled_ok = true};
-  EXPECT_EQ(*ImagesOfStage(images, head, 8), images.labelled);
-  EXPECT_EQ(*ImagesOfStage(images, mimic, 8), images.labelled);
-  EXPECT_EQ(*ImagesOfStage(images, open, 8), images.all);
-  EXPECT_EQ(*ImagesOfStage(none, open, 6), none.all);
-  const auto refusal = [](const TrainingImages& from, const StagePlan& stage, uint32_t batch) {
-    return std::string(ImagesOfStage(from, stage, batch).status().message());
-  };
-  EXPECT_THAT(refusal(none, head, 1), HasSubstr("stage 'head' reads labels, but no training image has one"));
-  EXPECT_THAT(refusal(none, mimic, 1), HasSubstr("stage 'mimic' may use images with labels only"));
-  EXPECT_THAT(refusal(images, head, 11),
-              HasSubstr("stage 'head' has 10 training images with labels, fewer than a batch of 11"));
-  EXPECT_TRUE(ImagesOfStage(images, open, 16).ok());
-  EXPECT_THAT(refusal(images, open, 17), HasSubstr("stage 'open' has 16 training images"));
-  head.steps = 0;
-  EXPECT_TRUE(ImagesOfStage(none, head, 1).ok()) << "a stage without steps reads nothing";
-  open.uses_labels = true;
-  EXPECT_THAT(refusal(images, open, 1), HasSubstr("stage 'open' reads labels and may not use images without"));
-}
-
-TEST(ImageDecoderTest, PngKindsBecomeEightBitPixelsWithoutAlpha) {
-  auto decode = [](const std::string& file) {
-    auto info = ReadImageInfo(file);
-    EXPECT_TRUE(info.ok()) << info.status();
-    std::vector<uint8_t> out(info->channels * info->height * info->width);
-    EXPECT_TRUE(DecodeImage(file, *info, out.data()).ok());
-    return out;
-  };
-  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_RGB_ALPHA, 8, {1, 2, 3, 0, 4, 5, 6, 128})), (std::vector<uint8_t>{1, 4, 2, 5, 3, 6}));
-  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY_ALPHA, 8, {7, 0, 9, 255})), (std::vector<uint8_t>{7, 9}));
-  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY, 16, {7, 200, 9, 1})), (std::vector<uint8_t>{7, 9}));
-  EXPECT_EQ(decode(EncodePalettePng(1, 2, {1, 0}, {10, 20, 30, 40, 50, 60})), (std::vector<uint8_t>{40, 10, 50, 20, 60, 30}));
-}
-
-TEST(ImageDecoderTest, EveryTruncationIsAnErrorAndNoByteFlipCrashes) {
-  for (const std::string& file : {EncodeJpeg(8, 8, 3, Picture(1, 3)), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(1, 3))}) {
-    std::vector<uint8_t> out(3 * 8 * 8);
-    ASSERT_TRUE(DecodeImage(file, {3, 8, 8}, out.data()).ok());
-    // The end marks themselves (JPEG: 2 bytes; PNG: IEND with 12) may be the only thing missing.
-    for (size_t size = 0; size + 12 < file.size(); ++size) {
-      EXPECT_FALSE(DecodeImage(file.substr(0, size), {3, 8, 8}, out.data()).ok()) << size << " of " << file.size() << " bytes";
-    }
-    for (size_t i = 0; i < file.size(); ++i) {
-      std::string flipped = file;
-      flipped[i] ^= 0x55;
-      (void)DecodeImage(flipped, {3, 8, 8}, out.data());
-    }
-  }
-  std::vector<uint8_t> out(3 * 8 * 8);
-  EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {1, 8, 8}, out.data()).ok());  // colour into grey
-  EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {3, 8, 7}, out.data()).ok());
-}
-
 TEST(MemoryDatasetTest, RefusesContradictions) {
   EXPECT_TRUE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, 1}).ok());
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3}, {0, 1}).ok());
@@ -585,6 +498,23 @@ TEST(MemoryDatasetTest, RefusesContradictions) {
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, 0}).ok());  // all or none
   EXPECT_TRUE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, -1}).ok());
   EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {}, {}).ok());
+  // With label maps.
+  EXPECT_TRUE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, -1}, {0, 1, kIgnoredPixel, 1}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, 1}, {0, 1, 0, 1}).ok());  // labels and label maps
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, -1}, {0, 1}).ok());
+  EXPECT_FALSE(MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, -1}, {0, 1, 0, 1, 0}).ok());
+  const Status status = MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {-1, -1}, {0, 1, 0, 2}).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("class id 2 in the label map of image 1 is not in [0, 2)"));
+}
+
+TEST(MemoryDatasetTest, GivesTheLabelMapOfEachImage) {
+  const auto plain = MakeMemoryDataset(1, 1, 2, 2, {1, 2, 3, 4}, {0, 1}).value();
+  EXPECT_FALSE(plain->has_label_maps());
+  const auto data = MakeMemoryDataset(3, 1, 2, 2, std::vector<uint8_t>(12), {-1, -1}, {0, 1, kIgnoredPixel, 1}).value();
+  ASSERT_TRUE(data->has_label_maps());
+  EXPECT_EQ(data->label_map_bytes(), 2);
+  EXPECT_EQ(testing::LabelMap(*data, 0), (std::vector<uint8_t>{0, 1}));
+  EXPECT_EQ(testing::LabelMap(*data, 1), (std::vector<uint8_t>{kIgnoredPixel, 1}));
 }
 
 // The real images of Debian's package dataset-fashion-mnist.

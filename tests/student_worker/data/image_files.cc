@@ -55,7 +55,8 @@ std::string WritePng(int height, int width, int color_type, int depth, const std
   png_infop info = png_create_info_struct(png);
   std::string bytes;
   png_set_write_fn(png, &bytes, AppendPngBytes, nullptr);
-  png_set_IHDR(png, info, width, height, depth, color_type, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  png_set_IHDR(png, info, width, height, depth, color_type, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
+               PNG_FILTER_TYPE_DEFAULT);
   if (!palette.empty()) {
     png_set_PLTE(png, info, reinterpret_cast<png_const_colorp>(palette.data()), static_cast<int>(palette.size() / 3));
   }
@@ -73,8 +74,9 @@ std::string EncodePng(int height, int width, int color_type, int depth, const st
   return WritePng(height, width, color_type, depth, pixels, {});
 }
 
-std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices, const std::vector<uint8_t>& palette) {
-  return WritePng(height, width, PNG_COLOR_TYPE_PALETTE, 8, indices, palette);
+std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices,
+                             const std::vector<uint8_t>& palette, int depth) {
+  return WritePng(height, width, PNG_COLOR_TYPE_PALETTE, depth, indices, palette);
 }
 
 std::string Gzip(const std::string& bytes) {

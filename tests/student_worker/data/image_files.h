@@ -10,10 +10,11 @@ namespace distill::testing {
 
 // Pixels are [H, W, C] with C = 1 or 3.
 std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality = 95);
-// color_type is one of libpng's; `depth` 8 or 16; pixels as the file stores them.
+// color_type is one of libpng's; `depth` 1 to 16; pixels as the file stores them: small depths packed.
 std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels);
-// A palette image: indices and RGB entries.
-std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices, const std::vector<uint8_t>& palette);
+// A palette image: indices, as the file stores them, and RGB entries.
+std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices,
+                             const std::vector<uint8_t>& palette, int depth = 8);
 
 std::string Gzip(const std::string& bytes);
 // One ustar member, padded to 512 bytes.

@@ -8,13 +8,14 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "student_worker/data/training_images.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
 namespace distill {
 namespace {
 
-using ::testing::HasSubstr;
 using testing::Fault;
+using ::testing::HasSubstr;
 using testing::kDigest;
 using testing::kModel;
 using testing::ReferenceTap;
@@ -64,7 +65,9 @@ std::unique_ptr<TeacherPool> MakePool(const std::vector<TeacherEndpoint>& teache
   return *std::move(pool);
 }
 
-std::vector<uint8_t> Pixels(const ImageBatch& images) { return {images.pixels.data, images.pixels.data + images.pixels.size}; }
+std::vector<uint8_t> Pixels(const ImageBatch& images) {
+  return {images.pixels.data, images.pixels.data + images.pixels.size};
+}
 
 void ExpectFeaturesOfItsPixels(const StepInput& input) {
   ASSERT_EQ(input.features.taps.size(), 2);
@@ -269,6 +272,72 @@ TEST(UnlabelledImagesTest, RanksAndRestartsAtAnyStepSeeWhatOneRankSeesAndSoDoTea
           if (start == 33) ExpectFeaturesOfItsPixels(input);
         }
       }
+    }
+  }
+}
+
+// ---- Label maps
+
+// MakeData() with label maps instead of labels: image i's map holds (i + y + 2 * x) % 10, and kIgnoredPixel at (0, 0).
+std::shared_ptr<const Dataset> MakeDataWithMaps() {
+  const auto data = MakeData();
+  std::vector<uint8_t> pixels(kImages * data->image_bytes()), maps;
+  for (uint64_t i = 0; i < kImages; ++i) {
+    data->CopyImage(i, pixels.data() + i * data->image_bytes());
+    for (uint32_t p = 0; p < kH * kW; ++p) {
+      maps.push_back(p == 0 ? kIgnoredPixel : static_cast<uint8_t>((i + p / kW + 2 * (p % kW)) % 10));
+    }
+  }
+  return MakeMemoryDataset(kC, kH, kW, 10, std::move(pixels), std::vector<int64_t>(kImages, kNoLabel), std::move(maps))
+      .value();
+}
+
+TEST(LabelMapsTest, EachStepHasTheMapsOfItsImagesAugmentedInTheSameWay) {
+  const auto data = MakeDataWithMaps();
+  auto options = Options(nullptr);
+  options.dataset = data;
+  const Steps plain = Drain(Make(Options(nullptr)).get());
+  const std::vector<StepInput> inputs = Inputs(std::move(options));
+  ASSERT_EQ(inputs.size(), 20);
+  constexpr size_t kMap = kH * kW;
+  for (const StepInput& input : inputs) {
+    EXPECT_EQ(Pixels(input.images), plain.pixels[input.step]) << "label maps change no pixel";
+    EXPECT_EQ(input.labels, std::vector<int64_t>(8, kNoLabel));
+    ASSERT_EQ(input.label_maps.size(), 8 * kMap);
+    for (size_t i = 0; i < 8; ++i) {
+      std::vector<uint8_t> original(kMap), expected(kMap);
+      data->CopyLabelMap(input.sample_ids[i], original.data());
+      AugmentLabelMap({2, true}, 5, input.epoch, input.sample_ids[i], kH, kW, original.data(), expected.data());
+      EXPECT_EQ(std::memcmp(input.label_maps.data() + i * kMap, expected.data(), kMap), 0)
+          << "step " << input.step << " image " << i;
+      // What is padding in the picture has no label.
+      const VisibleRect& visible = input.visible[i];
+      for (uint32_t y = 0; y < kH; ++y) {
+        for (uint32_t x = 0; x < kW; ++x) {
+          if (y >= visible.top && y < visible.bottom && x >= visible.left && x < visible.right) continue;
+          EXPECT_EQ(input.label_maps[i * kMap + y * kW + x], kIgnoredPixel);
+        }
+      }
+    }
+  }
+  for (const StepInput& input : Inputs(Options(nullptr))) EXPECT_TRUE(input.label_maps.empty());
+}
+
+TEST(LabelMapsTest, RanksAndRestartsSeeWhatOneRankSees) {
+  const auto from = [](uint64_t first_step, uint32_t rank, uint32_t world) {
+    auto options = Options(nullptr);
+    options.dataset = MakeDataWithMaps();
+    options.first_step = first_step;
+    options.sampler.rank = rank;
+    options.sampler.world_size = world;
+    return Inputs(std::move(options));
+  };
+  const std::vector<StepInput> alone = from(0, 0, 1);
+  for (const uint32_t rank : {0u, 1u}) {
+    for (const StepInput& input : from(13, rank, 2)) {
+      const std::vector<uint8_t>& whole = alone[input.step].label_maps;
+      const auto half = whole.begin() + rank * whole.size() / 2;
+      EXPECT_EQ(input.label_maps, std::vector<uint8_t>(half, half + whole.size() / 2)) << "step " << input.step;
     }
   }
 }

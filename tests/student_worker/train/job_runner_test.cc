@@ -12,6 +12,7 @@
 #include "common/zoo/model_metadata.h"
 #include "common/zoo/weights.h"
 #include "student_worker/data/dataset.h"
+#include "student_worker/data/training_images.h"
 #include "student_worker/train/student_agent.h"
 #include "tests/student_worker/train/temp_folder.h"
 #include "tests/student_worker/train/train_fixtures.h"
