@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/str_cat.h"
+#include "coordinator/cli/units.h"
+
 namespace distill::cli {
 
 bool IsEnded(v1::JobState state) {
@@ -82,16 +85,36 @@ JobPosition PositionOf(const v1::Job& job) {
   return position;
 }
 
-double StudentAccuracy(const v1::Job& job) {
-  if (HasArtifacts(job)) return job.artifacts().student_accuracy();
-  return HasProgress(job) ? job.progress().accuracy() : -1;
+Score ScoreOf(const v1::Progress& point) { return {point.accuracy(), point.has_mean_iou() ? point.mean_iou() : -1}; }
+
+Score ScoreOf(const v1::StageResult& result) {
+  return {result.accuracy(), result.has_mean_iou() ? result.mean_iou() : -1};
 }
 
-double TeacherAccuracy(const v1::Job& job) {
-  if (job.plan().teachers().empty()) return -1;
+Score StudentScore(const v1::Job& job) {
+  if (HasArtifacts(job)) {
+    const v1::Artifacts& files = job.artifacts();
+    return {files.student_accuracy(), files.has_student_mean_iou() ? files.student_mean_iou() : -1};
+  }
+  return HasProgress(job) ? ScoreOf(job.progress()) : Score();
+}
+
+Score TeacherScore(const v1::Job& job) {
+  if (job.plan().teachers().empty()) return {};
   // 0 in the artifacts means that nobody measured, as for a job with evaluate_teacher off.
-  if (HasArtifacts(job) && job.artifacts().teacher_accuracy() > 0) return job.artifacts().teacher_accuracy();
-  return HasProgress(job) ? job.progress().teacher_accuracy() : -1;
+  if (HasArtifacts(job) && job.artifacts().teacher_accuracy() > 0) {
+    const v1::Artifacts& files = job.artifacts();
+    return {files.teacher_accuracy(), files.has_teacher_mean_iou() ? files.teacher_mean_iou() : -1};
+  }
+  if (!HasProgress(job)) return {};
+  const v1::Progress& progress = job.progress();
+  return {progress.teacher_accuracy(), progress.has_teacher_mean_iou() ? progress.teacher_mean_iou() : -1};
+}
+
+std::string FormatScore(const Score& score) {
+  std::string text = FormatPercent(score.accuracy);
+  if (score.mean_iou >= 0) StrAppend(&text, ", mIoU ", FormatPercent(score.mean_iou));
+  return text;
 }
 
 double ElapsedSeconds(const v1::Job& job, double now) {

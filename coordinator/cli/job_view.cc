@@ -78,7 +78,7 @@ std::string RenderJobList(const v1::ListJobsResponse& jobs, double now, const Te
                   {StateName(job.state()), StateStyle(job.state())},
                   {StageText(job)},
                   {ShareText(job)},
-                  {FormatPercent(StudentAccuracy(job))},
+                  {FormatScore(StudentScore(job))},
                   {FormatTime(job.submitted_time(), zone)},
                   {job.started_time() > 0 ? FormatDuration(ElapsedSeconds(job, now)) : "-"}});
   }
@@ -97,9 +97,10 @@ std::string RenderJob(const v1::Job& job, double now, const TextOptions& options
   out += Line("Generation",
               StrCat(job.generation(), ", ", job.restarts(), job.restarts() == 1 ? " restart" : " restarts"));
   if (HasProgress(job)) out += ProgressLines(job, now);
-  if (StudentAccuracy(job) >= 0 || TeacherAccuracy(job) >= 0) {
-    std::string text = StrCat("student ", FormatPercent(StudentAccuracy(job)));
-    if (TeacherAccuracy(job) >= 0) StrAppend(&text, ", teacher ", FormatPercent(TeacherAccuracy(job)));
+  const Score student = StudentScore(job), teacher = TeacherScore(job);
+  if (student.measured() || teacher.measured()) {
+    std::string text = StrCat("student ", FormatScore(student));
+    if (teacher.measured()) StrAppend(&text, "; teacher ", FormatScore(teacher));
     out += Line("Accuracy", text);
   }
   if (HasArtifacts(job)) {
@@ -124,7 +125,7 @@ std::string RenderJob(const v1::Job& job, double now, const TextOptions& options
       table.AddRow({{StrCat(uint64_t{result.stage()} + 1)},
                     {known ? job.plan().stages(static_cast<int>(result.stage())).name() : "?"},
                     {FormatNumber(result.loss())},
-                    {FormatPercent(result.accuracy())},
+                    {FormatScore(ScoreOf(result))},
                     {FormatDuration(result.seconds())},
                     {FormatTime(result.committed_time(), zone)},
                     {result.checkpoint()}});

@@ -25,6 +25,10 @@ std::string DataText(const v1::JobPlan& plan) {
   StrAppend(&text, ", ",
             data.train_limit() == 0 ? "all training images" : StrCat(data.train_limit(), " training images"));
   StrAppend(&text, ", ", data.test_limit() == 0 ? "all test images" : StrCat(data.test_limit(), " test images"));
+  if (data.shrink() > 1) StrAppend(&text, ", each ", data.shrink(), " times smaller");
+  if (data.format() == "segmentation_folder") {
+    StrAppend(&text, ", pixels of ", data.has_ignore_label() ? data.ignore_label() : 255, " without label");
+  }
   if (data.crop_padding() > 0) StrAppend(&text, ", random crop with padding ", data.crop_padding());
   if (data.horizontal_flip()) StrAppend(&text, ", horizontal flip");
   if (!data.unlabelled().empty()) {

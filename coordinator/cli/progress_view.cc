@@ -35,11 +35,10 @@ std::string EtaText(const v1::Job& job, double now) {
 }
 
 std::string AccuracyText(const v1::Job& job) {
-  const double student = StudentAccuracy(job);
-  const double teacher = TeacherAccuracy(job);
-  if (student < 0 && teacher < 0) return "";
-  std::string text = StrCat("accuracy ", FormatPercent(student));
-  if (teacher >= 0) StrAppend(&text, " (teacher ", FormatPercent(teacher), ")");
+  const Score student = StudentScore(job), teacher = TeacherScore(job);
+  if (!student.measured() && !teacher.measured()) return "";
+  std::string text = StrCat("accuracy ", FormatScore(student));
+  if (teacher.measured()) StrAppend(&text, " (teacher ", FormatScore(teacher), ")");
   return text;
 }
 
@@ -79,7 +78,7 @@ std::vector<Span> StageLine(const v1::Job& job, int index, const JobPosition& po
   std::vector<Span> line = {{"  "}, mark, {" "}, {name, name_style}, {StrCat("  ", steps)}};
   if (result != nullptr) {
     line.push_back({StrCat("  loss ", FormatNumber(result->loss()))});
-    if (result->accuracy() >= 0) line.push_back({StrCat("  accuracy ", FormatPercent(result->accuracy()))});
+    if (result->accuracy() >= 0) line.push_back({StrCat("  accuracy ", FormatScore(ScoreOf(*result)))});
     line.push_back({StrCat("  ", FormatDuration(result->seconds())), Style::kDim});
   } else if (active && HasProgress(job) && !job.progress().phase().empty()) {
     line.push_back({StrCat("  ", job.progress().phase()), Style::kCyan});
@@ -227,7 +226,7 @@ std::vector<std::string> PlainProgress::Update(const v1::Job& job, double now) {
     if (stage >= job.plan().stages_size() || (last_.has_value() && ResultOf(*last_, stage) != nullptr)) continue;
     std::string text = StrCat(StageTitle(job, stage), " done in ", FormatDuration(result.seconds()), ": loss ",
                               FormatNumber(result.loss()));
-    if (result.accuracy() >= 0) StrAppend(&text, ", accuracy ", FormatPercent(result.accuracy()));
+    if (result.accuracy() >= 0) StrAppend(&text, ", accuracy ", FormatScore(ScoreOf(result)));
     add(text);
   }
   const JobPosition position = PositionOf(job);

@@ -181,7 +181,7 @@ std::string StagesAndFiles(const v1::Job& job, absl::TimeZone zone) {
       Cell files = Cell::Code(result.checkpoint());
       StrAppend(&files.html, " ", Cell::Code(result.digest()).html);
       table.Row({StrCat(uint64_t{result.stage()} + 1), StageName(job, result.stage()), FormatNumber(result.loss()),
-                 FormatPercent(result.accuracy()), FormatDuration(result.seconds()),
+                 FormatScore(ScoreOf(result)), FormatDuration(result.seconds()),
                  FormatTime(result.committed_time(), zone), files});
     }
     out += table.Html();

@@ -87,10 +87,10 @@ std::vector<PlotSeries> LossSeries(const v1::GetHistoryResponse& history) {
 }
 
 std::vector<PlotSeries> AccuracySeries(const v1::Job& job, const v1::GetHistoryResponse& history) {
-  std::map<uint64_t, double> found;
+  std::map<uint64_t, Score> found;
   double before = -1;
   for (const v1::Progress& point : history.points()) {
-    if (point.accuracy() >= 0 && point.accuracy() != before) found[point.total_step()] = point.accuracy();
+    if (point.accuracy() >= 0 && point.accuracy() != before) found[point.total_step()] = ScoreOf(point);
     before = point.accuracy();
   }
   // What the stages' ends say is exact, also where reports were thinned out.
@@ -98,18 +98,27 @@ std::vector<PlotSeries> AccuracySeries(const v1::Job& job, const v1::GetHistoryR
   for (int i = 0; i < job.plan().stages_size(); ++i) {
     end += job.plan().stages(i).steps();
     const v1::StageResult* const result = ResultOf(job, i);
-    if (result != nullptr && result->accuracy() >= 0) found[end] = result->accuracy();
+    if (result != nullptr && result->accuracy() >= 0) found[end] = ScoreOf(*result);
   }
+  const Score teacher = TeacherScore(job);
+  const double last = static_cast<double>(std::max<uint64_t>(1, PositionOf(job).done_steps));
   std::vector<PlotSeries> series;
-  if (!found.empty()) {
-    series.push_back({.name = "student", .color = 0, .dots = true});
-    for (const auto& [step, share] : found) series[0].points.push_back({static_cast<double>(step), share * 100, 0});
-  }
-  if (const double teacher = TeacherAccuracy(job); teacher >= 0) {
-    const double last = static_cast<double>(std::max<uint64_t>(1, PositionOf(job).done_steps));
-    series.push_back(
-        {.name = "teacher", .color = 1, .dashed = true, .points = {{0, teacher * 100, 0}, {last, teacher * 100, 0}}});
-  }
+  const auto add = [&](const std::string& ending, double Score::*share) {
+    const int color = static_cast<int>(series.size());
+    PlotSeries student{.name = "student" + ending, .color = color, .dots = true};
+    for (const auto& [step, score] : found) {
+      if (score.*share >= 0) student.points.push_back({static_cast<double>(step), score.*share * 100, 0});
+    }
+    if (!student.points.empty()) series.push_back(std::move(student));
+    if (const double percent = teacher.*share * 100; percent >= 0) {
+      series.push_back({.name = "teacher" + ending,
+                        .color = color + 1,
+                        .dashed = true,
+                        .points = {{0, percent, 0}, {last, percent, 0}}});
+    }
+  };
+  add("", &Score::accuracy);
+  add(" mIoU", &Score::mean_iou);
   return series;
 }
 

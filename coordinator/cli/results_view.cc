@@ -61,7 +61,7 @@ std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs) {
     for (const v1::TeacherRef& teacher : job.plan().teachers()) {
       if (!teachers.emplace(teacher.model(), teacher.digest()).second) continue;
       // Another job may have measured what this one did not.
-      double accuracy = -1;
+      Score score;
       uint64_t parameters = 0, bytes = 0;
       for (const v1::Job& other : jobs) {
         const auto& refs = other.plan().teachers();
@@ -69,20 +69,20 @@ std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs) {
           return ref.model() == teacher.model() && ref.digest() == teacher.digest();
         });
         if (!same) continue;
-        if (accuracy < 0) accuracy = TeacherAccuracy(other);
+        if (!score.measured()) score = TeacherScore(other);
         parameters = std::max<uint64_t>(parameters, other.artifacts().teacher_parameters());
         bytes = std::max<uint64_t>(bytes, other.artifacts().teacher_bytes());
       }
-      rows.push_back({StrCat("teacher ", teacher.model()), StudentText(teacher.spec()), "", FormatPercent(accuracy),
+      rows.push_back({StrCat("teacher ", teacher.model()), StudentText(teacher.spec()), "", FormatScore(score),
                       parameters > 0 ? FormatCount(parameters) : "-", bytes > 0 ? FormatBytes(bytes) : "-", "-"});
     }
   }
   for (const v1::Job& job : jobs) {
     const bool files = HasArtifacts(job);
-    rows.push_back(
-        {StrCat(job.name(), " (", job.id(), ")"), StudentText(job.plan().student()), StateName(job.state()),
-         FormatPercent(StudentAccuracy(job)), files ? FormatCount(job.artifacts().student_parameters()) : "-",
-         files ? FormatBytes(job.artifacts().safetensors_bytes()) : "-", FormatDuration(WallSeconds(job)), &job});
+    rows.push_back({StrCat(job.name(), " (", job.id(), ")"), StudentText(job.plan().student()), StateName(job.state()),
+                    FormatScore(StudentScore(job)), files ? FormatCount(job.artifacts().student_parameters()) : "-",
+                    files ? FormatBytes(job.artifacts().safetensors_bytes()) : "-", FormatDuration(WallSeconds(job)),
+                    &job});
   }
   return rows;
 }
@@ -138,8 +138,10 @@ std::string ResultsJson(const std::vector<v1::Job>& jobs) {
     entry["student"] = job.plan().student().arch();
     entry["teacher"] =
         job.plan().teachers().empty() ? ordered_json(nullptr) : ordered_json(job.plan().teachers(0).model());
-    entry["student_accuracy"] = measured(StudentAccuracy(job));
-    entry["teacher_accuracy"] = measured(TeacherAccuracy(job));
+    entry["student_accuracy"] = measured(StudentScore(job).accuracy);
+    entry["teacher_accuracy"] = measured(TeacherScore(job).accuracy);
+    entry["student_mean_iou"] = measured(StudentScore(job).mean_iou);
+    entry["teacher_mean_iou"] = measured(TeacherScore(job).mean_iou);
     entry["student_parameters"] = known(artifacts.student_parameters());
     entry["teacher_parameters"] = known(artifacts.teacher_parameters());
     entry["student_bytes"] = known(artifacts.safetensors_bytes());
@@ -166,7 +168,7 @@ std::string RenderHistory(const v1::Job& job, const v1::GetHistoryResponse& hist
                   {FormatNumber(point.loss())},
                   {FormatNumber(point.learning_rate())},
                   {FormatRate(point.images_per_second())},
-                  {FormatPercent(point.accuracy())},
+                  {FormatScore(ScoreOf(point))},
                   {job.started_time() > 0 ? FormatDuration(std::max(0.0, point.time() - job.started_time())) : "-"}});
   }
   return table.Render(options);
@@ -185,7 +187,8 @@ std::string HistoryCsv(const v1::Job& job, const v1::GetHistoryResponse& history
     collect(history.points(i).step_seconds(), seconds);
   }
   std::string out =
-      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,time,phase";
+      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,mean_iou,"
+      "time,phase";
   for (const std::string& name : terms) StrAppend(&out, ",", CsvCell("term_" + name));
   for (const std::string& name : seconds) StrAppend(&out, ",", CsvCell("seconds_" + name));
   out += "\n";
@@ -195,8 +198,8 @@ std::string HistoryCsv(const v1::Job& job, const v1::GetHistoryResponse& history
     StrAppend(&out, point.stage(), ",", CsvCell(StageName(job, point.stage())), ",", point.step(), ",",
               point.total_step(), ",", CsvNumber(point.loss()), ",", CsvNumber(point.learning_rate()), ",",
               CsvNumber(point.images_per_second()), ",", measured(point.accuracy()), ",",
-              measured(point.teacher_accuracy()), ",", absl::StrFormat("%.3f", point.time()), ",",
-              CsvCell(point.phase()));
+              measured(point.teacher_accuracy()), ",", measured(ScoreOf(point).mean_iou), ",",
+              absl::StrFormat("%.3f", point.time()), ",", CsvCell(point.phase()));
     for (const std::string& name : terms) {
       const v1::NamedValue* value = FindValue(point.terms(), name);
       StrAppend(&out, ",", value == nullptr ? "" : CsvNumber(value->value()));

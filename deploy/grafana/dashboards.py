@@ -157,9 +157,11 @@ def job():
               Query("max(distill_student_loss{@})", "loss"), width=12),
         Panel("Loss terms", "Each loss of the stage, unweighted. A term that does not fall: its weight or its taps are wrong.", "short",
               Query("max by (term) (distill_student_loss_term{@})", "{{term}}"), width=12),
-        Panel("Accuracy over time", "Test accuracy of student and teacher.", "percentunit", [
+        Panel("Accuracy over time", "Test accuracy of student and teacher; in segmentation their mean intersection over union too.", "percentunit", [
             Query("max(distill_student_accuracy_ratio{@} >= 0)", "student"),
-            Query("max(distill_student_teacher_accuracy_ratio{@} >= 0)", "teacher")], max=1),
+            Query("max(distill_student_teacher_accuracy_ratio{@} >= 0)", "teacher"),
+            Query("max(distill_student_mean_iou_ratio{@} >= 0)", "student, mIoU"),
+            Query("max(distill_student_teacher_mean_iou_ratio{@} >= 0)", "teacher, mIoU")], max=1),
         Panel("Learning rate", "Learning rate of the last step: warm-up and decay start again with each stage.", "short",
               Query("max(distill_student_learning_rate{@})", "learning rate")),
         Panel("Images per second", "Images trained on, per rank.", "ops",

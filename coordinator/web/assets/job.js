@@ -34,14 +34,21 @@ const isEnded = (job) => !['queued', 'running'].includes(stateName(job.state));
 
 const hasProgress = (job) => job.progress && job.progress.time > 0;
 const hasFiles = (job) => job.artifacts && (job.artifacts.safetensors || job.artifacts.torchscript);
-const accuracyOf = (job) => hasFiles(job) ? job.artifacts.student_accuracy :
-    hasProgress(job)                      ? job.progress.accuracy :
-                                            -1;
-function teacherAccuracyOf(job) {
-  if (job.plan.teachers.length === 0) return -1;
-  if (hasFiles(job) && job.artifacts.teacher_accuracy > 0) return job.artifacts.teacher_accuracy;
-  return hasProgress(job) ? job.progress.teacher_accuracy : -1;
+// {accuracy, meanIou}: shares of what was measured on the test set, negative where nothing was; the mean intersection
+// over union only where pixels have labels.
+const scoreOf = (accuracy, meanIou) => ({accuracy: accuracy ?? -1, meanIou: meanIou ?? -1});
+const studentScoreOf = (job) => hasFiles(job) ? scoreOf(job.artifacts.student_accuracy, job.artifacts.student_mean_iou) :
+    hasProgress(job) ? scoreOf(job.progress.accuracy, job.progress.mean_iou) :
+                       scoreOf();
+function teacherScoreOf(job) {
+  if (job.plan.teachers.length === 0) return scoreOf();
+  if (hasFiles(job) && job.artifacts.teacher_accuracy > 0) {
+    return scoreOf(job.artifacts.teacher_accuracy, job.artifacts.teacher_mean_iou);
+  }
+  return hasProgress(job) ? scoreOf(job.progress.teacher_accuracy, job.progress.teacher_mean_iou) : scoreOf();
 }
+const scoreText = (score) =>
+    f.percent(score.accuracy) + (score.meanIou >= 0 ? `, mIoU ${f.percent(score.meanIou)}` : '');
 
 // Where the job is, as distillctl computes it: the first stage that is not done, its steps, and steps over all stages.
 function positionOf(job) {
@@ -109,19 +116,27 @@ function accuracySeries(job, points) {
   const found = new Map();
   let before = -1;
   for (const point of points) {
-    if (point.accuracy >= 0 && point.accuracy !== before) found.set(Number(point.total_step), point.accuracy);
+    if (point.accuracy >= 0 && point.accuracy !== before) {
+      found.set(Number(point.total_step), scoreOf(point.accuracy, point.mean_iou));
+    }
     before = point.accuracy;
   }
   const ends = starts(job).map((start, i) => start + Number(job.plan.stages[i].steps));
   for (const stage of job.stages_done) {
-    if (stage.accuracy >= 0 && ends[stage.stage] !== undefined) found.set(ends[stage.stage], stage.accuracy);
+    if (stage.accuracy >= 0 && ends[stage.stage] !== undefined) {
+      found.set(ends[stage.stage], scoreOf(stage.accuracy, stage.mean_iou));
+    }
   }
-  const student = [...found.entries()].sort((a, b) => a[0] - b[0]).map(([x, y]) => ({x, y: y * 100}));
-  const series = student.length > 0 ? [{name: 'student', k: 0, dots: true, points: student}] : [];
-  const teacher = teacherAccuracyOf(job);
-  if (teacher >= 0) {
-    const end = Math.max(positionOf(job).done, 1);
-    series.push({name: 'teacher', k: 1, dashed: true, points: [{x: 0, y: teacher * 100}, {x: end, y: teacher * 100}]});
+  const measured = [...found.entries()].sort((a, b) => a[0] - b[0]);
+  const teacher = teacherScoreOf(job);
+  const end = Math.max(positionOf(job).done, 1);
+  const series = [];
+  for (const [key, ending] of [['accuracy', ''], ['meanIou', ' mIoU']]) {
+    const k = series.length;
+    const student = measured.filter(([, score]) => score[key] >= 0).map(([x, score]) => ({x, y: score[key] * 100}));
+    if (student.length > 0) series.push({name: `student${ending}`, k, dots: true, points: student});
+    const y = teacher[key] * 100;
+    if (y >= 0) series.push({name: `teacher${ending}`, k: k + 1, dashed: true, points: [{x: 0, y}, {x: end, y}]});
   }
   return series;
 }
@@ -202,8 +217,8 @@ export class JobView {
       ],
       ['Loss', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.loss) : ''],
       ['Learning rate', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.learning_rate) : ''],
-      ['Student accuracy', f.percent(accuracyOf(job))],
-      ['Teacher accuracy', teacherAccuracyOf(job) >= 0 ? f.percent(teacherAccuracyOf(job)) : ''],
+      ['Student accuracy', scoreText(studentScoreOf(job))],
+      ['Teacher accuracy', teacherScoreOf(job).accuracy >= 0 ? scoreText(teacherScoreOf(job)) : ''],
       ['Submitted', f.time(job.submitted_time)],
       ['Started', job.started_time > 0 ? f.time(job.started_time) : ''],
       ['Finished', job.finished_time > 0 ? f.time(job.finished_time) : ''],
@@ -337,7 +352,7 @@ export class JobView {
                 job.stages_done.map(
                     (result) =>
                         [String(result.stage + 1), job.plan.stages[result.stage]?.name || '?', f.number(result.loss),
-                         f.percent(result.accuracy), f.duration(result.seconds), f.time(result.committed_time),
+                         scoreText(scoreOf(result.accuracy, result.mean_iou)), f.duration(result.seconds), f.time(result.committed_time),
                          this.path(result.checkpoint)]),
                 'stack labelled'));
   }

@@ -227,6 +227,21 @@ TEST_F(ReportTest, AccuraciesComeFromReportsAndStages) {
   EXPECT_EQ(series[1].name, "teacher");
 }
 
+TEST_F(ReportTest, IntersectionsOverUnionHaveCurvesOfTheirOwn) {
+  v1::Job job = SucceededJob();
+  job.mutable_artifacts()->set_teacher_mean_iou(0.7);
+  v1::GetHistoryResponse history;
+  v1::Progress* const point = AddPoint(&history, 1, 100, 400, 1);
+  point->set_accuracy(0.4);
+  point->set_mean_iou(0.25);
+  const std::vector<PlotSeries> series = AccuracySeries(job, history);
+  ASSERT_THAT(series, SizeIs(4));
+  EXPECT_EQ(series[2].name, "student mIoU");
+  ASSERT_THAT(series[2].points, SizeIs(1));
+  EXPECT_EQ(series[2].points[0].y, 25);
+  EXPECT_EQ(series[3].name, "teacher mIoU");
+}
+
 TEST_F(ReportTest, GroupsAreReadFromTheCoordinatorsEventsAlone) {
   const std::vector<RankGroup> groups =
       GroupsOf({MakeEvent(1, "coordinator", "generation 1: s0"), MakeEvent(2, "s0", "generation 7: forged"),

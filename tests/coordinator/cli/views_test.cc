@@ -6,6 +6,7 @@
 #include "coordinator/cli/fleet_view.h"
 #include "coordinator/cli/job_view.h"
 #include "coordinator/cli/plan_view.h"
+#include "coordinator/cli/progress_view.h"
 #include "coordinator/cli/results_view.h"
 #include "tests/coordinator/cli/sample_jobs.h"
 
@@ -88,7 +89,7 @@ TEST(JobViewTest, DescribeGolden) {
             "Loss       0.5432, cross_entropy 0.31, kd 1.2, learning rate 0.05\n"
             "Speed      2100 images/s, stage ends in about 25s, job in about 35s\n"
             "Step time  forward 12.5 ms\n"
-            "Accuracy   student 88.12%, teacher 93.75%\n"
+            "Accuracy   student 88.12%; teacher 93.75%\n"
             "\n"
             "Stages done\n"
             "  #  STAGE    LOSS  ACCURACY  TIME  COMMITTED            CHECKPOINT\n"
@@ -246,13 +247,51 @@ TEST(HistoryViewTest, TableGolden) {
 TEST(HistoryViewTest, CsvHasAllColumnsQuotedWhereNeeded) {
   EXPECT_EQ(
       HistoryCsv(RunningJob(), SampleHistory(), 2),
-      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,time,phase,"
-      "term_cross_entropy,term_kd,seconds_forward\n"
-      "1,whole,200,500,0.5432,0.05,2100,,0.9375,4070908900.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
-      "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,4070908900.000,training,0.31,1.2,0.0125\n");
+      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,mean_iou,"
+      "time,phase,term_cross_entropy,term_kd,seconds_forward\n"
+      "1,whole,200,500,0.5432,0.05,2100,,0.9375,,4070908900.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
+      "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,,4070908900.000,training,0.31,1.2,0.0125\n");
   // The first point has no terms: its cells are empty.
   EXPECT_THAT(HistoryCsv(RunningJob(), SampleHistory(), 0),
-              HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,,0.9375,4070908900.000,training,,,0.0125\n"));
+              HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,,0.9375,,4070908900.000,training,,,0.0125\n"));
+}
+
+// ---- Segmentation: the mean intersection over union stands beside the accuracy ------------------------------------
+
+v1::Job SegmentationJob() {
+  v1::Job job = SucceededJob();
+  job.mutable_artifacts()->set_student_mean_iou(0.6103);
+  job.mutable_artifacts()->set_teacher_mean_iou(0.7);
+  job.mutable_stages_done(0)->set_accuracy(0.8);
+  job.mutable_stages_done(0)->set_mean_iou(0.5);
+  return job;
+}
+
+TEST(SegmentationViewTest, JobListResultsAndOutcome) {
+  const v1::Job job = SegmentationJob();
+  const std::string text = RenderJob(job, kSubmitted + 300, kPlain, absl::UTCTimeZone());
+  EXPECT_THAT(text, HasSubstr("Accuracy   student 91.52%, mIoU 61.03%; teacher 93.75%, mIoU 70.00%\n"));
+  EXPECT_THAT(text, HasSubstr("80.00%, mIoU 50.00%"));
+  const std::string results = RenderResults({job}, kPlain);
+  EXPECT_THAT(results, HasSubstr("91.52%, mIoU 61.03%"));
+  EXPECT_THAT(results, HasSubstr("93.75%, mIoU 70.00%"));
+  EXPECT_THAT(RenderOutcome(job, kPlain), HasSubstr("accuracy 91.52%, mIoU 61.03% (teacher 93.75%, mIoU 70.00%)"));
+  const auto json = nlohmann::json::parse(ResultsJson({job, SucceededJob()}));
+  EXPECT_DOUBLE_EQ(json["results"][0]["student_mean_iou"], 0.6103);
+  EXPECT_DOUBLE_EQ(json["results"][0]["teacher_mean_iou"], 0.7);
+  EXPECT_TRUE(json["results"][1]["student_mean_iou"].is_null());
+}
+
+TEST(SegmentationViewTest, ARunningJobAndItsCurve) {
+  v1::Job job = RunningJob();
+  job.mutable_progress()->set_mean_iou(0.25);
+  job.mutable_progress()->set_teacher_mean_iou(0.75);
+  EXPECT_THAT(RenderJob(job, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
+              HasSubstr("student 88.12%, mIoU 25.00%; teacher 93.75%, mIoU 75.00%"));
+  v1::GetHistoryResponse history;
+  *history.add_points() = job.progress();
+  EXPECT_THAT(RenderHistory(job, history, 0, kPlain), HasSubstr("88.12%, mIoU 25.00%"));
+  EXPECT_THAT(HistoryCsv(job, history, 0), HasSubstr(",0.8812,0.9375,0.25,"));
 }
 
 }  // namespace
