@@ -19,8 +19,6 @@ namespace {
 
 std::string Stem(const ImageFile& file) { return file.name.substr(0, file.name.rfind('.')); }
 
-std::string AndMore(size_t count) { return count > 1 ? absl::StrCat(" (and of ", count - 1, " more)") : ""; }
-
 Status CheckInNoFolder(const ImageFile& file, const char* what, const std::string& split) {
   if (file.folder.empty()) return OkStatus();
   return absl::FailedPreconditionError(absl::StrCat("'", file.where,
@@ -65,13 +63,15 @@ StatusOr<std::vector<ImageFile>> PairWithImages(const std::vector<ImageFile>& im
     by_stem.erase(label);
   }
   if (without != nullptr) {
-    return absl::NotFoundError(absl::StrCat(
-        "no '", Stem(*without), ".png' in '", label_source, "', the label map of '", without->where, "'",
-        AndMore(count_without), "; add it, or move images without one to a folder that data.unlabelled names"));
+    return absl::NotFoundError(absl::StrCat("images without a label map: ", count_without, " of ", images.size(),
+                                            ", the first is '", without->where, "', which needs '", Stem(*without),
+                                            ".png' in '", label_source,
+                                            "'; add it, or move the image to a folder that data.unlabelled names"));
   }
   if (!by_stem.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat("'", by_stem.begin()->second->where, "'", AndMore(by_stem.size()),
-                                                      " is the label map of no image; add the image or remove it"));
+    return absl::FailedPreconditionError(absl::StrCat("label maps without an image: ", by_stem.size(),
+                                                      ", the first is '", by_stem.begin()->second->where,
+                                                      "'; add its image or remove it"));
   }
   return paired;
 }
@@ -105,7 +105,7 @@ Status LoadLabelMaps(const SplitRequest& request, const ImageInfo& full, const s
     DISTILL_RETURN_IF_ERROR(ReadImageFile(&file));
     std::vector<uint8_t> ids(full_bytes);
     const Status status = DecodeClassIds(file.bytes, full.height, full.width, ids.data());
-    if (!status.ok()) return Status(status.code(), absl::StrCat("'", file.where, "': ", status.message()));
+    if (!status.ok()) return Annotate(status, absl::StrCat("'", file.where, "'"));
     file.bytes = std::string();
     DISTILL_RETURN_IF_ERROR(NormaliseIds(request, file.where, full.width, &ids));
     uint8_t* const map = out + i * map_bytes;
@@ -144,13 +144,6 @@ StatusOr<LoadedSplit> ReadSegmentationFolderSplit(const SplitRequest& request) {
                                             "', as a folder, .tar or .tar.gz; put the images there or correct ",
                                             labelled ? "data.path" : "data.unlabelled",
                                             " (data.format is segmentation_folder)"));
-  }
-  if (request.name == "val" && !labelled) {
-    DISTILL_ASSIGN_OR_RETURN(const std::string test, FindImageSource(request.root, images_folder, "test"));
-    if (test.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat("data.unlabelled is 'val', but '", source,
-                                                     "' holds the test images; name what holds images without labels"));
-    }
   }
   DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> images,
                            GatherImageFiles(request.root, source, name, 0, request.max_bytes));
