@@ -24,11 +24,11 @@ start_service() {  # NAME PROGRAM FLAG...: starts it and waits for its ready fil
 start_cluster() {
   CLUSTER_DIR=$1
   local teachers=$2 students=$3 model=${4:-} i
-  mkdir -p "$CLUSTER_DIR"
+  mkdir -p "$CLUSTER_DIR/work"
   trap stop_cluster EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
-  start_service coordinator distill-coordinator --listen 127.0.0.1:0 --state-dir "$CLUSTER_DIR/state"
+  start_service coordinator distill-coordinator --listen 127.0.0.1:0 --state-dir "$CLUSTER_DIR/state" --files-dir "$CLUSTER_DIR/work"
   DISTILL_COORDINATOR=$(sed -n 's/^address=//p' "$CLUSTER_DIR/coordinator.ready")
   export DISTILL_COORDINATOR
   for ((i = 0; i < teachers; ++i)); do
