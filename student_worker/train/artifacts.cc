@@ -50,7 +50,9 @@ Status WriteResult(const std::string& path, const std::string& job_id, const Job
                  {"num_classes", plan.student.num_classes},
                  {"student_parameters", artifacts.student_parameters},
                  {"student_accuracy", Ratio(artifacts.student_accuracy)},
+                 {"student_mean_iou", Ratio(artifacts.student_mean_iou)},
                  {"teacher_accuracy", Ratio(artifacts.teacher_accuracy)},
+                 {"teacher_mean_iou", Ratio(artifacts.teacher_mean_iou)},
                  {"safetensors", safetensors},
                  {"torchscript", torchscript}};
   if (!plan.teachers.empty()) {

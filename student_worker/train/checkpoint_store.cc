@@ -79,8 +79,10 @@ std::string StateToJson(const CheckpointState& s) {
                        {"world_size", s.world_size},
                        {"threads", s.threads},
                        {"generation", s.generation},
-                       {"accuracy", s.accuracy},
-                       {"teacher_accuracy", s.teacher_accuracy},
+                       {"accuracy", s.score.accuracy},
+                       {"mean_iou", s.score.mean_iou},
+                       {"teacher_accuracy", s.teacher_score.accuracy},
+                       {"teacher_mean_iou", s.teacher_score.mean_iou},
                        {"loss", s.loss}};
   return object.dump(2) + "\n";
 }
@@ -104,8 +106,9 @@ StatusOr<CheckpointState> StateFromJson(const std::string& text, const std::stri
     s.world_size = object.at("world_size").get<uint32_t>();
     s.threads = object.at("threads").get<uint32_t>();
     s.generation = object.at("generation").get<uint64_t>();
-    s.accuracy = object.at("accuracy").get<double>();
-    s.teacher_accuracy = object.at("teacher_accuracy").get<double>();
+    // A program of before the mean IoU may have begun the job.
+    s.score = {object.at("accuracy").get<double>(), object.value("mean_iou", -1.0)};
+    s.teacher_score = {object.at("teacher_accuracy").get<double>(), object.value("teacher_mean_iou", -1.0)};
     s.loss = object.at("loss").get<double>();
     return s;
   } catch (const json::exception& error) {

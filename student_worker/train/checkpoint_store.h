@@ -19,6 +19,7 @@
 
 #include "common/safetensors/safetensors.h"
 #include "common/status.h"
+#include "student_worker/train/score.h"
 
 namespace distill {
 
@@ -35,8 +36,8 @@ struct CheckpointState {
   uint32_t world_size = 1;
   uint32_t threads = 1;     // CPU threads of each rank: results repeat bit for bit only at the same number
   uint64_t generation = 0;  // under which it was written
-  double accuracy = -1;     // newest test accuracy in [0, 1]; negative: not measured
-  double teacher_accuracy = -1;
+  Score score;              // of the student, the newest
+  Score teacher_score;
   double loss = 0;  // of the last step
   bool operator==(const CheckpointState&) const = default;
 };

@@ -1,4 +1,4 @@
-// Test accuracy of the student, the work split over the ranks.
+// How well the student does on the test set, the work split over the ranks.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_EVALUATE_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_EVALUATE_H_
 
@@ -10,14 +10,16 @@
 #include "common/zoo/zoo_net.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/train/lockstep.h"
+#include "student_worker/train/score.h"
 
 namespace distill {
 
-// Share of `test` whose largest logit is the label's, in [0, 1]. All ranks call it together, with equal nets; each
-// takes a contiguous part, the counts are summed. Runs in eval mode and leaves the modules' modes, parameters and
-// buffers as they were. kCancelled: revoked meanwhile; kAborted: a peer is lost.
-StatusOr<double> EvaluateAccuracy(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
-                                  const JobControl& control, torch::Device device);
+// Scores the classes of the largest logits against the labels of `test`. All ranks call it together, with equal nets;
+// each takes a contiguous part, the counts are summed. Runs in eval mode and leaves the modules' modes, parameters and
+// buffers as they were. kCancelled: revoked meanwhile; kAborted: a peer is lost; kInvalidArgument: the net answers once
+// per image and the labels are for pixels, or the other way round.
+StatusOr<Score> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
+                         const JobControl& control, torch::Device device);
 
 }  // namespace distill
 

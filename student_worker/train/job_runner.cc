@@ -26,7 +26,7 @@
 #include "student_worker/train/objective.h"
 #include "student_worker/train/plan_digest.h"
 #include "student_worker/train/stage_runner.h"
-#include "student_worker/train/teacher_accuracy.h"
+#include "student_worker/train/teacher_score.h"
 
 namespace distill {
 namespace {
@@ -128,8 +128,8 @@ std::vector<std::pair<std::string, double>> Parts(const StepSeconds& s) {
 struct Position {
   uint32_t stage = 0;  // the next stage to run or continue
   uint64_t step = 0;   // steps done in it
-  double accuracy = -1;
-  double teacher_accuracy = -1;
+  Score score;         // of the student, the newest
+  Score teacher_score;
 };
 
 class Job {
@@ -203,8 +203,10 @@ void Job::Phase(const std::string& phase) {
   if (!leader()) return;
   progress_.phase = phase;
   progress_.time = WallClock();
-  progress_.accuracy = position_.accuracy;
-  progress_.teacher_accuracy = position_.teacher_accuracy;
+  progress_.accuracy = position_.score.accuracy;
+  progress_.mean_iou = position_.score.mean_iou;
+  progress_.teacher_accuracy = position_.teacher_score.accuracy;
+  progress_.teacher_mean_iou = position_.teacher_score.mean_iou;
   environment_.fleet->ReportProgress(progress_);
 }
 
@@ -356,7 +358,7 @@ Status Job::Resume() {
   DISTILL_RETURN_IF_ERROR(loaded);
   if (newest.has_value()) {
     const CheckpointState& state = newest->checkpoint.state;
-    position_ = {state.stage, state.step, state.accuracy, state.teacher_accuracy};
+    position_ = {state.stage, state.step, state.score, state.teacher_score};
     last_checkpoint_ = newest->path;
     last_digest_ = newest->digest;
     last_loss_ = state.loss;
@@ -368,8 +370,9 @@ Status Job::Resume() {
   }
   // Rank 0's position and net are everybody's.
   torch::Tensor numbers =
-      torch::tensor({static_cast<double>(position_.stage), static_cast<double>(position_.step), position_.accuracy,
-                     position_.teacher_accuracy, newest.has_value() ? 1.0 : 0.0},
+      torch::tensor({static_cast<double>(position_.stage), static_cast<double>(position_.step),
+                     position_.score.accuracy, position_.score.mean_iou, position_.teacher_score.accuracy,
+                     position_.teacher_score.mean_iou, newest.has_value() ? 1.0 : 0.0},
                     torch::kFloat64);
   net_->to(device_);
   if (group_->world_size() > 1) {
@@ -379,8 +382,8 @@ Status Job::Resume() {
   }
   DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/false));
   const double* n = numbers.data_ptr<double>();
-  position_ = {static_cast<uint32_t>(n[0]), static_cast<uint64_t>(n[1]), n[2], n[3]};
-  const bool resumed = n[4] > 0;
+  position_ = {static_cast<uint32_t>(n[0]), static_cast<uint64_t>(n[1]), {n[2], n[3]}, {n[4], n[5]}};
+  const bool resumed = n[6] > 0;
   // The coordinator's store may be older than the checkpoint, when it was restored from a copy.
   for (uint32_t stage = assignment_.first_stage; resumed && stage < position_.stage; ++stage) {
     if (leader()) {
@@ -424,9 +427,9 @@ StatusOr<std::unique_ptr<TeacherPool>> Job::MakePool(const std::vector<TapReques
 }
 
 Status Job::MeasureTeacher() {
-  if (!plan_.evaluate_teacher || plan_.teachers.empty() || position_.teacher_accuracy >= 0) return OkStatus();
+  if (!plan_.evaluate_teacher || plan_.teachers.empty() || position_.teacher_score.accuracy >= 0) return OkStatus();
   Phase("evaluating");
-  double accuracy = -1;
+  Score score;
   const Status measured = LeaderDoes("teacher-eval", [&]() -> Status {
     DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<TeacherPool> pool, MakePool({{"", WireDtype::kF32, false}}));
     uint64_t version = 0;
@@ -437,19 +440,21 @@ Status Job::MeasureTeacher() {
     };
     tick();
     const uint32_t batch = std::max<uint32_t>(1, plan_.batch_size / assignment_.world_size);
-    auto result = MeasureTeacherAccuracy(pool.get(), *test_, batch, tick);
+    auto result = MeasureTeacherScore(pool.get(), *test_, plan_.student.num_classes, batch, tick);
     // Asked to stop: the stage's first step finds the ranks' common end.
     if (result.status().code() == StatusCode::kCancelled) return OkStatus();
     DISTILL_RETURN_IF_ERROR(result.status());
-    accuracy = *result;
+    score = *result;
     return OkStatus();
   });
   DISTILL_RETURN_IF_ERROR(measured);
   // Only rank 0 writes and reports it.
-  position_.teacher_accuracy = accuracy;
-  if (leader() && accuracy >= 0) {
-    environment_.metrics->SetTeacherAccuracy(accuracy);
-    Event(EventLevel::kInfo, StrCat("teacher '", plan_.teachers[0].model, "' has test accuracy ", accuracy));
+  position_.teacher_score = score;
+  if (leader() && score.accuracy >= 0) {
+    environment_.metrics->SetTeacherScore(score);
+    std::string text = StrCat("teacher '", plan_.teachers[0].model, "' has test accuracy ", score.accuracy);
+    if (score.mean_iou >= 0) StrAppend(&text, ", mean IoU ", score.mean_iou);
+    Event(EventLevel::kInfo, text);
   }
   return OkStatus();
 }
@@ -662,7 +667,7 @@ Status Job::FinishStage(uint32_t stage, double seconds) {
   if (TrainsHead(net_->architecture(), plan_.stages[stage])) {
     DISTILL_RETURN_IF_ERROR(Evaluate(stage));
   } else {
-    position_.accuracy = -1;
+    position_.score = Score();
   }
   position_.step = plan_.stages[stage].steps;
   DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage, position_.step, nullptr));
@@ -675,13 +680,15 @@ Status Job::FinishStage(uint32_t stage, double seconds) {
 Status Job::Evaluate(uint32_t stage) {
   Phase("evaluating");
   DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/true));
-  DISTILL_ASSIGN_OR_RETURN(position_.accuracy,
-                           EvaluateAccuracy(net_.get(), *test_, plan_.student, lockstep_.get(), *control_, device_));
-  environment_.metrics->SetAccuracy(position_.accuracy);
+  DISTILL_ASSIGN_OR_RETURN(position_.score,
+                           distill::Evaluate(net_.get(), *test_, plan_.student, lockstep_.get(), *control_, device_));
+  environment_.metrics->SetScore(position_.score);
   if (leader()) {
-    LogInfo(
-        "evaluated",
-        {{"job", assignment_.job_id}, {"stage", stage}, {"step", position_.step}, {"accuracy", position_.accuracy}});
+    LogInfo("evaluated", {{"job", assignment_.job_id},
+                          {"stage", stage},
+                          {"step", position_.step},
+                          {"accuracy", position_.score.accuracy},
+                          {"mean_iou", position_.score.mean_iou}});
   }
   Phase("training");
   return OkStatus();
@@ -704,8 +711,8 @@ Status Job::WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner) 
     state.world_size = assignment_.world_size;
     state.threads = plan_.threads;
     state.generation = assignment_.generation;
-    state.accuracy = position_.accuracy;
-    state.teacher_accuracy = position_.teacher_accuracy;
+    state.score = position_.score;
+    state.teacher_score = position_.teacher_score;
     state.loss = last_loss_;
     checkpoint.model = SaveWeights(*net_);
     if (runner != nullptr) {
@@ -735,7 +742,8 @@ Status Job::Commit(uint32_t stage, double seconds) {
   result.stage = stage;
   result.checkpoint = last_checkpoint_;
   result.digest = last_digest_;
-  result.accuracy = position_.accuracy;
+  result.accuracy = position_.score.accuracy;
+  result.mean_iou = position_.score.mean_iou;
   result.loss = last_loss_;
   result.seconds = seconds;
   return LeaderDoes("stage-commit", [&]() -> Status {
@@ -760,8 +768,10 @@ Status Job::Export() {
     JobArtifacts artifacts;
     artifacts.safetensors = StrCat(job_folder(), "/student.safetensors");
     artifacts.torchscript = StrCat(job_folder(), "/student.pt");
-    artifacts.student_accuracy = position_.accuracy;
-    artifacts.teacher_accuracy = position_.teacher_accuracy;
+    artifacts.student_accuracy = position_.score.accuracy;
+    artifacts.student_mean_iou = position_.score.mean_iou;
+    artifacts.teacher_accuracy = position_.teacher_score.accuracy;
+    artifacts.teacher_mean_iou = position_.teacher_score.mean_iou;
     artifacts.student_parameters = net_->architecture().ParameterCount();
     if (!plan_.teachers.empty()) {
       artifacts.teacher_parameters = plan_.teachers[0].parameters;

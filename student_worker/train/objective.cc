@@ -126,6 +126,20 @@ std::vector<ParameterGroup> Objective::OwnParameters() const {
   return groups;
 }
 
+std::vector<size_t> Objective::Asleep(double progress) const {
+  std::vector<size_t> asleep;
+  size_t group = 0;
+  for (const Term& term : terms_) {
+    const torch::nn::Module* layers = term.loss->module();
+    const bool has_own = (term.adapter != nullptr && !term.adapter->parameters().empty()) ||
+                         (layers != nullptr && !layers->parameters().empty());
+    if (!has_own) continue;
+    if (WeightFactor(term.schedule, progress) == 0) asleep.push_back(group);
+    ++group;
+  }
+  return asleep;
+}
+
 void Objective::MoveTo(torch::Device device) {
   for (Term& term : terms_) {
     if (term.adapter != nullptr) term.adapter->to(device);

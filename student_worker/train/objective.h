@@ -44,6 +44,8 @@ class Objective {
   // "adapter.<loss>.weight", "loss.<loss>.gamma.weight". They are trained with the student, kept in checkpoints, never
   // exported.
   std::vector<ParameterGroup> OwnParameters() const;
+  // Indices into OwnParameters() of the groups whose loss has weight 0 at `progress`.
+  std::vector<size_t> Asleep(double progress) const;
   void MoveTo(torch::Device device);
 
   struct Value {
@@ -54,7 +56,7 @@ class Objective {
   struct Inputs {
     std::vector<torch::Tensor> student;  // in the order of student_taps()
     std::vector<torch::Tensor> teacher;  // in the order of teacher_taps()
-    torch::Tensor labels;                // int64 [N]
+    torch::Tensor labels;                // see LossInputs; undefined where no loss reads any
     torch::Tensor visible;               // float32 [N, 4], see LossInputs; undefined: all
     double progress = 0;                 // share of the stage's steps that are done, in [0, 1)
     uint64_t draw = 0;                   // differs between steps and ranks

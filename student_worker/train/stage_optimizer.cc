@@ -34,13 +34,14 @@ StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const Optimizer
   result->adam_ = plan.type == "adam";
   result->plan_ = plan;
   std::vector<torch::optim::OptimizerParamGroup> torch_groups;
-  for (const ParameterGroup& group : groups) {
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const ParameterGroup& group = groups[i];
     if (group.parameters.empty()) continue;
     std::vector<torch::Tensor> tensors;
     for (const NamedTensor& parameter : group.parameters) tensors.push_back(parameter.tensor);
     result->parameters_.insert(result->parameters_.end(), group.parameters.begin(), group.parameters.end());
-    result->rates_.emplace_back(group.lr_mult, group.constant_lr);
     const double decay = group.weight_decay.value_or(plan.weight_decay);
+    result->rates_.push_back({i, group.lr_mult, group.constant_lr, decay});
     std::unique_ptr<torch::optim::OptimizerOptions> options;
     if (result->adam_) {
       options = std::make_unique<torch::optim::AdamOptions>(torch::optim::AdamOptions(plan.lr).weight_decay(decay));
@@ -61,10 +62,18 @@ StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const Optimizer
   return result;
 }
 
-void StageOptimizer::SetScheduleFactor(double factor) {
+void StageOptimizer::SetScheduleFactor(double factor, const std::vector<size_t>& asleep) {
   for (size_t i = 0; i < rates_.size(); ++i) {
-    const auto& [lr_mult, constant] = rates_[i];
-    optimizer_->param_groups()[i].options().set_lr(plan_.lr * lr_mult * (constant ? 1 : factor));
+    const GroupRates& rates = rates_[i];
+    const bool awake = std::find(asleep.begin(), asleep.end(), rates.group) == asleep.end();
+    torch::optim::OptimizerOptions& options = optimizer_->param_groups()[i].options();
+    options.set_lr(awake ? plan_.lr * rates.lr_mult * (rates.constant_lr ? 1 : factor) : 0);
+    const double decay = awake ? rates.weight_decay : 0;  // else it would gather in the momentum
+    if (adam_) {
+      static_cast<torch::optim::AdamOptions&>(options).weight_decay(decay);
+    } else {
+      static_cast<torch::optim::SGDOptions&>(options).weight_decay(decay);
+    }
   }
 }
 

@@ -33,8 +33,9 @@ class StageOptimizer {
   static StatusOr<std::unique_ptr<StageOptimizer>> Create(const OptimizerPlan& plan,
                                                           std::vector<ParameterGroup> groups);
 
-  // The rate of the next steps: plan.lr times the schedule's factor, times each group's own factor.
-  void SetScheduleFactor(double factor);
+  // The rate of the next steps: plan.lr times the schedule's factor, times each group's own factor. The groups in
+  // `asleep` (indices into Create's `groups`) do not move, not through weight decay either.
+  void SetScheduleFactor(double factor, const std::vector<size_t>& asleep = {});
   // Gradients become undefined, not zero: a parameter that no loss reaches must not move through weight decay either.
   void ZeroGrad();
   // Clips the gradients to plan.clip_norm first, if that is above 0. Throws c10::Error when torch does.
@@ -55,7 +56,13 @@ class StageOptimizer {
 
   bool adam_ = false;
   OptimizerPlan plan_;
-  std::vector<std::pair<double, bool>> rates_;  // lr_mult and constant_lr of each group
+  struct GroupRates {
+    size_t group = 0;  // as Create numbers them
+    double lr_mult = 1;
+    bool constant_lr = false;
+    double weight_decay = 0;
+  };
+  std::vector<GroupRates> rates_;  // of the groups that have parameters, as torch numbers them
   std::vector<NamedTensor> parameters_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
 };

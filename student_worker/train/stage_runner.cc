@@ -87,6 +87,15 @@ Status DropUnreached(const StageRunner::Options& options, const Objective& objec
   return OkStatus();
 }
 
+// A label for each image (n), or for each pixel (n, H, W).
+torch::Tensor Labels(const StepInput& input) {
+  if (input.label_maps.empty()) return torch::tensor(input.labels, torch::kInt64);
+  const int64_t n = input.images.n, h = input.images.h, w = input.images.w;
+  const torch::Tensor classes =
+      torch::from_blob(const_cast<uint8_t*>(input.label_maps.data()), {n, h, w}, torch::kUInt8);
+  return classes.to(torch::kInt64).masked_fill_(classes.eq(kIgnoredPixel), kIgnoredLabel);
+}
+
 }  // namespace
 
 // The graph from parameters to the objective, and the terms' values.
@@ -144,17 +153,26 @@ Status StageRunner::SettleReducer() {
   return reducer_->PrepareForForward();
 }
 
+double StageRunner::Progress(uint64_t step) const {
+  return static_cast<double>(step) / static_cast<double>(std::max<uint64_t>(1, stage_.steps));
+}
+
+std::vector<size_t> StageRunner::AsleepAt(uint64_t step) const {
+  std::vector<size_t> groups = objective_.Asleep(Progress(step));
+  for (size_t& group : groups) ++group;  // the first one is the net's
+  return groups;
+}
+
 StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t step, StepSeconds* seconds) {
   Stopwatch watch;
   DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
-  const torch::Tensor labels = torch::tensor(input.labels, torch::kInt64).to(options_.device);  // (n)
   if (input.features.taps.size() != teacher_taps().size()) {
     return absl::InvalidArgumentError(
         StrCat("the teacher delivered ", input.features.taps.size(), " taps, the stage reads ", teacher_taps().size()));
   }
   Objective::Inputs inputs;
-  inputs.labels = labels;
-  inputs.progress = static_cast<double>(step) / static_cast<double>(std::max<uint64_t>(1, stage_.steps));
+  inputs.labels = Labels(input).to(options_.device);
+  inputs.progress = Progress(step);
   inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull +
                 step * static_cast<uint64_t>(options_.lockstep->group()->world_size()) +
                 static_cast<uint64_t>(options_.lockstep->group()->rank());
@@ -282,7 +300,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({forwarded->value.total}));
     forwarded->value.total.backward();
     result.seconds.backward = watch.Lap();
-    optimizer_->SetScheduleFactor(schedule_.Factor(step));
+    optimizer_->SetScheduleFactor(schedule_.Factor(step), AsleepAt(step));
     optimizer_->Step();
     result.seconds.optimizer = watch.Lap();
   } catch (const std::exception& error) {

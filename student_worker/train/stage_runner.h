@@ -101,6 +101,8 @@ class StageRunner {
   // elsewhere. And because with three or more ranks the order of additions hangs on the layout: a resumed stage, whose
   // reducer is new, would differ in the last bit from one that went on.
   Status SettleReducer();
+  double Progress(uint64_t step) const;               // share of the stage's steps that are done
+  std::vector<size_t> AsleepAt(uint64_t step) const;  // the optimizer's groups of losses with weight 0
   StatusOr<Forwarded> Forward(StepInput input, uint64_t step, StepSeconds* seconds);
   // Forward moves the batch norms' running statistics; a step that is not taken must leave none of that behind, or it
   // would count twice when it is taken.

@@ -13,6 +13,9 @@ double WallClock() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
+// Not measured yet is not 0 %.
+double MeasuredOrNan(double share) { return share < 0 ? std::numeric_limits<double>::quiet_NaN() : share; }
+
 }  // namespace
 
 TrainMetrics::TrainMetrics(MetricsRegistry* registry)
@@ -26,6 +29,13 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
                                    "Newest test accuracy of the student, 0 to 1; NaN before.")),
       teacher_accuracy_(registry->GetGauge("distill_student_teacher_accuracy_ratio",
                                            "Test accuracy of the teacher, 0 to 1; NaN before it is measured.")),
+      mean_iou_(registry->GetGauge("distill_student_mean_iou_ratio",
+                                   "Newest mean intersection over union of the student's classes on the test set, 0 to "
+                                   "1; NaN before, and where images have one label each.")),
+      teacher_mean_iou_(
+          registry->GetGauge("distill_student_teacher_mean_iou_ratio",
+                             "Mean intersection over union of the teacher's classes on the test set, 0 to "
+                             "1; NaN before it is measured, and where images have one label each.")),
       generation_(registry->GetGauge("distill_student_generation",
                                      "Generation of the job this rank takes part in; 0 when idle.")),
       stage_(registry->GetGauge("distill_student_stage", "Index of the stage that is running.")),
@@ -39,9 +49,8 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
                                               "Steps whose loss was NaN or infinite; each ends its job.")),
       skipped_steps_(registry->GetCounter("distill_student_skipped_steps_total",
                                           "Steps skipped because a teacher map held NaN or infinity.")) {
-  // Not measured yet is not 0 %.
-  accuracy_.Set(std::numeric_limits<double>::quiet_NaN());
-  teacher_accuracy_.Set(std::numeric_limits<double>::quiet_NaN());
+  SetScore({});
+  SetTeacherScore({});
 }
 
 void TrainMetrics::ObserveStep(uint32_t images, double loss, double learning_rate,
@@ -71,8 +80,16 @@ void TrainMetrics::ObserveCheckpoint(double seconds) { checkpoint_seconds_.Obser
 void TrainMetrics::CountCheckpointFailure() { checkpoint_failures_.Add(); }
 void TrainMetrics::CountNotFiniteLoss() { not_finite_losses_.Add(); }
 void TrainMetrics::CountSkippedStep() { skipped_steps_.Add(); }
-void TrainMetrics::SetAccuracy(double accuracy) { accuracy_.Set(accuracy); }
-void TrainMetrics::SetTeacherAccuracy(double accuracy) { teacher_accuracy_.Set(accuracy); }
+
+void TrainMetrics::SetScore(const Score& score) {
+  accuracy_.Set(MeasuredOrNan(score.accuracy));
+  mean_iou_.Set(MeasuredOrNan(score.mean_iou));
+}
+
+void TrainMetrics::SetTeacherScore(const Score& score) {
+  teacher_accuracy_.Set(MeasuredOrNan(score.accuracy));
+  teacher_mean_iou_.Set(MeasuredOrNan(score.mean_iou));
+}
 
 void TrainMetrics::SetPosition(uint64_t generation, uint32_t stage) {
   generation_.Set(static_cast<double>(generation));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/metrics/metrics.h"
+#include "student_worker/train/score.h"
 
 namespace distill {
 
@@ -25,8 +26,8 @@ class TrainMetrics {
   void CountCheckpointFailure();
   void CountNotFiniteLoss();
   void CountSkippedStep();
-  void SetAccuracy(double accuracy);
-  void SetTeacherAccuracy(double accuracy);
+  void SetScore(const Score& score);
+  void SetTeacherScore(const Score& score);
   void SetPosition(uint64_t generation, uint32_t stage);
   void CountJob(const std::string& outcome);  // "finished", "cancelled", "failed", "interrupted"
   // Drops the series of the loss terms, which belong to one job.
@@ -40,6 +41,8 @@ class TrainMetrics {
   Gauge& learning_rate_;
   Gauge& accuracy_;
   Gauge& teacher_accuracy_;
+  Gauge& mean_iou_;
+  Gauge& teacher_mean_iou_;
   Gauge& generation_;
   Gauge& stage_;
   Gauge& last_step_;

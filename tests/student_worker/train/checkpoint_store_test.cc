@@ -33,7 +33,7 @@ Checkpoint At(uint32_t stage, uint64_t step, bool stage_end = false) {
   state.world_size = 2;
   state.threads = 1;
   state.generation = 3;
-  state.accuracy = 0.875;
+  state.score = {.accuracy = 0.875, .mean_iou = 0.5};
   state.loss = 0.1;
   checkpoint.model = Tensors("fc.weight", 16, static_cast<uint8_t>(step));
   checkpoint.optimizer = Tensors("optimizer.fc.weight.momentum_buffer", 16, static_cast<uint8_t>(step + 1));

@@ -1,0 +1,113 @@
+#include "student_worker/train/teacher_score.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/str_cat.h"
+
+namespace distill {
+namespace {
+
+constexpr int kInFlight = 8;  // batches; logits are small, pixels are what this holds
+
+// Shared with the pool's callbacks, which may come after the caller has given up.
+struct Tally {
+  Tally(uint32_t classes, bool pixels) : score(classes, pixels) {}
+  absl::Mutex mutex;
+  int in_flight ABSL_GUARDED_BY(mutex) = 0;
+  ScoreTally score ABSL_GUARDED_BY(mutex);
+  Status error ABSL_GUARDED_BY(mutex);
+};
+
+// The classes of the largest logits, one for each label: `positions` of them in each of n images.
+StatusOr<std::vector<int64_t>> Classes(const FeatureBatch& features, uint64_t n, uint64_t positions, uint64_t rank) {
+  const WireTensor* tap = features.taps.size() == 1 ? &features.taps[0] : nullptr;
+  const auto fits = [&] {
+    if (tap == nullptr || tap->dtype != WireDtype::kF32 || tap->shape.size() != rank) return false;
+    if (tap->shape[0] != n || tap->shape[1] == 0) return false;
+    return tap->bytes.size == n * tap->shape[1] * positions * sizeof(float);
+  };
+  if (!fits()) {
+    return absl::InvalidArgumentError(StrCat("the teacher's output is not float32 logits of ", n, " images",
+                                             rank == 4 ? " for every pixel" : "", "; it cannot be evaluated"));
+  }
+  const uint64_t classes = tap->shape[1];
+  std::vector<float> logits(n * classes * positions);  // (n, K, positions)
+  std::memcpy(logits.data(), tap->bytes.data, tap->bytes.size);
+  std::vector<int64_t> best(n * positions, 0);
+  for (uint64_t i = 0; i < n; ++i) {
+    const float* const image = logits.data() + i * classes * positions;
+    for (uint64_t k = 1; k < classes; ++k) {
+      for (uint64_t p = 0; p < positions; ++p) {
+        int64_t& found = best[i * positions + p];
+        if (image[k * positions + p] > image[found * positions + p]) found = static_cast<int64_t>(k);
+      }
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint32_t classes, uint32_t batch_size,
+                                    const std::function<bool()>& tick) {
+  const auto tally = std::make_shared<Tally>(classes, test.has_label_maps());
+  const uint64_t positions = test.has_label_maps() ? test.label_map_bytes() : 1;
+  const uint64_t rank = test.has_label_maps() ? 4 : 2;
+  // Waits until at most `limit` batches are in flight.
+  const auto wait = [&](int limit) -> Status {
+    while (true) {
+      {
+        absl::MutexLock lock(&tally->mutex);
+        auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(tally->mutex) {
+          return !tally->error.ok() || tally->in_flight <= limit;
+        };
+        const bool met = tally->mutex.AwaitWithTimeout(absl::Condition(&ready), absl::Milliseconds(200));
+        if (met) return tally->error;
+      }
+      if (!tick()) return absl::CancelledError("the teacher's evaluation was stopped");
+    }
+  };
+  std::vector<uint64_t> tickets;
+  Status status;
+  uint64_t id = 0;
+  for (uint64_t start = 0; start < test.size() && status.ok(); start += batch_size) {
+    const uint64_t n = std::min<uint64_t>(batch_size, test.size() - start);
+    std::vector<uint8_t> pixels(n * test.image_bytes());
+    for (uint64_t i = 0; i < n; ++i) test.CopyImage(start + i, pixels.data() + i * test.image_bytes());
+    std::vector<int64_t> labels = LabelsOf(test, start, n);
+    ImageBatch images{static_cast<uint32_t>(n), test.channels(), test.height(), test.width(),
+                      Buffer::FromVector(std::move(pixels))};
+    {
+      absl::MutexLock lock(&tally->mutex);
+      ++tally->in_flight;
+    }
+    tickets.push_back(
+        pool->Fetch(id++, std::move(images), [=, labels = std::move(labels)](StatusOr<FeatureBatch> features) {
+          StatusOr<std::vector<int64_t>> answers = features.ok() ? Classes(*features, n, positions, rank)
+                                                                 : StatusOr<std::vector<int64_t>>(features.status());
+          absl::MutexLock lock(&tally->mutex);
+          --tally->in_flight;
+          if (answers.ok()) {
+            tally->score.Add(*answers, labels);
+          } else if (tally->error.ok()) {
+            tally->error = answers.status();
+          }
+        }));
+    status = wait(kInFlight - 1);
+  }
+  if (status.ok()) status = wait(0);
+  if (!status.ok()) {
+    for (uint64_t ticket : tickets) pool->Cancel(ticket);  // answered ones are ignored
+    return Annotate(status, "evaluating the teacher");
+  }
+  absl::MutexLock lock(&tally->mutex);
+  return tally->score.Result();
+}
+
+}  // namespace distill
