@@ -6,11 +6,13 @@
 #   TABLE      quick-start   examples/fashion-scratch.yaml against fashion-distill.yaml: 3 epochs of Fashion-MNIST
 #              fashion       all methods, examples/methods/*.yaml, on Fashion-MNIST
 #              cifar10       the same files on CIFAR-10, which needs --data-root
+#              camvid        semantic segmentation, examples/segmentation/*.yaml, on CamVid, which needs --data-root
 #              policies      strict stage-by-stage distillation with each policy, at a longer budget, on Fashion-MNIST
 #   ROW...     only these rows (default: all of the table's)
 #   --seeds    how many seeds, 1, 2, ... (default 3)
 #   --steps    optimizer steps of a job of the table policies (default 1872)
-#   --data-root  folder that holds cifar10/train.tar.gz and cifar10/test.tar.gz, image folders of 32x32 pictures
+#   --data-root  folder that holds cifar10/train.tar.gz and cifar10/test.tar.gz, image folders of 32x32 pictures; or
+#              camvid/images/{train,val} and camvid/labels/{train,val}, 480x360 pixels, class 11 without label
 #   --out      where logs and results are kept (default build/results-TABLE); finished runs are not run again
 #
 # All rows of a table have the same student and the same number of student steps. On 2 cores a table takes half an hour to
@@ -51,6 +53,11 @@ case $table in
         --set data.train_size=50000 --set data.augment.crop_padding=4)
       [ "$1" = scratch ] || settings+=(--set teacher=cifar10)
     } ;;
+  camvid)
+    rows=(scratch kd at cwd cwd-masked cwd-features channel-transform tat)
+    model=camvid=$ROOT/examples/teachers/camvid-fcn18.safetensors
+    [ -d "$data_root/camvid/images/train" ] || die "$data_root/camvid/images/train is missing; name the folder with --data-root"
+    file_of() { echo "$ROOT/examples/segmentation/$1.yaml"; } ;;
   policies)
     # The student is as wide as the teacher: no adapter, the literal method, and blockwise is possible.
     rows=(scratch freeze_previous cumulative_last cumulative_sum joint blockwise)
@@ -90,15 +97,20 @@ done
 "$VENV/bin/python" - "$folder" "$seeds" "${rows[@]}" <<'PY'
 import json, statistics, sys
 folder, seeds, rows = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-print("| row | test accuracy, mean of %d seeds | standard deviation | each seed | wall time, mean |" % seeds)
-print("| --- | --- | --- | --- | --- |")
-parameters = 0
-for row in rows:
-    jobs = [json.load(open(f"{folder}/{row}-{s}.json")) for s in range(1, seeds + 1)]
-    accuracy = [100 * j["artifacts"]["student_accuracy"] for j in jobs]
-    parameters = int(jobs[0]["artifacts"]["student_parameters"])
+runs = {row: [json.load(open(f"{folder}/{row}-{s}.json")) for s in range(1, seeds + 1)] for row in rows}
+# Where pixels have labels, the mean intersection over union is what counts; the accuracy stands beside it.
+dense = all(j["artifacts"].get("student_mean_iou") is not None for jobs in runs.values() for j in jobs)
+measure, key = ("test mIoU", "student_mean_iou") if dense else ("test accuracy", "student_accuracy")
+beside = " pixel accuracy, mean |" if dense else ""
+print(f"| row | {measure}, mean of {seeds} seeds | standard deviation | each seed |{beside} wall time, mean |")
+print("| --- | --- | --- | --- |" + " --- |" * (2 if dense else 1))
+for row, jobs in runs.items():
+    shares = [100 * j["artifacts"][key] for j in jobs]
     seconds = statistics.mean(j["finished_time"] - j["started_time"] for j in jobs)
-    spread = statistics.stdev(accuracy) if seeds > 1 else 0
-    print(f"| `{row}` | {statistics.mean(accuracy):.2f} % | {spread:.2f} | {', '.join(f'{a:.2f}' for a in accuracy)} | {seconds:.0f} s |")
+    spread = statistics.stdev(shares) if seeds > 1 else 0
+    accuracy = statistics.mean(100 * j["artifacts"]["student_accuracy"] for j in jobs)
+    print(f"| `{row}` | {statistics.mean(shares):.2f} % | {spread:.2f} | {', '.join(f'{a:.2f}' for a in shares)} |" +
+          (f" {accuracy:.2f} % |" if dense else "") + f" {seconds:.0f} s |")
+parameters = int(runs[rows[0]][0]["artifacts"]["student_parameters"])
 print(f"\nStudent: {parameters:,} parameters.")
 PY

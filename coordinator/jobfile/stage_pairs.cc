@@ -81,14 +81,15 @@ StatusOr<StagePairs> PairStages(const Architecture& student, const ModelTaps& te
   for (size_t k = 0; k < stages.size(); ++k) {
     for (std::string& module : student.StageModules(k)) pending.push_back(std::move(module));
     const TapShape& shape = student.FindTap(stages[k])->shape;
-    // Two student stages of one size: the later one is where the resolution changes.
-    if (k + 1 < stages.size() && SameSize(shape, student.FindTap(stages[k + 1])->shape)) continue;
-    const ServedTap* partner = nullptr;
+    // Of several stages of one size the last ones are paired, as many as both networks have.
+    std::vector<const ServedTap*> partners;
     for (const ServedTap& end : teacher_ends) {
-      if (SameSize(end.shape, shape)) partner = &end;
+      if (SameSize(end.shape, shape)) partners.push_back(&end);
     }
-    if (partner == nullptr) continue;
-    out.pairs.push_back({stages[k], partner->path, std::move(pending)});
+    size_t later = 0;  // the student's stages after this one that have its size
+    for (size_t i = k + 1; i < stages.size(); ++i) later += SameSize(shape, student.FindTap(stages[i])->shape) ? 1 : 0;
+    if (later >= partners.size()) continue;
+    out.pairs.push_back({stages[k], partners[partners.size() - 1 - later]->path, std::move(pending)});
     pending.clear();
   }
   if (out.pairs.empty()) {

@@ -67,6 +67,7 @@ FleetView DocumentedFleet() {
   ModelSpec streets{.arch = "fcn_resnet34", .width = 32, .num_classes = 11, .in_channels = 3, .image_height = 90};
   streets.image_width = 120;
   fleet.models.push_back({"streets", "d2d2d2d2d2d2d2d2", streets, 1000, 4000, {}});
+  fleet.models.push_back({"camvid", "d3d3d3d3d3d3d3d3", streets, 1000, 4000, {}});
   return fleet;
 }
 

@@ -109,7 +109,15 @@ TEST(SegmentationJobTest, PresetsWork) {
     yaml = yaml.substr(0, yaml.find("stages:")) + "preset: " + preset + "\nbudget: {epochs: 8}\n";
     const StatusOr<ExpandedJob> job = Expand(yaml, Streets());
     ASSERT_TRUE(job.ok()) << preset << ": " << job.status();
+    if (preset == "cwd") {  // the stages of one size too
+      std::vector<std::string> taps;
+      for (const LossPlan& loss : job->plan.stages[0].losses) {
+        if (loss.type == "cwd") taps.push_back(loss.student_tap + " " + loss.teacher_tap);
+      }
+      EXPECT_THAT(taps, testing::ElementsAre("layer1 layer1", "layer2 layer2", "layer3 layer3", "layer4 layer4"));
+    }
     if (preset == "sskd") {
+      EXPECT_EQ(job->plan.stages.size(), 5u);
       EXPECT_THAT(job->plan.stages.back().trainable, testing::ElementsAre("classifier"));
     }
   }
