@@ -1,9 +1,9 @@
 // Which stages of student and teacher belong together, for stage-by-stage schedules.
 //
 // Source: papers' common rule, see docs/job.md: a stage ends at the last layer before the resolution changes; stages
-// are paired by the size of their output; of several of one size the last ones, as many as both have. A student stage without a partner is merged into the next paired one, so that
-// every parameter trains exactly once; an unpaired tail trains with the head. Teacher stages without a partner are
-// skipped.
+// are paired by the size of their output, and of several of one size the last ones, as many as both networks have. A
+// student stage without a partner is merged into the next paired one, so that every parameter trains exactly once; an
+// unpaired tail trains with the head. Teacher stages without a partner are skipped.
 #ifndef DISTILL_COORDINATOR_JOBFILE_STAGE_PAIRS_H_
 #define DISTILL_COORDINATOR_JOBFILE_STAGE_PAIRS_H_
 
