@@ -54,7 +54,7 @@ case $table in
       [ "$1" = scratch ] || settings+=(--set teacher=cifar10)
     } ;;
   camvid)
-    rows=(scratch kd at cwd cwd-masked cwd-features channel-transform tat)
+    rows=(scratch kd cwd cwd-masked cwd-features channel-transform tat)
     model=camvid=$ROOT/examples/teachers/camvid-fcn18.safetensors
     [ -d "$data_root/camvid/images/train" ] || die "$data_root/camvid/images/train is missing; name the folder with --data-root"
     file_of() { echo "$ROOT/examples/segmentation/$1.yaml"; } ;;

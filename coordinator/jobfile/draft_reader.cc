@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "absl/strings/str_join.h"
 #include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
 #include "common/zoo/architecture.h"
@@ -233,6 +234,13 @@ void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* j
   cwd.Number("weight", kPositive, &job->cwd.weight);
   cwd.Number("kd_weight", kShare, &job->cwd.kd_weight);
   cwd.Number("kd_temperature", kPositive, &job->cwd.kd_temperature);
+  for (const auto& [name, options] :
+       {std::pair<std::string, LastStageOptions*>{"channel_transform", &job->channel_transform}, {"tat", &job->tat}}) {
+    const SectionReader section(top.Find(name), name, JobSectionKeys(name), problems);
+    section.Number("weight", kPositive, &options->weight);
+    section.Number("kd_weight", kShare, &options->kd_weight);
+    section.Number("kd_temperature", kPositive, &options->kd_temperature);
+  }
   const SectionReader sskd(top.Find("sskd"), "sskd", JobSectionKeys("sskd"), problems);
   sskd.Choice("policy", SskdPolicies(), &job->sskd.policy);
   std::vector<std::string> adapters = {"auto"};
@@ -259,8 +267,8 @@ void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* j
   if (finetune.present() && !job->sskd.finetune.given()) {
     problems->Add(finetune.mark(), "sskd.finetune: give its length as epochs or steps (it comes on top of the budget)");
   }
-  for (const std::string& name : {std::string("kd"), std::string("cwd"), std::string("sskd")}) {
-    if (top.Has(name) && job->preset != name) {
+  for (const std::string& name : PresetNames()) {
+    if (name != "scratch" && top.Has(name) && job->preset != name) {
       top.Problem(name, StrCat("these options belong to the preset '", name, "', but the job has ",
                                job->preset.empty() ? "no preset" : StrCat("preset '", job->preset, "'")));
     }
@@ -277,7 +285,7 @@ void ReadSchedulePlan(const SectionReader& top, Problems* problems, JobDraft* jo
   if (has_stages && top.Has("preset")) {
     top.Problem("preset", "give either a preset or stages, not both");
   } else if (!has_stages && !top.Has("preset")) {
-    problems->Add(top.mark(), StrCat("missing 'preset' (one of scratch, kd, cwd, sskd) or 'stages'"));
+    problems->Add(top.mark(), StrCat("missing 'preset' (one of ", absl::StrJoin(PresetNames(), ", "), ") or 'stages'"));
   } else if (has_stages) {
     if (top.Has("budget")) {
       top.Problem("budget", "belongs to presets; with stages, each stage has its own epochs or steps");

@@ -71,6 +71,12 @@ struct CwdOptions {
   double kd_weight = 0;  // of an additional kd term; cross-entropy gets 1 - kd_weight
   double kd_temperature = 4;
 };
+// A loss on the last pair of stage ends, beside cross-entropy.
+struct LastStageOptions {
+  double weight;
+  double kd_weight = 0;  // of an additional kd term; cross-entropy gets 1 - kd_weight
+  double kd_temperature = 4;
+};
 // One of sskd.stages: a pair of taps that the user named, and what its phase does differently.
 struct SskdStageDraft {
   std::string student;
@@ -135,6 +141,8 @@ struct JobDraft {
   YamlMark preset_mark;
   KdOptions kd;
   CwdOptions cwd;
+  LastStageOptions channel_transform{.weight = 2};
+  LastStageOptions tat{.weight = 0.1};
   SskdOptions sskd;
   std::vector<StageDraft> stages;  // as written; filled in by the preset otherwise
 };

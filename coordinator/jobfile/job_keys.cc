@@ -5,11 +5,12 @@
 namespace distill {
 namespace {
 
-constexpr std::string_view kTop[] = {"name",       "seed",       "students", "threads",   "device",
-                                     "batch_size", "student",    "teacher",  "data",      "preset",
-                                     "budget",     "kd",         "cwd",      "sskd",      "optimizer",
-                                     "schedule",   "checkpoint", "evaluate", "log_every", "deterministic",
-                                     "prefetch",   "wire_dtype", "stages"};
+constexpr std::string_view kTop[] = {
+    "name",      "seed",          "students",  "threads",    "device",     "batch_size",
+    "student",   "teacher",       "data",      "preset",     "budget",     "kd",
+    "cwd",       "sskd",          "optimizer", "schedule",   "checkpoint", "evaluate",
+    "log_every", "deterministic", "prefetch",  "wire_dtype", "stages",     "channel_transform",
+    "tat"};
 constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels",    "image",
                                          "mean", "std",   "weights",     "weights_modules"};
 constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
@@ -19,6 +20,7 @@ constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};
 constexpr std::string_view kCwd[] = {"temperature", "weight", "kd_weight", "kd_temperature"};
+constexpr std::string_view kLastStage[] = {"weight", "kd_weight", "kd_temperature"};
 constexpr std::string_view kSskd[] = {"policy",           "stages",       "head",      "adapter",    "feature_loss",
                                       "reduction",        "tap_position", "frozen_bn", "restart_lr", "phase_shares",
                                       "spatial_mismatch", "select",       "patience",  "finetune",   "unlabelled_ok"};
@@ -45,6 +47,8 @@ constexpr JobSection kSections[] = {
     {"budget", kLength},
     {"kd", kKd},
     {"cwd", kCwd},
+    {"channel_transform", kLastStage},
+    {"tat", kLastStage},
     {"sskd", kSskd},
     {"sskd.stages[]", kSskdStage},
     {"sskd.head", kSskdHead},

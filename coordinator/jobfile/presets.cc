@@ -48,10 +48,25 @@ StageDraft KdStage(const JobDraft& job, uint64_t steps) {
   return stage;
 }
 
-StageDraft CwdStage(const JobDraft& job, const StagePairs& pairs, uint64_t steps) {
+// Labels and, where kd_weight is above 0, soft targets, to which feature losses are added.
+StageDraft LabelledStage(const JobDraft& job, double kd_weight, double kd_temperature, uint64_t steps) {
   StageDraft stage = Stage(job, "train", steps);
-  if (job.cwd.kd_weight < 1) stage.losses.push_back(Loss(job, "cross_entropy", 1 - job.cwd.kd_weight));
-  if (job.cwd.kd_weight > 0) stage.losses.push_back(KdLoss(job, job.cwd.kd_weight, job.cwd.kd_temperature));
+  if (kd_weight < 1) stage.losses.push_back(Loss(job, "cross_entropy", 1 - kd_weight));
+  if (kd_weight > 0) stage.losses.push_back(KdLoss(job, kd_weight, kd_temperature));
+  return stage;
+}
+
+StageDraft LastStageStage(const JobDraft& job, const LastStageOptions& options, const StagePairs& pairs,
+                          uint64_t steps) {
+  StageDraft stage = LabelledStage(job, options.kd_weight, options.kd_temperature, steps);
+  stage.losses.push_back(FeatureLoss(job, job.preset, options.weight, pairs.pairs.back()));
+  // A mean over elements, so that one weight fits maps of any size.
+  if (job.preset == "channel_transform") stage.losses.back().knobs["reduction"] = std::string("mean");
+  return stage;
+}
+
+StageDraft CwdStage(const JobDraft& job, const StagePairs& pairs, uint64_t steps) {
+  StageDraft stage = LabelledStage(job, job.cwd.kd_weight, job.cwd.kd_temperature, steps);
   for (const StagePair& pair : pairs.pairs) {
     LossDraft loss = FeatureLoss(job, "cwd", job.cwd.weight, pair);
     loss.knobs["temperature"] = job.cwd.temperature;
@@ -162,12 +177,12 @@ std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs,
 
 }  // namespace
 
-std::vector<std::string> PresetNames() { return {"scratch", "kd", "cwd", "sskd"}; }
+std::vector<std::string> PresetNames() { return {"scratch", "kd", "cwd", "channel_transform", "tat", "sskd"}; }
 std::vector<std::string> SskdPolicies() {
   return {"freeze_previous", "cumulative_last", "cumulative_sum", "joint", "blockwise"};
 }
-bool PresetNeedsTeacher(const std::string& preset) { return preset == "kd" || preset == "cwd" || preset == "sskd"; }
-bool PresetNeedsPairs(const std::string& preset) { return preset == "cwd" || preset == "sskd"; }
+bool PresetNeedsTeacher(const std::string& preset) { return preset != "scratch"; }
+bool PresetNeedsPairs(const std::string& preset) { return preset != "scratch" && preset != "kd"; }
 
 std::vector<double> SskdShares(const JobDraft& job, const StagePairs& pairs) {
   const SskdOptions& options = job.sskd;
@@ -181,6 +196,8 @@ std::vector<double> SskdShares(const JobDraft& job, const StagePairs& pairs) {
 std::vector<StageDraft> ExpandPreset(const JobDraft& job, const StagePairs& pairs, const PresetSteps& steps) {
   if (job.preset == "kd") return {KdStage(job, steps.total)};
   if (job.preset == "cwd") return {CwdStage(job, pairs, steps.total)};
+  if (job.preset == "channel_transform") return {LastStageStage(job, job.channel_transform, pairs, steps.total)};
+  if (job.preset == "tat") return {LastStageStage(job, job.tat, pairs, steps.total)};
   if (job.preset == "sskd") return SskdStages(job, pairs, steps);
   StageDraft stage = Stage(job, "train", steps.total);
   stage.losses.push_back(Loss(job, "cross_entropy", 1));

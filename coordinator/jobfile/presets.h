@@ -1,23 +1,26 @@
 // Presets: named recipes that write the stages of a job. They are expanded once, at submit time; the stages are what is
 // stored.
 //
-//   scratch  one stage, cross-entropy on labels, no teacher: the baseline.
-//   kd       one stage, (1 - w) cross-entropy + w soft targets [Hinton et al. 2015].
-//   cwd      one stage, cross-entropy + channel-wise distillation at all paired stage ends [Shu et al. 2021], +
-//   optional
-//            kd.
-//   sskd     stage by stage [Gao et al. 2018]: backbone phases with a feature loss and no label, then the head alone
-//   with
-//            cross-entropy and no teacher. Policies say what trains in backbone phase k:
-//              freeze_previous  stage k alone                     loss of pair k
-//              cumulative_last  stages 1..k                       loss of pair k
-//              cumulative_sum   stages 1..k                       losses of pairs 1..k
-//              joint            all stages at once, one phase     losses of all pairs; the budget of all backbone
-//              phases blockwise        stage k alone                     loss of pair k, the stage's input being the
-//              teacher's
-//                                                                 map of pair k-1
-//            An optional stage `finetune` trains everything with cross-entropy at a small rate; it is not part of the
-//            method.
+//   scratch            one stage, cross-entropy on labels, no teacher: the baseline.
+//   kd                 one stage, (1 - w) cross-entropy + w soft targets [Hinton et al. 2015].
+//   cwd                one stage, cross-entropy + channel-wise distillation at all paired stage ends [Shu et al. 2021],
+//                      + optional kd.
+//   channel_transform  one stage, cross-entropy + channel-wise transformation at the last pair of stage ends [Liu et
+//   al.
+//                      2023], + optional kd.
+//   tat                one stage, cross-entropy + target-aware transformer at the last pair [Lin et al. 2022], +
+//                      optional kd.
+//   sskd               stage by stage [Gao et al. 2018]: backbone phases with a feature loss and no label, then the
+//   head
+//                      alone with cross-entropy and no teacher. Policies say what trains in backbone phase k:
+//                        freeze_previous  stage k alone, loss of pair k
+//                        cumulative_last  stages 1..k, loss of pair k
+//                        cumulative_sum   stages 1..k, losses of pairs 1..k
+//                        joint            all stages at once, losses of all pairs: one phase with the budget of all
+//                        blockwise        stage k alone, loss of pair k, the stage's input being the teacher's map of
+//                                         pair k-1
+//                      An optional stage `finetune` trains everything with cross-entropy at a small rate; it is not
+//                      part of the method.
 #ifndef DISTILL_COORDINATOR_JOBFILE_PRESETS_H_
 #define DISTILL_COORDINATOR_JOBFILE_PRESETS_H_
 

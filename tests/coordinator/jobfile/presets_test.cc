@@ -65,6 +65,23 @@ TEST(PresetsTest, CwdPairsStageEnds) {
   EXPECT_DOUBLE_EQ(mixed.stages[0].losses[0].weight, 0.1);
 }
 
+TEST(PresetsTest, ChannelTransformAndTatCompareTheLastStage) {
+  for (const auto& [preset, weight] : {std::pair<std::string, double>{"channel_transform", 2}, {"tat", 0.1}}) {
+    const JobPlan plan = PlanOf(preset);
+    ASSERT_EQ(plan.stages.size(), 1u);
+    EXPECT_THAT(Losses(plan.stages[0]), ElementsAre("cross_entropy", preset + "-layer3"));
+    EXPECT_EQ(plan.stages[0].losses[0].weight, 1);
+    EXPECT_EQ(plan.stages[0].losses[1].weight, weight);
+    EXPECT_EQ(plan.stages[0].losses[1].teacher_tap, "layer3");
+    const JobPlan mixed = PlanOf(preset, preset + ": {weight: 7, kd_weight: 0.9, kd_temperature: 2}");
+    EXPECT_THAT(Losses(mixed.stages[0]), ElementsAre("cross_entropy", "kd", preset + "-layer3"));
+    EXPECT_DOUBLE_EQ(mixed.stages[0].losses[0].weight, 0.1);
+    EXPECT_EQ(NumberKnob(mixed.stages[0].losses[1].knobs, "temperature"), 2);
+    EXPECT_EQ(mixed.stages[0].losses[2].weight, 7);
+  }
+  EXPECT_EQ(TextKnob(PlanOf("channel_transform").stages[0].losses[1].knobs, "reduction"), "mean");
+}
+
 TEST(PresetsTest, SskdTrainsStageByStageAndThenTheHead) {
   const JobPlan plan = PlanOf("sskd");
   ASSERT_EQ(plan.stages.size(), 4u);

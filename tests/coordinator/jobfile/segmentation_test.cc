@@ -104,7 +104,7 @@ TEST(SegmentationJobTest, LogitsOfDifferentShapesAreNotCompared) {
 }
 
 TEST(SegmentationJobTest, PresetsWork) {
-  for (const std::string preset : {"scratch", "kd", "cwd", "sskd"}) {
+  for (const std::string preset : {"scratch", "kd", "cwd", "channel_transform", "tat", "sskd"}) {
     std::string yaml = kStreets;
     yaml = yaml.substr(0, yaml.find("stages:")) + "preset: " + preset + "\nbudget: {epochs: 8}\n";
     const StatusOr<ExpandedJob> job = Expand(yaml, Streets());
