@@ -57,6 +57,7 @@ case $table in
     rows=(scratch kd cwd cwd-masked cwd-features channel-transform tat)
     model=camvid=$ROOT/examples/teachers/camvid-fcn18.safetensors
     [ -d "$data_root/camvid/images/train" ] || die "$data_root/camvid/images/train is missing; name the folder with --data-root"
+    [ -f "${model#*=}" ] || die "the teacher ${model#*=} is not there; make it: scripts/train_teacher.sh camvid $data_root"
     file_of() { echo "$ROOT/examples/segmentation/$1.yaml"; } ;;
   policies)
     # The student is as wide as the teacher: no adapter, the literal method, and blockwise is possible.
