@@ -148,7 +148,7 @@ void BenchTat(Bench* bench, const TatCase& c) {
   };
   const Tensor gamma = torch::zeros(shape), phi = torch::zeros(shape), theta = torch::zeros(shape);
   const TatMaps views{c.n, View(maps.gamma), View(maps.phi), View(maps.theta), View(maps.target)};
-  TatGradients gradients{gamma.data_ptr<float>(), phi.data_ptr<float>(), theta.data_ptr<float>()};
+  const TatGradients gradients{gamma.data_ptr<float>(), phi.data_ptr<float>(), theta.data_ptr<float>()};
   const auto ours = [&] {
     if (!c.patches) return Value(TatAttention(views, {}, gradients, kTorchThreads)).loss;
     TatOptions local{.mode = TatMode::kPatchGroup,
@@ -160,10 +160,8 @@ void BenchTat(Bench* bench, const TatCase& c) {
                       .teacher_window = {c.anchor_kernel, c.anchor_kernel},
                       .student_window = {c.anchor_kernel, c.anchor_kernel},
                       .weight = anchor_weight};
-    gradients.add = false;
-    const double loss = Value(TatAttention(views, local, gradients, kTorchThreads)).loss;
-    gradients.add = true;
-    return loss + Value(TatAttention(views, global, gradients, kTorchThreads)).loss;
+    const TatHierarchicalResult result = Value(TatHierarchical(views, local, global, gradients, kTorchThreads));
+    return result.patch_group.loss + result.anchor.loss;
   };
 
   double loss = 0;

@@ -18,17 +18,17 @@
 //                  consecutive patches form groups. Inside a group the token (y, x) carries the features of that place
 //                  in all p patches, one after the other: one attention per group over h*w tokens of p*C features.
 //   anchor         maps are averaged over windows first; then plain.
-// A hierarchical loss is a call with patch_group and one with anchor that adds its gradients (TatGradients::add).
+// A hierarchical loss is the sum of a patch_group and an anchor loss: TatHierarchical.
 // Pixels that the division of H and W leaves over at the bottom and the right are dropped (gradient 0), as in the
 // released code.
 //
 // Shapes   gamma [N, D, Hs, Ws], phi [N, C, Hs, Ws] (student), theta [N, D, Ht, Wt], target [N, C, Ht, Wt] (teacher).
 //          theta and target may be the same memory (theta = identity). Each map is float32, bfloat16 or float16 in
 //          either layout; everything inside is float32, sums of the loss are double. Gradients are float32.
-// Memory   extra: float32 copies of the four maps' tokens, pooled (anchor), and two of the keys' side for gradients; of
-//          a few groups per thread (patch_group) or of an image per thread (plain). Attention weights, and the logits'
-//          gradient, exist for 128 queries of an image at a time (6 % of the matrix at 4096 tokens, 1.6 % at 16384), or
-//          for one whole group of at most 256 tokens.
+// Memory   extra: float32 copies of the four maps' tokens, and two of the keys' side for gradients; of a few groups per
+//          thread (patch_group) or of an image per thread (plain); anchor: also the averaged maps, of an image per
+//          thread. Attention weights, and the logits' gradient, exist for 128 queries of an image at a time (6 % of the
+//          matrix at 4096 tokens, 1.6 % at 16384), or for whole groups of at most 256 tokens, a few at a time.
 // Result   does not depend on the number of threads. It differs in the last bits between instruction sets.
 // Reference: tat_attention_reference.h (plain loops, read this first).
 #ifndef DISTILL_COMMON_KERNELS_TAT_ATTENTION_H_
@@ -88,7 +88,7 @@ struct TatGradients {
   float* gamma = nullptr;
   float* phi = nullptr;
   float* theta = nullptr;
-  bool add = false;  // add to what is there (the second half of a hierarchical loss) instead of overwriting
+  bool add = false;  // add to what is there instead of overwriting
 };
 
 struct TatResult {
@@ -107,6 +107,18 @@ struct TatResult {
 // numbers. Thread-safe, stateless; blocks until done. `level` is for tests: REQUIRES: one of AvailableSimdLevels().
 StatusOr<TatResult> TatAttention(const TatMaps& maps, const TatOptions& options, const TatGradients& gradients,
                                  const ParallelFor& parallel_for, SimdLevel level = BestSimdLevel());
+
+// Patch groups and anchors of the same maps in one go, one gradient for both: the anchors first, each map averaged in
+// one reading; then the patch groups, which read it again, and write each gradient once, the anchors' share added. The
+// anchors' gradient exists for the averaged maps alone.
+struct TatHierarchicalResult {
+  TatResult patch_group, anchor;
+};
+// As TatAttention, once with `patch_group` and, its gradients added, once with `anchor`. kInvalidArgument also if the
+// modes are not those.
+StatusOr<TatHierarchicalResult> TatHierarchical(const TatMaps& maps, const TatOptions& patch_group,
+                                                const TatOptions& anchor, const TatGradients& gradients,
+                                                const ParallelFor& parallel_for, SimdLevel level = BestSimdLevel());
 
 // How tokens lie in the maps of one side (teacher's or student's): what TatAttention and its reference compute from the
 // options.

@@ -13,6 +13,10 @@ namespace distill::tat {
 inline constexpr int64_t kPad = 16;    // tokens per row are rounded up to this
 inline constexpr int64_t kPanel = 32;  // columns of b that gemm packs at a time
 
+// What becomes of what is there: overwritten; overwritten past the caches, for maps that these do not hold (the line
+// need not be fetched first); added to.
+enum class WriteMode : uint8_t { kSet, kStream, kAdd };
+
 struct Kernels {
   int64_t lanes;
 
@@ -34,6 +38,11 @@ struct Kernels {
   void (*softmax_backward)(const float* w, float* d, int64_t keys, int64_t t, float scale, const float* dot);
   // to [columns][ld_to] = from [rows][ld_from]^T.
   void (*transpose)(const float* from, int64_t rows, int64_t columns, int64_t ld_from, float* to, int64_t ld_to);
+  // to [count] = factor * from + extra_factor * extra (null: 0). After kStream, stream_fence before another thread
+  // reads.
+  void (*write)(const float* from, float factor, const float* extra, float extra_factor, int64_t count, WriteMode mode,
+                float* to);
+  void (*stream_fence)();
 };
 
 const Kernels& PortableKernels();

@@ -24,6 +24,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "common/cuda/cuda_plugin.h"
 #include "common/cuda/cuda_runtime.h"
@@ -130,8 +131,10 @@ torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel, bool rest) {
 
 struct KernelCall {
   TatOptions options;
+  std::optional<TatOptions> anchor;  // then `options` is of the patch groups, and both are done in one go; CPU only
   bool in_bfloat16 = false;
-  torch::Tensor entropy, largest_weight;  // out
+  torch::Tensor entropy, largest_weight;         // out, of `options`
+  double patch_group_loss = 0, anchor_loss = 0;  // out, with `anchor`
 };
 
 FeatureMap Describe(const torch::Tensor& map) {
@@ -188,8 +191,19 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
       call->largest_weight = number[2];
       return number[0].clone();  // a tensor of its own, not a view: autograd marks it
     }
-    const StatusOr<TatResult> result = TatAttention(maps, call->options, gradients, ParallelForOfTorch);
-    TORCH_CHECK(result.ok(), result.status().ToString());
+    StatusOr<TatResult> result;
+    if (call->anchor) {
+      const StatusOr<TatHierarchicalResult> both =
+          TatHierarchical(maps, call->options, *call->anchor, gradients, ParallelForOfTorch);
+      TORCH_CHECK(both.ok(), both.status().ToString());
+      call->patch_group_loss = both->patch_group.loss;
+      call->anchor_loss = both->anchor.loss;
+      result = both->patch_group;
+      result->loss += both->anchor.loss;
+    } else {
+      result = TatAttention(maps, call->options, gradients, ParallelForOfTorch);
+      TORCH_CHECK(result.ok(), result.status().ToString());
+    }
     call->entropy = torch::scalar_tensor(result->mean_entropy);
     call->largest_weight = torch::scalar_tensor(result->mean_largest_weight);
     return torch::scalar_tensor(result->loss, torch::kFloat32);
@@ -246,6 +260,10 @@ class TatLoss : public Loss {
       details_ = {plain.entropy, plain.largest_weight};
       return plain.loss;
     }
+    if (patch_weight_ != 0 && anchor_weight_ != 0 && KernelCan(maps, geometry) && maps.gamma.is_cpu() &&
+        geometry.window_rows == 0) {
+      return AttendBoth(maps, geometry);
+    }
     torch::Tensor total;
     Part shown;
     // A weight of 0 skips the branch.
@@ -282,10 +300,14 @@ class TatLoss : public Loss {
                                              " and teacher ", ShapeText(pair.teacher)));
   }
 
-  StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+  bool KernelCan(const Maps& maps, const TatGeometry& geometry) const {
     // Without the plugin, torch's operators do the work on a GPU.
     const bool device_can = maps.gamma.is_cpu() || (maps.gamma.is_cuda() && LoadedCudaPlugin() != nullptr);
-    const bool kernel_can = tiled_ && device_can && maps.gamma.scalar_type() == torch::kFloat32 && !geometry.masked;
+    return tiled_ && device_can && maps.gamma.scalar_type() == torch::kFloat32 && !geometry.masked;
+  }
+
+  StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+    const bool kernel_can = KernelCan(maps, geometry);
     if (mode != TatMode::kPatchGroup || (kernel_can && geometry.window_rows == 0)) {  // the kernel drops remainders
       return kernel_can ? AttendTiled(maps, geometry, mode) : AttendDense(maps, geometry, mode);
     }
@@ -299,10 +321,8 @@ class TatLoss : public Loss {
     return attn_scale_ == 0 ? 1 / std::sqrt(static_cast<double>(width)) : attn_scale_;
   }
 
-  StatusOr<Part> AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
-    KernelCall call;
-    call.in_bfloat16 = in_bfloat16_;
-    TatOptions& options = call.options;
+  TatOptions OptionsFor(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+    TatOptions options;
     options.orientation = teacher_query_ ? TatOrientation::kTeacherQuery : TatOrientation::kStudentQuery;
     options.mode = mode;
     options.grid_rows = geometry.grid_rows;
@@ -314,15 +334,40 @@ class TatLoss : public Loss {
     int64_t width = maps.gamma.size(1);
     if (mode == TatMode::kPatchGroup) width *= geometry.grid_rows * geometry.grid_cols / geometry.groups;
     options.attention_scale = ScaleFor(width);
+    return options;
+  }
+
+  torch::Tensor CallKernel(const Maps& maps, KernelCall* call) const {
+    call->in_bfloat16 = in_bfloat16_;
     const auto dense = [](const torch::Tensor& map) {
       return LayoutOf(map) == MapLayout::kChannelsLast ? map : map.contiguous();
     };
+    return TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target),
+                           reinterpret_cast<int64_t>(call));
+  }
+
+  Part AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+    KernelCall call;
+    call.options = OptionsFor(maps, geometry, mode);
     Part part;
-    part.loss = TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target),
-                                reinterpret_cast<int64_t>(&call));
+    part.loss = CallKernel(maps, &call);
     part.entropy = call.entropy;
     part.largest_weight = call.largest_weight;
     return part;
+  }
+
+  // Patch groups and anchors in one call, which reads and writes less than two. Neither weight is 0.
+  torch::Tensor AttendBoth(const Maps& maps, const TatGeometry& geometry) const {
+    KernelCall call;
+    call.options = OptionsFor(maps, geometry, TatMode::kPatchGroup);
+    call.options.weight = patch_weight_ * (summed_patches_ ? static_cast<double>(geometry.groups) : 1);
+    call.anchor = OptionsFor(maps, geometry, TatMode::kAnchor);
+    call.anchor->weight = anchor_weight_;
+    const torch::Tensor total = CallKernel(maps, &call);
+    details_ = {torch::scalar_tensor(call.patch_group_loss / patch_weight_, torch::kFloat32),
+                torch::scalar_tensor(call.anchor_loss / anchor_weight_, torch::kFloat32), call.entropy,
+                call.largest_weight};
+    return total;
   }
 
   // `inside`: the maps before they were fitted to the grid; patch groups only.

@@ -484,31 +484,182 @@ TEST(TatAttentionTest, ResultDoesNotDependOnThreads) {
   }
 }
 
-TEST(TatAttentionTest, HierarchicalGradientsAdd) {
-  Case k = NewCase(2, 6, 5, 17, 18, 17, 18, 19);
-  const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
-  const TatMaps maps{2, a.map, v.map, b.map, f.map};
-  TatOptions local, global;
-  local.mode = TatMode::kPatchGroup;
-  local.grid_rows = local.grid_columns = 4;
-  local.groups = 8;
-  global.mode = TatMode::kAnchor;
-  std::vector<float> da(k.gamma.size()), dv(k.phi.size()), db(k.theta.size());
-  TatGradients gradients{da.data(), dv.data(), db.data()};
-  ASSERT_TRUE(TatAttention(maps, local, gradients, SerialFor).ok());
-  gradients.add = true;
-  ASSERT_TRUE(TatAttention(maps, global, gradients, SerialFor).ok());
-  k.options = local;
-  const Outcome first = k.Reference();
-  k.options = global;
-  Outcome second = k.Reference();
-  const auto expect_sum = [](const std::vector<float>& got, std::vector<double> x, const std::vector<double>& y) {
-    for (size_t i = 0; i < x.size(); ++i) x[i] += y[i];
-    EXPECT_LE(Difference({got.begin(), got.end()}, x), 1e-5);
+// Patch groups and anchors of one case, in one go.
+struct Hierarchical {
+  Case k;
+  TatOptions anchor;
+
+  struct Outcome {
+    TatHierarchicalResult result;
+    std::vector<double> gamma, phi, theta;
   };
-  expect_sum(da, first.gamma, second.gamma);
-  expect_sum(dv, first.phi, second.phi);
-  expect_sum(db, first.theta, second.theta);
+  // `before`: what the gradients hold; `add`: to be added to.
+  Outcome Run(SimdLevel level = BestSimdLevel(), const ParallelFor& parallel_for = SerialFor, float before = 1e9f,
+              bool add = false) const {
+    const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
+    std::vector<float> da(k.gamma.size(), before), dv(k.phi.size(), before), db(k.theta.size(), before);
+    const StatusOr<TatHierarchicalResult> result =
+        TatHierarchical({k.gamma.n, a.map, v.map, b.map, f.map}, k.options, anchor,
+                        {da.data(), dv.data(), db.data(), add}, parallel_for, level);
+    EXPECT_TRUE(result.ok()) << result.status();
+    return {*result, k.Plain(k.gamma, da), k.Plain(k.phi, dv), k.Plain(k.theta, db)};
+  }
+
+  void ExpectReference(const Outcome& got, const std::string& what) const {
+    const auto same = [&](const TatResult& x, const TatResult& y, const char* part) {
+      EXPECT_NEAR(x.loss, y.loss, 2e-5 * y.loss) << what << part;
+      EXPECT_NEAR(x.mean_entropy, y.mean_entropy, 1e-4) << what << part;
+      EXPECT_NEAR(x.mean_largest_weight, y.mean_largest_weight, 1e-4) << what << part;
+      EXPECT_EQ(x.dropped_teacher_pixels, y.dropped_teacher_pixels) << what << part;
+      EXPECT_EQ(x.dropped_student_pixels, y.dropped_student_pixels) << what << part;
+      EXPECT_EQ(x.nonfinite, nullptr) << what << part;
+    };
+    const distill::Outcome first = k.Reference();
+    Case global = k;
+    global.options = anchor;
+    const distill::Outcome second = global.Reference();
+    same(got.result.patch_group, first.result, " patch group");
+    same(got.result.anchor, second.result, " anchor");
+    for (const auto& [x, y, z, name] : {std::tuple{&got.gamma, &first.gamma, &second.gamma, "gamma"},
+                                        {&got.phi, &first.phi, &second.phi, "phi"},
+                                        {&got.theta, &first.theta, &second.theta, "theta"}}) {
+      std::vector<double> sum = *y;
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += (*z)[i];
+      EXPECT_LE(Difference(*x, sum), 2e-5) << what << " " << name;
+    }
+  }
+};
+
+TEST(TatHierarchicalTest, IsTheSumOfItsParts) {
+  struct Setup {
+    int64_t rows, columns, groups;
+    TatWindow teacher, student;
+    int64_t hs, ws, ht, wt;
+  };
+  // Windows that divide the patches and that do not; groups over several rows of the grid; pixels that only patches,
+  // only anchors, or neither cover; large groups (16x19 tokens), in blocks; one window and one patch.
+  for (const Setup& s : {Setup{4, 4, 4, {4, 4}, {4, 4}, 24, 24, 24, 24},
+                         {4, 2, 2, {3, 2}, {5, 3}, 19, 21, 17, 23},
+                         {4, 4, 16, {4, 4}, {4, 4}, 18, 17, 18, 17},
+                         {3, 5, 5, {1, 7}, {2, 1}, 9, 10, 20, 31},
+                         {2, 1, 1, {8, 6}, {8, 6}, 33, 19, 33, 19},
+                         {1, 1, 1, {9, 9}, {8, 7}, 8, 7, 9, 9}}) {
+    for (TatOrientation orientation : {TatOrientation::kTeacherQuery, TatOrientation::kStudentQuery}) {
+      if (orientation == TatOrientation::kStudentQuery && s.hs != s.ht) continue;
+      Hierarchical h{NewCase(3, 10, 9, s.hs, s.ws, s.ht, s.wt, 29), {}};
+      h.k.options = {orientation, TatMode::kPatchGroup, s.rows, s.columns, s.groups};
+      h.k.options.weight = 1.5;
+      h.anchor = {orientation, TatMode::kAnchor, 1, 1, 1, s.teacher, s.student};
+      h.anchor.weight = 0.4;
+      h.anchor.attention_scale = 0.5;
+      for (SimdLevel level : AvailableSimdLevels()) h.ExpectReference(h.Run(level), Describe(h.k, level));
+    }
+  }
+}
+
+TEST(TatHierarchicalTest, LayoutsTypesAndReductions) {
+  for (MapLayout layout : {MapLayout::kChannelsFirst, MapLayout::kChannelsLast}) {
+    for (ElementType type : {ElementType::kFloat32, ElementType::kBfloat16, ElementType::kFloat16}) {
+      for (TatReduction reduction : {TatReduction::kMeanAll, TatReduction::kSumPerImage, TatReduction::kL2Norm}) {
+        Hierarchical h{NewCase(2, 18, 20, 19, 21, 19, 21, 30), {}};
+        h.k.layout = layout;
+        h.k.type = type;
+        h.k.options = {TatOrientation::kTeacherQuery, TatMode::kPatchGroup, 4, 2, 4};
+        h.anchor = {TatOrientation::kTeacherQuery, TatMode::kAnchor, 1, 1, 1, {2, 3}, {3, 2}};
+        h.k.options.reduction = h.anchor.reduction = reduction;
+        h.ExpectReference(h.Run(), Describe(h.k, BestSimdLevel()));
+      }
+    }
+  }
+}
+
+TEST(TatHierarchicalTest, ResultDoesNotDependOnThreads) {
+  for (int64_t images : {1, 3, 7}) {
+    Hierarchical h{NewCase(images, 6, 5, 40, 38, 40, 38, 31), {}};
+    h.k.options = {TatOrientation::kTeacherQuery, TatMode::kPatchGroup, 4, 4, 4};
+    h.anchor = {TatOrientation::kTeacherQuery, TatMode::kAnchor, 1, 1, 1, {2, 2}, {2, 2}};
+    const Hierarchical::Outcome one = h.Run();
+    for (int threads : {2, 5}) {
+      const Hierarchical::Outcome many = h.Run(BestSimdLevel(), Threads(threads));
+      EXPECT_EQ(one.result.patch_group.loss, many.result.patch_group.loss) << images << " " << threads;
+      EXPECT_EQ(one.result.anchor.loss, many.result.anchor.loss) << images << " " << threads;
+      EXPECT_EQ(one.gamma, many.gamma) << images << " " << threads;
+      EXPECT_EQ(one.phi, many.phi) << images << " " << threads;
+      EXPECT_EQ(one.theta, many.theta) << images << " " << threads;
+    }
+  }
+}
+
+// Gradients of 16 MiB are written past the caches, rows that begin anywhere in a line; added ones are not.
+TEST(TatHierarchicalTest, LargeGradientsAreTheSameAsAdded) {
+  for (MapLayout layout : {MapLayout::kChannelsFirst, MapLayout::kChannelsLast}) {
+    Hierarchical h{NewCase(1, 3, 17, 515, 517, 35, 34, 32), {}};
+    h.k.layout = layout;
+    h.k.options = {TatOrientation::kTeacherQuery, TatMode::kPatchGroup, 32, 32, 256};
+    h.anchor = {TatOrientation::kTeacherQuery, TatMode::kAnchor, 1, 1, 1, {5, 5}, {53, 61}};
+    for (SimdLevel level : AvailableSimdLevels()) {
+      const Hierarchical::Outcome set = h.Run(level), added = h.Run(level, SerialFor, 0, true);
+      EXPECT_EQ(set.gamma, added.gamma) << Describe(h.k, level);
+      EXPECT_EQ(set.phi, added.phi) << Describe(h.k, level);
+      EXPECT_EQ(set.theta, added.theta) << Describe(h.k, level);
+    }
+  }
+}
+
+TEST(TatHierarchicalTest, ThetaMayBeTheTarget) {
+  Case k = NewCase(2, 6, 6, 17, 18, 17, 18, 33);
+  k.theta = k.target;
+  TatOptions anchor{.mode = TatMode::kAnchor};
+  k.options = {TatOrientation::kTeacherQuery, TatMode::kPatchGroup, 4, 4, 8};
+  const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
+  const auto run = [&](const FeatureMap& theta) {
+    std::vector<float> da(k.gamma.size()), dv(k.phi.size());
+    EXPECT_TRUE(
+        TatHierarchical({2, a.map, v.map, theta, f.map}, k.options, anchor, {da.data(), dv.data()}, SerialFor).ok());
+    da.insert(da.end(), dv.begin(), dv.end());
+    return da;
+  };
+  EXPECT_EQ(run(b.map), run(f.map));
+}
+
+TEST(TatHierarchicalTest, NanNamesItsMapInBothParts) {
+  Hierarchical h{NewCase(2, 6, 5, 17, 18, 17, 18, 34), {}};
+  h.k.options = {TatOrientation::kTeacherQuery, TatMode::kPatchGroup, 4, 4, 8};
+  h.anchor.mode = TatMode::kAnchor;
+  h.k.theta.at(1, 2, 40) = std::nanf("");
+  const TatHierarchicalResult got = h.Run().result;
+  EXPECT_STREQ(got.patch_group.nonfinite, "theta");
+  EXPECT_STREQ(got.anchor.nonfinite, "theta");
+  EXPECT_TRUE(std::isnan(got.patch_group.loss));
+  EXPECT_TRUE(std::isnan(got.anchor.loss));
+}
+
+TEST(TatHierarchicalTest, RefusesOtherModesAndTakesAnEmptyBatch) {
+  const TatOptions patch_group{.mode = TatMode::kPatchGroup}, anchor{.mode = TatMode::kAnchor};
+  EXPECT_EQ(TatHierarchical({}, patch_group, patch_group, {}, SerialFor).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(TatHierarchical({}, anchor, anchor, {}, SerialFor).status().code(), StatusCode::kInvalidArgument);
+  const StatusOr<TatHierarchicalResult> empty = TatHierarchical({}, patch_group, anchor, {}, SerialFor);
+  ASSERT_TRUE(empty.ok()) << empty.status();
+  EXPECT_EQ(empty->patch_group.loss + empty->anchor.loss, 0);
+}
+
+TEST(TatAttentionTest, GradientsAdd) {
+  for (TatMode mode : {TatMode::kPlain, TatMode::kPatchGroup, TatMode::kAnchor}) {
+    Case k = NewCase(2, 6, 5, 17, 18, 17, 18, 19);
+    k.options.mode = mode;
+    k.options.grid_rows = k.options.grid_columns = 4;
+    k.options.groups = 8;
+    const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
+    std::vector<float> da(k.gamma.size(), 2), dv(k.phi.size(), 3), db(k.theta.size(), 4);
+    ASSERT_TRUE(
+        TatAttention({2, a.map, v.map, b.map, f.map}, k.options, {da.data(), dv.data(), db.data(), true}, SerialFor)
+            .ok());
+    const Outcome want = k.Reference();
+    for (const auto& [got, exact, before] :
+         {std::tuple{&da, &want.gamma, 2}, {&dv, &want.phi, 3}, {&db, &want.theta, 4}}) {
+      for (size_t i = 0; i < got->size(); ++i) EXPECT_NEAR((*got)[i], (*exact)[i] + before, 1e-6) << i;
+    }
+  }
 }
 
 TEST(TatAttentionTest, UnwantedGradientsAreSkippedAndOthersUnchanged) {  // T13: theta = identity
