@@ -79,6 +79,12 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
     const TapShape& output = context.teacher->output;
     loss.teacher_channels = output.empty() ? 0 : output[0];
     if (student.output == output) return loss;
+    if (output.empty()) {
+      problems->Add(draft.mark, StrCat(where, ": '", draft.type,
+                                       "' compares logits, but the teacher's archive returns inner maps only; let its "
+                                       "forward return the output too, as 'output'"));
+      return std::nullopt;
+    }
     if (loss.student_channels == loss.teacher_channels) {
       problems->Add(draft.mark,
                     StrCat(where, ": the student's output is ", DescribeShape(student.output), ", the teacher's ",

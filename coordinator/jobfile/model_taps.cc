@@ -37,7 +37,7 @@ ModelTaps TapsOf(const Architecture& architecture) {
 
 StatusOr<ModelTaps> TapsOf(const ServedModelInfo& model) {
   if (!model.taps.empty()) {
-    ModelTaps out{model.taps, {model.spec.num_classes}};
+    ModelTaps out{model.taps, {}};
     if (const ServedTap* output = out.Find("")) out.output = output->shape;
     return out;
   }

@@ -16,7 +16,7 @@ namespace distill {
 struct ModelTaps {
   // In execution order. `type` is the module's class name.
   std::vector<ServedTap> taps;
-  // [K], [K, H, W] of a network that answers for every pixel, or what the network's output is.
+  // [K], or [K, H, W] of a network that answers for every pixel; empty: an archive that has none.
   TapShape output;
 
   // Null when unknown; "" is not a tap here.

@@ -305,7 +305,9 @@ TEST(JobFileTest, MeasuredTapsStandInForAnArchitecture) {
   FleetView fleet = Fleet();
   fleet.models[0].spec.arch = "torchscript";
   EXPECT_THAT(Refusal(kExplicitJob, fleet), HasSubstr("describes itself wrongly"));
-  fleet.models[0].taps = {{"layer1", "Tensor", {8, 28, 28}, true}, {"layer3", "Tensor", {32, 7, 7}, true}};
+  fleet.models[0].taps = {{"layer1", "Tensor", {8, 28, 28}, true},
+                          {"layer3", "Tensor", {32, 7, 7}, true},
+                          {"", "Tensor", {10}, false}};
   const StatusOr<ExpandedJob> job = Expand(kExplicitJob, fleet);
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.stages[0].losses[0].adapter, "none");

@@ -103,6 +103,19 @@ TEST(SegmentationJobTest, LogitsOfDifferentShapesAreNotCompared) {
   EXPECT_THAT(job->warnings, testing::ElementsAre(HasSubstr("accuracy is not measured")));
 }
 
+TEST(SegmentationJobTest, ATeacherWithoutOutputHasNoLogitsAndIsNotMeasured) {
+  ModelSpec archive = StreetsTeacher();
+  archive.arch = "torchscript";
+  archive.num_classes = 0;
+  const FleetView fleet = Streets(archive, {{"classifier", "TorchScript", {11, 11, 15}, false}});
+  EXPECT_THAT(Refusal(kStreets, fleet),
+              HasSubstr("'kd' compares logits, but the teacher's archive returns inner maps only"));
+  const StatusOr<ExpandedJob> job = Expand(With(kStreets, "      - {type: kd}\n", ""), fleet);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_FALSE(job->plan.evaluate_teacher);
+  EXPECT_THAT(job->warnings, testing::ElementsAre(HasSubstr("its output is not served")));
+}
+
 TEST(SegmentationJobTest, PresetsWork) {
   for (const std::string preset : {"scratch", "kd", "cwd", "channel_transform", "tat", "sskd"}) {
     std::string yaml = kStreets;
