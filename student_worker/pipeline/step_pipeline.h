@@ -28,8 +28,8 @@ struct StepInput {
   std::vector<uint32_t> sample_ids;  // [n], indices into the data set
   ImageBatch images;                 // [n, C, H, W], augmented, as the teacher saw them
   std::vector<int64_t> labels;       // [n]; kNoLabel: none, or a label map instead
-  std::vector<uint8_t>
-      label_maps;  // [n, H, W], class ids or kIgnoredPixel, augmented like `images`; empty: the data set has none
+  // [n, H, W], class ids or kIgnoredPixel, augmented like `images`; empty: the data set has none.
+  std::vector<uint8_t> label_maps;
   std::vector<VisibleRect> visible;  // [n], what of each picture is no padding
   FeatureBatch features;             // no taps when the pipeline has no pool
   double data_seconds = 0;           // how long Next(), all calls for this step together, waited for pixels ...
