@@ -107,20 +107,26 @@ StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stag
   return objective;
 }
 
+std::vector<NamedTensor> Objective::OwnOf(const Term& term) {
+  std::vector<NamedTensor> parameters;
+  for (const auto& [kind, module] :
+       {std::pair<std::string, torch::nn::Module*>{"adapter", term.adapter.get()}, {"loss", term.loss->module()}}) {
+    if (module == nullptr) continue;
+    for (const auto& item : module->named_parameters()) {
+      parameters.push_back({StrCat(kind, ".", term.name, ".", item.key()), item.value()});
+    }
+  }
+  return parameters;
+}
+
 std::vector<ParameterGroup> Objective::OwnParameters() const {
   std::vector<ParameterGroup> groups;
   for (const Term& term : terms_) {
     ParameterGroup group;
+    group.parameters = OwnOf(term);
     group.lr_mult = term.own.lr_mult;
     group.constant_lr = term.own.constant_lr;
     if (term.own.weight_decay >= 0) group.weight_decay = term.own.weight_decay;
-    for (const auto& [kind, module] :
-         {std::pair<std::string, torch::nn::Module*>{"adapter", term.adapter.get()}, {"loss", term.loss->module()}}) {
-      if (module == nullptr) continue;
-      for (const auto& item : module->named_parameters()) {
-        group.parameters.push_back({StrCat(kind, ".", term.name, ".", item.key()), item.value()});
-      }
-    }
     if (!group.parameters.empty()) groups.push_back(std::move(group));
   }
   return groups;
@@ -130,10 +136,7 @@ std::vector<size_t> Objective::Asleep(double progress) const {
   std::vector<size_t> asleep;
   size_t group = 0;
   for (const Term& term : terms_) {
-    const torch::nn::Module* layers = term.loss->module();
-    const bool has_own = (term.adapter != nullptr && !term.adapter->parameters().empty()) ||
-                         (layers != nullptr && !layers->parameters().empty());
-    if (!has_own) continue;
+    if (OwnOf(term).empty()) continue;
     if (WeightFactor(term.schedule, progress) == 0) asleep.push_back(group);
     ++group;
   }

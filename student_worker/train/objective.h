@@ -86,6 +86,8 @@ class Objective {
     size_t student_index;
     size_t teacher_index;  // kNone: reads no teacher
   };
+  static std::vector<NamedTensor> OwnOf(const Term& term);  // the term's group in OwnParameters(), if it has any
+
   static constexpr size_t kNone = static_cast<size_t>(-1);
 
   std::vector<Term> terms_;
