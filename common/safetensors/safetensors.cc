@@ -1,7 +1,6 @@
 #include "common/safetensors/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -141,6 +141,8 @@ Status FileError(int error, std::string_view action, const std::string& path) {
     case EDQUOT:
     case EFBIG:
       return absl::ResourceExhaustedError(StrCat(message, "; free space there, or choose another folder"));
+    case EIO:
+      return absl::DataLossError(StrCat(message, "; the disk fails"));
     default:
       return absl::UnavailableError(message);
   }
@@ -198,21 +200,27 @@ Status WritePiecesAtomically(const std::string& path, const std::vector<std::str
   return OkStatus();
 }
 
-StatusOr<Buffer> MapFile(const std::string& path) {
-  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+}  // namespace
+
+StatusOr<Buffer> ReadRegularFile(const std::string& path) {
+  // O_NONBLOCK: opening a pipe that nobody writes to would wait for ever. It means nothing for regular files.
+  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (file.get() < 0) return FileError(errno, "open", path);
   struct stat info {};
   if (::fstat(file.get(), &info) != 0) return FileError(errno, "read", path);
   if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(StrCat("'", path, "' is not a regular file"));
   const size_t size = static_cast<size_t>(info.st_size);
-  if (size == 0) return Buffer{};
-  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
-  if (data == MAP_FAILED) return FileError(errno, "map", path);
-  return Buffer{static_cast<const uint8_t*>(data), size,
-                std::shared_ptr<const void>(data, [size](const void* p) { ::munmap(const_cast<void*>(p), size); })};
+  std::shared_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size]);
+  if (bytes == nullptr) return absl::ResourceExhaustedError(StrCat("no memory for the ", size, " bytes of '", path, "'"));
+  for (size_t done = 0; done < size;) {
+    const ssize_t got = ::read(file.get(), bytes.get() + done, std::min<size_t>(size - done, 1u << 30));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return FileError(errno, "read", path);
+    if (got == 0) return absl::DataLossError(StrCat("'", path, "' became shorter while it was read"));
+    done += static_cast<size_t>(got);
+  }
+  return Buffer{bytes.get(), size, bytes};
 }
-
-}  // namespace
 
 size_t SafetensorsDtypeSize(const std::string& dtype) {
   static const std::map<std::string, size_t> kSizes = {
@@ -282,7 +290,7 @@ StatusOr<SafetensorsFile> ParseSafetensors(Buffer bytes, const std::string& name
 }
 
 StatusOr<SafetensorsFile> ReadSafetensors(const std::string& path) {
-  DISTILL_ASSIGN_OR_RETURN(Buffer bytes, MapFile(path));
+  DISTILL_ASSIGN_OR_RETURN(Buffer bytes, ReadRegularFile(path));
   return ParseSafetensors(std::move(bytes), path);
 }
 

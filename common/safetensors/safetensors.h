@@ -34,11 +34,15 @@ struct SafetensorsFile {
 // Bytes per element, 0 for an unknown dtype.
 size_t SafetensorsDtypeSize(const std::string& dtype);
 
-// Reads a whole file (memory-mapped; buffers keep the mapping alive, so the file may be renamed over or removed
-// meanwhile, but must not be truncated in place). Buffers are not aligned beyond one byte when the writer did not pad.
-// kNotFound: no such file. kPermissionDenied. kInvalidArgument: not a regular file. kDataLoss: truncated, overlapping,
-// holes, bad JSON, names that are not UTF-8, unknown dtype, shape that does not fit its offsets, duplicate keys; the
-// message names file and tensor. Nothing is allocated on the word of a header that the file's size does not support.
+// The bytes of a regular file, copied to memory: a mapping would end the process when the disk fails or somebody cuts
+// the file. Never waits for a writer of a pipe. kNotFound: no such file; kPermissionDenied; kInvalidArgument: not a
+// regular file; kDataLoss: the disk fails, or the file became shorter meanwhile; kResourceExhausted: no memory for it.
+StatusOr<Buffer> ReadRegularFile(const std::string& path);
+
+// Reads a whole file. Buffers are not aligned beyond one byte when the writer did not pad. Errors as ReadRegularFile;
+// kDataLoss also: truncated, overlapping, holes, bad JSON, names that are not UTF-8, unknown dtype, shape that does not
+// fit its offsets, duplicate keys; the message names file and tensor. Nothing is allocated on the word of a header that
+// the file's size does not support.
 StatusOr<SafetensorsFile> ReadSafetensors(const std::string& path);
 StatusOr<SafetensorsFile> ParseSafetensors(Buffer bytes, const std::string& name_for_messages);
 

@@ -177,6 +177,21 @@ TEST_F(SafetensorsTest, MissingFilesAndFoldersSayWhich) {
   EXPECT_THAT(std::string(folder.message()), HasSubstr("no/such/file"));
 }
 
+TEST_F(SafetensorsTest, APipeIsRefusedAndNotWaitedFor) {
+  ASSERT_EQ(::mkfifo(Path("pipe.safetensors").c_str(), 0600), 0);
+  const Status refused = ReadSafetensors(Path("pipe.safetensors")).status();
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("not a regular file"));
+}
+
+TEST_F(SafetensorsTest, WhatWasReadOutlivesAFileThatIsCutShort) {
+  ASSERT_TRUE(WriteSafetensors(Path("a.safetensors"), Sample()).ok());
+  const StatusOr<SafetensorsFile> file = ReadSafetensors(Path("a.safetensors"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_EQ(::truncate(Path("a.safetensors").c_str(), 0), 0);  // a mapping would raise SIGBUS
+  EXPECT_EQ(Text(file->tensors.at("weight").bytes), "12345678");
+}
+
 TEST_F(SafetensorsTest, TensorsThatDoNotFitTheirShapeAreNotWritten) {
   SafetensorsFile file = Sample();
   file.tensors["weight"].shape = {3};
