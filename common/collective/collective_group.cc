@@ -231,10 +231,10 @@ class C10dGroup : public CollectiveGroup {
   std::atomic<bool> lost_{false};  // set by Abort() on any thread, or by a failed operation
 };
 
-// Waits until every rank has said that it is there. The store is the coordinator's, so that a missing rank is named
-// within the time-out instead of hanging the others in a connect.
+// Waits until every rank is about to connect. The store is the coordinator's, so that a missing rank is named within
+// the time-out instead of hanging the others in a connect.
 Status MeetAllRanks(const CollectiveGroup::Options& options, KvClient& client) {
-  const auto key = [](uint32_t rank) { return StrCat("arrived/", rank); };
+  const auto key = [](uint32_t rank) { return StrCat("connecting/", rank); };
   DISTILL_RETURN_IF_ERROR(client.Set(key(options.rank), options.host));
   std::vector<std::string> keys;
   for (uint32_t rank = 0; rank < options.world_size; ++rank) keys.push_back(key(rank));

@@ -6,6 +6,7 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAFunctions.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
@@ -15,6 +16,19 @@ namespace {
 int DeviceCount() { return c10::cuda::device_count(); }
 
 std::string DeviceName(int index) { return at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(index))->name; }
+
+// As nvidia-smi prints it.
+std::string DeviceId(int index) {
+  const cudaUUID_t& uuid = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(index))->uuid;
+  std::string text = "GPU-";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    char byte[3];
+    std::snprintf(byte, sizeof byte, "%02x", static_cast<unsigned char>(uuid.bytes[i]));
+    text += byte;
+  }
+  return text;
+}
 
 void MakeNccl(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout,
               c10::intrusive_ptr<c10d::Backend>* backend) {
@@ -66,7 +80,7 @@ extern "C" __attribute__((visibility("default"))) const distill::CudaPlugin* dis
   // lost peer is something that a rank survives here.
   ::setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", /*overwrite=*/0);
   static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion, distill::DeviceCount, distill::DeviceName,
-                                             distill::MakeNccl,           distill::AbortNccl,   distill::RunChannelKl,
-                                             distill::RunTatAttention};
+                                             distill::DeviceId,           distill::MakeNccl,    distill::AbortNccl,
+                                             distill::RunChannelKl,       distill::RunTatAttention};
   return &plugin;
 }

@@ -15,13 +15,14 @@
 namespace distill {
 
 // Raised at every change of the table, so that a plugin left over from another build is refused.
-inline constexpr int kCudaPluginVersion = 2;
+inline constexpr int kCudaPluginVersion = 3;
 
 struct CudaPlugin {
   int version;
   // Throws nothing; 0 without a driver.
   int (*device_count)();
   std::string (*device_name)(int index);
+  std::string (*device_id)(int index);
   // A ProcessGroupNCCL on the current device. Operations are enqueued on the caller's current stream; a failure is
   // cleaned up and reported, the process is not ended. Throws c10::Error.
   void (*make_nccl)(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout,

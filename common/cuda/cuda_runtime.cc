@@ -78,4 +78,6 @@ int CudaDeviceCount() { return LoadedCudaPlugin() == nullptr ? 0 : LoadedCudaPlu
 
 std::string CudaDeviceName(int index) { return LoadedCudaPlugin()->device_name(index); }
 
+std::string CudaDeviceId(int index) { return LoadedCudaPlugin()->device_id(index); }
+
 }  // namespace distill

@@ -27,6 +27,8 @@ StatusOr<std::string> ChooseDevice(const std::string& wanted);
 int CudaDeviceCount();
 // "NVIDIA H200". REQUIRES: 0 <= index < CudaDeviceCount().
 std::string CudaDeviceName(int index);
+// "GPU-5a1b...": its UUID, the same to every process that sees it, whatever index it has there. REQUIRES: as above.
+std::string CudaDeviceId(int index);
 // Null before LoadCudaRuntime() or when it failed. Lives until the process ends.
 const CudaPlugin* LoadedCudaPlugin();
 

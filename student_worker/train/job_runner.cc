@@ -23,6 +23,7 @@
 #include "student_worker/train/best_weights.h"
 #include "student_worker/train/checkpoint_store.h"
 #include "student_worker/train/evaluate.h"
+#include "student_worker/train/form_group.h"
 #include "student_worker/train/objective.h"
 #include "student_worker/train/plan_digest.h"
 #include "student_worker/train/stage_runner.h"
@@ -32,6 +33,9 @@ namespace distill {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// After this long a rank that still waits for others says so in the job's event log.
+constexpr std::chrono::seconds kLongWaitForRanks{30};
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -265,31 +269,24 @@ Status Job::FormGroup() {
   std::shared_ptr<KvClient> store;
   if (assignment_.world_size > 1) {
     DISTILL_ASSIGN_OR_RETURN(store, environment_.make_store(assignment_.job_id, assignment_.generation));
-    // Ranks learn of their assignment at different times and may still be unwinding the one before. They wait for one
-    // another here, for as long as the generation lasts, so that forming the group is bounded by the collective timeout
-    // without racing them.
-    DISTILL_RETURN_IF_ERROR(EndedIfAborted(store->Set(StrCat("arrived/", assignment_.rank), "1")));
-    std::vector<std::string> keys;
-    for (uint32_t rank = 0; rank < assignment_.world_size; ++rank) keys.push_back(StrCat("arrived/", rank));
-    while (true) {
-      if (control_->revoked() || control_->cancelled() || control_->terminating()) {
-        return absl::CancelledError("stopped while waiting for the other ranks");
-      }
-      const Status arrived = store->Wait(keys, std::chrono::milliseconds(1000));
-      if (arrived.ok()) break;
-      if (arrived.code() != StatusCode::kDeadlineExceeded && arrived.code() != StatusCode::kUnavailable) {
-        return EndedIfAborted(arrived);
-      }
-    }
   }
-  CollectiveGroup::Options options;
+  FormGroupOptions options;
   options.rank = assignment_.rank;
   options.world_size = assignment_.world_size;
-  options.device = device_.is_cuda() ? "cuda" : "cpu";
-  options.host = environment_.host;
-  options.timeout = environment_.collective_timeout;
-  DISTILL_ASSIGN_OR_RETURN(group_, CollectiveGroup::Form(options, store));
-  control_->SetAbort([group = group_] { group->Abort(); });
+  options.self = {.worker_id = environment_.worker_id,
+                  .host = environment_.host,
+                  .device = device_.str(),
+                  .device_id = device_.is_cuda() ? CudaDeviceId(device_.index()) : ""};
+  options.collective_timeout = environment_.collective_timeout;
+  bool told = false;
+  options.on_waiting = [this, &told](const std::string& reason, double seconds) {
+    Phase(reason);
+    if (seconds < kLongWaitForRanks.count() || told) return;
+    told = true;
+    Event(EventLevel::kWarning, StrCat("rank ", assignment_.rank, " is ", reason, " since ",
+                                       static_cast<int64_t>(seconds), " s"));
+  };
+  DISTILL_ASSIGN_OR_RETURN(group_, distill::FormGroup(options, store, control_));
   lockstep_ = std::make_unique<Lockstep>(
       group_.get(), control_, device_,
       std::clamp(environment_.collective_timeout / 8, std::chrono::milliseconds(50), std::chrono::milliseconds(500)));

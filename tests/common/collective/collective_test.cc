@@ -308,7 +308,7 @@ TEST(CollectiveGroupTest, MissingRankIsNamedAfterTheTimeout) {
 
 TEST(CollectiveGroupTest, RankThatDiesBetweenArrivingAndConnectingIsAborted) {
   const std::shared_ptr<KvClient> store = MakeLocalKvClient();
-  ASSERT_TRUE(store->Set("arrived/1", "127.0.0.1").ok());  // and then nothing more
+  ASSERT_TRUE(store->Set("connecting/1", "127.0.0.1").ok());  // and then nothing more
   CollectiveGroup::Options options = RankOptions(0, 2);
   options.timeout = std::chrono::milliseconds(200);
   const Status status = CollectiveGroup::Form(options, store).status();
@@ -370,7 +370,7 @@ TEST(CollectiveGroupTest, ImpossibleOptionsAreRefused) {
   EXPECT_EQ(CollectiveGroup::Form(RankOptions(0, 2), nullptr).status().code(), StatusCode::kInvalidArgument);
 
   const std::shared_ptr<KvClient> store = MakeLocalKvClient();
-  ASSERT_TRUE(store->Set("arrived/1", "127.0.0.1").ok());
+  ASSERT_TRUE(store->Set("connecting/1", "127.0.0.1").ok());
   CollectiveGroup::Options foreign = RankOptions(0, 2);
   foreign.host = "203.0.113.9";  // reserved for documentation: nobody's address
   const Status status = CollectiveGroup::Form(foreign, store).status();
