@@ -60,6 +60,18 @@ v1::EventLevel ToProto(EventLevel level) {
   return v1::EVENT_LEVEL_UNSPECIFIED;
 }
 
+v1::FailureKind ToProto(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::kJob:
+      return v1::FAILURE_KIND_JOB;
+    case FailureKind::kWorker:
+      return v1::FAILURE_KIND_WORKER;
+    case FailureKind::kPassing:
+      return v1::FAILURE_KIND_PASSING;
+  }
+  return v1::FAILURE_KIND_UNSPECIFIED;
+}
+
 // At most kLongestEventText bytes (a little more where bytes were replaced), and valid: protobuf refuses strings that
 // are not UTF-8.
 std::string Printable(const std::string& text) {
@@ -102,12 +114,11 @@ class GrpcFleetClient : public FleetClient {
     return OkStatus();
   }
 
-  void SetCurrent(const std::string& job_id, uint64_t generation, uint32_t rank) override {
+  void SetCurrent(const std::string& job_id, uint64_t generation) override {
     absl::MutexLock lock(&mutex_);
     if (job_id != current_job_ || generation != current_generation_) progress_.reset();
     current_job_ = job_id;
     current_generation_ = generation;
-    current_rank_ = rank;
     beat_now_ = true;
   }
 
@@ -117,11 +128,12 @@ class GrpcFleetClient : public FleetClient {
     ++progress_version_;
   }
 
-  void ReportEvent(const std::string& job_id, EventLevel level, const std::string& text) override {
+  void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) override {
     v1::JobEvent event;
     event.set_job_id(job_id);
     event.set_time(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
     event.set_level(ToProto(level));
+    event.set_type(static_cast<v1::EventType>(type));
     event.set_source(options_.worker_id);
     event.set_text(Printable(text));
     absl::MutexLock lock(&mutex_);
@@ -130,34 +142,35 @@ class GrpcFleetClient : public FleetClient {
     if (events_.size() > kMostEvents) events_.pop_front();
   }
 
+  Status ReportResume(const std::string& job_id, uint64_t generation, uint32_t stage, uint64_t step,
+                      const std::string& checkpoint_digest) override {
+    auto request = Begin<v1::ReportResumeRequest>(job_id, generation);
+    request.set_stage(stage);
+    request.set_step(step);
+    request.set_checkpoint_digest(checkpoint_digest);
+    return Report<v1::ReportResumeResponse>("ReportResume", &v1::FleetService::Stub::ReportResume, request,
+                                            absl::InfiniteDuration());
+  }
+
   Status CommitStage(const std::string& job_id, uint64_t generation, const JobStageResult& result) override {
-    v1::CommitStageRequest request;
-    request.set_worker_id(options_.worker_id);
-    request.set_job_id(job_id);
-    request.set_generation(generation);
+    auto request = Begin<v1::CommitStageRequest>(job_id, generation);
     ToProto(result, request.mutable_result());
     return Report<v1::CommitStageResponse>("CommitStage", &v1::FleetService::Stub::CommitStage, request,
                                            absl::InfiniteDuration());
   }
 
   Status FinishJob(const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts) override {
-    v1::FinishJobRequest request;
-    request.set_worker_id(options_.worker_id);
-    request.set_job_id(job_id);
-    request.set_generation(generation);
+    auto request = Begin<v1::FinishJobRequest>(job_id, generation);
     ToProto(artifacts, request.mutable_artifacts());
     return Report<v1::FinishJobResponse>("FinishJob", &v1::FleetService::Stub::FinishJob, request,
                                          absl::InfiniteDuration());
   }
 
-  Status ReportFailure(const std::string& job_id, uint64_t generation, const std::string& message,
-                       bool retryable) override {
-    v1::ReportFailureRequest request;
-    request.set_worker_id(options_.worker_id);
-    request.set_job_id(job_id);
-    request.set_generation(generation);
+  Status ReportFailure(const std::string& job_id, uint64_t generation, FailureKind kind,
+                       const std::string& message) override {
+    auto request = Begin<v1::ReportFailureRequest>(job_id, generation);
+    request.set_kind(ToProto(kind));
     request.set_message(Printable(message));
-    request.set_retryable(retryable);
     return Report<v1::ReportFailureResponse>("ReportFailure", &v1::FleetService::Stub::ReportFailure, request,
                                              kFailureReportTimeout);
   }
@@ -182,6 +195,21 @@ class GrpcFleetClient : public FleetClient {
   }
 
  private:
+  // Who speaks.
+  template <typename Request>
+  void Sign(Request* request) const {
+    request->set_worker_id(options_.worker_id);
+    request->set_incarnation(incarnation_);
+    request->set_coordinator_epoch(epoch_);
+  }
+  template <typename Request>
+  static Request Begin(const std::string& job_id, uint64_t generation) {
+    Request request;
+    request.set_job_id(job_id);
+    request.set_generation(generation);
+    return request;
+  }
+
   template <typename Request, typename Response>
   using Method = grpc::Status (v1::FleetService::Stub::*)(grpc::ClientContext*, const Request&, Response*);
 
@@ -206,12 +234,12 @@ class GrpcFleetClient : public FleetClient {
 
   // Calls until answered, at most `patience`.
   template <typename Response, typename Request>
-  Status Report(std::string_view what, Method<Request, Response> method, const Request& request,
-                absl::Duration patience) {
+  Status Report(std::string_view what, Method<Request, Response> method, Request request, absl::Duration patience) {
     const absl::Time start = absl::Now();
     absl::Duration backoff = kFirstBackoff;
     for (bool told = false;;) {
       Response response;
+      Sign(&request);  // the epoch may have grown since
       const Status status = Call(what, method, request, &response, std::min(2 * kCallTimeout, patience));
       const absl::Duration passed = absl::Now() - start;
       const bool unknown_yet = status.code() == StatusCode::kNotFound && passed < kNotFoundPatience;
@@ -229,8 +257,7 @@ class GrpcFleetClient : public FleetClient {
 
   Status Register(absl::Duration timeout) {
     v1::RegisterRequest request;
-    request.set_worker_id(options_.worker_id);
-    request.set_incarnation(incarnation_);
+    Sign(&request);
     request.set_kind(options_.kind == WorkerKind::kTeacher ? v1::WORKER_KIND_TEACHER : v1::WORKER_KIND_STUDENT);
     request.set_address(options_.address);
     for (const ServedModelInfo& model : options_.models) ToProto(model, request.add_models());
@@ -240,7 +267,6 @@ class GrpcFleetClient : public FleetClient {
       absl::MutexLock lock(&mutex_);
       request.set_current_job(current_job_);
       request.set_current_generation(current_generation_);
-      request.set_current_rank(current_rank_);
     }
     v1::RegisterResponse response;
     DISTILL_RETURN_IF_ERROR(Call("Register", &v1::FleetService::Stub::Register, request, &response, timeout));
@@ -254,7 +280,7 @@ class GrpcFleetClient : public FleetClient {
   Status CheckEpoch(uint64_t epoch) {
     if (epoch < epoch_) {
       return absl::FailedPreconditionError(
-          StrCat("the coordinator at ", options_.coordinator, " is of epoch ", epoch, ", older than ", epoch_,
+          StrCat("the coordinator at ", options_.coordinator, " is of epoch ", epoch, ", older than ", epoch_.load(),
                  " seen before; if its state was restored from a copy, restart this worker"));
     }
     epoch_ = epoch;
@@ -278,7 +304,7 @@ class GrpcFleetClient : public FleetClient {
       if (status.code() == StatusCode::kNotFound) {
         status = Register(kCallTimeout);
         if (status.ok()) {
-          LogInfo("registered with the coordinator again", {{"coordinator", options_.coordinator}, {"epoch", epoch_}});
+          LogInfo("registered with the coordinator again", {{"coordinator", options_.coordinator}, {"epoch", epoch_.load()}});
           absl::MutexLock lock(&mutex_);
           beat_now_ = true;
         }
@@ -306,9 +332,7 @@ class GrpcFleetClient : public FleetClient {
   // One heartbeat, and what its answer brings.
   Status Beat() {
     v1::HeartbeatRequest request;
-    request.set_worker_id(options_.worker_id);
-    request.set_incarnation(incarnation_);
-    request.set_coordinator_epoch(epoch_);
+    Sign(&request);
     if (callbacks_.queue_length) request.set_queue_length(callbacks_.queue_length());
     uint64_t progress_version = 0, last_event = 0;
     {
@@ -376,8 +400,10 @@ class GrpcFleetClient : public FleetClient {
   const std::string incarnation_;
   const std::unique_ptr<v1::FleetService::Stub> stub_;  // thread-safe
 
+  // Highest coordinator epoch heard of. Written by the heartbeat thread alone (by Connect() before it starts).
+  std::atomic<uint64_t> epoch_{0};
+
   // Of the heartbeat thread alone (of Connect() before it starts).
-  uint64_t epoch_ = 0;
   absl::Duration interval_ = absl::Seconds(1);
   bool assigned_ = false;  // assignment delivered last, and not revoked
   std::string assigned_job_;
@@ -393,7 +419,6 @@ class GrpcFleetClient : public FleetClient {
   bool drained_ ABSL_GUARDED_BY(mutex_) = false;  // a heartbeat that said so was answered
   std::string current_job_ ABSL_GUARDED_BY(mutex_);
   uint64_t current_generation_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint32_t current_rank_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<JobProgress> progress_ ABSL_GUARDED_BY(mutex_);
   uint64_t progress_version_ ABSL_GUARDED_BY(mutex_) =
       0;  // tells whether a newer one came while a heartbeat was under way

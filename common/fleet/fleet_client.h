@@ -3,7 +3,7 @@
 //
 // One thread named "heartbeat". It survives the coordinator's restart: while the coordinator is away it retries with
 // back-off (at most one heartbeat interval) and registers again, under the same id and incarnation, when told to.
-// Reports (CommitStage, FinishJob) retry until they are answered, `Stop` is called or their generation is over. Answers
+// Reports (ReportResume, CommitStage, FinishJob) retry until they are answered, `Stop` is called or their generation is over. Answers
 // of an older coordinator epoch than the last seen are ignored.
 #ifndef DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
 #define DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
@@ -87,6 +87,44 @@ struct JobArtifacts {
   double student_mean_iou = -1, teacher_mean_iou = -1;
 };
 enum class EventLevel { kInfo, kWarning, kError };
+// What an event is about; values equal those of v1.EventType, which says more. The first block is the coordinator's.
+enum class EventType {
+  kGeneral = 1,
+  kSubmitted = 2,
+  kGroupFormed = 3,
+  kGroupLost = 4,
+  kStageCommitted = 5,
+  kStagesDropped = 6,
+  kTeacherMissing = 7,
+  kTeacherFound = 8,
+  kTeacherMismatch = 9,
+  kTeachersReleased = 10,
+  kWorkerSetAside = 11,
+  kCancelRequested = 12,
+  kContinued = 13,
+  kEnded = 14,
+  kStalled = 15,
+  kSubmitWarning = 16,
+
+  kCheckpoint = 17,  // which one is used, which not and why, one that was not written
+  kData = 18,        // what is odd about the data set
+  kSteps = 19,       // steps skipped, a stage that ended early
+  kTeacher = 20,     // a teacher that answers wrongly or late
+};
+
+// Whose fault a failure is, as far as the rank can tell; decides what becomes of the job.
+enum class FailureKind {
+  kJob,      // it fails everywhere the same way: the job ends
+  kWorker,   // this worker's data, device or disk: the job goes on without this worker
+  kPassing,  // a lost peer, no teacher, the coordinator away: the same workers try again
+};
+
+// Who speaks: goes with every message to the coordinator.
+struct WorkerIdentity {
+  std::string worker_id;
+  std::string incarnation;         // random per process start
+  uint64_t coordinator_epoch = 0;  // highest one heard of; 0: none yet
+};
 
 // Thread-safe.
 class FleetClient {
@@ -123,20 +161,25 @@ class FleetClient {
 
   // What the worker acts on now; sent with a heartbeat at once, with later ones and after a coordinator restart. Empty
   // job id: idle.
-  virtual void SetCurrent(const std::string& job_id, uint64_t generation, uint32_t rank) = 0;
+  virtual void SetCurrent(const std::string& job_id, uint64_t generation) = 0;
   // Progress of the current job (SetCurrent). Newest wins; sent with the next heartbeat, dropped when the current job
   // changes first.
   virtual void ReportProgress(const JobProgress& progress) = 0;
   // Kept (at most 1000, oldest dropped; texts are cut at 4 KiB) until a heartbeat delivered it; goes to the job's event
   // log, once, even if the coordinator's answer was lost.
-  virtual void ReportEvent(const std::string& job_id, EventLevel level, const std::string& text) = 0;
-  // Blocking. kAborted: the generation is over. kCancelled: stopped. kNotFound: the coordinator knows neither worker
+  virtual void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) = 0;
+  // Blocking, all four. Rank 0, before a generation's first step: where it really starts, in that `step` steps of `stage`
+  // are done (a stage whose checkpoint is complete counts as the next stage's step 0), and the digest of the checkpoint
+  // it starts from ("" for none). The coordinator forgets committed stages from `stage` on. Errors as CommitStage.
+  virtual Status ReportResume(const std::string& job_id, uint64_t generation, uint32_t stage, uint64_t step,
+                              const std::string& checkpoint_digest) = 0;
+  // kAborted: the generation is over. kCancelled: stopped. kNotFound: the coordinator knows neither worker
   // nor job, also after 10 s. Other codes: the coordinator refused the report; do not retry.
   virtual Status CommitStage(const std::string& job_id, uint64_t generation, const JobStageResult& result) = 0;
   virtual Status FinishJob(const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts) = 0;
-  // Blocking, at most 10 s of retries.
-  virtual Status ReportFailure(const std::string& job_id, uint64_t generation, const std::string& message,
-                               bool retryable) = 0;
+  // At most 10 s of retries.
+  virtual Status ReportFailure(const std::string& job_id, uint64_t generation, FailureKind kind,
+                               const std::string& message) = 0;
   // The worker is going away: one last heartbeat says so (at most 2 s).
   virtual void Drain() = 0;
   // Ends the heartbeat, unblocks all calls (kCancelled) and joins the thread. Idempotent.

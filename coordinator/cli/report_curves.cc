@@ -1,7 +1,6 @@
 #include "coordinator/cli/report_curves.h"
 
 #include <algorithm>
-#include <charconv>
 #include <functional>
 #include <map>
 
@@ -45,19 +44,11 @@ bool IsTimed(const v1::Progress& point) { return !point.step_seconds().empty(); 
 }  // namespace
 
 std::vector<RankGroup> GroupsOf(const std::vector<v1::JobEvent>& events) {
-  constexpr std::string_view kFormed = "generation ", kLost = "group lost: ";
   std::vector<RankGroup> groups;
   for (const v1::JobEvent& event : events) {
-    if (event.source() != "coordinator") continue;
-    const std::string_view text = event.text();
-    if (text.starts_with(kFormed)) {
-      uint64_t generation = 0;
-      const char* const begin = text.data() + kFormed.size();
-      const auto [end, error] = std::from_chars(begin, text.data() + text.size(), generation);
-      if (error == std::errc() && std::string_view(end, text.data() + text.size() - end).starts_with(": ")) {
-        groups.push_back({generation, event.time(), std::nullopt});
-      }
-    } else if (text.starts_with(kLost) && !groups.empty()) {
+    if (event.type() == v1::EVENT_TYPE_GROUP_FORMED) {
+      groups.push_back({event.generation(), event.time(), std::nullopt});
+    } else if (event.type() == v1::EVENT_TYPE_GROUP_LOST && !groups.empty()) {
       groups.back().lost = event.time();
     }
   }

@@ -18,7 +18,7 @@ struct RankGroup {
   double formed = 0;           // seconds since 1970
   std::optional<double> lost;  // when it was lost, if it was
 };
-// From the coordinator's own events, oldest first.
+// From events, oldest first.
 std::vector<RankGroup> GroupsOf(const std::vector<v1::JobEvent>& events);
 
 // The weighted sum and each term, by step; after a restart the newest report of a step counts. Lines break between

@@ -36,7 +36,7 @@ struct Worker {
 struct FailureReport {
   std::string worker_id;
   std::string message;
-  bool retryable = true;
+  FailureKind kind = FailureKind::kPassing;
 };
 
 // A job that has not ended.

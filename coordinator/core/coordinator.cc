@@ -88,11 +88,12 @@ Status Coordinator::NoteHealth(const Status& status) {
   return status;
 }
 
-EventRecord Coordinator::OwnEvent(EventLevel level, std::string text) const {
+EventRecord Coordinator::OwnEvent(EventLevel level, EventType type, std::string text) const {
   EventRecord event;
   event.time = clock_.Wall();
   event.level = level;
-  event.source = "coordinator";
+  event.type = type;
+  event.source = kOwnSource;
   event.text = std::move(text);
   return event;
 }
@@ -120,7 +121,10 @@ void Coordinator::DecideAndStore(Effects* effects) {
     JobChange change;
     change.job_id = decision.job_id;
     change.status = status;
-    for (const DecidedEvent& event : decision.events) change.events.push_back(OwnEvent(event.level, event.text));
+    for (const DecidedEvent& event : decision.events) {
+      change.events.push_back(OwnEvent(event.level, event.type, event.text));
+      change.events.back().generation = event.generation;
+    }
     changes.push_back(std::move(change));
   }
   if (!changes.empty()) {

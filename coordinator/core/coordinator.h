@@ -44,8 +44,7 @@ struct SubmitResult {
 
 // Mirrors v1.RegisterRequest.
 struct RegisterInput {
-  std::string worker_id;
-  std::string incarnation;
+  WorkerIdentity from;
   WorkerKind kind = WorkerKind::kStudent;
   std::string address;
   std::vector<ServedModelInfo> models;
@@ -62,8 +61,7 @@ struct RegisterResult {
 
 // Mirrors v1.HeartbeatRequest.
 struct HeartbeatInput {
-  std::string worker_id;
-  std::string incarnation;
+  WorkerIdentity from;
   std::string job_id;
   uint64_t generation = 0;
   std::optional<JobProgress> progress;
@@ -125,14 +123,20 @@ class Coordinator {
   // --- workers (coordinator_workers.cc, coordinator_reports.cc) ---
   StatusOr<RegisterResult> Register(const RegisterInput& input) ABSL_LOCKS_EXCLUDED(mutex_);
   // kNotFound: not registered here (any more); register again. kAborted: another process has taken the id over.
+  // kFailedPrecondition (of Register() too): the worker has heard of a newer coordinator, nothing was noted.
   StatusOr<HeartbeatResult> Heartbeat(const HeartbeatInput& input) ABSL_LOCKS_EXCLUDED(mutex_);
-  // kAborted: the generation is over. kFailedPrecondition: not rank 0, or a stage is missing before this one.
-  Status CommitStage(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+  // Reports of ranks. kAborted: the generation is over, or another process has taken the id over. kUnavailable: not
+  // stored, or the worker has heard of a newer coordinator; say it again.
+  // kFailedPrecondition: not rank 0. Committed stages from `stage` on are dropped; see ReportResumeRequest.
+  Status ReportResume(const WorkerIdentity& from, const std::string& job_id, uint64_t generation, uint32_t stage,
+                      uint64_t step, const std::string& checkpoint_digest) ABSL_LOCKS_EXCLUDED(mutex_);
+  // kFailedPrecondition: not rank 0, or a stage is missing before this one.
+  Status CommitStage(const WorkerIdentity& from, const std::string& job_id, uint64_t generation,
                      const JobStageResult& result) ABSL_LOCKS_EXCLUDED(mutex_);
-  Status FinishJob(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+  Status FinishJob(const WorkerIdentity& from, const std::string& job_id, uint64_t generation,
                    const JobArtifacts& artifacts) ABSL_LOCKS_EXCLUDED(mutex_);
-  Status ReportFailure(const std::string& worker_id, const std::string& job_id, uint64_t generation,
-                       const std::string& message, bool retryable) ABSL_LOCKS_EXCLUDED(mutex_);
+  Status ReportFailure(const WorkerIdentity& from, const std::string& job_id, uint64_t generation, FailureKind kind,
+                       const std::string& message) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Looks at the clock: leases, holds, retries of decisions that could not be stored. Call it at least once per
   // heartbeat interval.
@@ -163,13 +167,15 @@ class Coordinator {
   void TakeOver(const JobDecision& decision, double now, ActiveJob* job, Effects* effects)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetSilentWorkers(double now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  EventRecord OwnEvent(EventLevel level, std::string text) const;
+  EventRecord OwnEvent(EventLevel level, EventType type, std::string text) const;
   DecideOptions decide_options() const;
 
   ActiveJob* FindJob(const std::string& job_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   FleetView SnapshotFleet() ABSL_LOCKS_EXCLUDED(mutex_);
-  // The running job if `worker_id` holds a rank in its `generation`; else kAborted with what is the case.
-  StatusOr<ActiveJob*> Fence(const std::string& worker_id, const std::string& job_id, uint64_t generation)
+  // kFailedPrecondition when the worker has heard of a newer coordinator.
+  Status FenceEpoch(const WorkerIdentity& from) const;
+  // The running job if the process holds a rank in its `generation`; else kAborted with what is the case.
+  StatusOr<ActiveJob*> Fence(const WorkerIdentity& from, const std::string& job_id, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Status FenceRankZero(const ActiveJob& job, const std::string& worker_id) const;
   // Progress and events of a heartbeat. Failures are logged, not returned.

@@ -91,9 +91,11 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   record.status.reason = "submitted";
   record.status.generation = 1;  // that of the first group
   std::vector<EventRecord> events = {
-      OwnEvent(EventLevel::kInfo,
+      OwnEvent(EventLevel::kInfo, EventType::kSubmitted,
                StrCat("submitted: ", record.plan.stages.size(), " stage(s), ", record.plan.students, " student(s)"))};
-  for (const std::string& warning : expanded->warnings) events.push_back(OwnEvent(EventLevel::kWarning, warning));
+  for (const std::string& warning : expanded->warnings) {
+    events.push_back(OwnEvent(EventLevel::kWarning, EventType::kSubmitWarning, warning));
+  }
   Effects effects;
   {
     absl::MutexLock lock(&mutex_);
@@ -144,8 +146,8 @@ StatusOr<JobRecord> Coordinator::Cancel(const std::string& job_name, const std::
     JobChange change;
     change.job_id = job->id;
     change.status = status;
-    change.events = {
-        OwnEvent(EventLevel::kInfo, StrCat("cancel requested", reason.empty() ? "" : ": ", Shorten(reason)))};
+    change.events = {OwnEvent(EventLevel::kInfo, EventType::kCancelRequested,
+                              StrCat("cancel requested", reason.empty() ? "" : ": ", Shorten(reason)))};
     DISTILL_RETURN_IF_ERROR(Write({change}));
     job->status = status;
     effects.changed_jobs.insert(job->id);

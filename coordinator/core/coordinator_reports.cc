@@ -10,9 +10,23 @@ namespace {
 
 constexpr size_t kMaxFailureBytes = 4096;
 
+std::string_view Name(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::kJob:
+      return "job";
+    case FailureKind::kWorker:
+      return "worker";
+    case FailureKind::kPassing:
+      return "passing";
+  }
+  return "unknown";
+}
+
 }  // namespace
 
-StatusOr<ActiveJob*> Coordinator::Fence(const std::string& worker_id, const std::string& job_id, uint64_t generation) {
+StatusOr<ActiveJob*> Coordinator::Fence(const WorkerIdentity& from, const std::string& job_id, uint64_t generation) {
+  // Not for this coordinator, but the right one may answer at this address later: the worker is to try on.
+  if (const Status status = FenceEpoch(from); !status.ok()) return absl::UnavailableError(status.message());
   if (!health_.ok()) return absl::UnavailableError(StrCat("this coordinator is stopping: ", health_.message()));
   ActiveJob* job = FindJob(job_id);
   if (job == nullptr) {
@@ -24,9 +38,10 @@ StatusOr<ActiveJob*> Coordinator::Fence(const std::string& worker_id, const std:
                                      "; drop the group and wait for a new assignment"));
   }
   for (const RankMember& member : job->status.ranks) {
-    if (member.worker_id == worker_id) return job;
+    if (member.worker_id == from.worker_id && member.incarnation == from.incarnation) return job;
   }
-  return absl::AbortedError(StrCat("worker '", Shorten(worker_id), "' holds no rank of job ", job_id));
+  return absl::AbortedError(
+      StrCat("this process of worker '", Shorten(from.worker_id), "' holds no rank of job ", job_id));
 }
 
 Status Coordinator::FenceRankZero(const ActiveJob& job, const std::string& worker_id) const {
@@ -35,7 +50,39 @@ Status Coordinator::FenceRankZero(const ActiveJob& job, const std::string& worke
       StrCat("only rank 0 (", job.status.ranks[0].worker_id, ") reports stages of job ", job.id, ", not ", worker_id));
 }
 
-Status Coordinator::CommitStage(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+Status Coordinator::ReportResume(const WorkerIdentity& from, const std::string& job_id, uint64_t generation,
+                                 uint32_t stage, uint64_t step, const std::string& checkpoint_digest) {
+  Effects effects;
+  {
+    absl::MutexLock lock(&mutex_);
+    DISTILL_ASSIGN_OR_RETURN(ActiveJob * job, Fence(from, job_id, generation));
+    DISTILL_RETURN_IF_ERROR(FenceRankZero(*job, from.worker_id));
+    LogInfo("the group goes on", {{"job", job_id},
+                                  {"generation", generation},
+                                  {"stage", stage},
+                                  {"step", step},
+                                  {"checkpoint", checkpoint_digest}});
+    if (stage >= job->current_stage()) return OkStatus();
+    JobChange change;
+    change.job_id = job_id;
+    change.drop_stages = stage;
+    const std::string text =
+        StrCat("the checkpoint of stage ", job->current_stage(), " ('", job->plan->stages[job->current_stage() - 1].name,
+               "') cannot be used any more; ", job->current_stage() - stage, " of ", job->current_stage(),
+               " committed stage(s) are dropped, training goes on at step ", step, " of stage ", stage + 1, " ('",
+               job->plan->stages[stage].name, "')");
+    change.events.push_back(OwnEvent(EventLevel::kError, EventType::kStagesDropped, text));
+    if (const Status status = Write({change}); !status.ok()) return absl::UnavailableError(status.message());
+    LogError(text, {{"job", job_id}, {"generation", generation}});
+    job->stages.resize(stage);
+    effects.changed_jobs.insert(job_id);
+    DecideAndStore(&effects);
+  }
+  Perform(effects);
+  return OkStatus();
+}
+
+Status Coordinator::CommitStage(const WorkerIdentity& from, const std::string& job_id, uint64_t generation,
                                 const JobStageResult& result) {
   Effects effects;
   {
@@ -44,10 +91,10 @@ Status Coordinator::CommitStage(const std::string& worker_id, const std::string&
       metrics_.CountCommit(false);
       return status;
     };
-    const StatusOr<ActiveJob*> fenced = Fence(worker_id, job_id, generation);
+    const StatusOr<ActiveJob*> fenced = Fence(from, job_id, generation);
     if (!fenced.ok()) return refuse(fenced.status());
     ActiveJob& job = **fenced;
-    if (const Status status = FenceRankZero(job, worker_id); !status.ok()) return refuse(status);
+    if (const Status status = FenceRankZero(job, from.worker_id); !status.ok()) return refuse(status);
     const size_t stages = job.plan->stages.size();
     if (result.stage >= stages) {
       return refuse(absl::InvalidArgumentError(
@@ -61,10 +108,7 @@ Status Coordinator::CommitStage(const std::string& worker_id, const std::string&
           absl::FailedPreconditionError(StrCat("stage ", job.current_stage(), " of job ", job_id,
                                                " is not committed yet, so stage ", result.stage, " cannot be")));
     }
-    const bool read_teacher = NeedOf(job).now || NeedOf(job).later;
     StageRecord record{result, clock_.Wall()};
-    ActiveJob after = job;
-    after.stages.push_back(record);
     JobChange change;
     change.job_id = job_id;
     change.stage = record;
@@ -73,9 +117,10 @@ Status Coordinator::CommitStage(const std::string& worker_id, const std::string&
     if (result.accuracy >= 0) StrAppend(&text, ", accuracy ", result.accuracy);
     if (result.mean_iou >= 0) StrAppend(&text, ", mean IoU ", result.mean_iou);
     StrAppend(&text, ", ", result.seconds, " s");
-    change.events.push_back(OwnEvent(EventLevel::kInfo, text));
-    if (read_teacher && !NeedOf(after).now && !NeedOf(after).later) {
-      change.events.push_back(OwnEvent(EventLevel::kInfo, "teachers released: no later stage reads them"));
+    change.events.push_back(OwnEvent(EventLevel::kInfo, EventType::kStageCommitted, text));
+    if (NeedOf(job).now && !NeedOf(job).later) {
+      change.events.push_back(
+          OwnEvent(EventLevel::kInfo, EventType::kTeachersReleased, "teachers released: no later stage reads them"));
     }
     if (const Status status = Write({change}); !status.ok()) return refuse(absl::UnavailableError(status.message()));
     metrics_.CountCommit(true);
@@ -88,12 +133,12 @@ Status Coordinator::CommitStage(const std::string& worker_id, const std::string&
   return OkStatus();
 }
 
-Status Coordinator::FinishJob(const std::string& worker_id, const std::string& job_id, uint64_t generation,
+Status Coordinator::FinishJob(const WorkerIdentity& from, const std::string& job_id, uint64_t generation,
                               const JobArtifacts& artifacts) {
   Effects effects;
   {
     absl::MutexLock lock(&mutex_);
-    const StatusOr<ActiveJob*> fenced = Fence(worker_id, job_id, generation);
+    const StatusOr<ActiveJob*> fenced = Fence(from, job_id, generation);
     if (!fenced.ok()) {
       // A repeated report: the job ended by the first one.
       const StatusOr<JobRecord> ended = store_->Get(job_id);
@@ -102,7 +147,7 @@ Status Coordinator::FinishJob(const std::string& worker_id, const std::string& j
       return done ? OkStatus() : fenced.status();
     }
     ActiveJob& job = **fenced;
-    DISTILL_RETURN_IF_ERROR(FenceRankZero(job, worker_id));
+    DISTILL_RETURN_IF_ERROR(FenceRankZero(job, from.worker_id));
     if (job.current_stage() < job.plan->stages.size()) {
       return absl::FailedPreconditionError(StrCat("job ", job_id, " has committed ", job.current_stage(), " of ",
                                                   job.plan->stages.size(), " stages; it cannot finish yet"));
@@ -115,7 +160,7 @@ Status Coordinator::FinishJob(const std::string& worker_id, const std::string& j
     change.job_id = job_id;
     change.status = status;
     change.artifacts = artifacts;
-    change.events = {OwnEvent(EventLevel::kInfo, StrCat("succeeded: ", artifacts.safetensors))};
+    change.events = {OwnEvent(EventLevel::kInfo, EventType::kEnded, StrCat("succeeded: ", artifacts.safetensors))};
     if (const Status written = Write({change}); !written.ok()) return absl::UnavailableError(written.message());
     LogInfo("job succeeded", {{"job", job_id}, {"student", artifacts.safetensors}});
     metrics_.CountEnded(JobState::kSucceeded);
@@ -129,17 +174,19 @@ Status Coordinator::FinishJob(const std::string& worker_id, const std::string& j
   return OkStatus();
 }
 
-Status Coordinator::ReportFailure(const std::string& worker_id, const std::string& job_id, uint64_t generation,
-                                  const std::string& message, bool retryable) {
+Status Coordinator::ReportFailure(const WorkerIdentity& from, const std::string& job_id, uint64_t generation,
+                                  FailureKind kind, const std::string& message) {
   Effects effects;
   {
     absl::MutexLock lock(&mutex_);
-    DISTILL_ASSIGN_OR_RETURN(ActiveJob * job, Fence(worker_id, job_id, generation));
+    DISTILL_ASSIGN_OR_RETURN(ActiveJob * job, Fence(from, job_id, generation));
     std::string text = CutText(message, kMaxFailureBytes);
     LogWarning("a rank reported a failure",
-               {{"worker", worker_id}, {"job", job_id}, {"retryable", retryable}, {"message", text}});
-    // The first report that no retry mends stands; otherwise the newest.
-    if (!job->failure || job->failure->retryable) job->failure = FailureReport{worker_id, std::move(text), retryable};
+               {{"worker", from.worker_id}, {"job", job_id}, {"fault", Name(kind)}, {"message", text}});
+    // The first report of the job's own fault stands; otherwise the newest.
+    if (!job->failure || job->failure->kind != FailureKind::kJob) {
+      job->failure = FailureReport{from.worker_id, std::move(text), kind};
+    }
     DecideAndStore(&effects);
   }
   Perform(effects);

@@ -27,12 +27,13 @@ bool IsLabel(const std::string& text, size_t most) {
 
 Status CheckRegistration(const RegisterInput& input) {
   const auto refuse = [&](std::string_view what) {
-    return absl::InvalidArgumentError(StrCat("worker '", Shorten(input.worker_id), "': ", what));
+    return absl::InvalidArgumentError(StrCat("worker '", Shorten(input.from.worker_id), "': ", what));
   };
-  if (input.worker_id.empty() || !IsLabel(input.worker_id, 128)) {
+  if (input.from.worker_id.empty() || !IsLabel(input.from.worker_id, 128)) {
     return refuse("the worker id must have 1 to 128 printable bytes");
   }
-  if (input.incarnation.empty() || !IsLabel(input.incarnation, 128)) {
+  if (input.from.worker_id == kOwnSource) return refuse("this id is the coordinator's own; choose another --id");
+  if (input.from.incarnation.empty() || !IsLabel(input.from.incarnation, 128)) {
     return refuse("the incarnation must have 1 to 128 printable bytes");
   }
   if (!IsLabel(input.address, 256) || !IsLabel(input.device, 256) || !IsLabel(input.version, 256)) {
@@ -67,26 +68,35 @@ bool IsNews(const std::optional<JobProgress>& last, const JobProgress& now) {
 
 }  // namespace
 
+Status Coordinator::FenceEpoch(const WorkerIdentity& from) const {
+  if (from.coordinator_epoch <= epoch()) return OkStatus();
+  return absl::FailedPreconditionError(
+      StrCat("worker '", Shorten(from.worker_id), "' has heard of coordinator epoch ", from.coordinator_epoch,
+             ", this coordinator is of epoch ", epoch(),
+             "; if its state was restored from a copy, restart the worker, else correct its --coordinator"));
+}
+
 StatusOr<RegisterResult> Coordinator::Register(const RegisterInput& input) {
+  DISTILL_RETURN_IF_ERROR(FenceEpoch(input.from));
   DISTILL_RETURN_IF_ERROR(CheckRegistration(input));
   Effects effects;
   {
     absl::MutexLock lock(&mutex_);
     const double now = clock_.Monotonic();
-    const auto found = state_.workers.find(input.worker_id);
+    const auto found = state_.workers.find(input.from.worker_id);
     if (found == state_.workers.end() && state_.workers.size() >= kMaxWorkers) {
       return absl::ResourceExhaustedError(StrCat(kMaxWorkers, " workers are registered already"));
     }
     if (found != state_.workers.end() && found->second.kind != input.kind &&
         IsAlive(now, found->second, decide_options())) {
       return absl::InvalidArgumentError(
-          StrCat("worker id '", input.worker_id, "' belongs to a live worker of the other kind; choose another --id"));
+          StrCat("worker id '", input.from.worker_id, "' belongs to a live worker of the other kind; choose another --id"));
     }
-    const bool same = found != state_.workers.end() && found->second.incarnation == input.incarnation;
+    const bool same = found != state_.workers.end() && found->second.incarnation == input.from.incarnation;
     Worker worker;
     if (same) worker = found->second;
-    worker.id = input.worker_id;
-    worker.incarnation = input.incarnation;
+    worker.id = input.from.worker_id;
+    worker.incarnation = input.from.incarnation;
     worker.kind = input.kind;
     worker.address = input.address;
     worker.device = input.device;
@@ -96,8 +106,8 @@ StatusOr<RegisterResult> Coordinator::Register(const RegisterInput& input) {
     if (!same || worker.job_id != input.current_job) worker.job_since = now;
     worker.job_id = input.current_job;
     worker.generation = input.current_generation;
-    state_.workers[input.worker_id] = std::move(worker);
-    LogInfo("worker registered", {{"worker", input.worker_id},
+    state_.workers[input.from.worker_id] = std::move(worker);
+    LogInfo("worker registered", {{"worker", input.from.worker_id},
                                   {"kind", input.kind == WorkerKind::kTeacher ? "teacher" : "student"},
                                   {"address", input.address},
                                   {"job", input.current_job}});
@@ -108,20 +118,21 @@ StatusOr<RegisterResult> Coordinator::Register(const RegisterInput& input) {
 }
 
 StatusOr<HeartbeatResult> Coordinator::Heartbeat(const HeartbeatInput& input) {
+  DISTILL_RETURN_IF_ERROR(FenceEpoch(input.from));
   Effects effects;
   HeartbeatResult result;
   {
     absl::MutexLock lock(&mutex_);
     if (!health_.ok()) return absl::UnavailableError(StrCat("this coordinator is stopping: ", health_.message()));
-    const auto found = state_.workers.find(input.worker_id);
+    const auto found = state_.workers.find(input.from.worker_id);
     if (found == state_.workers.end()) {
       return absl::NotFoundError(
-          StrCat("worker '", Shorten(input.worker_id), "' is not registered here; register again"));
+          StrCat("worker '", Shorten(input.from.worker_id), "' is not registered here; register again"));
     }
     Worker& worker = found->second;
-    if (worker.incarnation != input.incarnation) {
+    if (worker.incarnation != input.from.incarnation) {
       return absl::AbortedError(
-          StrCat("worker id '", input.worker_id, "' is used by another process now; give each worker its own --id"));
+          StrCat("worker id '", input.from.worker_id, "' is used by another process now; give each worker its own --id"));
     }
     const double now = clock_.Monotonic();
     worker.last_seen = now;

@@ -47,7 +47,8 @@ class Decider {
   static void End(JobState state, std::string reason, EventLevel level, JobDecision* decision) {
     decision->status.state = state;
     decision->status.reason = std::move(reason);
-    decision->events.push_back({level, decision->status.reason});
+    decision->status.wait = JobWait::kNothing;
+    decision->events.push_back({level, EventType::kEnded, decision->status.reason});
   }
 
   // Why the member does not hold its rank any more; "" while it does.
@@ -75,7 +76,7 @@ class Decider {
 
   void DecideRunning(const ActiveJob& job, JobDecision* decision) const {
     if (job.status.cancel_requested) return DecideCancelling(job, decision);
-    if (job.failure && !job.failure->retryable) {
+    if (job.failure && job.failure->kind == FailureKind::kJob) {
       return End(JobState::kFailed, StrCat(job.failure->worker_id, ": ", job.failure->message), EventLevel::kError,
                  decision);
     }
@@ -86,7 +87,7 @@ class Decider {
     }
     if (job.failure) StrAppend(&lost, lost.empty() ? "" : "; ", job.failure->worker_id, ": ", job.failure->message);
     if (!lost.empty()) return LoseGroup(lost, decision);
-    decision->status.reason = RunningReason(job, decision);
+    DescribeRunning(job, decision);
   }
 
   void DecideCancelling(const ActiveJob& job, JobDecision* decision) const {
@@ -115,33 +116,49 @@ class Decider {
                  StrCat("gave up after re-forming the group ", options_.max_restarts, " times; last: ", why),
                  EventLevel::kError, decision);
     }
-    ++status.generation;
+    const uint64_t lost = status.generation++;
     status.state = JobState::kQueued;
     status.reason = why;
+    status.wait = JobWait::kStudents;
     decision->lost_at = now_;
-    decision->events.push_back(
-        {EventLevel::kWarning, StrCat("group lost: ", why, "; re-forming as generation ", status.generation,
-                                      " (restart ", status.restarts, " of at most ", options_.max_restarts, ")")});
+    decision->events.push_back({EventLevel::kWarning, EventType::kGroupLost,
+                                StrCat("group lost: ", why, "; re-forming as generation ", status.generation,
+                                       " (restart ", status.restarts, " of at most ", options_.max_restarts, ")"),
+                                lost});
   }
 
-  std::string RunningReason(const ActiveJob& job, JobDecision* decision) const {
+  // Where a running job is: "stage 2 of 3 ('head')".
+  static std::string Position(const ActiveJob& job) {
     const size_t stage = job.current_stage(), stages = job.plan->stages.size();
     if (stage >= stages) return "all stages are committed; rank 0 exports the student";
+    return StrCat("stage ", stage + 1, " of ", stages, " ('", job.plan->stages[stage].name, "')");
+  }
+
+  // The job waits for a teacher; says so once.
+  void WaitForTeacher(const ActiveJob& job, const TeacherMatch& match, JobDecision* decision) const {
+    JobStatus& status = decision->status;
+    status.reason = DescribeMissingTeacher(job, match);
+    status.wait = JobWait::kTeacher;
+    if (status.reason == job.status.reason) return;
+    decision->events.push_back({EventLevel::kWarning, EventType::kTeacherMissing, status.reason});
+  }
+
+  void DescribeRunning(const ActiveJob& job, JobDecision* decision) const {
+    JobStatus& status = decision->status;
     if (NeedOf(job).now) {
       const TeacherMatch match = MatchTeachers(now_, options_.lease, state_, job);
-      if (match.usable.empty() && !Grace()) {
-        const std::string text = DescribeMissingTeacher(job, match);
-        if (text != job.status.reason) decision->events.push_back({EventLevel::kWarning, text});
-        return text;
+      if (match.usable.empty()) {
+        // Right after a restart teachers have not called yet: what was true before stays.
+        if (!Grace()) WaitForTeacher(job, match, decision);
+        return;
       }
-      // Right after a restart teachers have not called yet: what was true before stays.
-      if (match.usable.empty()) return job.status.reason;
-      if (IsMissingTeacher(job.status.reason)) {
-        decision->events.push_back(
-            {EventLevel::kInfo, StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
+      if (status.wait == JobWait::kTeacher) {
+        decision->events.push_back({EventLevel::kInfo, EventType::kTeacherFound,
+                                    StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
       }
     }
-    return StrCat("stage ", stage + 1, " of ", stages, " ('", job.plan->stages[stage].name, "')");
+    status.wait = JobWait::kNothing;
+    status.reason = Position(job);
   }
 
   void NoteMismatches(const ActiveJob& job, JobDecision* decision) const {
@@ -150,7 +167,7 @@ class Decider {
     for (const Worker* teacher : MatchTeachers(now_, options_.lease, state_, job).mismatched) {
       std::string text = DescribeMismatch(job, *teacher);
       if (job.noted.contains(text)) continue;
-      decision->events.push_back({EventLevel::kWarning, text});
+      decision->events.push_back({EventLevel::kWarning, EventType::kTeacherMismatch, text});
       decision->noted.push_back(std::move(text));
     }
   }
@@ -182,14 +199,13 @@ class Decider {
     if (status.cancel_requested) return End(JobState::kCancelled, CancelReason(job), EventLevel::kInfo, decision);
     if (!line_head_.empty()) {
       status.reason = StrCat("waiting behind job ", line_head_, ", which was submitted earlier");
+      status.wait = JobWait::kLine;
       return;
     }
     if (NeedOf(job).now) {
       const TeacherMatch match = MatchTeachers(now_, options_.lease, state_, job);
       if (match.usable.empty()) {
-        const std::string text = DescribeMissingTeacher(job, match);
-        if (text != job.status.reason) decision->events.push_back({EventLevel::kWarning, text});
-        status.reason = text;
+        WaitForTeacher(job, match, decision);
         KeepStudents(*decision);
         return;
       }
@@ -198,6 +214,7 @@ class Decider {
     const std::vector<const Worker*> free = FreeStudents(job, *decision);
     if (free.size() < needed) {
       const size_t live = LiveStudents();
+      status.wait = JobWait::kStudents;
       status.reason = StrCat("waiting for ", Count(needed, "student"), ": ", free.size(), " free, ", live, " alive");
       if (live < needed) {
         StrAppend(&status.reason, "; start ", needed - live, " more: distill-student --coordinator ADDRESS");
@@ -213,13 +230,11 @@ class Decider {
       taken_.insert(member.worker_id);
       StrAppend(&names, names.empty() ? "" : ", ", member.worker_id);
     }
-    const size_t stage = std::min<size_t>(job.current_stage(), job.plan->stages.size() - 1);
-    status.reason =
-        job.current_stage() >= job.plan->stages.size()
-            ? "all stages are committed; rank 0 exports the student"
-            : StrCat("stage ", stage + 1, " of ", job.plan->stages.size(), " ('", job.plan->stages[stage].name, "')");
+    status.reason = Position(job);
+    status.wait = JobWait::kNothing;
     decision->assigned = true;
-    decision->events.push_back({EventLevel::kInfo, StrCat("generation ", status.generation, ": ", names)});
+    decision->events.push_back({EventLevel::kInfo, EventType::kGroupFormed,
+                                StrCat("generation ", status.generation, ": ", names), status.generation});
   }
 
   // A job that lost its group a moment ago keeps its old students for itself: a process that restarts is back in

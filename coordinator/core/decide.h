@@ -39,7 +39,9 @@ struct DecideOptions {
 
 struct DecidedEvent {
   EventLevel level = EventLevel::kInfo;
+  EventType type = EventType::kGeneral;
   std::string text;
+  uint64_t generation = 0;  // of kGroupFormed and kGroupLost
 };
 
 struct JobDecision {

@@ -7,8 +7,6 @@
 namespace distill {
 namespace {
 
-constexpr std::string_view kMissing = "waiting for a teacher: ";
-
 bool IsAlive(double now, double lease, const Worker& worker) { return now - worker.last_seen <= lease; }
 
 // The model the worker serves under the reference's name, or null.
@@ -93,12 +91,10 @@ std::string DescribeMismatch(const ActiveJob& job, const Worker& teacher) {
 
 std::string DescribeMissingTeacher(const ActiveJob& job, const TeacherMatch& match) {
   const TeacherRef& ref = job.plan->teachers.front();
-  std::string text = StrCat(kMissing, "none that is alive serves '", ref.model, "' (digest ", ShortDigest(ref.digest),
+  std::string text = StrCat("waiting for a teacher: none that is alive serves '", ref.model, "' (digest ", ShortDigest(ref.digest),
                             "); start one: distill-teacher --model ", ref.model, "=FILE");
   for (const Worker* worker : match.mismatched) StrAppend(&text, "; ", DescribeMismatch(job, *worker));
   return text;
 }
-
-bool IsMissingTeacher(const std::string& reason) { return reason.starts_with(kMissing); }
 
 }  // namespace distill

@@ -29,8 +29,6 @@ std::vector<TeacherJob> JobsOf(const Worker& teacher, const ClusterState& state)
 
 // "waiting for a teacher: none that is alive serves 'm' (digest 0123...) ..." with mismatched ones named.
 std::string DescribeMissingTeacher(const ActiveJob& job, const TeacherMatch& match);
-// True for texts of DescribeMissingTeacher.
-bool IsMissingTeacher(const std::string& reason);
 // "teacher t1 serves 'm' with digest ..., the job was submitted with ...: not used"
 std::string DescribeMismatch(const ActiveJob& job, const Worker& teacher);
 

@@ -10,6 +10,23 @@ namespace {
 using Context = grpc::CallbackServerContext;
 using Reactor = grpc::ServerUnaryReactor;
 
+template <typename Request>
+WorkerIdentity SenderOf(const Request& request) {
+  return {request.worker_id(), request.incarnation(), request.coordinator_epoch()};
+}
+
+// A kind of a newer version is not taken for the job's fault: that would end the job.
+FailureKind KindOf(v1::FailureKind kind) {
+  switch (kind) {
+    case v1::FAILURE_KIND_JOB:
+      return FailureKind::kJob;
+    case v1::FAILURE_KIND_WORKER:
+      return FailureKind::kWorker;
+    default:
+      return FailureKind::kPassing;
+  }
+}
+
 class FleetService : public v1::FleetService::CallbackService {
  public:
   explicit FleetService(Coordinator* coordinator) : coordinator_(coordinator) {}
@@ -17,8 +34,7 @@ class FleetService : public v1::FleetService::CallbackService {
   Reactor* Register(Context* context, const v1::RegisterRequest* request, v1::RegisterResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
       RegisterInput input;
-      input.worker_id = request->worker_id();
-      input.incarnation = request->incarnation();
+      input.from = SenderOf(*request);
       if (request->kind() != v1::WORKER_KIND_TEACHER && request->kind() != v1::WORKER_KIND_STUDENT) {
         return absl::InvalidArgumentError(
             StrCat("worker kind ", static_cast<int>(request->kind()), " is unknown to this coordinator"));
@@ -41,8 +57,7 @@ class FleetService : public v1::FleetService::CallbackService {
   Reactor* Heartbeat(Context* context, const v1::HeartbeatRequest* request, v1::HeartbeatResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
       HeartbeatInput input;
-      input.worker_id = request->worker_id();
-      input.incarnation = request->incarnation();
+      input.from = SenderOf(*request);
       input.job_id = request->job_id();
       input.generation = request->generation();
       if (request->has_progress()) input.progress = Decode(request->progress());
@@ -63,16 +78,23 @@ class FleetService : public v1::FleetService::CallbackService {
     });
   }
 
+  Reactor* ReportResume(Context* context, const v1::ReportResumeRequest* request, v1::ReportResumeResponse*) override {
+    return AnswerUnary(context, [&] {
+      return coordinator_->ReportResume(SenderOf(*request), request->job_id(), request->generation(), request->stage(),
+                                        request->step(), request->checkpoint_digest());
+    });
+  }
+
   Reactor* CommitStage(Context* context, const v1::CommitStageRequest* request, v1::CommitStageResponse*) override {
     return AnswerUnary(context, [&] {
-      return coordinator_->CommitStage(request->worker_id(), request->job_id(), request->generation(),
+      return coordinator_->CommitStage(SenderOf(*request), request->job_id(), request->generation(),
                                        Decode(request->result()).result);
     });
   }
 
   Reactor* FinishJob(Context* context, const v1::FinishJobRequest* request, v1::FinishJobResponse*) override {
     return AnswerUnary(context, [&] {
-      return coordinator_->FinishJob(request->worker_id(), request->job_id(), request->generation(),
+      return coordinator_->FinishJob(SenderOf(*request), request->job_id(), request->generation(),
                                      Decode(request->artifacts()));
     });
   }
@@ -80,8 +102,8 @@ class FleetService : public v1::FleetService::CallbackService {
   Reactor* ReportFailure(Context* context, const v1::ReportFailureRequest* request,
                          v1::ReportFailureResponse*) override {
     return AnswerUnary(context, [&] {
-      return coordinator_->ReportFailure(request->worker_id(), request->job_id(), request->generation(),
-                                         request->message(), request->retryable());
+      return coordinator_->ReportFailure(SenderOf(*request), request->job_id(), request->generation(),
+                                         KindOf(request->kind()), request->message());
     });
   }
 

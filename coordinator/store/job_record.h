@@ -19,6 +19,9 @@ enum class JobState { kQueued = 1, kRunning = 2, kSucceeded = 3, kFailed = 4, kC
 std::string_view Name(JobState state);  // "queued", ...
 inline bool IsEnded(JobState state) { return state != JobState::kQueued && state != JobState::kRunning; }
 
+// What a job that has not ended waits for; values equal those of v1.JobWait.
+enum class JobWait { kNothing = 0, kStudents = 1, kTeacher = 2, kLine = 3 };
+
 // Who holds a rank.
 struct RankMember {
   std::string worker_id;
@@ -30,6 +33,7 @@ struct RankMember {
 struct JobStatus {
   JobState state = JobState::kQueued;
   std::string reason;             // in words
+  JobWait wait = JobWait::kNothing;
   uint64_t generation = 0;        // bumped at each change of membership
   uint32_t restarts = 0;          // times the job lost its members' group
   std::vector<RankMember> ranks;  // by rank; while queued: the last ones, so that they can get their ranks back
@@ -67,11 +71,16 @@ struct CurvePoint {
   JobProgress progress;
 };
 
+// Source of the coordinator's own events; no worker may have this id.
+inline constexpr std::string_view kOwnSource = "coordinator";
+
 struct EventRecord {
   uint64_t sequence = 0;  // ascending inside the job, from 1; given by the store
   double time = 0;        // seconds since 1970
   EventLevel level = EventLevel::kInfo;
-  std::string source;  // "coordinator" or a worker id
+  EventType type = EventType::kGeneral;
+  uint64_t generation = 0;  // of kGroupFormed and kGroupLost
+  std::string source;       // kOwnSource or a worker id
   std::string text;
   std::string job_id;  // only in events on their way from a worker to the store
   // Workers number their events; an event of the same (source, incarnation, number) is stored once. 0: not numbered.

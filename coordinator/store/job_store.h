@@ -24,6 +24,7 @@ struct JobChange {
   std::string job_id;
   std::optional<JobStatus> status;
   std::optional<JobProgress> progress;  // newest, and a point of the job's curve
+  std::optional<uint32_t> drop_stages;  // this one and later ones are not committed any more
   std::optional<StageRecord> stage;     // a stage that is stored already stays as it is
   std::optional<JobArtifacts> artifacts;
   std::vector<EventRecord> events;  // `sequence` is ignored

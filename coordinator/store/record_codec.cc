@@ -145,6 +145,7 @@ void Encode(const JobRecord& job, v1::Job* proto) {
   if (job.has_artifacts) Encode(job.artifacts, proto->mutable_artifacts());
   proto->set_generation(job.status.generation);
   proto->set_restarts(job.status.restarts);
+  proto->set_wait(static_cast<v1::JobWait>(job.status.wait));
   if (job.status.state == JobState::kQueued) return;
   for (const RankMember& member : job.status.ranks) proto->add_ranks(member.worker_id);
 }
@@ -153,6 +154,8 @@ void Encode(const EventRecord& event, v1::JobEvent* proto) {
   proto->set_sequence(event.sequence);
   proto->set_time(event.time);
   proto->set_level(static_cast<v1::EventLevel>(static_cast<int>(event.level) + 1));
+  proto->set_type(static_cast<v1::EventType>(event.type));
+  proto->set_generation(event.generation);
   proto->set_source(event.source);
   proto->set_text(event.text);
 }
@@ -161,6 +164,9 @@ EventRecord DecodeWorkerEvent(const v1::JobEvent& proto) {
   EventRecord event;
   event.time = proto.time();
   event.level = static_cast<EventLevel>(std::clamp(static_cast<int>(proto.level()), 1, 3) - 1);
+  // What only the coordinator can know, and what this version does not know, counts as text.
+  const bool of_workers = proto.type() >= v1::EVENT_TYPE_CHECKPOINT && v1::EventType_IsValid(proto.type());
+  event.type = of_workers ? static_cast<EventType>(proto.type()) : EventType::kGeneral;
   event.text = proto.text();
   event.job_id = proto.job_id();
   event.source_sequence = proto.sequence();

@@ -49,10 +49,11 @@ Status InsertJob(SqliteDatabase* db, const JobRecord& job) {
 
 Status WriteStatus(SqliteDatabase* db, const std::string& job_id, const JobStatus& status) {
   DISTILL_RETURN_IF_ERROR(
-      db->Query("UPDATE jobs SET state = ?, reason = ?, generation = ?, restarts = ?, cancel_requested = ?, "
+      db->Query("UPDATE jobs SET state = ?, reason = ?, wait = ?, generation = ?, restarts = ?, cancel_requested = ?, "
                 "cancel_reason = ?, started = ?, finished = ? WHERE id = ?")
           .Int(static_cast<int>(status.state))
           .Text(status.reason)
+          .Int(static_cast<int>(status.wait))
           .Int(static_cast<int64_t>(status.generation))
           .Int(status.restarts)
           .Int(status.cancel_requested)
@@ -122,13 +123,14 @@ Status AddEvents(SqliteDatabase* db, const std::string& job_id, const std::vecto
   }
   for (const EventRecord& event : events) {
     // The unique index over the source's numbering makes a repeated delivery a no-op.
-    DISTILL_RETURN_IF_ERROR(db->Query("INSERT OR IGNORE INTO events (job_id, sequence, time, level, source, text, "
-                                      "source_incarnation, source_sequence) "
-                                      "VALUES (?,?,?,?,?,?,?,?)")
+    DISTILL_RETURN_IF_ERROR(db->Query("INSERT OR IGNORE INTO events (job_id, sequence, time, level, type, generation, source, "
+                                      "text, source_incarnation, source_sequence) VALUES (?,?,?,?,?,?,?,?,?,?)")
                                 .Text(job_id)
                                 .Int(last + 1)
                                 .Double(event.time)
                                 .Int(static_cast<int>(event.level))
+                                .Int(static_cast<int>(event.type))
+                                .Int(static_cast<int64_t>(event.generation))
                                 .Text(event.source)
                                 .Text(event.text)
                                 .Text(event.source_incarnation)
@@ -151,6 +153,10 @@ Status WriteStage(SqliteDatabase* db, const std::string& job_id, const StageReco
       .Run();
 }
 
+Status DropStages(SqliteDatabase* db, const std::string& job_id, uint32_t first) {
+  return db->Query("DELETE FROM stages WHERE job_id = ? AND stage >= ?").Text(job_id).Int(first).Run();
+}
+
 Status WriteArtifacts(SqliteDatabase* db, const std::string& job_id, const JobArtifacts& artifacts) {
   return db->Query("UPDATE jobs SET artifacts = ? WHERE id = ?")
       .Blob(Serialize<v1::Artifacts>(artifacts))
@@ -163,7 +169,7 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
   {
     SqliteQuery query = db->Query(
         "SELECT name, submitted, plan, yaml, file_name, state, reason, generation, restarts, cancel_requested, "
-        "cancel_reason, started, finished, progress, artifacts FROM jobs WHERE id = ?");
+        "cancel_reason, started, finished, progress, artifacts, wait FROM jobs WHERE id = ?");
     query.Text(id);
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return absl::NotFoundError(StrCat("job ", id, " is not in the store"));
@@ -182,6 +188,7 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
     job.status.cancel_reason = query.TextAt(10);
     job.status.started_time = query.DoubleAt(11);
     job.status.finished_time = query.DoubleAt(12);
+    job.status.wait = static_cast<JobWait>(query.IntAt(15));
     if (!query.IsNull(13)) {
       DISTILL_ASSIGN_OR_RETURN(const v1::Progress progress, Parse<v1::Progress>(query.TextAt(13), "progress", id));
       job.has_progress = true;
@@ -215,7 +222,7 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
 StatusOr<std::vector<EventRecord>> LoadEvents(SqliteDatabase* db, const std::string& job_id, uint64_t after,
                                               size_t limit) {
   SqliteQuery query = db->Query(
-      "SELECT sequence, time, level, source, text FROM events WHERE job_id = ? AND sequence > ? ORDER BY sequence "
+      "SELECT sequence, time, level, source, text, type, generation FROM events WHERE job_id = ? AND sequence > ? ORDER BY sequence "
       "LIMIT ?");
   query.Text(job_id).Int(static_cast<int64_t>(std::min<uint64_t>(after, INT64_MAX))).Int(static_cast<int64_t>(limit));
   std::vector<EventRecord> events;
@@ -228,6 +235,8 @@ StatusOr<std::vector<EventRecord>> LoadEvents(SqliteDatabase* db, const std::str
     event.level = static_cast<EventLevel>(query.IntAt(2));
     event.source = query.TextAt(3);
     event.text = query.TextAt(4);
+    event.type = static_cast<EventType>(query.IntAt(5));
+    event.generation = static_cast<uint64_t>(query.IntAt(6));
     events.push_back(std::move(event));
   }
 }

@@ -18,6 +18,8 @@ Status WriteStatus(SqliteDatabase* db, const std::string& job_id, const JobStatu
 Status WriteProgress(SqliteDatabase* db, const std::string& job_id, const JobProgress& progress);
 // A stage that is there already stays as it is.
 Status WriteStage(SqliteDatabase* db, const std::string& job_id, const StageRecord& stage);
+// Forgets stages from `first` on.
+Status DropStages(SqliteDatabase* db, const std::string& job_id, uint32_t first);
 Status WriteArtifacts(SqliteDatabase* db, const std::string& job_id, const JobArtifacts& artifacts);
 // Gives sequence numbers; drops events that a worker sent twice, and the oldest beyond JobStore::kMaxEvents.
 Status AddEvents(SqliteDatabase* db, const std::string& job_id, const std::vector<EventRecord>& events);

@@ -20,6 +20,7 @@ CREATE TABLE jobs (
   file_name TEXT NOT NULL,
   state INTEGER NOT NULL,
   reason TEXT NOT NULL,
+  wait INTEGER NOT NULL DEFAULT 0,
   generation INTEGER NOT NULL DEFAULT 0,
   restarts INTEGER NOT NULL DEFAULT 0,
   cancel_requested INTEGER NOT NULL DEFAULT 0,
@@ -53,6 +54,8 @@ CREATE TABLE events (
   sequence INTEGER NOT NULL,
   time REAL NOT NULL,
   level INTEGER NOT NULL,
+  type INTEGER NOT NULL,
+  generation INTEGER NOT NULL,
   source TEXT NOT NULL,
   text TEXT NOT NULL,
   source_incarnation TEXT NOT NULL,
@@ -64,7 +67,7 @@ CREATE TABLE points (
   number INTEGER NOT NULL,
   point BLOB NOT NULL,
   PRIMARY KEY (job_id, number)) WITHOUT ROWID;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 )sql";
 
 StatusOr<int64_t> ReadInt(SqliteDatabase* db, const char* sql) {
@@ -83,6 +86,11 @@ StatusOr<uint64_t> PrepareSchema(SqliteDatabase* db, const std::string& path) {
     return absl::FailedPreconditionError(
         StrCat("job store ", path, " has schema version ", version, ", this program knows ", kSchemaVersion,
                "; run a newer distill-coordinator, or move the file away to start with no jobs"));
+  }
+  if (version != 0 && version < kSchemaVersion) {
+    return absl::FailedPreconditionError(
+        StrCat("job store ", path, " has schema version ", version, " of an older release, this program knows only ",
+               kSchemaVersion, "; finish its jobs with that release, or move the file away to start with no jobs"));
   }
   if (version == 0) {
     DISTILL_ASSIGN_OR_RETURN(const int64_t tables, ReadInt(db, "SELECT COUNT(*) FROM sqlite_master"));

@@ -9,9 +9,9 @@
 
 namespace distill {
 
-inline constexpr int kSchemaVersion = 1;
+inline constexpr int kSchemaVersion = 2;
 
-// Makes the tables in an empty file, refuses newer versions (kFailedPrecondition), raises the coordinator epoch by one
+// Makes the tables in an empty file, refuses other versions (kFailedPrecondition), raises the coordinator epoch by one
 // and returns it.
 StatusOr<uint64_t> PrepareSchema(SqliteDatabase* db, const std::string& path);
 

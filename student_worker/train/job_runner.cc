@@ -179,7 +179,7 @@ class Job {
     return lockstep_->Together(thread_name, leader() ? work : nullptr);
   }
   void Phase(const std::string& phase);
-  void Event(EventLevel level, const std::string& text);
+  void Event(EventLevel level, EventType type, const std::string& text);
 
   const StudentAssignment& assignment_;
   const JobPlan& plan_;
@@ -214,12 +214,12 @@ void Job::Phase(const std::string& phase) {
   environment_.fleet->ReportProgress(progress_);
 }
 
-void Job::Event(EventLevel level, const std::string& text) {
+void Job::Event(EventLevel level, EventType type, const std::string& text) {
   Log(level == EventLevel::kInfo      ? LogLevel::kInfo
       : level == EventLevel::kWarning ? LogLevel::kWarning
                                       : LogLevel::kError,
       text, {{"job", assignment_.job_id}, {"generation", assignment_.generation}, {"rank", assignment_.rank}});
-  environment_.fleet->ReportEvent(assignment_.job_id, level, text);
+  environment_.fleet->ReportEvent(assignment_.job_id, level, type, text);
 }
 
 Status Job::Run(JobEnd* end) {
@@ -343,7 +343,9 @@ Status Job::Resume() {
   const Status loaded = LeaderDoes("ckpt-load", [&]() -> Status {
     std::vector<std::string> skipped;
     DISTILL_ASSIGN_OR_RETURN(newest, store_->LoadNewest(assignment_.job_id, plan_digest_, &skipped));
-    for (const std::string& reason : skipped) Event(EventLevel::kWarning, StrCat("checkpoint not used: ", reason));
+    for (const std::string& reason : skipped) {
+      Event(EventLevel::kWarning, EventType::kCheckpoint, StrCat("checkpoint not used: ", reason));
+    }
     if (!newest.has_value()) return OkStatus();
     const CheckpointState& state = newest->checkpoint.state;
     if (state.stage >= plan_.stages.size() || state.step > plan_.stages[state.stage].steps) {
@@ -360,10 +362,11 @@ Status Job::Resume() {
     last_digest_ = newest->digest;
     last_loss_ = state.loss;
     resumed_optimizer_ = std::move(newest->checkpoint.optimizer);
-    Event(EventLevel::kInfo, StrCat("resuming from ", newest->path));
+    Event(EventLevel::kInfo, EventType::kCheckpoint, StrCat("resuming from ", newest->path));
   } else if (leader() && assignment_.first_stage > 0) {
-    Event(EventLevel::kWarning, StrCat("no usable checkpoint in ", store_->root(), ", although ",
-                                       assignment_.first_stage, " stages are committed; training starts over"));
+    Event(EventLevel::kWarning, EventType::kCheckpoint,
+          StrCat("no usable checkpoint in ", store_->root(), ", although ", assignment_.first_stage,
+                 " stages are committed; training starts over"));
   }
   // Rank 0's position and net are everybody's.
   torch::Tensor numbers =
@@ -384,8 +387,9 @@ Status Job::Resume() {
   // The coordinator's store may be older than the checkpoint, when it was restored from a copy.
   for (uint32_t stage = assignment_.first_stage; resumed && stage < position_.stage; ++stage) {
     if (leader()) {
-      Event(EventLevel::kWarning, StrCat("the coordinator does not know that stage ", stage + 1,
-                                         " is done; committing it again with ", last_checkpoint_));
+      Event(EventLevel::kWarning, EventType::kCheckpoint,
+            StrCat("the coordinator does not know that stage ", stage + 1, " is done; committing it again with ",
+                   last_checkpoint_));
     }
     DISTILL_RETURN_IF_ERROR(Commit(stage, 0));
   }
@@ -397,7 +401,11 @@ Status Job::Resume() {
     position_.step = 0;
     resumed_optimizer_ = SafetensorsFile();
   }
-  return OkStatus();
+  // A checkpoint may be gone after its stage was committed, and teachers released for it.
+  return LeaderDoes("resume-report", [&] {
+    return EndedIfAborted(environment_.fleet->ReportResume(assignment_.job_id, assignment_.generation, position_.stage,
+                                                           position_.step, last_digest_));
+  });
 }
 
 StatusOr<std::unique_ptr<TeacherPool>> Job::MakePool(const std::vector<TapRequest>& taps) {
@@ -451,7 +459,7 @@ Status Job::MeasureTeacher() {
     environment_.metrics->SetTeacherScore(score);
     std::string text = StrCat("teacher '", plan_.teachers[0].model, "' has test accuracy ", score.accuracy);
     if (score.mean_iou >= 0) StrAppend(&text, ", mean IoU ", score.mean_iou);
-    Event(EventLevel::kInfo, text);
+    Event(EventLevel::kInfo, EventType::kGeneral, text);
   }
   return OkStatus();
 }
@@ -572,8 +580,9 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
       DISTILL_RETURN_IF_ERROR(WriteCheckpoint(stage_index, step, runner.get()));
       *end = result.cancel ? JobEnd::kCancelled : JobEnd::kTerminated;
       if (leader()) {
-        Event(EventLevel::kInfo, StrCat(result.cancel ? "cancelled" : "stopped for a rank that is shutting down",
-                                        "; checkpoint ", last_checkpoint_));
+        Event(EventLevel::kInfo, EventType::kCheckpoint,
+              StrCat(result.cancel ? "cancelled" : "stopped for a rank that is shutting down", "; checkpoint ",
+                     last_checkpoint_));
       }
       return OkStatus();
     }
@@ -644,8 +653,9 @@ StatusOr<bool> Job::MeasureHeldOut(uint32_t stage_index, uint64_t step, StageRun
   DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round round,
                            lockstep_->Meet({.failed = false, .waiting = false, .values = {settled ? 1.0 : 0.0}}));
   if (leader() && settled && step < stage.steps) {
-    Event(EventLevel::kInfo, StrCat("stage '", stage.name, "' ends at step ", step, " of ", stage.steps,
-                                    ": no lower loss on held-out images in ", best_.since, " measurements"));
+    Event(EventLevel::kInfo, EventType::kSteps,
+          StrCat("stage '", stage.name, "' ends at step ", step, " of ", stage.steps,
+                 ": no lower loss on held-out images in ", best_.since, " measurements"));
   }
   Phase("training");
   return round.sums[0] > 0;
@@ -752,8 +762,9 @@ Status Job::Commit(uint32_t stage, double seconds) {
     // Stages are committed in order, and the coordinator does not know of an earlier one: its store was restored from a
     // copy while this job ran. The newest checkpoint holds their work too; those that are known are accepted as they
     // are.
-    Event(EventLevel::kWarning, StrCat("the coordinator does not know all stages before ", stage + 1,
-                                       "; committing them again with ", last_checkpoint_));
+    Event(EventLevel::kWarning, EventType::kCheckpoint,
+          StrCat("the coordinator does not know all stages before ", stage + 1, "; committing them again with ",
+                 last_checkpoint_));
     for (result.stage = 0; result.stage < stage; ++result.stage) DISTILL_RETURN_IF_ERROR(commit());
     return commit();
   });

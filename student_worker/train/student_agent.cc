@@ -89,7 +89,7 @@ void StudentAgent::Run() {
       running_ = work;
     }
     const StudentAssignment& assignment = work.assignment;
-    environment_.fleet->SetCurrent(assignment.job_id, assignment.generation, assignment.rank);
+    environment_.fleet->SetCurrent(assignment.job_id, assignment.generation);
     LogInfo("job starts", {{"job", assignment.job_id},
                            {"name", assignment.plan.name},
                            {"generation", assignment.generation},
@@ -104,7 +104,7 @@ void StudentAgent::Run() {
       last_ = {assignment.job_id, assignment.generation};
       running_.reset();
     }
-    environment_.fleet->SetCurrent("", 0, 0);
+    environment_.fleet->SetCurrent("", 0);
   }
 }
 
@@ -121,8 +121,8 @@ void StudentAgent::Report(const StudentAssignment& assignment, const JobOutcome&
                          {"retryable", outcome.retryable},
                          {"reason", ToStd(outcome.status.message())}});
   const Status reported = environment_.fleet->ReportFailure(
-      assignment.job_id, assignment.generation, StrCat("rank ", assignment.rank, ": ", outcome.status.message()),
-      outcome.retryable);
+      assignment.job_id, assignment.generation, outcome.retryable ? FailureKind::kPassing : FailureKind::kJob,
+      StrCat("rank ", assignment.rank, ": ", outcome.status.message()));
   if (!reported.ok()) {
     LogWarning("the failure could not be reported; the coordinator will notice that this worker is idle",
                {{"job", assignment.job_id}, {"reason", ToStd(reported.message())}});

@@ -73,10 +73,12 @@ const starts = (job) => {
 // Groups of ranks, from the coordinator's own events: when each was formed and when it was lost.
 export function groupsOf(events) {
   const groups = [];
-  for (const event of events.filter((e) => e.source === 'coordinator')) {
-    const formed = /^generation (\d+): /.exec(event.text);
-    if (formed) groups.push({generation: Number(formed[1]), formed: event.time, lost: null});
-    if (event.text.startsWith('group lost: ') && groups.length > 0) groups[groups.length - 1].lost = event.time;
+  for (const event of events) {
+    if (event.type === 'EVENT_TYPE_GROUP_FORMED') {
+      groups.push({generation: Number(event.generation), formed: event.time, lost: null});
+    } else if (event.type === 'EVENT_TYPE_GROUP_LOST' && groups.length > 0) {
+      groups[groups.length - 1].lost = event.time;
+    }
   }
   return groups;
 }

@@ -64,6 +64,12 @@ class FakeCoordinator : public v1::FleetService::Service {
     response->set_coordinator_epoch(epoch_);
     return grpc::Status::OK;
   }
+  grpc::Status ReportResume(grpc::ServerContext*, const v1::ReportResumeRequest* request,
+                            v1::ReportResumeResponse*) override {
+    absl::MutexLock lock(&mutex_);
+    resumes_.push_back(*request);
+    return NextReportAnswer();
+  }
   grpc::Status CommitStage(grpc::ServerContext*, const v1::CommitStageRequest* request,
                            v1::CommitStageResponse*) override {
     absl::MutexLock lock(&mutex_);
@@ -114,6 +120,7 @@ class FakeCoordinator : public v1::FleetService::Service {
   std::vector<v1::Progress> progress_;
   std::vector<v1::JobEvent> events_;
   uint64_t highest_event_ = 0;
+  std::vector<v1::ReportResumeRequest> resumes_;
   std::vector<v1::CommitStageRequest> commits_;
   std::vector<v1::FinishJobRequest> finishes_;
   std::vector<v1::ReportFailureRequest> failures_;
@@ -374,7 +381,7 @@ TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
   callbacks.queue_length = [] { return 9u; };
   auto client = FleetClient::Start(Options(), callbacks);
   ASSERT_TRUE(client.ok()) << client.status();
-  (*client)->SetCurrent("j1", 4, 0);
+  (*client)->SetCurrent("j1", 4);
   JobProgress progress;
   progress.stage = 1;
   progress.step = 20;
@@ -420,7 +427,7 @@ TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
 TEST_F(FleetClientTest, UnknownWorkerRegistersAgainWithWhatItDoes) {
   StartClient();
   coordinator_.ChangeAndSettle([&] { Assign("j1", 5, 1); });
-  client_->SetCurrent("j1", 5, 1);
+  client_->SetCurrent("j1", 5);
   coordinator_.Await([&] { return coordinator_.last_beat_.job_id() == "j1"; });
   coordinator_.ChangeAndSettle([&] {
     coordinator_.known_.clear();
@@ -433,17 +440,16 @@ TEST_F(FleetClientTest, UnknownWorkerRegistersAgainWithWhatItDoes) {
   EXPECT_EQ(coordinator_.registrations_[1].incarnation(), coordinator_.registrations_[0].incarnation());
   EXPECT_EQ(coordinator_.registrations_[1].current_job(), "j1");
   EXPECT_EQ(coordinator_.registrations_[1].current_generation(), 5u);
-  EXPECT_EQ(coordinator_.registrations_[1].current_rank(), 1u);
   EXPECT_THAT(told_.all(), ElementsAre("assigned j1 5 with 1")) << "the same assignment was delivered twice";
 }
 
 TEST_F(FleetClientTest, SurvivesARestartOfTheCoordinatorOnTheSamePort) {
   StartClient();
   coordinator_.ChangeAndSettle([&] { Assign("j1", 1, 1); });
-  client_->ReportEvent("j1", EventLevel::kInfo, "before");
+  client_->ReportEvent("j1", EventLevel::kInfo, EventType::kData, "before");
   coordinator_.Await([&] { return coordinator_.events_.size() == 1; });
   server_.reset();
-  client_->ReportEvent("j1", EventLevel::kWarning, "while away");
+  client_->ReportEvent("j1", EventLevel::kWarning, EventType::kData, "while away");
   auto commit =
       std::async(std::launch::async, [&] { return client_->CommitStage("j1", 1, {.stage = 3, .checkpoint = "/c"}); });
   {
@@ -479,7 +485,7 @@ TEST_F(FleetClientTest, ComesBackToARestartedCoordinatorOverTls) {
   coordinator_.heartbeat_seconds_ = 60;
   StartClient();
   server_.reset();
-  client_->SetCurrent("j1", 1, 0);  // is told with a heartbeat at once, which fails
+  client_->SetCurrent("j1", 1);  // is told with a heartbeat at once, which fails
   RefuseConnections(6);  // by which the client surely knows that the coordinator is away, and has slowed down
   {
     absl::MutexLock lock(&coordinator_.mutex_);
@@ -532,7 +538,7 @@ TEST_F(FleetClientTest, EventsArriveOnceInOrderThoughAnswersAreLost) {
   StartClient();
   coordinator_.ChangeAndSettle([&] { coordinator_.lose_answers_ = 3; }, 1);
   for (int i = 0; i < 5; ++i)
-    client_->ReportEvent(StrCat("j", i), i == 0 ? EventLevel::kError : EventLevel::kInfo, StrCat("event ", i));
+    client_->ReportEvent(StrCat("j", i), i == 0 ? EventLevel::kError : EventLevel::kInfo, EventType::kData, StrCat("event ", i));
   coordinator_.Await([&] { return coordinator_.events_.size() == 5 && coordinator_.lose_answers_ == 0; });
   coordinator_.Settle();
   int received = 0;
@@ -552,9 +558,9 @@ TEST_F(FleetClientTest, EventsArriveOnceInOrderThoughAnswersAreLost) {
 TEST_F(FleetClientTest, EventsAreBoundedAndMadeValid) {
   StartClient();
   server_.reset();
-  for (int i = 0; i < 1200; ++i) client_->ReportEvent("j", EventLevel::kInfo, StrCat(i));
-  client_->ReportEvent("j", EventLevel::kInfo, "bad \xFF byte");
-  client_->ReportEvent("j", EventLevel::kInfo, std::string(4095, 'x') + "\xC3\xBC tail");
+  for (int i = 0; i < 1200; ++i) client_->ReportEvent("j", EventLevel::kInfo, EventType::kData, StrCat(i));
+  client_->ReportEvent("j", EventLevel::kInfo, EventType::kData, "bad \xFF byte");
+  client_->ReportEvent("j", EventLevel::kInfo, EventType::kData, std::string(4095, 'x') + "\xC3\xBC tail");
   StartServer(address_);
   coordinator_.Await([&] { return coordinator_.events_.size() == 1000; });
   client_->Stop();
@@ -595,7 +601,8 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
                          .student_mean_iou = 0.125};
   EXPECT_TRUE(client_->FinishJob("j1", 2, artifacts).ok());
   answers({away});
-  EXPECT_TRUE(client_->ReportFailure("j1", 2, "no data \xFF", true).ok());
+  EXPECT_TRUE(client_->ReportResume("j1", 2, 3, 40, "d").ok());
+  EXPECT_TRUE(client_->ReportFailure("j1", 2, FailureKind::kWorker, "no data \xFF").ok());
   client_->Stop();
   ASSERT_THAT(coordinator_.commits_, SizeIs(6));
   EXPECT_EQ(coordinator_.commits_[3].result().digest(), "d");
@@ -615,9 +622,25 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
   EXPECT_EQ(sent.teacher_accuracy(), 0.5);
   EXPECT_EQ(sent.student_mean_iou(), 0.125);
   EXPECT_FALSE(sent.has_teacher_mean_iou());
-  ASSERT_THAT(coordinator_.failures_, SizeIs(2));
-  EXPECT_EQ(coordinator_.failures_[1].message(), "no data \xEF\xBF\xBD");
-  EXPECT_TRUE(coordinator_.failures_[1].retryable());
+  ASSERT_THAT(coordinator_.resumes_, SizeIs(2));
+  EXPECT_EQ(coordinator_.resumes_[1].stage(), 3u);
+  EXPECT_EQ(coordinator_.resumes_[1].step(), 40u);
+  EXPECT_EQ(coordinator_.resumes_[1].checkpoint_digest(), "d");
+  // Every message says who speaks.
+  const auto signed_by_me = [&](const auto& request) {
+    EXPECT_EQ(request.worker_id(), coordinator_.registrations_[0].worker_id());
+    EXPECT_EQ(request.incarnation(), coordinator_.registrations_[0].incarnation());
+    EXPECT_EQ(request.coordinator_epoch(), 1u);
+  };
+  signed_by_me(coordinator_.last_beat_);
+  signed_by_me(coordinator_.resumes_[1]);
+  signed_by_me(coordinator_.commits_[0]);
+  signed_by_me(coordinator_.finishes_[0]);
+  signed_by_me(coordinator_.failures_.back());
+  EXPECT_EQ(coordinator_.registrations_[0].coordinator_epoch(), 0u) << "none heard of yet";
+  ASSERT_THAT(coordinator_.failures_, SizeIs(1));
+  EXPECT_EQ(coordinator_.failures_[0].message(), "no data \xEF\xBF\xBD");
+  EXPECT_EQ(coordinator_.failures_[0].kind(), v1::FAILURE_KIND_WORKER);
 }
 
 TEST_F(FleetClientTest, StopUnblocksAReportAndIsIdempotent) {

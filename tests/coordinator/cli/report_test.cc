@@ -49,8 +49,11 @@ v1::Progress* AddPoint(v1::GetHistoryResponse* history, uint32_t stage, uint64_t
   return point;
 }
 
-v1::JobEvent MakeEvent(double time, const std::string& source, const std::string& text) {
+v1::JobEvent MakeEvent(double time, const std::string& source, const std::string& text,
+                       v1::EventType type = v1::EVENT_TYPE_GENERAL, uint64_t generation = 0) {
   v1::JobEvent event;
+  event.set_type(type);
+  event.set_generation(generation);
   event.set_time(time);
   event.set_source(source);
   event.set_text(text);
@@ -67,9 +70,10 @@ ReportInput Sample(const v1::Job& job) {
   input.history.mutable_points(5)->set_accuracy(0.5);
   input.events = {
       MakeEvent(kSubmitted, "coordinator", "submitted: 3 stage(s)"),
-      MakeEvent(kSubmitted + 10, "coordinator", "generation 1: s0, s1"),
-      MakeEvent(kSubmitted + 50, "coordinator", "group lost: s1 has been silent; re-forming as generation 2"),
-      MakeEvent(kSubmitted + 60, "coordinator", "generation 2: s0, s1")};
+      MakeEvent(kSubmitted + 10, "coordinator", "generation 1: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 1),
+      MakeEvent(kSubmitted + 50, "coordinator", "group lost: s1 has been silent; re-forming as generation 2",
+                v1::EVENT_TYPE_GROUP_LOST, 1),
+      MakeEvent(kSubmitted + 60, "coordinator", "generation 2: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 2)};
   v1::WorkerInfo* worker = input.fleet.add_workers();
   worker->set_id(job.ranks_size() > 0 ? job.ranks(0) : "s0");
   worker->set_kind("student");
@@ -242,17 +246,19 @@ TEST_F(ReportTest, IntersectionsOverUnionHaveCurvesOfTheirOwn) {
   EXPECT_EQ(series[3].name, "teacher mIoU");
 }
 
-TEST_F(ReportTest, GroupsAreReadFromTheCoordinatorsEventsAlone) {
+TEST_F(ReportTest, GroupsAreReadFromTheTypesOfEvents) {
   const std::vector<RankGroup> groups =
-      GroupsOf({MakeEvent(1, "coordinator", "generation 1: s0"), MakeEvent(2, "s0", "generation 7: forged"),
-                MakeEvent(3, "coordinator", "generation x: odd"), MakeEvent(4, "coordinator", "group lost: s0 is gone"),
-                MakeEvent(5, "coordinator", "generation 2: s0")});
+      GroupsOf({MakeEvent(1, "coordinator", "x", v1::EVENT_TYPE_GROUP_FORMED, 1),
+                MakeEvent(2, "coordinator", "generation 7: only a text"),
+                MakeEvent(3, "s0", "group lost: only a text"),
+                MakeEvent(4, "coordinator", "x", v1::EVENT_TYPE_GROUP_LOST, 1),
+                MakeEvent(5, "coordinator", "x", v1::EVENT_TYPE_GROUP_FORMED, 2)});
   ASSERT_THAT(groups, SizeIs(2));
   EXPECT_EQ(groups[0].formed, 1);
   EXPECT_EQ(groups[0].lost, 4);
   EXPECT_EQ(groups[1].generation, 2u);
   EXPECT_FALSE(groups[1].lost.has_value());
-  EXPECT_TRUE(GroupsOf({MakeEvent(1, "coordinator", "group lost: before any")}).empty());
+  EXPECT_TRUE(GroupsOf({MakeEvent(1, "coordinator", "x", v1::EVENT_TYPE_GROUP_LOST, 1)}).empty());
 }
 
 TEST_F(ReportTest, FileNamesComeFromPlainIdsOnly) {

@@ -25,6 +25,7 @@ class FakeClock : public Clock {
 
 class CoordinatorTest : public testing::Test {
  protected:
+  static WorkerIdentity Id(const std::string& worker_id, uint64_t epoch = 0) { return {worker_id, "1", epoch}; }
   void SetUp() override { Start(); }
   void Start() {
     coordinator_.reset();
@@ -37,8 +38,8 @@ class CoordinatorTest : public testing::Test {
   Status Register(const std::string& id, WorkerKind kind = WorkerKind::kStudent, const std::string& incarnation = "1",
                   const std::string& job = "", uint64_t generation = 0) {
     RegisterInput input;
-    input.worker_id = id;
-    input.incarnation = incarnation;
+    input.from.worker_id = id;
+    input.from.incarnation = incarnation;
     input.kind = kind;
     input.address = "127.0.0.1:1";
     if (kind == WorkerKind::kTeacher) input.models = Fleet().models;
@@ -49,8 +50,8 @@ class CoordinatorTest : public testing::Test {
   StatusOr<HeartbeatResult> Beat(const std::string& id, const std::string& job = "", uint64_t generation = 0,
                                  const std::string& incarnation = "1") {
     HeartbeatInput input;
-    input.worker_id = id;
-    input.incarnation = incarnation;
+    input.from.worker_id = id;
+    input.from.incarnation = incarnation;
     input.job_id = job;
     input.generation = generation;
     return coordinator_->Heartbeat(input);
@@ -120,14 +121,15 @@ TEST_F(CoordinatorTest, BadRequestsAreRefused) {
   EXPECT_EQ(Submit("r", "name: [").status().code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(coordinator_->List(10).value(), IsEmpty());
   for (const auto& spoil : std::vector<std::function<void(RegisterInput*)>>{
-           [](RegisterInput* r) { r->worker_id = ""; }, [](RegisterInput* r) { r->worker_id = std::string(129, 'x'); },
-           [](RegisterInput* r) { r->worker_id = "a\nb"; }, [](RegisterInput* r) { r->incarnation = ""; },
+           [](RegisterInput* r) { r->from.worker_id = ""; },
+           [](RegisterInput* r) { r->from.worker_id = "coordinator"; }, [](RegisterInput* r) { r->from.worker_id = std::string(129, 'x'); },
+           [](RegisterInput* r) { r->from.worker_id = "a\nb"; }, [](RegisterInput* r) { r->from.incarnation = ""; },
            [](RegisterInput* r) { r->address = ""; }, [](RegisterInput* r) { r->models.clear(); },
            [](RegisterInput* r) { r->models[0].name = "../x"; }, [](RegisterInput* r) { r->models[0].digest = ""; },
            [](RegisterInput* r) { r->models.resize(65, r->models[0]); }}) {
     RegisterInput input;
-    input.worker_id = "t0";
-    input.incarnation = "1";
+    input.from.worker_id = "t0";
+    input.from.incarnation = "1";
     input.kind = WorkerKind::kTeacher;
     input.address = "h:1";
     input.models = Fleet().models;
@@ -149,15 +151,15 @@ TEST_F(CoordinatorTest, RunsAJobFromTheFirstStageToTheExport) {
   EXPECT_EQ(beat->student->teachers[0].worker_id, "t0");
   EXPECT_THAT(Beat("t0")->teacher_jobs[0].taps, ElementsAre("layer1", ""));
 
-  EXPECT_EQ(coordinator_->FinishJob("s0", job, 1, {}).code(), StatusCode::kFailedPrecondition);
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 1}).code(),
+  EXPECT_EQ(coordinator_->FinishJob(Id("s0"), job, 1, {}).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 1}).code(),
             StatusCode::kFailedPrecondition);  // 0 comes first
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 7}).code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(coordinator_->CommitStage("s1", job, 1, {.stage = 0}).code(),
+  EXPECT_EQ(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 7}).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(coordinator_->CommitStage(Id("s1"), job, 1, {.stage = 0}).code(),
             StatusCode::kFailedPrecondition);  // not rank 0
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 2, {.stage = 0}).code(), StatusCode::kAborted);
-  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
-  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok())
+  EXPECT_EQ(coordinator_->CommitStage(Id("s0"), job, 2, {.stage = 0}).code(), StatusCode::kAborted);
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok())
       << "repeated report";
   EXPECT_EQ(coordinator_->Get(job)->stages.size(), 1u);
   beat = Beat("s0", job, 1);
@@ -166,17 +168,70 @@ TEST_F(CoordinatorTest, RunsAJobFromTheFirstStageToTheExport) {
   EXPECT_EQ(beat->student->checkpoint_digest, "d0");
   EXPECT_THAT(Beat("t0")->teacher_jobs[0].taps, ElementsAre("", "layer3"));
 
-  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 1, .accuracy = 0.9}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 1, .accuracy = 0.9}).ok());
   EXPECT_THAT(Beat("t0")->teacher_jobs, IsEmpty()) << "released";
   EXPECT_THAT(EventTexts(job), Contains("teachers released: no later stage reads them"));
-  ASSERT_TRUE(coordinator_->FinishJob("s0", job, 1, {.safetensors = "s.safetensors", .student_accuracy = 0.9}).ok());
-  EXPECT_TRUE(coordinator_->FinishJob("s0", job, 1, {.safetensors = "s.safetensors"}).ok()) << "repeated report";
-  EXPECT_EQ(coordinator_->FinishJob("s0", job, 2, {}).code(), StatusCode::kAborted);
+  ASSERT_TRUE(coordinator_->FinishJob(Id("s0"), job, 1, {.safetensors = "s.safetensors", .student_accuracy = 0.9}).ok());
+  EXPECT_TRUE(coordinator_->FinishJob(Id("s0"), job, 1, {.safetensors = "s.safetensors"}).ok()) << "repeated report";
+  EXPECT_EQ(coordinator_->FinishJob(Id("s0"), job, 2, {}).code(), StatusCode::kAborted);
   const JobRecord record = coordinator_->Get(job).value();
   EXPECT_EQ(record.status.state, JobState::kSucceeded);
   EXPECT_EQ(record.artifacts.safetensors, "s.safetensors");
   EXPECT_GT(record.status.finished_time, 0);
   EXPECT_FALSE(Beat("s0", job, 1)->student) << "revoked";
+}
+
+// Two hosts without a common work folder, a lost volume, a damaged file: rank 0 finds less than was committed.
+TEST_F(CoordinatorTest, StagesWhoseCheckpointIsGoneAreDroppedAndTheirTeachersOfferedAgain) {
+  const std::string job = RunJob();
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0, .digest = "old"}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 1, .digest = "old"}).ok());
+  ASSERT_THAT(Beat("t0")->teacher_jobs, IsEmpty()) << "released";
+  EXPECT_THAT(Beat("s0", job, 1)->student->teachers, IsEmpty());
+  EXPECT_TRUE(coordinator_->ReportResume(Id("s0"), job, 1, 2, 0, "old").ok()) << "all are there";
+  EXPECT_EQ(coordinator_->Get(job)->stages.size(), 2u);
+  EXPECT_EQ(coordinator_->ReportResume(Id("s1"), job, 1, 0, 0, "").code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(coordinator_->ReportResume(Id("s0"), job, 2, 0, 0, "").code(), StatusCode::kAborted);
+  ASSERT_TRUE(coordinator_->ReportResume(Id("s0"), job, 1, 0, 5, "mid").ok());
+  EXPECT_THAT(coordinator_->Get(job)->stages, IsEmpty());
+  EXPECT_EQ(Beat("s0", job, 1)->student->first_stage, 0u);
+  EXPECT_EQ(Beat("s0", job, 1)->student->teachers.size(), 1u);
+  EXPECT_EQ(Beat("t0")->teacher_jobs.size(), 1u);
+  EXPECT_THAT(StatusOf(job).reason, HasSubstr("stage 1 of 2"));
+  EXPECT_THAT(EventTexts(job), Contains(HasSubstr("2 of 2 committed stage(s) are dropped, training goes on at step 5")));
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0, .digest = "new"}).ok());
+  Start();
+  ASSERT_EQ(coordinator_->Get(job)->stages.size(), 1u);
+  EXPECT_EQ(coordinator_->Get(job)->stages[0].result.digest, "new");
+}
+
+TEST_F(CoordinatorTest, AWorkerThatHeardOfANewerCoordinatorIsNotCountedOn) {
+  const std::string job = RunJob();
+  clock_.now += 4;
+  ASSERT_TRUE(Beat("s1", job, 1).ok() && Beat("t0").ok());
+  HeartbeatInput beat;
+  beat.from = Id("s0", 7);
+  beat.job_id = job;
+  beat.generation = 1;
+  EXPECT_EQ(coordinator_->Heartbeat(beat).status().code(), StatusCode::kFailedPrecondition);
+  RegisterInput registration;
+  registration.from = Id("s9", 7);
+  EXPECT_EQ(coordinator_->Register(registration).status().code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(coordinator_->CommitStage(Id("s0", 7), job, 1, {.stage = 0}).code(), StatusCode::kUnavailable);
+  EXPECT_EQ(coordinator_->ReportFailure(Id("s0", 7), job, 1, FailureKind::kJob, "x").code(), StatusCode::kUnavailable);
+  EXPECT_EQ(StatusOf(job).state, JobState::kRunning);
+  clock_.now += 2;
+  coordinator_->Tick();
+  EXPECT_EQ(StatusOf(job).state, JobState::kQueued) << "s0's calls did not keep its lease";
+}
+
+TEST_F(CoordinatorTest, AnotherProcessOfTheIdReportsNothing) {
+  const std::string job = RunJob();
+  const WorkerIdentity other{"s0", "other", 0};
+  EXPECT_EQ(coordinator_->CommitStage(other, job, 1, {.stage = 0}).code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->ReportResume(other, job, 1, 0, 0, "").code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->ReportFailure(other, job, 1, FailureKind::kJob, "x").code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->FinishJob(other, job, 1, {}).code(), StatusCode::kAborted);
 }
 
 TEST_F(CoordinatorTest, ALostMemberBringsANewGeneration) {
@@ -187,7 +242,7 @@ TEST_F(CoordinatorTest, ALostMemberBringsANewGeneration) {
   coordinator_->Tick();
   EXPECT_EQ(StatusOf(job).state, JobState::kQueued);
   EXPECT_EQ(StatusOf(job).generation, 2u);
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0}).code(), StatusCode::kAborted);
   EXPECT_EQ(coordinator_->rendezvous().Set({job, 1}, "k", "v").code(), StatusCode::kAborted);
   clock_.now += 0.5;
   ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
@@ -204,19 +259,19 @@ TEST_F(CoordinatorTest, ALostMemberBringsANewGeneration) {
 
 TEST_F(CoordinatorTest, ReportedFailures) {
   const std::string job = RunJob();
-  EXPECT_EQ(coordinator_->ReportFailure("s0", job, 9, "x", true).code(), StatusCode::kAborted);
-  EXPECT_EQ(coordinator_->ReportFailure("stranger", job, 1, "x", false).code(), StatusCode::kAborted);
-  ASSERT_TRUE(coordinator_->ReportFailure("s0", job, 1, "peer closed", true).ok());
+  EXPECT_EQ(coordinator_->ReportFailure(Id("s0"), job, 9, FailureKind::kPassing, "x").code(), StatusCode::kAborted);
+  EXPECT_EQ(coordinator_->ReportFailure(Id("stranger"), job, 1, FailureKind::kJob, "x").code(), StatusCode::kAborted);
+  ASSERT_TRUE(coordinator_->ReportFailure(Id("s0"), job, 1, FailureKind::kPassing, "peer closed").ok());
   EXPECT_EQ(StatusOf(job).generation, 2u);
-  EXPECT_EQ(coordinator_->ReportFailure("s1", job, 1, "peer closed", true).code(), StatusCode::kAborted)
+  EXPECT_EQ(coordinator_->ReportFailure(Id("s1"), job, 1, FailureKind::kPassing, "peer closed").code(), StatusCode::kAborted)
       << "the same break, said twice, counts once";
   EXPECT_EQ(StatusOf(job).restarts, 1u);
   clock_.now += 1;
   ASSERT_TRUE(Beat("t0").ok() && Beat("s0", job, 1).ok() && Beat("s1", job, 1).ok());
   ASSERT_EQ(StatusOf(job).state, JobState::kRunning);
-  ASSERT_TRUE(coordinator_->ReportFailure("s1", job, 2, "no data folder 'x'", false).ok());
+  ASSERT_TRUE(coordinator_->ReportFailure(Id("s1"), job, 2, FailureKind::kJob, "the loss does not fit").ok());
   EXPECT_EQ(StatusOf(job).state, JobState::kFailed);
-  EXPECT_EQ(StatusOf(job).reason, "s1: no data folder 'x'");
+  EXPECT_EQ(StatusOf(job).reason, "s1: the loss does not fit");
 }
 
 TEST_F(CoordinatorTest, CancelLetsRanksWriteACheckpointFirst) {
@@ -240,8 +295,8 @@ TEST_F(CoordinatorTest, ProgressComesFromRankZeroOfThisGeneration) {
   const std::string job = RunJob();
   const auto report = [&](const std::string& id, uint64_t generation, uint64_t step) {
     HeartbeatInput input;
-    input.worker_id = id;
-    input.incarnation = "1";
+    input.from.worker_id = id;
+    input.from.incarnation = "1";
     input.job_id = job;
     input.generation = generation;
     input.progress = JobProgress{.step = step, .total_step = step, .time = static_cast<double>(step)};
@@ -260,8 +315,8 @@ TEST_F(CoordinatorTest, ProgressComesFromRankZeroOfThisGeneration) {
 TEST_F(CoordinatorTest, WorkersEventsAreStoredOnceAndCut) {
   const std::string job = RunJob();
   HeartbeatInput input;
-  input.worker_id = "s0";
-  input.incarnation = "1";
+  input.from.worker_id = "s0";
+  input.from.incarnation = "1";
   input.job_id = "";  // idle by now; the event belongs to the job it names
   EventRecord event;
   event.text = std::string(10000, 'x');
@@ -308,7 +363,7 @@ TEST_F(CoordinatorTest, FleetSaysWhatEverybodyDoes) {
 
 TEST_F(CoordinatorTest, ARestartContinuesTheJobUnderTheSameGeneration) {
   const std::string job = RunJob();
-  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0, .checkpoint = "/w/0", .digest = "d0"}).ok());
   Start();
   EXPECT_EQ(coordinator_->epoch(), 2u);
   EXPECT_EQ(StatusOf(job).state, JobState::kRunning);
@@ -325,7 +380,7 @@ TEST_F(CoordinatorTest, ARestartContinuesTheJobUnderTheSameGeneration) {
   EXPECT_EQ(beat->student->first_stage, 1u);
   EXPECT_EQ(beat->student->checkpoint_digest, "d0");
   EXPECT_TRUE(coordinator_->rendezvous().Set({job, 1}, "k", "v").ok());
-  EXPECT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 1}).ok());
+  EXPECT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 1}).ok());
   EXPECT_EQ(StatusOf(job).restarts, 0u);
 }
 
@@ -342,7 +397,7 @@ TEST_F(CoordinatorTest, ASecondCoordinatorTakesOverAndTheFirstStops) {
   const std::string job = RunJob();
   auto newer = OpenSqliteJobStore(dir_.File("jobs.db")).value();
   ASSERT_TRUE(coordinator_->health().ok());
-  EXPECT_EQ(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).code(), StatusCode::kUnavailable)
+  EXPECT_EQ(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0}).code(), StatusCode::kUnavailable)
       << "the worker is to try again, at the new one";
   EXPECT_EQ(coordinator_->health().code(), StatusCode::kAborted);
   EXPECT_EQ(Beat("s0", job, 1).status().code(), StatusCode::kUnavailable);
@@ -360,7 +415,7 @@ TEST_F(CoordinatorTest, WatchersAreToldOfChanges) {
   coordinator_->feed().Subscribe(job, [&] { ++calls; });
   ASSERT_TRUE(Beat("s0", job, 1).ok());
   EXPECT_EQ(calls, 0) << "nothing changed";
-  ASSERT_TRUE(coordinator_->CommitStage("s0", job, 1, {.stage = 0}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0}).ok());
   EXPECT_GE(calls, 1);
 }
 

@@ -213,7 +213,7 @@ INSTANTIATE_TEST_SUITE_P(
                  "s1 has been busy with job other"},
         LossCase{"Reported",
                  [](ClusterState* s) {
-                   s->jobs[0].failure = FailureReport{"s0", "peer closed", true};
+                   s->jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
                  },
                  "s0: peer closed"}),
     [](const auto& info) { return info.param.name; });
@@ -222,7 +222,7 @@ TEST_F(DecideTest, SeveralLossesAreOneRestartWithAllReasons) {
   RunTwo();
   state_.workers["s0"].incarnation = "new";
   state_.workers["s1"].draining = true;
-  state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
+  state_.jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.restarts, 1u);
   EXPECT_THAT(decision.events[0].text,
@@ -241,7 +241,7 @@ TEST_F(DecideTest, AMemberMayTakeAMomentToTakeItsRank) {
 
 TEST_F(DecideTest, AnUnmendableFailureEndsTheJobWithItsCause) {
   RunTwo();
-  state_.jobs[0].failure = FailureReport{"s1", "data folder 'x' is missing", false};
+  state_.jobs[0].failure = FailureReport{"s1", "data folder 'x' is missing", FailureKind::kJob};
   state_.workers["s1"].draining = true;  // its consequence
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kFailed);
@@ -252,7 +252,7 @@ TEST_F(DecideTest, AnUnmendableFailureEndsTheJobWithItsCause) {
 TEST_F(DecideTest, TooManyRestartsFailTheJob) {
   RunTwo();
   state_.jobs[0].status.restarts = 3;
-  state_.jobs[0].failure = FailureReport{"s0", "again", true};
+  state_.jobs[0].failure = FailureReport{"s0", "again", FailureKind::kPassing};
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kFailed);
   EXPECT_EQ(decision.status.reason, "gave up after re-forming the group 3 times; last: s0: again");
@@ -266,7 +266,7 @@ class ReformTest : public DecideTest {
   // The group broke at kNow because s0 reported that its peer closed; nobody knows yet that s1 is dead.
   void SetUp() override {
     RunTwo();
-    state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
+    state_.jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
     Take(One());
     ASSERT_EQ(state_.jobs[0].status.state, JobState::kQueued);
     state_.jobs[0].failure.reset();
@@ -421,7 +421,7 @@ TEST_F(DecideTest, ACancelledJobEndsWhenItsMembersHaveStopped) {
 TEST_F(DecideTest, AFailureWhileCancellingDoesNotReformTheGroup) {
   RunTwo();
   state_.jobs[0].status.cancel_requested = true;
-  state_.jobs[0].failure = FailureReport{"s0", "peer closed", true};
+  state_.jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
   state_.workers["s1"].incarnation = "new";
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kRunning);

@@ -46,8 +46,7 @@ class TestCoordinator {
 
   void RegisterTeacher() {
     RegisterInput input;
-    input.worker_id = "t0";
-    input.incarnation = "1";
+    input.from = {"t0", "1"};
     input.kind = WorkerKind::kTeacher;
     input.address = "127.0.0.1:1";
     input.models = Fleet().models;

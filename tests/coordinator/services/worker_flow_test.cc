@@ -73,8 +73,8 @@ class WorkerFlowTest : public ::testing::Test {
     ASSERT_TRUE(submitted.ok()) << submitted.status();
     job_ = submitted->job_id;
     TestCoordinator::Await([&] { return first_->assignment() && second_->assignment(); }, "both students are assigned");
-    first_->client->SetCurrent(job_, 1, 0);
-    second_->client->SetCurrent(job_, 1, 1);
+    first_->client->SetCurrent(job_, 1);
+    second_->client->SetCurrent(job_, 1);
   }
   Coordinator& core() { return *coordinator_.coordinator; }
   JobRecord Job() { return core().Get(job_).value(); }
@@ -100,7 +100,7 @@ TEST_F(WorkerFlowTest, AJobRunsToItsEnd) {
   progress.loss = 0.25;
   progress.time = 1;
   first_->client->ReportProgress(progress);
-  first_->client->ReportEvent(job_, EventLevel::kWarning, "rank 0 says hello");
+  first_->client->ReportEvent(job_, EventLevel::kWarning, EventType::kData, "rank 0 says hello");
   TestCoordinator::Await([&] { return Job().has_progress; }, "progress arrives");
   EXPECT_EQ(Job().progress.loss, 0.25);
 
@@ -152,8 +152,8 @@ TEST_F(WorkerFlowTest, CancelReachesTheStudentsAndEndsWhenTheyStop) {
   ASSERT_TRUE(core().Cancel(job_, "enough").ok());
   TestCoordinator::Await([&] { return first_->cancelled() && second_->cancelled(); }, "both are told");
   EXPECT_EQ(Job().status.state, JobState::kRunning) << "they still write their checkpoint";
-  first_->client->SetCurrent("", 0, 0);
-  second_->client->SetCurrent("", 0, 0);
+  first_->client->SetCurrent("", 0);
+  second_->client->SetCurrent("", 0);
   TestCoordinator::Await([&] { return Job().status.state == JobState::kCancelled; }, "cancelled");
 }
 

@@ -109,6 +109,7 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   JobStatus status;
   status.state = JobState::kRunning;
   status.reason = "stage 1";
+  status.wait = JobWait::kTeacher;
   status.generation = 3;
   status.restarts = 2;
   status.ranks = {{"student-1", "inc-b"}, {"student-0", "inc-a"}};
@@ -155,6 +156,22 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   EXPECT_THAT(EventTexts("job"), ElementsAre("submitted", "one", "two"));
   EXPECT_THAT(EventTexts("job", 1), ElementsAre("one", "two"));
   EXPECT_THAT(EventTexts("job", 1, 1), ElementsAre("one"));
+  change = {.job_id = "job", .drop_stages = 0};
+  ASSERT_TRUE(Apply(change).ok());
+  EXPECT_THAT(store_->Get("job")->stages, IsEmpty());
+}
+
+TEST_P(JobStoreSuite, KeepsWhatAnEventIsAbout) {
+  EventRecord lost = MakeEvent("gone");
+  lost.type = EventType::kGroupLost;
+  lost.generation = 3;
+  lost.level = EventLevel::kError;
+  Insert("job");
+  ASSERT_TRUE(Apply(EventsOf("job", {lost})).ok());
+  const EventRecord got = store_->Events("job", 1, 10)->at(0);
+  EXPECT_EQ(got.type, EventType::kGroupLost);
+  EXPECT_EQ(got.generation, 3u);
+  EXPECT_EQ(got.level, EventLevel::kError);
 }
 
 TEST_P(JobStoreSuite, AChangeIsAllOrNothing) {

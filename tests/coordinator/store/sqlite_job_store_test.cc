@@ -73,13 +73,17 @@ TEST(SqliteJobStoreTest, RefusesADamagedFile) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("restore it from a backup"));
 }
 
-TEST(SqliteJobStoreTest, RefusesNewerAndForeignFiles) {
+TEST(SqliteJobStoreTest, RefusesNewerOlderAndForeignFiles) {
   TempDir dir;
   { auto store = OpenSqliteJobStore(dir.File("jobs.db")).value(); }
-  { ASSERT_TRUE(SqliteDatabase::Open(dir.File("jobs.db")).value()->Execute("PRAGMA user_version = 2").ok()); }
+  { ASSERT_TRUE(SqliteDatabase::Open(dir.File("jobs.db")).value()->Execute("PRAGMA user_version = 3").ok()); }
   Status status = OpenSqliteJobStore(dir.File("jobs.db")).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 2, this program knows 1"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 3, this program knows 2"));
+  { ASSERT_TRUE(SqliteDatabase::Open(dir.File("jobs.db")).value()->Execute("PRAGMA user_version = 1").ok()); }
+  status = OpenSqliteJobStore(dir.File("jobs.db")).status();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 1 of an older release"));
   { ASSERT_TRUE(SqliteDatabase::Open(dir.File("other.db")).value()->Execute("CREATE TABLE t (a)").ok()); }
   status = OpenSqliteJobStore(dir.File("other.db")).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);

@@ -100,8 +100,7 @@ class StatusPageTest : public testing::Test {
 
   void Register(const std::string& id, WorkerKind kind) {
     RegisterInput input;
-    input.worker_id = id;
-    input.incarnation = "1";
+    input.from = {id, "1"};
     input.kind = kind;
     input.address = "127.0.0.1:1";
     input.device = "cpu";
@@ -124,8 +123,7 @@ class StatusPageTest : public testing::Test {
   void Beat(const std::string& id, const std::string& job, uint64_t generation,
             std::optional<JobProgress> progress = {}, std::vector<EventRecord> events = {}) {
     HeartbeatInput input;
-    input.worker_id = id;
-    input.incarnation = "1";
+    input.from = {id, "1"};
     input.job_id = job;
     input.generation = generation;
     input.progress = std::move(progress);
@@ -211,11 +209,11 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   Beat("s0", id, 1, Report(0, 30, 30, 0.5));
   EXPECT_EQ(Api("jobs")["jobs"].at(0)["done_steps"], 30);
   ASSERT_TRUE(
-      coordinator_->CommitStage("s0", id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4}).ok());
+      coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4}).ok());
   job = Api("jobs")["jobs"].at(0);
   EXPECT_EQ(job["done_steps"], 117);
   EXPECT_EQ(job["stage"], 1);
-  ASSERT_TRUE(coordinator_->CommitStage("s0", id, 1, {.stage = 1, .accuracy = 0.75}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 1, .accuracy = 0.75}).ok());
   ASSERT_TRUE(coordinator_->FinishJob("s0", id, 1, {.safetensors = "w", .student_accuracy = 0.75}).ok());
   job = Api("jobs")["jobs"].at(0);
   EXPECT_EQ(job["state"], "succeeded");
@@ -232,7 +230,7 @@ TEST_F(StatusPageTest, TellsAllAboutOneJob) {
   const std::string id = RunJob();
   Beat("s0", id, 1, Report(0, 30, 30, 0.5));
   ASSERT_TRUE(
-      coordinator_->CommitStage("s0", id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4}).ok());
+      coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4}).ok());
   const json job = Api("jobs/" + id);
   EXPECT_EQ(job["id"], id);
   EXPECT_EQ(job["state"], "JOB_STATE_RUNNING");
@@ -278,11 +276,11 @@ TEST_F(StatusPageTest, ValuesThatAreNoNumbersArrive) {
   EXPECT_EQ(Api("jobs/" + id + "/history")["points"].at(0)["loss"], "NaN");
 }
 
-// The page and the report find the groups of ranks in the coordinator's own events.
+// The page and the report find the groups of ranks by the types of events.
 TEST_F(StatusPageTest, EventsTellOfGroupsAsThePageReadsThem) {
   Serve();
   const std::string id = RunJob();
-  ASSERT_TRUE(coordinator_->ReportFailure("s1", id, 1, "lost a peer", /*retryable=*/true).ok());
+  ASSERT_TRUE(coordinator_->ReportFailure({"s1", "1"}, id, 1, FailureKind::kPassing, "lost a peer").ok());
   Beat("s0", "", 0);
   Beat("s1", "", 0);
   ASSERT_EQ(coordinator_->Get(id)->status.generation, 2u);
@@ -292,15 +290,16 @@ TEST_F(StatusPageTest, EventsTellOfGroupsAsThePageReadsThem) {
   const json stored = Api("jobs/" + id + "/events");
   for (const json& event : stored["events"]) {
     v1::JobEvent& one = events.emplace_back();
-    one.set_source(event["source"].get<std::string>());
-    one.set_text(event["text"].get<std::string>());
+    v1::EventType type = v1::EVENT_TYPE_UNSPECIFIED;
+    ASSERT_TRUE(v1::EventType_Parse(event["type"].get<std::string>(), &type)) << event;
+    one.set_type(type);
+    one.set_generation(std::stoull(event["generation"].get<std::string>()));
     one.set_time(event["time"].get<double>());
-    // The expressions of job.js.
-    if (std::regex_search(one.text(), std::regex("^generation (\\d+): "))) kinds.push_back("formed");
-    if (one.text().starts_with("group lost: ")) kinds.push_back("lost");
+    if (type == v1::EVENT_TYPE_GROUP_FORMED || type == v1::EVENT_TYPE_GROUP_LOST) kinds.push_back(event["type"]);
   }
-  EXPECT_THAT(kinds, ElementsAre("formed", "lost", "formed"));
-  EXPECT_THAT(Get("/assets/job.js").body, AllOf(HasSubstr("/^generation (\\d+): /"), HasSubstr("group lost: ")));
+  EXPECT_THAT(kinds, ElementsAre("EVENT_TYPE_GROUP_FORMED", "EVENT_TYPE_GROUP_LOST", "EVENT_TYPE_GROUP_FORMED"));
+  EXPECT_THAT(Get("/assets/job.js").body,
+              AllOf(HasSubstr("'EVENT_TYPE_GROUP_FORMED'"), HasSubstr("'EVENT_TYPE_GROUP_LOST'")));
   const std::vector<cli::RankGroup> groups = cli::GroupsOf(events);
   ASSERT_EQ(groups.size(), 2u);
   EXPECT_EQ(groups[0].generation, 1u);

@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 // What a rank told the coordinator, in order; always acknowledged. `on_progress` runs on the training thread.
 class RecordedFleet : public FleetClient {
  public:
-  void SetCurrent(const std::string& job_id, uint64_t, uint32_t) override {
+  void SetCurrent(const std::string& job_id, uint64_t) override {
     absl::MutexLock lock(&mutex_);
     current_ = job_id;
   }
@@ -36,9 +36,12 @@ class RecordedFleet : public FleetClient {
     absl::MutexLock lock(&mutex_);
     progress_.push_back(progress);
   }
-  void ReportEvent(const std::string&, EventLevel, const std::string& text) override {
+  void ReportEvent(const std::string&, EventLevel, EventType, const std::string& text) override {
     absl::MutexLock lock(&mutex_);
     events_.push_back(text);
+  }
+  Status ReportResume(const std::string&, uint64_t, uint32_t, uint64_t, const std::string&) override {
+    return OkStatus();
   }
   Status CommitStage(const std::string&, uint64_t, const JobStageResult& result) override {
     absl::MutexLock lock(&mutex_);
@@ -58,7 +61,7 @@ class RecordedFleet : public FleetClient {
     finished_.push_back(artifacts);
     return OkStatus();
   }
-  Status ReportFailure(const std::string&, uint64_t, const std::string& message, bool) override {
+  Status ReportFailure(const std::string&, uint64_t, FailureKind, const std::string& message) override {
     absl::MutexLock lock(&mutex_);
     failures_.push_back(message);
     return OkStatus();
