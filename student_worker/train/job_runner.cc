@@ -283,8 +283,8 @@ Status Job::FormGroup() {
     Phase(reason);
     if (seconds < kLongWaitForRanks.count() || told) return;
     told = true;
-    Event(EventLevel::kWarning, StrCat("rank ", assignment_.rank, " is ", reason, " since ",
-                                       static_cast<int64_t>(seconds), " s"));
+    Event(EventLevel::kWarning, EventType::kGeneral,
+          StrCat("rank ", assignment_.rank, " is ", reason, " since ", static_cast<int64_t>(seconds), " s"));
   };
   DISTILL_ASSIGN_OR_RETURN(group_, distill::FormGroup(options, store, control_));
   lockstep_ = std::make_unique<Lockstep>(
