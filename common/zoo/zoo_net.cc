@@ -11,6 +11,7 @@
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/narrow_conv.h"
 
 namespace distill {
 namespace {
@@ -120,8 +121,13 @@ struct ZooNet::Run {
       case ModuleKind::kBasicBlock:
       case ModuleKind::kBottleneck:
         return Block(node, x);
-      case ModuleKind::kConv2d:
-        return static_cast<torch::nn::Conv2dImpl&>(*node.module).forward(x);
+      case ModuleKind::kConv2d: {
+        auto& conv = static_cast<torch::nn::Conv2dImpl&>(*node.module);
+        if (x.is_cpu() && !def.bias && IsNarrowStridedPointwise(def.in, def.kernel, def.stride)) {
+          return StridedPointwiseConv(x, conv.weight, def.stride);
+        }
+        return conv.forward(x);
+      }
       case ModuleKind::kBatchNorm2d:
         return static_cast<torch::nn::BatchNorm2dImpl&>(*node.module).forward(x);
       case ModuleKind::kRelu:
