@@ -22,6 +22,7 @@
 #include "common/nearest_name.h"
 #include "common/plan/plan_codec.h"
 #include "common/rpc/channel.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "common/wire/proto_codec.h"
 #include "distill/v1/features.grpc.pb.h"
@@ -70,9 +71,8 @@ class FeatureServiceImpl final : public FeatureService {
   void Drain() override;
   bool WaitIdle(std::chrono::milliseconds timeout) override {
     absl::MutexLock lock(&mutex_);
-    return mutex_.AwaitWithTimeout(absl::Condition(
-                                       +[](std::set<Stream*>* live) { return live->empty(); }, &live_),
-                                   absl::FromChrono(timeout));
+    return AwaitFor(&mutex_, absl::Condition(+[](std::set<Stream*>* live) { return live->empty(); }, &live_),
+                    absl::FromChrono(timeout));
   }
 
   // Null while loading.

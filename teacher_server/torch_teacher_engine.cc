@@ -19,6 +19,7 @@
 #include "common/hash/sha256.h"
 #include "common/log.h"
 #include "common/safetensors/safetensors.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
 #include "common/zoo/model_metadata.h"
@@ -239,9 +240,8 @@ class TorchTeacherEngine final : public TeacherEngine {
   bool Drain(std::chrono::milliseconds timeout) override {
     absl::MutexLock lock(&mutex_);
     accepting_ = false;
-    return mutex_.AwaitWithTimeout(absl::Condition(
-                                       +[](uint64_t* outstanding) { return *outstanding == 0; }, &outstanding_),
-                                   absl::FromChrono(timeout));
+    return AwaitFor(&mutex_, absl::Condition(+[](uint64_t* outstanding) { return *outstanding == 0; }, &outstanding_),
+                    absl::FromChrono(timeout));
   }
 
   void Stop() override {

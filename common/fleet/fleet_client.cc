@@ -17,6 +17,7 @@
 #include "common/fleet/fleet_codec.h"
 #include "common/log.h"
 #include "common/rpc/channel.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "common/utf8.h"
 #include "distill/v1/fleet.grpc.pb.h"
@@ -91,13 +92,13 @@ class GrpcFleetClient : public FleetClient {
 
   // First registration, then the heartbeat.
   Status Connect() {
-    const absl::Time deadline = absl::Now() + absl::FromChrono(options_.connect_timeout);
+    const absl::Duration deadline = SteadyNow() + absl::FromChrono(options_.connect_timeout);
     absl::Duration backoff = kFirstBackoff;
     for (;;) {
-      const Status status = Register(std::min(kCallTimeout, std::max(deadline - absl::Now(), kFirstBackoff)));
+      const Status status = Register(std::min(kCallTimeout, std::max(deadline - SteadyNow(), kFirstBackoff)));
       if (status.ok()) break;
       if (!MayRetry(status)) return status;
-      if (absl::Now() + backoff >= deadline) {
+      if (SteadyNow() + backoff >= deadline) {
         return absl::UnavailableError(StrCat("no coordinator answered at ", options_.coordinator, " within ",
                                              absl::ToDoubleSeconds(absl::FromChrono(options_.connect_timeout)),
                                              " s; start it, or correct --coordinator (", status.message(), ")"));
@@ -180,7 +181,7 @@ class GrpcFleetClient : public FleetClient {
     draining_ = true;
     beat_now_ = true;
     const auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return drained_ || stopped_; };
-    mutex_.AwaitWithTimeout(absl::Condition(&done), kDrainTimeout);
+    AwaitFor(&mutex_, absl::Condition(&done), kDrainTimeout);
   }
 
   void Stop() override {
@@ -235,13 +236,13 @@ class GrpcFleetClient : public FleetClient {
   // Calls until answered, at most `patience`.
   template <typename Response, typename Request>
   Status Report(std::string_view what, Method<Request, Response> method, Request request, absl::Duration patience) {
-    const absl::Time start = absl::Now();
+    const absl::Duration start = SteadyNow();
     absl::Duration backoff = kFirstBackoff;
     for (bool told = false;;) {
       Response response;
       Sign(&request);  // the epoch may have grown since
       const Status status = Call(what, method, request, &response, std::min(2 * kCallTimeout, patience));
-      const absl::Duration passed = absl::Now() - start;
+      const absl::Duration passed = SteadyNow() - start;
       const bool unknown_yet = status.code() == StatusCode::kNotFound && passed < kNotFoundPatience;
       if (status.ok() || (!MayRetry(status) && !unknown_yet) || passed + backoff > patience) return status;
       if (!told)
@@ -249,7 +250,7 @@ class GrpcFleetClient : public FleetClient {
                    {{"report", what}, {"error", status.ToString()}});
       told = true;
       absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopped_), backoff))
+      if (AwaitFor(&mutex_, absl::Condition(&stopped_), backoff))
         return absl::CancelledError(StrCat(what, ": stopped"));
       backoff = std::min(2 * backoff, kLongestBackoff);
     }
@@ -296,7 +297,7 @@ class GrpcFleetClient : public FleetClient {
       {
         absl::MutexLock lock(&mutex_);
         const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return beat_now_ || stopped_; };
-        mutex_.AwaitWithTimeout(absl::Condition(&due), wait);
+        AwaitFor(&mutex_, absl::Condition(&due), wait);
         if (stopped_) return;
         beat_now_ = false;
       }

@@ -6,6 +6,7 @@
 #include "common/rendezvous/kv_client.h"
 #include "common/rendezvous/kv_limits.h"
 #include "common/rpc/channel.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "distill/v1/store.grpc.pb.h"
 
@@ -132,11 +133,11 @@ class CoordinatorKvClient : public KvClient {
   // For calls whose repetition changes nothing.
   template <typename Request, typename Response>
   Status Repeat(std::string_view what, Method<Request, Response> method, Request* request, Response* response) {
-    const absl::Time deadline = absl::Now() + kOperationTimeout;
+    const absl::Duration deadline = SteadyNow() + kOperationTimeout;
     for (absl::Duration backoff = kFirstBackoff;; backoff = std::min(2 * backoff, kLongestBackoff)) {
       const Status status = Call(what, method, request, response, kRoundTrip, false);
       if (!IsAway(status)) return status;
-      if (absl::Now() + backoff > deadline) return Away(status);
+      if (SteadyNow() + backoff > deadline) return Away(status);
       absl::SleepFor(backoff);
     }
   }
@@ -152,19 +153,19 @@ class CoordinatorKvClient : public KvClient {
   template <typename Request, typename Response>
   Status WaitInPieces(std::string_view what, const std::string& missing, Method<Request, Response> method,
                       Request* request, Response* response, std::chrono::milliseconds timeout) {
-    const absl::Time deadline = absl::Now() + absl::FromChrono(std::max(timeout, std::chrono::milliseconds(0)));
+    const absl::Duration deadline = SteadyNow() + absl::FromChrono(std::max(timeout, std::chrono::milliseconds(0)));
     absl::Duration backoff = kFirstBackoff;
     for (;;) {
-      const absl::Time start = absl::Now();
+      const absl::Duration start = SteadyNow();
       const absl::Duration piece = std::clamp(deadline - start, absl::ZeroDuration(), kWaitPiece);
       request->set_timeout_ms(
           static_cast<uint32_t>(absl::ToInt64Milliseconds(absl::Ceil(piece, absl::Milliseconds(1)))));
       const Status status = Call(what, method, request, response, piece + kRoundTrip, false);
       // A deadline that passed on the server ("not there yet") is an answer; one that passed here is not.
       const bool not_yet = status.code() == StatusCode::kNotFound ||
-                           (status.code() == StatusCode::kDeadlineExceeded && absl::Now() - start < piece + kRoundTrip);
+                           (status.code() == StatusCode::kDeadlineExceeded && SteadyNow() - start < piece + kRoundTrip);
       if (!not_yet && !IsAway(status)) return status;
-      const absl::Time now = absl::Now();
+      const absl::Duration now = SteadyNow();
       if (now >= deadline) {
         if (!not_yet) return Away(status);
         return absl::DeadlineExceededError(

@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "common/rendezvous/kv_client.h"
 #include "common/rendezvous/kv_limits.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -71,7 +72,7 @@ class LocalKvClient : public KvClient {
     DISTILL_RETURN_IF_ERROR(CheckKvKeys(keys));
     absl::MutexLock lock(&mutex_);
     const auto all = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return HasAll(keys); };
-    if (mutex_.AwaitWithTimeout(absl::Condition(&all), absl::FromChrono(timeout))) return OkStatus();
+    if (AwaitFor(&mutex_, absl::Condition(&all), absl::FromChrono(timeout))) return OkStatus();
     const auto missing =
         std::find_if(keys.begin(), keys.end(), [&](const std::string& key) { return !values_.contains(key); });
     return absl::DeadlineExceededError(

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "absl/strings/numbers.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -42,7 +43,6 @@ RendezvousStore::~RendezvousStore() {
   {
     absl::MutexLock lock(&mutex_);
     stop_ = true;
-    wake_.Signal();
     left = TakeIf([](const Wait&) { return true; },
                   [](const Wait&) { return absl::UnavailableError("the coordinator is stopping"); });
   }
@@ -232,9 +232,9 @@ uint64_t RendezvousStore::WaitFor(const Scope& scope, const std::vector<std::str
       answer = absl::UnavailableError("the coordinator is stopping");
     } else {
       const uint64_t ticket = next_ticket_++;
-      waits_[ticket] = {scope, keys, absl::Now() + std::clamp(timeout, absl::ZeroDuration(), kMaxWait),
+      waits_[ticket] = {scope, keys, SteadyNow() + std::clamp(timeout, absl::ZeroDuration(), kMaxWait),
                         std::move(done)};
-      wake_.Signal();
+      waits_changed_ = true;
       return ticket;
     }
   }
@@ -269,11 +269,13 @@ void RendezvousStore::ExpireLoop() {
     Deferred expired;
     {
       absl::MutexLock lock(&mutex_);
-      if (stop_) return;
-      absl::Time earliest = absl::InfiniteFuture();
+      absl::Duration earliest = absl::InfiniteDuration();
       for (const auto& [ticket, wait] : waits_) earliest = std::min(earliest, wait.deadline);
-      if (earliest > absl::Now()) wake_.WaitWithDeadline(&mutex_, earliest);
-      const absl::Time now = absl::Now();
+      waits_changed_ = false;
+      const auto woken = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stop_ || waits_changed_; };
+      AwaitFor(&mutex_, absl::Condition(&woken), earliest - SteadyNow());
+      if (stop_) return;
+      const absl::Duration now = SteadyNow();
       expired =
           TakeIf([&](const Wait& wait) { return wait.deadline <= now; }, [&](const Wait& wait) { return Late(wait); });
     }

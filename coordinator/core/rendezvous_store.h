@@ -75,7 +75,7 @@ class RendezvousStore {
   struct Wait {
     Scope scope;
     std::vector<std::string> keys;
-    absl::Time deadline;
+    absl::Duration deadline;  // on the steady clock
     WaitDone done;
   };
   struct Space {
@@ -103,7 +103,7 @@ class RendezvousStore {
   std::map<uint64_t, Wait> waits_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::CondVar wake_;
+  bool waits_changed_ ABSL_GUARDED_BY(mutex_) = false;  // since "kv-expire" looked
   std::thread expire_;
 };
 

@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include "common/steady_wait.h"
+
 namespace distill {
 
 Ticker::Ticker(const std::string& name, absl::Duration interval, std::function<void()> tick)
@@ -23,7 +25,7 @@ void Ticker::Loop(absl::Duration interval, const std::function<void()>& tick) {
   while (true) {
     {
       absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stop_), interval)) return;
+      if (AwaitFor(&mutex_, absl::Condition(&stop_), interval)) return;
     }
     tick();
   }

@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/log.h"
 #include "common/rpc/channel.h"
+#include "common/steady_wait.h"
 #include "student_worker/feature/answer_assembler.h"
 #include "student_worker/feature/teacher_connection.h"
 
@@ -253,7 +254,7 @@ void TeacherPool::Core::Run() {
       if (deadline == Clock::time_point::max()) {
         mu_.Await(absl::Condition(&ready));
       } else {
-        mu_.AwaitWithTimeout(absl::Condition(&ready), absl::FromChrono(deadline - Clock::now()));
+        AwaitFor(&mu_, absl::Condition(&ready), absl::FromChrono(deadline - Clock::now()));
       }
       tasks.swap(tasks_);
       wake_ = false;

@@ -10,8 +10,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/steady_wait.h"
 
 namespace distill {
 namespace {
@@ -157,8 +157,8 @@ StatusOr<StepInput> StepPipeline::Next(std::chrono::milliseconds timeout) {
   auto loaded = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) {
     return state_->stopped || !state_->loader_error.ok() || state_->ring.contains(next_step_);
   };
-  const absl::Time deadline = absl::Now() + absl::FromChrono(timeout);
-  const bool in_time = state_->mu.AwaitWithDeadline(absl::Condition(&loaded), deadline);
+  const absl::Duration deadline = SteadyNow() + absl::FromChrono(timeout);
+  const bool in_time = AwaitFor(&state_->mu, absl::Condition(&loaded), deadline - SteadyNow());
   const double data_seconds = SecondsSince(start);
   data_seconds_ += data_seconds;
   if (!in_time) {
@@ -168,7 +168,7 @@ StatusOr<StepInput> StepPipeline::Next(std::chrono::milliseconds timeout) {
   if (!state_->ring.contains(next_step_)) return state_->loader_error;
   State::Slot* const slot = &state_->ring.at(next_step_);
   auto complete = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mu) { return state_->stopped || slot->features_ready; };
-  const bool complete_in_time = state_->mu.AwaitWithDeadline(absl::Condition(&complete), deadline);
+  const bool complete_in_time = AwaitFor(&state_->mu, absl::Condition(&complete), deadline - SteadyNow());
   feature_seconds_ += SecondsSince(start) - data_seconds;
   if (!complete_in_time) {
     return absl::DeadlineExceededError(absl::StrCat("the features of step ", next_step_, " are not there yet"));

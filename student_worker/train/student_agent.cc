@@ -4,6 +4,7 @@
 
 #include "absl/time/time.h"
 #include "common/log.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -139,7 +140,7 @@ void StudentAgent::Shutdown(std::chrono::milliseconds grace) {
   if (control != nullptr) control->Terminate();
   {
     absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithTimeout(absl::Condition(&stopped_), absl::FromChrono(grace));
+    AwaitFor(&mutex_, absl::Condition(&stopped_), absl::FromChrono(grace));
     if (stopped_) control.reset();
   }
   if (control != nullptr) {

@@ -8,6 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/steady_wait.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -67,7 +68,7 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint
         auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(tally->mutex) {
           return !tally->error.ok() || tally->in_flight <= limit;
         };
-        const bool met = tally->mutex.AwaitWithTimeout(absl::Condition(&ready), absl::Milliseconds(200));
+        const bool met = AwaitFor(&tally->mutex, absl::Condition(&ready), absl::Milliseconds(200));
         if (met) return tally->error;
       }
       if (!tick()) return absl::CancelledError("the teacher's evaluation was stopped");

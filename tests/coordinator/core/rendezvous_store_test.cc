@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/synchronization/notification.h"
+#include "tests/harness/wall_clock.h"
 
 namespace distill {
 namespace {
@@ -75,6 +76,22 @@ TEST_F(RendezvousStoreTest, AWaitRunsOut) {
   answered_.WaitForNotification();
   EXPECT_EQ(answer_.status().code(), StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(answer_.status().message()), HasSubstr("'k'"));
+}
+
+TEST_F(RendezvousStoreTest, AWallClockThatIsSetForwardEndsNoWait) {
+  Wait();
+  const WallClockAhead ahead(std::chrono::hours(1));
+  absl::Notification looked;
+  store_.WaitFor(kOne, {"other"}, absl::ZeroDuration(), [&](StatusOr<std::string>) { looked.Notify(); });
+  looked.WaitForNotification();
+  EXPECT_FALSE(answered_.HasBeenNotified());
+}
+
+TEST_F(RendezvousStoreTest, AWallClockThatIsSetBackDelaysNoWait) {
+  const WallClockAhead ahead(std::chrono::hours(1));  // of what the kernel waits for
+  Wait(absl::Milliseconds(1));
+  answered_.WaitForNotification();
+  EXPECT_EQ(answer_.status().code(), StatusCode::kDeadlineExceeded);
 }
 
 TEST_F(RendezvousStoreTest, ANewGenerationEndsTheWaitsOfTheOld) {
