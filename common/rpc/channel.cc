@@ -9,6 +9,7 @@
 
 #include "common/rpc/address.h"
 #include "common/rpc/rpc_internal.h"
+#include "common/rpc/security_files.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -74,6 +75,7 @@ StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address,
   arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 2000);
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  for (const auto& [name, value] : kNoCompression) arguments.SetInt(name, value);
 
   std::vector<std::unique_ptr<grpc::experimental::ClientInterceptorFactoryInterface>> interceptors;
   if (!files.token.empty()) interceptors.push_back(std::make_unique<TokenInterceptorFactory>(files.token));

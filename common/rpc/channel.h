@@ -19,10 +19,10 @@ inline constexpr int kMaxMessageBytes = 64 << 20;
 
 // A channel to host:port of its own (gRPC would silently share connections between equal channels). It connects at the
 // first call and reconnects within about a second of a server's return; a dead peer is noticed within 30 s (keepalive).
-// Proxy variables of the environment are ignored. TLS when `ca_file` or `cert_file` is given: the server's certificate
-// must chain to ca_file (the system's roots without one) and carry the host of `address`. The token, if any, goes with
-// every call, also over plaintext. kInvalidArgument: bad address, unreadable or unparsable file, plaintext to a
-// non-loopback address without `insecure`.
+// Proxy variables of the environment are ignored. Compressed answers are refused, as servers refuse compressed
+// requests. TLS when `ca_file` or `cert_file` is given: the server's certificate must chain to ca_file (the system's
+// roots without one) and carry the host of `address`. The token, if any, goes with every call, also over plaintext.
+// kInvalidArgument: bad address, unreadable or unparsable file, plaintext to a non-loopback address without `insecure`.
 StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address, const RpcSecurity& security);
 
 // gRPC's answer as a Status with the same code and the message "<what> at <address>: <gRPC's text>"; `what` names the

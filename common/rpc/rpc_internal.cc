@@ -16,6 +16,7 @@
 #include "absl/base/call_once.h"
 #include "absl/strings/ascii.h"
 #include "common/log.h"
+#include "common/rpc/security_files.h"
 #include "common/str_cat.h"
 
 namespace distill {

@@ -3,7 +3,6 @@
 #include <grpc/grpc_security.h>
 #include <grpc/slice.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/security/server_credentials.h>
 #include <netdb.h>
 #include <sys/socket.h>
@@ -16,7 +15,9 @@
 #include "common/log.h"
 #include "common/rpc/address.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/health_service.h"
 #include "common/rpc/rpc_internal.h"
+#include "common/rpc/security_files.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -39,7 +40,7 @@ struct TokenCheck {
       if (View(metadata[i].key) == ":path") path = View(metadata[i].value);
       if (View(metadata[i].key) == "authorization") authorization = &metadata[i];
     }
-    if (path.starts_with("/grpc.health.v1.Health/")) {
+    if (path == HealthService::kCheck) {
       done(user_data, nullptr, 0, nullptr, 0, GRPC_STATUS_OK, nullptr);
     } else if (authorization == nullptr) {
       done(user_data, nullptr, 0, nullptr, 0, GRPC_STATUS_UNAUTHENTICATED,
@@ -129,7 +130,7 @@ StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
   }
 
   // Both are process-wide switches of gRPC that act on servers built later.
-  grpc::EnableDefaultHealthCheckService(true);
+  grpc::EnableDefaultHealthCheckService(false);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
@@ -143,8 +144,13 @@ StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreams);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                             static_cast<int>(std::chrono::milliseconds(kHandshakeTimeout).count()));
+  for (const auto& [name, value] : kNoCompression) builder.AddChannelArgument(name, value);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<RpcServer> server(new RpcServer);
+  builder.RegisterCallbackGenericService(server->health_.get());
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr || port == 0) return WhyNotBound(listen);
   server->port_ = port;
@@ -152,11 +158,10 @@ StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
   return server;
 }
 
+RpcServer::RpcServer() : health_(std::make_unique<HealthService>()) {}
 RpcServer::~RpcServer() { Stop(std::chrono::milliseconds(0)); }
 
-void RpcServer::SetServing(bool serving) {
-  if (server_ != nullptr) server_->GetHealthCheckService()->SetServingStatus(serving);
-}
+void RpcServer::SetServing(bool serving) { health_->SetServing(serving); }
 
 void RpcServer::Stop(std::chrono::milliseconds grace) {
   // grpc::Server ignores every Shutdown() after the first, and is thread-safe.

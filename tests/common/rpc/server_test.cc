@@ -1,8 +1,12 @@
 #include "common/rpc/server.h"
 
+#include <arpa/inet.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <future>
@@ -11,6 +15,7 @@
 #include "common/rpc/channel.h"
 #include "distill/v1/features.grpc.pb.h"
 #include "distill/v1/store.grpc.pb.h"
+#include "tests/common/rpc/big_message.h"
 #include "tests/common/rpc/rpc_test_util.h"
 
 namespace distill {
@@ -291,6 +296,81 @@ TEST(RpcServerTest, MessagesOverTheLimitAreRefusedAndTheServerGoesOn) {
   }
   EXPECT_EQ(store.calls, 1);
   EXPECT_TRUE(CallCount(channel).ok());
+}
+
+// A megabyte of gzip may stand for a gigabyte of zeros.
+TEST(RpcServerTest, CompressedMessagesAreRefusedUnpacked) {
+  const TempFile token("s3cret");
+  CountingStore store;
+  auto open = MustStart({}, &store), guarded = MustStart({.security = {.token_file = token.path()}}, &store);
+  ResetPeakMemory();
+  const int before = PeakMemory();
+  const grpc::Status set = SendZeros(open->address(), "/distill.v1.StoreService/Set", 128, true);
+  EXPECT_EQ(set.error_code(), grpc::StatusCode::UNIMPLEMENTED) << set.error_message();
+  EXPECT_NE(set.error_message().find("gzip"), std::string::npos) << set.error_message();
+  EXPECT_FALSE(SendZeros(guarded->address(), "/grpc.health.v1.Health/Check", 128, true).ok());
+  EXPECT_EQ(SendZeros(guarded->address(), "/distill.v1.StoreService/Set", 128, true).error_code(),
+            grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_LT(PeakMemory() - before, 60) << "MiB";
+  EXPECT_EQ(store.calls, 0);
+  EXPECT_TRUE(CallCount(MustConnect(open->address())).ok());
+}
+
+TEST(RpcServerTest, NothingIsReadBeforeTheToken) {
+  const TempFile token("s3cret");
+  CountingStore store;
+  auto server = MustStart({.security = {.token_file = token.path()}}, &store);
+  ResetPeakMemory();
+  const int before = PeakMemory();
+  for (const char* method : {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch",
+                             "/distill.v1.StoreService/Set", "/distill.v1.FeatureService/StreamFeatures"}) {
+    SendZeros(server->address(), method, 60, false);
+  }
+  EXPECT_LT(PeakMemory() - before, 40) << "MiB";
+  EXPECT_EQ(store.calls, 0);
+}
+
+TEST(RpcServerTest, HealthAnswersOneMethodAndHoldsNoStreams) {
+  const TempFile token("s3cret");
+  CountingStore store;
+  auto open = MustStart({}, &store), guarded = MustStart({.security = {.token_file = token.path()}}, &store);
+  EXPECT_EQ(SendZeros(open->address(), "/grpc.health.v1.Health/Watch", 0, false).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(SendZeros(open->address(), "/no.Such/Method", 0, false).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  for (const char* method : {"/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/Check/", "/no.Such/Method"}) {
+    EXPECT_EQ(SendZeros(guarded->address(), method, 0, false).error_code(), grpc::StatusCode::UNAUTHENTICATED)
+        << method;
+  }
+}
+
+// The SETTINGS frame that a server sends first; RFC 9113, section 6.5.
+TEST(RpcServerTest, AConnectionIsToldHowManyCallsItMayHave) {
+  CountingStore store;
+  auto server = MustStart({}, &store);
+  const int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_port = htons(static_cast<uint16_t>(server->port()));
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  ASSERT_EQ(connect(connection, reinterpret_cast<sockaddr*>(&at), sizeof at), 0);
+  const std::string hello("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
+  ASSERT_EQ(write(connection, hello.data(), hello.size()), static_cast<ssize_t>(hello.size()));
+  const auto read_exactly = [&](size_t count) {
+    std::string bytes(count, '\0');
+    EXPECT_EQ(recv(connection, bytes.data(), count, MSG_WAITALL), static_cast<ssize_t>(count));
+    return bytes;
+  };
+  const std::string head = read_exactly(9);
+  ASSERT_EQ(head[3], 4) << "no SETTINGS frame";
+  const std::string settings =
+      read_exactly(static_cast<unsigned char>(head[1]) << 8 | static_cast<unsigned char>(head[2]));
+  close(connection);
+  int streams = -1;
+  for (size_t i = 0; i + 6 <= settings.size(); i += 6) {
+    const auto byte = [&](size_t at) { return static_cast<unsigned char>(settings[i + at]); };
+    if ((byte(0) << 8 | byte(1)) == 3) streams = byte(2) << 24 | byte(3) << 16 | byte(4) << 8 | byte(5);
+  }
+  EXPECT_EQ(streams, RpcServer::kMaxStreams);
 }
 
 TEST(RpcServerTest, StopLetsRunningCallsFinish) {
