@@ -355,6 +355,9 @@ def check_ports(manifests):
             if service is None or int(port) not in [p["port"] for p in service["spec"]["ports"]]:
                 problems.append(f'{name(workload)}: no Service answers at {flags["coordinator"]}')
     for service in manifests.of("Service"):
+        # Programs call each other as soon as they run: teachers before they are ready, a coordinator that has just restarted.
+        if not service["spec"].get("publishNotReadyAddresses"):
+            problems.append(f"{name(service)}: publishes no addresses that are not ready")
         for port in service["spec"]["ports"]:
             for workload in selected(manifests, {"matchLabels": service["spec"]["selector"]}):
                 declared = {p["name"]: p["containerPort"] for p in pod(workload)["containers"][0].get("ports", [])}

@@ -268,6 +268,10 @@ class Mistakes(unittest.TestCase):
             "no Service answers at coordinator:7077",
             lambda m: self.config(m, "teacher", "coordinator:7070", "coordinator:7077"),
         )
+        self.finds(
+            "publishes no addresses that are not ready",
+            lambda m: m.named("Service", "coordinator")["spec"].pop("publishNotReadyAddresses"),
+        )
         self.finds("no HTTP startupProbe", lambda m: self.main(m, "coordinator").pop("startupProbe"))
         self.finds(
             "nothing at port metrics",
