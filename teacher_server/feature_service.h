@@ -3,20 +3,17 @@
 //
 // What a client may rely on, beyond the comments in the .proto:
 // * Every batch gets exactly one end: a response with `last`, or one with `error`. Cancelled ones end with error code
-// CANCELLED
-//   (also in the middle of an answer: chunks already sent are then void); a cancel for an unknown or ended request does
-//   nothing.
+//   CANCELLED (also in the middle of an answer: chunks already sent are then void); a cancel for an unknown or ended
+//   request does nothing.
 // * Answers come in the order in which they were computed, which need not be the order of the requests. One answer's
-// chunks are not
-//   mixed with another's; errors may come between them.
+//   chunks are not mixed with another's; errors may come between them.
 // * Chunks carry at most kChunkBytes of payload. The sum of payload bytes sent never exceeds the credit granted: when
-// less than
-//   a chunk's worth is left, a shorter chunk of exactly the remaining credit goes out, and the rest waits for more.
-//   Errors need no credit. A client that half-closes keeps getting answers as far as its credit reaches; then the
+//   less than a chunk's worth is left, a shorter chunk of exactly the remaining credit goes out, and the rest waits for
+//   more. Errors need no credit. A client that half-closes keeps getting answers as far as its credit reaches; then the
 //   stream ends with FAILED_PRECONDITION, because no more can come.
 // * A wrong batch (shape, size, too many unanswered ones) is refused in band and the stream goes on; a wrong message
-// (malformed,
-//   no `open` first, a second `open`, a request id that is still unanswered) ends the stream with INVALID_ARGUMENT.
+//   (malformed, no `open` first, a second `open`, a request id that is still unanswered) ends the stream with
+//   INVALID_ARGUMENT.
 //
 // States of the service: loading -> serving -> draining. Loading and draining answer UNAVAILABLE; see Drain().
 #ifndef DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_

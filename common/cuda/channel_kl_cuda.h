@@ -1,10 +1,9 @@
 // Channel-wise distillation (CWD), forward and backward in one go, on a GPU: common/kernels/channel_kl.h, which says
 // what is computed, for maps in device memory. Arithmetic and kernels: channel_kl_device.h.
 //
-// Kernels  One where a row fits into the shared memory of one block or of a cluster of up to 16 (compute
-// capability 9.0;
-//          about 29000 positions per block): the maps are read once, the gradient is written once. Longer rows: sums of
-//          segments, their merging, then the gradient from a second read. A last one adds up the rows.
+// Kernels  One where a row fits into the shared memory of one block or of a cluster of up to 16 (compute capability
+//          9.0; about 29000 positions per block): the maps are read once, the gradient is written once. Longer rows:
+//          sums of segments, their merging, then the gradient from a second read. A last one adds up the rows.
 // Types    student and teacher float32, bfloat16 or float16 each; everything inside is float32, sums across threads are
 //          double. The gradient has the student's type.
 // Result   the same in every run on the same device: sums have a fixed order, and there are no atomic operations.

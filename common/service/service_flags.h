@@ -28,11 +28,9 @@ struct ServiceFlags {
 };
 
 // Adds --log-level, --log-json, --http-listen, --ready-file, --config, --tls-ca, --tls-cert, --tls-key, --token-file,
-// --insecure,
-// --version. `flags` is written when the app parses and must live until then.
-// Call after the program's own options were added: every option that `app` has by then gets its environment variable
-// (but --help,
-// --version and --config).
+// --insecure, --version. `flags` is written when the app parses and must live until then. Call after the program's own
+// options were added: every option that `app` has by then gets its environment variable (but --help, --version and
+// --config).
 void AddServiceFlags(CLI::App* app, ServiceFlags* flags);
 // Adds --tls-ca, --tls-cert, --tls-key, --token-file, --insecure only (clients), each with its environment variable.
 void AddSecurityFlags(CLI::App* app, RpcSecurity* security);
@@ -47,8 +45,8 @@ int WaitForSignal();
 void RequestStop();
 
 // /metrics (with the process's own figures), /healthz (always 200 "ok"), /readyz (200 or 503 with the reason from
-// `ready`, empty string = ready), extra routes. `metrics` is not owned and outlives the server; `ready` runs on the server's thread. "off" gives a null
-// pointer. `tls`: see HttpServer.
+// `ready`, empty string = ready), extra routes. `metrics` is not owned and outlives the server; `ready` runs on the
+// server's thread, so it must not wait. "off" gives a null pointer. `tls`: see HttpServer.
 StatusOr<std::unique_ptr<HttpServer>> StartServiceHttp(const std::string& listen, MetricsRegistry* metrics,
                                                        std::function<std::string()> ready,
                                                        std::map<std::string, HttpHandler> extra = {},

@@ -10,8 +10,7 @@
 namespace distill::cli {
 
 // Width and height from the terminal behind `fd` (80 x 24 when it does not say), UTF-8 from the locale, colours from
-// `color`
-// ("always", "never", or "auto": a terminal, not TERM=dumb, and NO_COLOR unset or empty).
+// `color` ("always", "never", or "auto": a terminal, not TERM=dumb, and NO_COLOR unset or empty).
 TextOptions DetectText(int fd, const std::string& color);
 // True when `fd` is a terminal on which lines can be redrawn.
 bool CanRedraw(int fd);

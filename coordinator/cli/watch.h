@@ -17,8 +17,7 @@ namespace distill::cli {
 ExitCode WatchJob(JobClient& client, const v1::Job& job, const Options& options);
 
 // Prints the job's events as they come, until it ends. The event after `options.after` is the first. One JSON object a
-// line with
-// --output json. Returns as WatchJob does, but kExitOk however the job ended.
+// line with --output json. Returns as WatchJob does, but kExitOk however the job ended.
 ExitCode FollowEvents(JobClient& client, const v1::Job& job, const Options& options);
 
 // Waits without printing until `job` has ended, and stores its last state there. OK, or as FollowStream.

@@ -1,7 +1,6 @@
 // Checkpoints of one job on disk: written whole or not at all, verified before use, pruned. No torch here.
 //
-// <root>/stage-<S>-step-<N>/        S: index of the stage, N: steps done in it (N == the stage's steps: a stage
-// boundary)
+// <root>/stage-<S>-step-<N>/        S: index of the stage, N: steps done in it (the stage's steps: a stage boundary)
 //   model.safetensors               the student's parameters and buffers
 //   optimizer.safetensors           optimizer state and adapters of stage S; no tensors at a stage boundary
 //   state.json                      CheckpointState
