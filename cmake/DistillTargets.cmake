@@ -57,6 +57,15 @@ function(distill_binary name)
   target_link_options(${name} PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
 endfunction()
 
+# Programs that load the CUDA plugin at run time: whoever builds them gets it too, where there is nvcc.
+function(distill_loads_cuda_plugin)
+  if(DISTILL_WITH_CUDA)
+    foreach(name ${ARGN})
+      add_dependencies(${name} distill_cuda)
+    endforeach()
+  endif()
+endfunction()
+
 # distill_test(NAME SOURCES a_test.cc LINK lib [TORCH] [LABELS unit] [TIMEOUT 60] [ENVIRONMENT A=b])
 # One program per room or subject; the tests inside are found by ctest one by one.
 function(distill_test name)

@@ -4,10 +4,11 @@
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 namespace distill {
@@ -34,18 +35,44 @@ void MakeNccl(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, 
               c10::intrusive_ptr<c10d::Backend>* backend) {
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = timeout;
-  auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, options);
-  // Connects now, inside the time-out of forming the group, and not in the first operation, where a missing rank would
-  // only hang.
-  group->eagerConnectSingleDevice(c10::Device(c10::DeviceType::CUDA, c10::cuda::current_device()));
-  *backend = std::move(group);
+  *backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, options);
+}
+
+c10d::ProcessGroupNCCL& AsNccl(c10d::Backend& backend) { return static_cast<c10d::ProcessGroupNCCL&>(backend); }
+
+// NCCL's blocking initialisation: what torch itself uses, since its other one hung in NCCL 2.26.
+void ConnectNccl(c10d::Backend& backend, int device) {
+  AsNccl(backend).eagerConnectSingleDevice(
+      c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
 }
 
 void AbortNccl(c10d::Backend& backend) {
   try {
-    static_cast<c10d::ProcessGroupNCCL&>(backend).abort();
+    AsNccl(backend).abort();
   } catch (const std::exception&) {
     // Already broken: what was wanted.
+  }
+}
+
+// c10d's watchdog sets this before it aborts the communicator, so before an operation that failed can look finished.
+std::string NcclError(c10d::Backend& backend) {
+  switch (AsNccl(backend).getError()) {
+    case c10d::ErrorType::SUCCESS:
+      return "";
+    case c10d::ErrorType::TIMEOUT:
+      return "an operation of NCCL did not end within its time-out";
+    case c10d::ErrorType::REMOTE_ERROR:
+      return "another rank's NCCL communicator failed";
+    default:
+      return "the NCCL communicator failed";
+  }
+}
+
+void ReleaseMemory() {
+  try {
+    c10::cuda::CUDACachingAllocator::emptyCache();
+  } catch (const std::exception&) {
+    // A device that is in no state to give memory back says so at the next real call.
   }
 }
 
@@ -76,11 +103,17 @@ std::string RunTatAttention(const TatMaps& maps, const TatOptions& options, cons
 }  // namespace distill
 
 extern "C" __attribute__((visibility("default"))) const distill::CudaPlugin* distill_cuda_plugin() {
-  // c10d reads this when a group is made: 2 = abort the communicator on an error; the default ends the process, but a
-  // lost peer is something that a rank survives here.
-  ::setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", /*overwrite=*/0);
-  static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion, distill::DeviceCount, distill::DeviceName,
-                                             distill::DeviceId,           distill::MakeNccl,    distill::AbortNccl,
-                                             distill::RunChannelKl,       distill::RunTatAttention};
+  static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion,
+                                             CUDART_VERSION,
+                                             distill::DeviceCount,
+                                             distill::DeviceName,
+                                             distill::DeviceId,
+                                             distill::MakeNccl,
+                                             distill::ConnectNccl,
+                                             distill::AbortNccl,
+                                             distill::NcclError,
+                                             distill::ReleaseMemory,
+                                             distill::RunChannelKl,
+                                             distill::RunTatAttention};
   return &plugin;
 }

@@ -19,16 +19,26 @@ inline constexpr int kCudaPluginVersion = 3;
 
 struct CudaPlugin {
   int version;
+  int cuda_version;  // what it was compiled for, as CUDA numbers them: 13000
   // Throws nothing; 0 without a driver.
   int (*device_count)();
   std::string (*device_name)(int index);
   std::string (*device_id)(int index);
-  // A ProcessGroupNCCL on the current device. Operations are enqueued on the caller's current stream; a failure is
-  // cleaned up and reported, the process is not ended. Throws c10::Error.
+  // A ProcessGroupNCCL, not connected yet. Operations are enqueued on the caller's current stream; a failure is cleaned
+  // up and reported, the process is not ended. Throws c10::Error.
   void (*make_nccl)(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::chrono::milliseconds timeout,
                     c10::intrusive_ptr<c10d::Backend>* backend);
-  // REQUIRES: made by make_nccl. From any thread. Throws nothing.
+  // The next three: REQUIRES: made by make_nccl.
+  // Connects with all ranks, on the device of that index. Blocks, without limit while a rank is missing. Throws
+  // c10::Error.
+  void (*connect_nccl)(c10d::Backend& backend, int device);
+  // From any thread. Throws nothing. Does not end a connect_nccl() that waits for a missing rank.
   void (*abort_nccl)(c10d::Backend& backend);
+  // What went wrong with the operations so far, "" for nothing. From any thread. Throws nothing.
+  std::string (*nccl_error)(c10d::Backend& backend);
+
+  // Gives the memory that the allocator keeps for later back to the device, for other processes. Throws nothing.
+  void (*release_memory)();
 
   // ChannelKlCuda() and TatAttentionCuda() on the current stream, with scratch memory of torch's allocator (the
   // outputs' `scratch` is not read). Empty, or what went wrong. Throws c10::Error when device memory is short.

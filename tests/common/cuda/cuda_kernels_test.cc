@@ -9,6 +9,7 @@
 #include "common/cuda/cuda_runtime.h"
 #include "common/kernels/channel_kl.h"
 #include "common/kernels/tat_attention.h"
+#include "tests/common/cuda/gpu_test.h"
 
 namespace distill {
 namespace {
@@ -18,8 +19,7 @@ using torch::Tensor;
 class CudaKernelsTest : public testing::Test {
  protected:
   void SetUp() override {
-    const Status loaded = LoadCudaRuntime();
-    if (!loaded.ok()) GTEST_SKIP() << "no GPU to run on: " << loaded;
+    DISTILL_NEED_GPU();
     plugin_ = LoadedCudaPlugin();
     torch::manual_seed(1);
   }

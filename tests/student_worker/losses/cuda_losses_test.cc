@@ -1,5 +1,6 @@
 // Every loss on a GPU against itself on the CPU. Skipped where there is none.
 #include "common/cuda/cuda_runtime.h"
+#include "tests/common/cuda/gpu_test.h"
 #include "tests/student_worker/losses/every_loss.h"
 
 namespace distill {
@@ -8,8 +9,8 @@ namespace {
 class CudaLossTest : public EveryLossTest {
  protected:
   void SetUp() override {
-    const Status loaded = LoadCudaRuntime();
-    if (!loaded.ok()) GTEST_SKIP() << "no GPU to run on: " << loaded;
+    DISTILL_NEED_GPU();
+    at::globalContext().setAllowTF32CuDNN(false);  // the adapters' convolutions: both sides compute in float32
   }
 };
 
@@ -33,7 +34,7 @@ TEST_P(CudaLossTest, EqualsTheCpus) {
       if (inputs.teacher.defined()) inputs.teacher = inputs.teacher.to(torch::kCUDA);
       if (inputs.labels.defined()) inputs.labels = inputs.labels.to(torch::kCUDA);
       const LossAndGradient got = Differentiate(*on_gpu, inputs);
-      const double epsilon = dtype == torch::kFloat32 ? 1e-3 : 1e-2;  // convolutions may use TF32
+      const double epsilon = dtype == torch::kFloat32 ? 1e-3 : 1e-2;
       EXPECT_NEAR(got.loss, want.loss, epsilon * std::max(1.0, want.loss)) << dtype << (last ? ", channels last" : "");
       const torch::Tensor expected = want.gradient.to(torch::kFloat64);
       EXPECT_LE((got.gradient.cpu().to(torch::kFloat64) - expected).norm().item<double>(),
