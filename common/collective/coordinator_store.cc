@@ -9,31 +9,52 @@
 namespace distill {
 namespace {
 
+// How soon a wait sees Abort().
+constexpr std::chrono::milliseconds kWaitPiece{200};
+
+StatusCode CodeOf(const Status& status) { return status.code(); }
+StatusCode CodeOf(const StatusOr<std::string>& value) { return value.status().code(); }
+
 std::string ToString(const std::vector<uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 std::vector<uint8_t> ToBytes(const std::string& text) { return {text.begin(), text.end()}; }
 
 }  // namespace
 
-CoordinatorStore::CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout,
-                                   Clock::time_point deadline)
-    : c10d::Store(timeout), client_(std::move(client)), deadline_(deadline) {}
+CoordinatorStore::CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout)
+    : CoordinatorStore(std::move(client), timeout, std::make_shared<std::atomic<bool>>(false)) {}
 
-void CoordinatorStore::ClearDeadline() {
-  const absl::MutexLock lock(&mutex_);
-  deadline_ = Clock::time_point::max();
-}
+CoordinatorStore::CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout,
+                                   std::shared_ptr<std::atomic<bool>> aborted)
+    : c10d::Store(timeout), client_(std::move(client)), aborted_(std::move(aborted)) {}
 
 Status CoordinatorStore::first_error() const {
   const absl::MutexLock lock(&mutex_);
   return first_error_;
 }
 
-std::chrono::milliseconds CoordinatorStore::Bounded(std::chrono::milliseconds timeout) const {
-  const absl::MutexLock lock(&mutex_);
+template <typename F>
+auto CoordinatorStore::InPieces(std::chrono::milliseconds timeout, const F& wait) {
   if (timeout == kNoTimeout) timeout = timeout_;
-  if (deadline_ == Clock::time_point::max()) return timeout;
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - Clock::now());
-  return std::clamp(left, std::chrono::milliseconds(1), timeout);
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (true) {
+    ThrowIfAborted();
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    auto result = wait(std::clamp(left, std::chrono::milliseconds(0), kWaitPiece));
+    if (CodeOf(result) != StatusCode::kDeadlineExceeded) return result;
+    if (left <= kWaitPiece) {
+      result = absl::DeadlineExceededError(StrCat("not there within ", timeout.count(), " ms"));
+      return result;
+    }
+  }
+}
+
+void CoordinatorStore::ThrowIfAborted() const {
+  if (*aborted_) C10_THROW_ERROR(DistStoreError, "rendezvous store: the group was aborted");
+}
+
+KvClient& CoordinatorStore::Client() const {
+  ThrowIfAborted();
+  return *client_;
 }
 
 void CoordinatorStore::Check(const Status& status, std::string_view what) {
@@ -46,47 +67,47 @@ void CoordinatorStore::Check(const Status& status, std::string_view what) {
 }
 
 c10::intrusive_ptr<c10d::Store> CoordinatorStore::clone() {
-  const absl::MutexLock lock(&mutex_);
-  return c10::make_intrusive<CoordinatorStore>(client_, timeout_, deadline_);
+  return c10::make_intrusive<CoordinatorStore>(client_, timeout_, aborted_);
 }
 
 void CoordinatorStore::set(const std::string& key, const std::vector<uint8_t>& value) {
-  Check(client_->Set(key, ToString(value)), "set");
+  Check(Client().Set(key, ToString(value)), "set");
 }
 
 std::vector<uint8_t> CoordinatorStore::compareSet(const std::string& key, const std::vector<uint8_t>& expected,
                                                   const std::vector<uint8_t>& desired) {
-  const StatusOr<std::string> value = client_->CompareSet(key, ToString(expected), ToString(desired));
+  const StatusOr<std::string> value = Client().CompareSet(key, ToString(expected), ToString(desired));
   Check(value.status(), "compare and set");
   return ToBytes(*value);
 }
 
 std::vector<uint8_t> CoordinatorStore::get(const std::string& key) {
-  const StatusOr<std::string> value = client_->Get(key, Bounded(timeout_));
+  const auto value =
+      InPieces(timeout_, [&](std::chrono::milliseconds piece) { return Client().Get(key, piece); });
   Check(value.status(), "get");
   return ToBytes(*value);
 }
 
 int64_t CoordinatorStore::add(const std::string& key, int64_t amount) {
-  const StatusOr<int64_t> sum = client_->Add(key, amount);
+  const StatusOr<int64_t> sum = Client().Add(key, amount);
   Check(sum.status(), "add");
   return *sum;
 }
 
 bool CoordinatorStore::deleteKey(const std::string& key) {
-  const StatusOr<bool> existed = client_->Delete(key);
+  const StatusOr<bool> existed = Client().Delete(key);
   Check(existed.status(), "delete");
   return *existed;
 }
 
 bool CoordinatorStore::check(const std::vector<std::string>& keys) {
-  const StatusOr<bool> exist = client_->Check(keys);
+  const StatusOr<bool> exist = Client().Check(keys);
   Check(exist.status(), "check");
   return *exist;
 }
 
 int64_t CoordinatorStore::getNumKeys() {
-  const StatusOr<int64_t> count = client_->Count();
+  const StatusOr<int64_t> count = Client().Count();
   Check(count.status(), "count");
   return *count;
 }
@@ -94,7 +115,7 @@ int64_t CoordinatorStore::getNumKeys() {
 void CoordinatorStore::wait(const std::vector<std::string>& keys) { wait(keys, timeout_); }
 
 void CoordinatorStore::wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) {
-  Check(client_->Wait(keys, Bounded(timeout)), "wait");
+  Check(InPieces(timeout, [&](std::chrono::milliseconds piece) { return Client().Wait(keys, piece); }), "wait");
 }
 
 }  // namespace distill

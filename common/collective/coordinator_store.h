@@ -8,6 +8,7 @@
 
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -22,12 +23,15 @@ namespace distill {
 
 class CoordinatorStore : public c10d::Store {
  public:
-  using Clock = std::chrono::steady_clock;
+  // Waits last at most `timeout` each.
+  CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout);
+  // A clone: Abort() of one is Abort() of all that share `aborted`.
+  CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout,
+                   std::shared_ptr<std::atomic<bool>> aborted);
 
-  // Waits last at most `timeout` each, and until ClearDeadline() end at `deadline` at the latest.
-  CoordinatorStore(std::shared_ptr<KvClient> client, std::chrono::milliseconds timeout, Clock::time_point deadline);
-
-  void ClearDeadline();
+  KvClient& client() { return *client_; }
+  // Waits, and calls to come, fail: within some tenths of a second. From any thread. Throws nothing.
+  void Abort() { *aborted_ = true; }
   // Of the first call that failed; OK when none did.
   Status first_error() const;
 
@@ -46,13 +50,18 @@ class CoordinatorStore : public c10d::Store {
   void wait(const std::vector<std::string>& keys, const std::chrono::milliseconds& timeout) override;
 
  private:
-  std::chrono::milliseconds Bounded(std::chrono::milliseconds timeout) const;
+  // Calls `wait`, which takes a time-out and says kDeadlineExceeded after it, until `timeout` is over.
+  template <typename F>
+  auto InPieces(std::chrono::milliseconds timeout, const F& wait);
+  void ThrowIfAborted() const;
+  // The client, for one call. Throws after Abort().
+  KvClient& Client() const;
   // Remembers and throws unless ok.
   void Check(const Status& status, std::string_view what);
 
-  const std::shared_ptr<KvClient> client_;  // shared with clones
+  const std::shared_ptr<KvClient> client_;            // shared with clones, as the next
+  const std::shared_ptr<std::atomic<bool>> aborted_;  // set by Abort() on any thread
   mutable absl::Mutex mutex_;
-  Clock::time_point deadline_ ABSL_GUARDED_BY(mutex_);
   Status first_error_ ABSL_GUARDED_BY(mutex_);
 };
 

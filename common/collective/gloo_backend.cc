@@ -5,7 +5,9 @@
 
 #include <stdexcept>
 
-#include "common/collective/c10d_group.h"
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "common/collective/collective_backend.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
 
@@ -48,17 +50,50 @@ std::shared_ptr<gloo::transport::Device> MakeDevice(const std::string& host) {
   }
 }
 
+class GlooBackend : public CollectiveBackend {
+ public:
+  GlooBackend(const c10::intrusive_ptr<CoordinatorStore>& store, const CollectiveGroup::Options& options)
+      : store_(store), options_(options) {}
+
+  c10::DeviceType device() const override { return c10::DeviceType::CPU; }
+  c10d::ProcessGroup::BackendType type() const override { return c10d::ProcessGroup::BackendType::GLOO; }
+
+  void Connect() override {
+    auto gloo_options = c10d::ProcessGroupGloo::Options::create(options_.timeout);
+    gloo_options->devices.push_back(MakeDevice(options_.host));
+    // Connects in its constructor: what Abort() finds then is the store, through which addresses are exchanged, and
+    // gloo's own time-out on the connections.
+    auto group = c10::make_intrusive<c10d::ProcessGroupGloo>(store_, static_cast<int>(options_.rank),
+                                                             static_cast<int>(options_.world_size), gloo_options);
+    absl::MutexLock lock(&mutex_);
+    group_ = std::move(group);
+  }
+  void Abort() override {
+    store_->Abort();
+    const auto group = this->group();
+    if (group != nullptr) BreakConnections(*group);
+  }
+  // Operations on the CPU throw when they fail.
+  Status Check() override { return OkStatus(); }
+  c10::intrusive_ptr<c10d::Backend> c10d() override { return group(); }
+
+ private:
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> group() {
+    absl::MutexLock lock(&mutex_);
+    return group_;
+  }
+
+  const c10::intrusive_ptr<CoordinatorStore> store_;
+  const CollectiveGroup::Options options_;
+  absl::Mutex mutex_;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_ ABSL_GUARDED_BY(mutex_);  // null until connected
+};
+
 }  // namespace
 
-C10dBackend MakeGlooBackend(const c10::intrusive_ptr<c10d::Store>& store, const CollectiveGroup::Options& options) {
-  auto gloo_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
-  gloo_options->devices.push_back(MakeDevice(options.host));
-  const auto group = c10::make_intrusive<c10d::ProcessGroupGloo>(store, static_cast<int>(options.rank),
-                                                                 static_cast<int>(options.world_size), gloo_options);
-  return {.backend = group,
-          .device = c10::DeviceType::CPU,
-          .type = c10d::ProcessGroup::BackendType::GLOO,
-          .abort = [group] { BreakConnections(*group); }};
+std::shared_ptr<CollectiveBackend> MakeGlooBackend(const c10::intrusive_ptr<CoordinatorStore>& store,
+                                                   const CollectiveGroup::Options& options) {
+  return std::make_shared<GlooBackend>(store, options);
 }
 
 }  // namespace distill

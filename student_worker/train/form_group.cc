@@ -161,11 +161,14 @@ StatusOr<std::shared_ptr<CollectiveGroup>> FormGroup(const FormGroupOptions& opt
   CollectiveGroup::Options group_options;
   group_options.rank = options.rank;
   group_options.world_size = options.world_size;
-  group_options.device = OnGpu(options.self) ? "cuda" : "cpu";
+  group_options.device = options.self.device;
   group_options.host = options.self.host;
   group_options.timeout = options.collective_timeout;
-  DISTILL_ASSIGN_OR_RETURN(std::shared_ptr<CollectiveGroup> group, CollectiveGroup::Form(group_options, store));
+  DISTILL_ASSIGN_OR_RETURN(std::shared_ptr<CollectiveGroup> group, CollectiveGroup::Create(group_options, store));
+  // Before it connects, which can take long when a rank is lost meanwhile.
   control->SetAbort([group] { group->Abort(); });
+  const Status connected = group->Connect();
+  if (!connected.ok()) return control->revoked() ? absl::CancelledError("the assignment was revoked") : connected;
   return group;
 }
 

@@ -45,11 +45,11 @@ struct FormGroupOptions {
   std::function<void(const std::string& reason, double seconds)> on_waiting;
 };
 
-// Blocks until the group stands. With one rank: at once; `store` may be null then. When it returns OK, `control` has
-// the group's Abort() as its abort function.
+// Blocks until the group stands. With one rank: at once; `store` may be null then. From the moment on at which it
+// connects, `control` has the group's Abort() as its abort function.
 // kFailedPrecondition: the devices do not go together and this rank's is an odd one (the message names the ranks,
 // workers and devices, and what to do); kCancelled: revoked, cancelled, terminated, the generation is over, or another
-// rank's device is the odd one, which reports it; otherwise as CollectiveGroup::Form().
+// rank's device is the odd one, which reports it; otherwise as CollectiveGroup::Create() and Connect().
 StatusOr<std::shared_ptr<CollectiveGroup>> FormGroup(const FormGroupOptions& options,
                                                      const std::shared_ptr<KvClient>& store, JobControl* control);
 

@@ -9,11 +9,13 @@
 #include <optional>
 #include <sstream>
 
+#include "common/cuda/cuda_environment.h"
 #include "common/cuda/cuda_runtime.h"
 #include "common/hash/sha256.h"
 #include "common/log.h"
 #include "common/metrics/process_metrics.h"
 #include "common/str_cat.h"
+#include "common/torch_status.h"
 #include "common/zoo/model_metadata.h"
 #include "common/zoo/torch_log.h"
 #include "common/zoo/weights.h"
@@ -79,7 +81,7 @@ StatusOr<torch::Device> JobDevice(const std::string& flag, const std::string& pl
   std::string wanted = flag == "auto" || flag.empty() ? plan_device : flag;
   if (wanted.empty()) wanted = "auto";
   DISTILL_ASSIGN_OR_RETURN(const std::string chosen, ChooseDevice(wanted));
-  return chosen == "cuda" ? torch::Device(torch::kCUDA, 0) : torch::Device(torch::kCPU);
+  return torch::Device(chosen);
 }
 
 // The coordinator's kAborted: a newer generation exists, whose assignment is on its way. That is a revocation, not a
@@ -188,6 +190,7 @@ class Job {
 
   std::string plan_digest_;
   torch::Device device_ = torch::kCPU;
+  std::optional<c10::DeviceGuard> on_device_;  // of the training thread, for as long as the job runs
   std::shared_ptr<CollectiveGroup>
       group_;  // shared with JobControl's abort function, which another thread may be inside of
   std::unique_ptr<Lockstep> lockstep_;
@@ -254,6 +257,8 @@ Status Job::SetUp() {
   SendTorchWarningsToLog();
   plan_digest_ = PlanDigest(plan_);
   DISTILL_ASSIGN_OR_RETURN(device_, JobDevice(environment_.device, plan_.device));
+  on_device_.emplace(device_);
+  SetDeviceNumerics();
   // Results repeat bit for bit only at a fixed number of threads, so the plan states it.
   at::set_num_threads(std::max<int>(1, static_cast<int>(plan_.threads)));
   torch::manual_seed(plan_.seed);
@@ -287,6 +292,7 @@ Status Job::FormGroup() {
           StrCat("rank ", assignment_.rank, " is ", reason, " since ", static_cast<int64_t>(seconds), " s"));
   };
   DISTILL_ASSIGN_OR_RETURN(group_, distill::FormGroup(options, store, control_));
+  if (environment_.wrap_group) group_ = environment_.wrap_group(std::move(group_));
   lockstep_ = std::make_unique<Lockstep>(
       group_.get(), control_, device_,
       std::clamp(environment_.collective_timeout / 8, std::chrono::milliseconds(50), std::chrono::milliseconds(500)));
@@ -379,6 +385,7 @@ Status Job::Resume() {
     std::vector<torch::Tensor> tensors = {numbers.to(device_)};
     DISTILL_RETURN_IF_ERROR(group_->Broadcast(tensors, 0));
     numbers = tensors[0].to(torch::kCPU);
+    DISTILL_RETURN_IF_ERROR(group_->Check());
   }
   DISTILL_RETURN_IF_ERROR(BroadcastNet(group_.get(), net_.get(), /*buffers_only=*/false));
   const double* n = numbers.data_ptr<double>();
@@ -726,8 +733,11 @@ Status Job::WriteCheckpoint(uint32_t stage, uint64_t step, StageRunner* runner) 
       checkpoint.optimizer = runner->State();
       best_.AddTo(&checkpoint.optimizer);
     }
-    // A revoked rank must not touch the folder any more: the next generation's rank 0 owns it.
+    // A revoked rank must not touch the folder any more: the next generation's rank 0 owns it. And of a step whose
+    // all-reduce was aborted on the GPU nothing may be kept: the weights, which are on the CPU by now, are not of all
+    // ranks then.
     if (control_->revoked()) return absl::CancelledError("the assignment was revoked");
+    DISTILL_RETURN_IF_ERROR(group_->Check());
     DISTILL_ASSIGN_OR_RETURN(const StoredCheckpoint stored, store_->Write(checkpoint));
     last_checkpoint_ = stored.path;
     last_digest_ = stored.digest;
@@ -809,12 +819,14 @@ bool IsRetryable(const Status& status) {
   }
 }
 
-StatusOr<std::string> DescribeDevice(const std::string& device) {
+StatusOr<std::string> DescribeJobDevice(const std::string& device) {
   DISTILL_ASSIGN_OR_RETURN(const torch::Device chosen, JobDevice(device, "auto"));
-  return chosen.str();
+  return DescribeDevice(chosen.str());
 }
 
-JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control) {
+namespace {
+
+JobOutcome RunToItsEnd(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control) {
   JobOutcome outcome;
   try {
     Job job(assignment, environment, control);
@@ -833,9 +845,18 @@ JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& env
       outcome.end = JobEnd::kRevoked;
     }
   } catch (const std::exception& error) {
-    outcome.status = absl::InternalError(StrCat("unexpected exception: ", error.what()));
+    outcome.status = TorchStatus(error, "unexpected exception");
   }
   outcome.retryable = IsRetryable(outcome.status);
+  return outcome;
+}
+
+}  // namespace
+
+JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control) {
+  JobOutcome outcome = RunToItsEnd(assignment, environment, control);
+  // An idle worker keeps nothing that a teacher or another rank on this GPU could use.
+  ReleaseDeviceMemory();
   return outcome;
 }
 

@@ -24,6 +24,8 @@
 
 namespace distill {
 
+class CollectiveGroup;  // common/collective/collective_group.h
+
 // What a worker brings to every job.
 struct JobEnvironment {
   FleetClient* fleet = nullptr;         // not owned; reports go here
@@ -37,8 +39,13 @@ struct JobEnvironment {
   std::string work_dir;            // <work_dir>/<job_id>/ holds checkpoints and results
   std::string model_root;          // ModelSpec.weights is below it; empty: jobs with initial weights are refused
   std::string host = "127.0.0.1";  // at which other ranks reach this one
-  std::string device = "auto";     // "auto": as the plan says; "cpu", "cuda"
+  std::string device = "auto";     // "auto": as the plan says; "cpu", "cuda", "cuda:N"
   std::chrono::milliseconds collective_timeout{20000};
+  // Called by the agent after a job that this process cannot follow with another one (EndsProcess(), a GPU whose context
+  // is lost, say), when it has been reported. Null: nothing.
+  std::function<void(const Status& why)> on_unusable;
+  // What the job uses in place of the group that was formed; null: that itself. For tests, which break groups.
+  std::function<std::shared_ptr<CollectiveGroup>(std::shared_ptr<CollectiveGroup>)> wrap_group;
 };
 
 enum class JobEnd {
@@ -62,9 +69,9 @@ JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& env
 // Whether a new attempt with the same input can help.
 bool IsRetryable(const Status& status);
 
-// "cpu", or "cuda:0" with the GPU's name: what jobs would run on. kFailedPrecondition: `device` is "cuda" and there is
-// none.
-StatusOr<std::string> DescribeDevice(const std::string& device);
+// What jobs would run on that leave it to the worker: "cpu", or "cuda:0 NVIDIA H200". Errors as ChooseDevice()
+// (common/cuda/cuda_runtime.h).
+StatusOr<std::string> DescribeJobDevice(const std::string& device);
 
 }  // namespace distill
 

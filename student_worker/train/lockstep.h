@@ -8,6 +8,7 @@
 
 #include <torch/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <string>
@@ -41,27 +42,44 @@ class Lockstep {
     bool terminate = false;  // some rank is asked to exit
     std::vector<double> sums;
   };
-  // kAborted: a peer is lost or the group was aborted; kCancelled: this rank's assignment was revoked.
+  // Throws nothing. kAborted: a peer is lost or the group was aborted; kCancelled: this rank's assignment was revoked;
+  // otherwise what went wrong on this rank alone (kResourceExhausted: no memory for the few numbers): it has aborted
+  // the group then, so that the others do not wait for it.
   StatusOr<Round> Meet(const Report& report);
 
   // Runs `work` (null on ranks that have none) while all ranks keep meeting, until every rank's work is done. With more
   // than one rank it runs on a helper thread called `thread_name` (at most 15 letters), which is joined before this
-  // returns. Returns this rank's own error; kAborted when another rank failed (peer_failed() is true then) or the group
-  // broke.
+  // returns, whatever happens. Returns this rank's own error, also for an exception of `work` or a thread that cannot be
+  // started; kAborted when another rank failed (peer_failed() is true then) or the group broke. Throws nothing.
+  //
+  // A stop (cancel, SIGTERM) does not break off the meetings: the ranks must part at the same step. `work` that can take
+  // long looks at stopping() and returns kCancelled.
   Status Together(const char* thread_name, const std::function<Status()>& work);
 
   // True after a meeting in which another rank reported failure and this one did not: that rank tells the coordinator
   // why, this one need not.
   bool peer_failed() const { return peer_failed_; }
+  // True once this rank's job was revoked or cancelled or this process is asked to exit, or another rank has said so of
+  // itself in a meeting. From any thread.
+  bool stopping() const {
+    return stopping_ || control_->revoked() || control_->cancelled() || control_->terminating();
+  }
+  // Whether a meeting has told all ranks that the job is cancelled: the same on each.
+  bool cancel_asked() const { return cancel_asked_; }
   std::chrono::milliseconds beat() const { return beat_; }
   CollectiveGroup* group() const { return group_; }
 
  private:
+  // Sums `values` over the ranks in place. May throw.
+  Status Sum(std::vector<double>* values);
+
   CollectiveGroup* const group_;
   const JobControl* const control_;
   const torch::Device device_;
   const std::chrono::milliseconds beat_;
   bool peer_failed_ = false;
+  bool cancel_asked_ = false;
+  std::atomic<bool> stopping_{false};  // set in meetings, read by the work that goes on meanwhile
 };
 
 }  // namespace distill

@@ -15,6 +15,8 @@
 
 #include <signal.h>
 
+#include "common/cuda/cuda_environment.h"
+#include "common/cuda/cuda_runtime.h"
 #include "common/exit_codes.h"
 #include "common/fleet/fleet_client.h"
 #include "common/log.h"
@@ -110,7 +112,7 @@ int Serve(const Flags& flags) {
   if (const Status folders = CheckFolders(flags); !folders.ok()) {
     return Fail(folders, folders.code() == StatusCode::kPermissionDenied ? kExitDiskFull : kExitConfiguration);
   }
-  const auto device = DescribeDevice(flags.device);
+  const auto device = DescribeJobDevice(flags.device);
   if (!device.ok()) return Fail(device.status(), kExitConfiguration);
 
   MetricsRegistry registry;
@@ -141,6 +143,10 @@ int Serve(const Flags& flags) {
   environment.host = flags.host;
   environment.device = flags.device;
   environment.collective_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.collective_timeout * 1000));
+  environment.on_unusable = [](const Status& why) {
+    LogError("this process is of no use any more and ends, to be started anew", {{"reason", ToStd(why.message())}});
+    _exit(kExitTemporary);
+  };
   StudentAgent agent(environment);
 
   FleetClient::Options options;
@@ -177,6 +183,7 @@ int Serve(const Flags& flags) {
 
 int Main(int argc, char** argv) {
   KeepFreedMemory();
+  SetCudaEnvironment();
   BlockSignals();
   Flags flags;
   CLI::App app("Trains students: one rank of data-parallel jobs that the coordinator assigns.", "distill-student");
@@ -192,8 +199,9 @@ int Main(int argc, char** argv) {
       ->type_name("FOLDER");
   app.add_option("--id", flags.id, "Stable name of this worker; default: host name and process id");
   app.add_option("--host", flags.host, "Address at which the other ranks reach this one")->capture_default_str();
-  app.add_option("--device", flags.device, "Where jobs run; auto: as the job says, a GPU if there is one")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+  app.add_option("--device", flags.device,
+                 "Where jobs run: auto (as the job says, the first GPU if there is one), cpu, cuda or cuda:N")
+      ->check(CLI::Validator([](std::string& text) { return IsDeviceChoice(text) ? "" : kDeviceChoices; }, ""))
       ->capture_default_str();
   app.add_option("--collective-timeout", flags.collective_timeout, "Seconds after which a silent peer counts as lost")
       ->transform(CLI::AsNumberWithUnit(std::map<std::string, double>{{"ms", 1e-3}, {"s", 1}, {"m", 60}},

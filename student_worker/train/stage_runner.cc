@@ -147,7 +147,7 @@ Status StageRunner::SettleReducer() {
     DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({sum}));
     sum.backward();
   } catch (const std::exception& error) {
-    return CollectiveStatus(error);
+    return TorchStatus(error, "first backward");
   }
   optimizer_->ZeroGrad();
   return reducer_->PrepareForForward();
@@ -250,7 +250,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
             own = computed.status();
           }
         } catch (const std::exception& error) {
-          own = CollectiveStatus(error);
+          own = TorchStatus(error, "forward");
         }
         watch.Lap();
       } else if (input.status().code() == StatusCode::kDeadlineExceeded) {
@@ -304,7 +304,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     optimizer_->Step();
     result.seconds.optimizer = watch.Lap();
   } catch (const std::exception& error) {
-    return Annotate(CollectiveStatus(error), StrCat("stage '", stage_.name, "' step ", step));
+    return TorchStatus(error, StrCat("stage '", stage_.name, "' step ", step, ": backward"));
   }
   result.stepped = true;
   return result;

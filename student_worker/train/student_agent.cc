@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include "absl/time/time.h"
+#include "common/failure_kind.h"
 #include "common/log.h"
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
@@ -98,6 +99,7 @@ void StudentAgent::Run() {
                            {"world_size", assignment.world_size}});
     const JobOutcome outcome = RunJob(assignment, environment_, work.control.get());
     Report(assignment, outcome);
+    if (EndsProcess(outcome.status) && environment_.on_unusable) environment_.on_unusable(outcome.status);
     environment_.metrics->CountJob(Name(outcome.end));
     environment_.metrics->EndJob();
     {

@@ -27,6 +27,19 @@ CollectiveGroup::Options RankOptions(uint32_t rank, uint32_t world_size) {
   return {.rank = rank, .world_size = world_size, .timeout = kNever};
 }
 
+StatusOr<std::unique_ptr<CollectiveGroup>> Form(const CollectiveGroup::Options& options,
+                                                std::shared_ptr<KvClient> store) {
+  DISTILL_ASSIGN_OR_RETURN(std::unique_ptr<CollectiveGroup> group, CollectiveGroup::Create(options, std::move(store)));
+  DISTILL_RETURN_IF_ERROR(group->Connect());
+  return group;
+}
+
+// An operation in which each rank waits for all others.
+Status Barrier(CollectiveGroup& group) {
+  std::vector<torch::Tensor> tensors = {torch::ones({1})};
+  return group.AllReduceSum(tensors);
+}
+
 // Runs `body` on one thread per rank and joins them.
 void OnRanks(uint32_t world_size, const std::function<void(uint32_t rank)>& body) {
   std::vector<std::thread> threads;
@@ -43,10 +56,10 @@ void OnRanks(uint32_t world_size, const std::function<void(uint32_t rank)>& body
 void InGroup(uint32_t world_size, const std::function<void(CollectiveGroup&)>& body) {
   const std::shared_ptr<KvClient> store = MakeLocalKvClient();
   OnRanks(world_size, [&](uint32_t rank) {
-    auto group = CollectiveGroup::Form(RankOptions(rank, world_size), store);
+    auto group = Form(RankOptions(rank, world_size), store);
     ASSERT_TRUE(group.ok()) << "rank " << rank << ": " << group.status();
     body(**group);
-    EXPECT_TRUE((*group)->Barrier().ok() || ::testing::Test::HasFailure())
+    EXPECT_TRUE(Barrier(**group).ok() || ::testing::Test::HasFailure())
         << "nobody leaves before the others are done";
   });
 }
@@ -83,7 +96,7 @@ TEST(CollectiveGroupTest, BroadcastComesFromTheRootAndBarrierWaitsForAll) {
     EXPECT_EQ(tensors[1].item<int64_t>(), 1);
     EXPECT_EQ(group.Broadcast(tensors, 3).code(), StatusCode::kInvalidArgument);
     ++before;
-    ASSERT_TRUE(group.Barrier().ok());
+    ASSERT_TRUE(Barrier(group).ok());
     EXPECT_EQ(before, 3);
   });
 }
@@ -207,31 +220,31 @@ TEST(GradientReducerTest, OneReducerPerStageOverTheSameGroup) {
 TEST(CollectiveGroupTest, LostRankAbortsTheOthersAndTheyReformUnderTheNextStore) {
   const std::shared_ptr<KvClient> generation_1 = MakeLocalKvClient(), generation_2 = MakeLocalKvClient();
   OnRanks(3, [&](uint32_t rank) {
-    auto group = CollectiveGroup::Form(RankOptions(rank, 3), generation_1);
+    auto group = Form(RankOptions(rank, 3), generation_1);
     ASSERT_TRUE(group.ok()) << group.status();
     std::vector<torch::Tensor> tensors = {torch::ones({1 << 18})};
     ASSERT_TRUE((*group)->AllReduceSum(tensors).ok());
     if (rank != 2) {
       const Status status = (*group)->AllReduceSum(tensors);
       EXPECT_EQ(status.code(), StatusCode::kAborted) << "rank " << rank << ": " << status;
-      EXPECT_EQ((*group)->Barrier().code(), StatusCode::kAborted) << "the group is useless afterwards";
+      EXPECT_EQ(Barrier(**group).code(), StatusCode::kAborted) << "the group is useless afterwards";
     }
     group->reset();  // rank 2 leaves without a word: its sockets close, as those of a dead process do
 
-    group = CollectiveGroup::Form(RankOptions(rank, 3), generation_2);
+    group = Form(RankOptions(rank, 3), generation_2);
     ASSERT_TRUE(group.ok()) << group.status();
     tensors = {torch::ones({4})};
     const Status status = (*group)->AllReduceSum(tensors);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(tensors[0][0].item<float>(), 3);
-    ASSERT_TRUE((*group)->Barrier().ok());
+    ASSERT_TRUE(Barrier(**group).ok());
   });
 }
 
 TEST(CollectiveGroupTest, RankLostDuringBackwardSurfacesAsAborted) {
   const std::shared_ptr<KvClient> store = MakeLocalKvClient();
   OnRanks(2, [&](uint32_t rank) {
-    auto group = CollectiveGroup::Form(RankOptions(rank, 2), store);
+    auto group = Form(RankOptions(rank, 2), store);
     ASSERT_TRUE(group.ok()) << group.status();
     const auto net = MakeNet();
     net->eval();
@@ -282,7 +295,7 @@ TEST(CollectiveGroupTest, AbortWakesTheOwnWaiterAndThePeers) {
     aborted = true;
   });
   OnRanks(2, [&](uint32_t rank) {
-    auto group = CollectiveGroup::Form(RankOptions(rank, 2), store);
+    auto group = Form(RankOptions(rank, 2), store);
     ASSERT_TRUE(group.ok()) << group.status();
     std::vector<torch::Tensor> tensors = {torch::ones({4})};
     if (rank == 0) {
@@ -301,7 +314,7 @@ TEST(CollectiveGroupTest, AbortWakesTheOwnWaiterAndThePeers) {
 TEST(CollectiveGroupTest, MissingRankIsNamedAfterTheTimeout) {
   CollectiveGroup::Options options = RankOptions(1, 3);
   options.timeout = std::chrono::milliseconds(50);
-  const Status status = CollectiveGroup::Form(options, MakeLocalKvClient()).status();
+  const Status status = Form(options, MakeLocalKvClient()).status();
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(status.message()), HasSubstr("missing: 0, 2"));
 }
@@ -311,7 +324,7 @@ TEST(CollectiveGroupTest, RankThatDiesBetweenArrivingAndConnectingIsAborted) {
   ASSERT_TRUE(store->Set("connecting/1", "127.0.0.1").ok());  // and then nothing more
   CollectiveGroup::Options options = RankOptions(0, 2);
   options.timeout = std::chrono::milliseconds(200);
-  const Status status = CollectiveGroup::Form(options, store).status();
+  const Status status = Form(options, store).status();
   EXPECT_TRUE(status.code() == StatusCode::kAborted || status.code() == StatusCode::kDeadlineExceeded) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0 of 2"));
 }
@@ -337,49 +350,49 @@ class EndedStore : public KvClient {
 };
 
 TEST(CollectiveGroupTest, EndedGenerationIsAbortedWithTheStoresReason) {
-  const Status status = CollectiveGroup::Form(RankOptions(0, 2), std::make_shared<EndedStore>()).status();
+  const Status status = Form(RankOptions(0, 2), std::make_shared<EndedStore>()).status();
   EXPECT_EQ(status.code(), StatusCode::kAborted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("generation 3 is over"));
 }
 
 TEST(CollectiveGroupTest, OneRankNeedsNoStoreAndNoNetwork) {
-  auto group = CollectiveGroup::Form({}, nullptr);
+  auto group = Form({}, nullptr);
   ASSERT_TRUE(group.ok()) << group.status();
   std::vector<torch::Tensor> tensors = {torch::full({2}, 5.0f)};
   EXPECT_TRUE((*group)->AllReduceSum(tensors).ok());
   EXPECT_EQ(tensors[0][0].item<float>(), 5);
   EXPECT_TRUE((*group)->Broadcast(tensors, 0).ok());
-  EXPECT_TRUE((*group)->Barrier().ok());
+  EXPECT_TRUE(Barrier(**group).ok());
   const auto net = MakeNet();
   auto reducer = (*group)->MakeReducer(net->parameters());
   ASSERT_TRUE(reducer.ok());
   Backward(*net, MakeBatch(0), reducer->get());
   EXPECT_GT(FlatGradient(net->parameters()).abs().max().item<float>(), 0);
   (*group)->Abort();
-  EXPECT_EQ((*group)->Barrier().code(), StatusCode::kAborted);
+  EXPECT_EQ(Barrier(**group).code(), StatusCode::kAborted);
 }
 
 TEST(CollectiveGroupTest, ImpossibleOptionsAreRefused) {
   const auto code = [](CollectiveGroup::Options options) {
-    return CollectiveGroup::Form(options, MakeLocalKvClient()).status().code();
+    return Form(options, MakeLocalKvClient()).status().code();
   };
   EXPECT_EQ(code(RankOptions(2, 2)), StatusCode::kInvalidArgument);
   EXPECT_EQ(code(RankOptions(0, 0)), StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.device = "tpu"}), StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.timeout = std::chrono::milliseconds(0)}), StatusCode::kInvalidArgument);
-  EXPECT_EQ(CollectiveGroup::Form(RankOptions(0, 2), nullptr).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(Form(RankOptions(0, 2), nullptr).status().code(), StatusCode::kInvalidArgument);
 
   const std::shared_ptr<KvClient> store = MakeLocalKvClient();
   ASSERT_TRUE(store->Set("connecting/1", "127.0.0.1").ok());
   CollectiveGroup::Options foreign = RankOptions(0, 2);
   foreign.host = "203.0.113.9";  // reserved for documentation: nobody's address
-  const Status status = CollectiveGroup::Form(foreign, store).status();
+  const Status status = Form(foreign, store).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("203.0.113.9"));
 }
 
 TEST(CollectiveGroupTest, ReducerRefusesWhatCannotTrain) {
-  const auto group = *CollectiveGroup::Form({}, nullptr);
+  const auto group = *Form({}, nullptr);
   EXPECT_EQ(group->MakeReducer({}).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(group->MakeReducer({torch::ones({2})}).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(group->MakeReducer({torch::Tensor()}).status().code(), StatusCode::kInvalidArgument);

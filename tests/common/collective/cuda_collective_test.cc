@@ -1,42 +1,34 @@
-// Needs a GPU and the plugin beside the program; skips with the reason otherwise.
+// NCCL on a GPU, with the plugin beside the program.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
-#include "common/collective/c10d_group.h"
-#include "common/collective/coordinator_store.h"
-#include "common/cuda/cuda_runtime.h"
+#include "common/collective/collective_backend.h"
+#include "tests/common/cuda/gpu_test.h"
 
 namespace distill {
 namespace {
 
-TEST(CudaRuntimeTest, WithoutADeviceTheAnswerSaysWhyAndStaysTheSame) {
-  const Status status = LoadCudaRuntime();
-  if (status.ok()) GTEST_SKIP() << "this machine has " << CudaDeviceName(0);
-  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("CUDA"));
-  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("use device cpu"));
-  EXPECT_EQ(CudaDeviceCount(), 0);
-  EXPECT_EQ(LoadedCudaPlugin(), nullptr);
-  EXPECT_EQ(LoadCudaRuntime(), status);
-  EXPECT_EQ(CollectiveGroup::Form({.device = "cuda"}, nullptr).status(), status);
+TEST(CudaCollectiveTest, WithoutADeviceThereIsNoGroup) {
+  const Status cuda = LoadCudaRuntime();
+  EXPECT_EQ(CollectiveGroup::Create({.device = "cuda:0"}, nullptr).status(), cuda);
 }
 
 // NCCL refuses two ranks on one GPU, so one rank must do: it goes through the same communicator, reducer and abort.
 TEST(CudaCollectiveTest, NcclGroupOfOneReducesBroadcastsAndAborts) {
-  const Status cuda = LoadCudaRuntime();
-  if (!cuda.ok()) GTEST_SKIP() << cuda.message();
-  const CollectiveGroup::Options options = {.device = "cuda"};
-  const auto store = c10::make_intrusive<CoordinatorStore>(MakeLocalKvClient(), options.timeout,
-                                                           CoordinatorStore::Clock::time_point::max());
+  DISTILL_NEED_GPU();
+  const CollectiveGroup::Options options = {.device = "cuda:0"};
+  const auto store = c10::make_intrusive<CoordinatorStore>(MakeLocalKvClient(), options.timeout);
   const auto group = MakeC10dGroup(options, store, MakeNcclBackend(store, options));
+  const Status connected = group->Connect();
+  ASSERT_TRUE(connected.ok()) << connected;
 
   std::vector<torch::Tensor> tensors = {torch::full({1000}, 3.0f, torch::kCUDA)};
   Status status = group->AllReduceSum(tensors);
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_TRUE((tensors[0] == 3).all().item<bool>());
   ASSERT_TRUE(group->Broadcast(tensors, 0).ok());
-  ASSERT_TRUE(group->Barrier().ok());
+  EXPECT_TRUE(group->Check().ok());
   std::vector<torch::Tensor> on_cpu = {torch::ones({2})};
   EXPECT_EQ(group->AllReduceSum(on_cpu).code(), StatusCode::kInvalidArgument);
 
@@ -59,7 +51,7 @@ TEST(CudaCollectiveTest, NcclGroupOfOneReducesBroadcastsAndAborts) {
     }
   }
   group->Abort();
-  EXPECT_EQ(group->Barrier().code(), StatusCode::kAborted);
+  EXPECT_EQ(group->Check().code(), StatusCode::kAborted);
 }
 
 }  // namespace

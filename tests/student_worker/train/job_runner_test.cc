@@ -4,8 +4,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include <atomic>
 #include <cstdio>
 
+#include "common/failure_kind.h"
 #include "common/hash/sha256.h"
 #include "common/metrics/metrics.h"
 #include "common/safetensors/safetensors.h"
@@ -169,6 +171,7 @@ class JobRunnerTest : public testing::Test {
         environment.make_store = [&store](const std::string&, uint64_t) {
           return StatusOr<std::shared_ptr<KvClient>>(store);
         };
+        environment.wrap_group = wrap_group_;
         ended.outcomes[rank] = RunJob(Assignment(plan, rank, first_stage), environment, controls[rank].get());
       });
     }
@@ -208,6 +211,37 @@ class JobRunnerTest : public testing::Test {
 
   TempFolder folder_;
   uint64_t generation_ = 0;
+  decltype(JobEnvironment::wrap_group) wrap_group_;
+};
+
+// A group on GPUs that is aborted behind the job's back, by the watchdog of a communication library: from then on every
+// operation returns at once as if it had succeeded, with numbers that nobody else had a part in. Only Check() tells.
+class SilentlyAbortedGroup : public CollectiveGroup {
+ public:
+  SilentlyAbortedGroup(std::shared_ptr<CollectiveGroup> group, const std::atomic<bool>* aborted)
+      : group_(std::move(group)), aborted_(aborted) {}
+  Status Connect() override { return group_->Connect(); }
+  uint32_t rank() const override { return group_->rank(); }
+  uint32_t world_size() const override { return group_->world_size(); }
+  Status AllReduceSum(std::vector<torch::Tensor>& tensors) override {
+    if (!*aborted_) return group_->AllReduceSum(tensors);
+    for (torch::Tensor& tensor : tensors) tensor.mul_(world_size());
+    return OkStatus();
+  }
+  Status Broadcast(std::vector<torch::Tensor>& tensors, uint32_t root) override {
+    return *aborted_ ? OkStatus() : group_->Broadcast(tensors, root);
+  }
+  StatusOr<std::unique_ptr<GradientReducer>> MakeReducer(const std::vector<torch::Tensor>& parameters) override {
+    return group_->MakeReducer(parameters);
+  }
+  Status Check() override {
+    return *aborted_ ? absl::AbortedError("an operation did not end within its time-out") : group_->Check();
+  }
+  void Abort() override { group_->Abort(); }
+
+ private:
+  const std::shared_ptr<CollectiveGroup> group_;
+  const std::atomic<bool>* const aborted_;  // of the test, which outlives the job
 };
 
 TEST_F(JobRunnerTest, TrainsCommitsEvaluatesAndExports) {
@@ -405,6 +439,42 @@ TEST_F(JobRunnerTest, CancellingLeavesACheckpointAndStopsAllRanks) {
   EXPECT_THAT(ended.fleets[0]->events(), Contains(HasSubstr("cancelled; checkpoint")));
   EXPECT_TRUE(ended.fleets[0]->finished().empty());
   EXPECT_FALSE(fs::exists(folder_ / "work/job-1/student.safetensors"));
+}
+
+TEST_F(JobRunnerTest, NoCheckpointIsMadeOfAnAbortedAllReduce) {
+  std::atomic<bool> aborted{false};
+  wrap_group_ = [&](std::shared_ptr<CollectiveGroup> group) {
+    return std::make_shared<SilentlyAbortedGroup>(std::move(group), &aborted);
+  };
+  // When rank 0 is about to write the one of step 5 of the second stage.
+  const Ended ended = Run(Plan(2, 1000), "work", [&](uint32_t rank, RecordedFleet* fleet, JobControl*) {
+    if (rank != 0) return;
+    fleet->on_progress = [&](const JobProgress& progress) {
+      if (progress.stage == 1 && progress.phase == "checkpointing") aborted = true;
+    };
+  });
+  EXPECT_TRUE(aborted);
+  for (const JobOutcome& outcome : ended.outcomes) EXPECT_EQ(outcome.end, JobEnd::kFailed);
+  EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kAborted) << ended.outcomes[0].status;
+  EXPECT_THAT(Checkpoints("work"), testing::ElementsAre("stage-0-step-6"));
+}
+
+TEST_F(JobRunnerTest, NoStepFollowsAnAbortedAllReduce) {
+  std::atomic<bool> aborted{false};
+  std::atomic<uint64_t> step{0};
+  wrap_group_ = [&](std::shared_ptr<CollectiveGroup> group) {
+    return std::make_shared<SilentlyAbortedGroup>(std::move(group), &aborted);
+  };
+  const Ended ended = Run(Plan(2, 1000), "work", [&](uint32_t rank, RecordedFleet* fleet, JobControl*) {
+    if (rank != 0) return;
+    fleet->on_progress = [&](const JobProgress& progress) {
+      if (progress.stage != 1) return;
+      step = progress.step;
+      if (progress.step == 3) aborted = true;
+    };
+  });
+  EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kAborted) << ended.outcomes[0].status;
+  EXPECT_EQ(step, 3u);
 }
 
 TEST_F(JobRunnerTest, ALostRankEndsTheOthersWithARetryableFailure) {
@@ -666,6 +736,41 @@ TEST_F(StudentAgentTest, RunsOneJobAfterTheOtherAndIgnoresRepetitions) {
   EXPECT_THAT(text, HasSubstr("distill_student_steps_total 18"));
   EXPECT_THAT(text, HasSubstr("distill_student_jobs_total{outcome=\"finished\"} 1"));
   EXPECT_THAT(text, HasSubstr("distill_student_jobs_total{outcome=\"failed\"} 1"));
+}
+
+// As after an illegal address on a GPU: every later job would fail as well.
+TEST_F(StudentAgentTest, AProcessThatCannotGoOnSaysSoAfterItsReport) {
+  class DeadDevice : public SilentlyAbortedGroup {
+   public:
+    using SilentlyAbortedGroup::SilentlyAbortedGroup;
+    StatusOr<std::unique_ptr<GradientReducer>> MakeReducer(const std::vector<torch::Tensor>&) override {
+      return WithEndOfProcess(absl::InternalError("CUDA error: an illegal memory access was encountered"));
+    }
+  };
+  MetricsRegistry registry;
+  TrainMetrics metrics(&registry);
+  RecordedFleet fleet;
+  JobEnvironment environment = Environment("work", &registry, &metrics);
+  const std::atomic<bool> aborted{false};
+  environment.wrap_group = [&](std::shared_ptr<CollectiveGroup> group) {
+    return std::make_shared<DeadDevice>(std::move(group), &aborted);
+  };
+  std::vector<size_t> reports;  // how many there were by then
+  environment.on_unusable = [&](const Status& why) {
+    EXPECT_THAT(std::string(why.message()), HasSubstr("illegal memory access"));
+    reports.push_back(fleet.failures().size());
+  };
+  environment.make_store = [](const std::string&, uint64_t) {
+    return StatusOr<std::shared_ptr<KvClient>>(MakeLocalKvClient());
+  };
+  StudentAgent agent(environment);
+  const FleetClient::Callbacks callbacks = agent.callbacks();
+  agent.Start(&fleet);
+  generation_ = 1;
+  callbacks.on_student_assignment(Assignment(Plan(1), 0));
+  fleet.AwaitIdle(1);
+  agent.Shutdown(std::chrono::seconds(30));
+  EXPECT_THAT(reports, testing::ElementsAre(1u));
 }
 
 TEST_F(StudentAgentTest, CountsLossesThatAreNotFinite) {

@@ -211,7 +211,8 @@ struct Rank {
     options.rank = rank;
     options.world_size = ranks;
     options.timeout = std::chrono::seconds(30);
-    group = Take(CollectiveGroup::Form(options, std::move(store)));
+    group = Take(CollectiveGroup::Create(options, std::move(store)));
+    if (const Status connected = group->Connect(); !connected.ok()) throw std::runtime_error(connected.ToString());
     lockstep = std::make_unique<Lockstep>(group.get(), &control, torch::kCPU, std::chrono::milliseconds(10));
     net = Take(ZooNet::Create(plan.student));
     net->InitWeights(plan.seed);
