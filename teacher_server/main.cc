@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "common/cuda/cuda_environment.h"
+#include "common/cuda/cuda_runtime.h"
 #include "common/exit_codes.h"
 #include "common/fleet/fleet_client.h"
 #include "common/log.h"
@@ -149,6 +151,10 @@ int Serve(const Flags& flags) {
   options.device = flags.device;
   options.threads = flags.threads;
   options.max_batch_images = flags.max_batch;
+  options.on_unusable = [](const Status& why) {
+    LogError("this process is of no use any more and ends, to be started anew", {{"reason", why.message()}});
+    _exit(kExitTemporary);
+  };
   StatusOr<std::unique_ptr<TeacherEngine>> created = CreateTorchTeacherEngine(options, &metrics);
   if (!created.ok()) return Fail(created.status(), ExitCodeFor(created.status()));
   engine = *std::move(created);
@@ -218,6 +224,7 @@ int Serve(const Flags& flags) {
 
 int Main(int argc, char** argv) {
   KeepFreedMemory();
+  SetCudaEnvironment();
   BlockSignals();
   ::signal(SIGPIPE, SIG_IGN);
   Flags flags;
@@ -235,8 +242,9 @@ int Main(int argc, char** argv) {
   app.add_option("--coordinator", flags.coordinator, "Register there; without it the server runs stand-alone")
       ->type_name("HOST:PORT");
   app.add_option("--id", flags.id, "Stable name of this worker; default: host name and process id");
-  app.add_option("--device", flags.device, "Where models run")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+  app.add_option("--device", flags.device,
+                 "Where models run: auto (the first GPU if there is one), cpu, cuda or cuda:N")
+      ->check(CLI::Validator([](std::string& text) { return IsDeviceChoice(text) ? "" : kDeviceChoices; }, ""))
       ->capture_default_str();
   app.add_option("--threads", flags.threads, "CPU threads per model; 0: one per core")
       ->check(CLI::Range(0, 1024))

@@ -9,13 +9,16 @@
 #include <fstream>
 #include <functional>
 #include <map>
+#include <span>
 #include <thread>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/cuda/cuda_environment.h"
 #include "common/cuda/cuda_runtime.h"
+#include "common/failure_kind.h"
 #include "common/hash/sha256.h"
 #include "common/log.h"
 #include "common/safetensors/safetensors.h"
@@ -27,6 +30,7 @@
 #include "common/zoo/weights.h"
 #include "common/zoo/zoo_net.h"
 #include "teacher_server/batch_queue.h"
+#include "teacher_server/merged_compute.h"
 
 namespace distill {
 namespace {
@@ -37,17 +41,6 @@ using ForwardFunction =
     std::function<StatusOr<std::vector<torch::Tensor>>(const torch::Tensor& x, const std::vector<std::string>& taps)>;
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
-
-StatusOr<torch::Device> ResolveDevice(const std::string& device) {
-  if (device != "auto" && device != "cpu" && device != "cuda") {
-    return absl::InvalidArgumentError(StrCat("device '", device, "' is none of auto, cpu, cuda"));
-  }
-  if (device == "cpu") return torch::Device(torch::kCPU);
-  const Status cuda = LoadCudaRuntime();
-  if (cuda.ok()) return torch::Device(torch::kCUDA, 0);
-  if (device == "auto") return torch::Device(torch::kCPU);
-  return cuda;
-}
 
 torch::ScalarType TorchType(WireDtype dtype) {
   switch (dtype) {
@@ -193,7 +186,7 @@ class TorchTeacherEngine final : public TeacherEngine {
  public:
   TorchTeacherEngine(std::vector<LoadedModel> loaded, torch::Device device, const TorchTeacherOptions& options,
                      MetricsRegistry* metrics)
-      : device_(device), threads_(options.threads) {
+      : device_(device), threads_(options.threads), on_unusable_(options.on_unusable) {
     for (LoadedModel& model : loaded) {
       const ServedModelInfo& served = model.info.served;
       metrics
@@ -294,37 +287,39 @@ class TorchTeacherEngine final : public TeacherEngine {
     pthread_setname_np(pthread_self(), StrCat("tch-", name).substr(0, 15).c_str());
     // OpenMP keeps the number per calling thread, so it is set where the work is started.
     if (threads_ > 0) at::set_num_threads(threads_);
+    const c10::DeviceGuard on_device(device_);
     while (true) {
       const std::vector<QueuedRequest> batch = worker.queue.PopBatch();
       if (batch.empty()) return;
       worker.queue_length.Add(-static_cast<double>(batch.size()));
       const Clock::time_point start = Clock::now();
-      StatusOr<std::vector<FeatureBatch>> answers = Compute(worker, batch);
+      std::vector<StatusOr<FeatureBatch>> answers = ComputeMerged(
+          batch, [&](std::span<const QueuedRequest> part) { return Compute(worker, part); }, ReleaseDeviceMemory);
       const double compute_seconds = Seconds(Clock::now() - start);
       uint64_t images = 0;
       for (const QueuedRequest& item : batch) images += item.request.images.n;
       worker.images.Add(images);
       worker.batch_images.Observe(images);
       worker.inference_seconds.Observe(compute_seconds);
-      if (!answers.ok()) {
-        LogError("forward pass failed", {{"model", name}, {"images", images}, {"error", answers.status().message()}});
-      }
       for (size_t i = 0; i < batch.size(); ++i) {
         const double queue_seconds = Seconds(start - batch[i].since);
         worker.queue_seconds.Observe(queue_seconds);
-        if (!answers.ok()) {
-          Answer(batch[i], answers.status());
-          continue;
+        if (!answers[i].ok()) {
+          const Status& status = answers[i].status();
+          LogError("forward pass failed",
+                   {{"model", name}, {"images", batch[i].request.images.n}, {"error", status.message()}});
+          if (EndsProcess(status) && on_unusable_) on_unusable_(status);
+        } else {
+          answers[i]->queue_seconds = queue_seconds;
+          answers[i]->compute_seconds = compute_seconds;
         }
-        (*answers)[i].queue_seconds = queue_seconds;
-        (*answers)[i].compute_seconds = compute_seconds;
-        Answer(batch[i], std::move((*answers)[i]));
+        Answer(batch[i], std::move(answers[i]));
       }
     }
   }
 
   // One forward pass for all of `batch`; the answers in the same order.
-  StatusOr<std::vector<FeatureBatch>> Compute(const Worker& worker, const std::vector<QueuedRequest>& batch) {
+  StatusOr<std::vector<FeatureBatch>> Compute(const Worker& worker, std::span<const QueuedRequest> batch) {
     try {
       const torch::InferenceMode no_grad;
       std::vector<torch::Tensor> pixels;
@@ -379,6 +374,7 @@ class TorchTeacherEngine final : public TeacherEngine {
 
   const torch::Device device_;
   const int threads_;
+  const std::function<void(const Status&)> on_unusable_;
   std::vector<TeacherModel> models_;              // constant after construction
   std::vector<std::unique_ptr<Worker>> workers_;  // as models_
   absl::Mutex mutex_;
@@ -390,7 +386,10 @@ class TorchTeacherEngine final : public TeacherEngine {
 
 StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTeacherOptions& options,
                                                                   MetricsRegistry* metrics) {
-  DISTILL_ASSIGN_OR_RETURN(const torch::Device device, ResolveDevice(options.device));
+  DISTILL_ASSIGN_OR_RETURN(const std::string chosen, ChooseDevice(options.device));
+  const torch::Device device(chosen);
+  const c10::DeviceGuard on_device(device);
+  SetDeviceNumerics();
   // The same pixels give the same bits each time.
   at::globalContext().setDeterministicCuDNN(true);
   std::vector<LoadedModel> loaded;
@@ -416,8 +415,8 @@ StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTea
 }
 
 StatusOr<std::string> DescribeTeacherDevice(const std::string& device) {
-  DISTILL_ASSIGN_OR_RETURN(const torch::Device resolved, ResolveDevice(device));
-  return resolved.is_cpu() ? std::string("cpu") : StrCat("cuda:0 ", CudaDeviceName(0));
+  DISTILL_ASSIGN_OR_RETURN(const std::string chosen, ChooseDevice(device));
+  return DescribeDevice(chosen);
 }
 
 }  // namespace distill

@@ -10,6 +10,7 @@
 #ifndef DISTILL_TEACHER_SERVER_TORCH_TEACHER_ENGINE_H_
 #define DISTILL_TEACHER_SERVER_TORCH_TEACHER_ENGINE_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,13 +24,16 @@ namespace distill {
 
 struct TorchTeacherOptions {
   std::vector<ModelFile> models;
-  // "cpu", "cuda" or "auto" (cuda when a device is there).
+  // As ChooseDevice() (common/cuda/cuda_runtime.h) takes it.
   std::string device = "auto";
   // CPU threads of each model's arithmetic; 0: one per core. Results on the CPU repeat bit for bit at one number of
   // threads.
   int threads = 0;
   // Largest merged batch, in images. Larger ones use the device better and cost memory and waiting time.
   uint32_t max_batch_images = 256;
+  // Called, on the thread of a model, when the GPU's context is lost: every later batch would fail too. What is being
+  // computed is not answered then; clients that lose the connection ask another teacher. Null: batches fail one by one.
+  std::function<void(const Status& why)> on_unusable;
 };
 
 // Loads all models (eval mode) and starts their threads. `metrics` outlives the engine.
@@ -37,8 +41,7 @@ struct TorchTeacherOptions {
 // together, or no such device; kInvalidArgument the description of the model is missing or wrong.
 StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTeacherOptions& options,
                                                                   MetricsRegistry* metrics);
-// What `device` means on this machine: "cpu" or "cuda:0 NVIDIA H200". kFailedPrecondition: "cuda" without a device;
-// kInvalidArgument: none of the three words.
+// What `device` means on this machine: "cpu" or "cuda:0 NVIDIA H200". Errors as ChooseDevice().
 StatusOr<std::string> DescribeTeacherDevice(const std::string& device);
 
 }  // namespace distill
