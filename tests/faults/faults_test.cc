@@ -83,6 +83,23 @@ TEST_F(FaultTest, CoordinatorIsKilledAndRestarted) {
   EXPECT_EQ(cluster.Describe(job).value("restarts", 0), 0) << "the ranks should have gone on under their generation";
 }
 
+// The store in which ranks meet lives in the coordinator's memory: what the first rank said there is forgotten.
+TEST_F(FaultTest, CoordinatorIsRestartedWhileAGroupForms) {
+  Cluster cluster(/*lease=*/"60");
+  ASSERT_TRUE(cluster.Start(2, 2));
+  cluster.process("s1")->Signal(SIGSTOP);
+  const std::string job = cluster.Submit(Text().Yaml());
+  const auto waits = cluster.WaitFor(job, std::chrono::seconds(60), [](const auto& j) {
+    return j.contains("progress") && j["progress"].value("phase", "") == "waiting for rank 1";
+  });
+  ASSERT_FALSE(waits.is_null());
+  cluster.Kill("coordinator", SIGKILL);
+  ASSERT_TRUE(cluster.StartCoordinator());
+  cluster.process("s1")->Signal(SIGCONT);
+  ExpectUndisturbed(&cluster, job);
+  EXPECT_EQ(cluster.Describe(job).value("restarts", 0), 0) << "the ranks should have met under their generation";
+}
+
 TEST_F(FaultTest, StudentIsKilledAndAnotherTakesItsPlace) {
   Cluster cluster;
   ASSERT_TRUE(cluster.Start(2, 2));

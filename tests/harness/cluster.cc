@@ -64,9 +64,8 @@ bool Cluster::StartProgram(const std::string& id, const std::string& program, st
 }
 
 bool Cluster::StartCoordinator(std::vector<std::string> flags) {
-  // Short leases, so that fault tests need not wait long.
   flags.insert(flags.end(), {"--state-dir", dir_ / "state", "--listen", coordinator_.empty() ? "127.0.0.1:0" : coordinator_,
-                             "--heartbeat", "0.2", "--lease", "3"});
+                             "--heartbeat", "0.2", "--lease", lease_});
   if (!StartProgram("coordinator", "distill-coordinator", flags)) return false;
   coordinator_ = Ready("coordinator", "address");
   return true;

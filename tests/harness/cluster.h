@@ -20,7 +20,8 @@ std::string TeacherFile();
 
 class Cluster {
  public:
-  Cluster() = default;
+  // `lease`: seconds after which a silent worker is lost; short, so that fault tests need not wait long.
+  explicit Cluster(std::string lease = "3") : lease_(std::move(lease)) {}
   ~Cluster();
 
   // Start a program and wait for its ready file. Fail the test (and return false) when it exits or does not become ready.
@@ -70,6 +71,7 @@ class Cluster {
 
   TempDir dir_;
   std::map<std::string, std::unique_ptr<Process>> processes_;
+  const std::string lease_;
   std::string coordinator_;  // host:port
   int starts_ = 0;
 };
