@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -127,6 +128,8 @@ struct DataPlan {
   std::string unlabelled;
   uint32_t ignore_label = 255;
   uint32_t shrink = 1;
+  std::optional<uint64_t> train_size;
+  std::optional<uint64_t> unlabelled_size;
   bool operator==(const DataPlan&) const = default;
 };
 

@@ -205,6 +205,8 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   // Defaults are left out: a plan that an older program stored keeps its digest.
   if (plan.data.ignore_label != DataPlan().ignore_label) data->set_ignore_label(plan.data.ignore_label);
   if (plan.data.shrink != DataPlan().shrink) data->set_shrink(plan.data.shrink);
+  if (plan.data.train_size) data->set_train_size(*plan.data.train_size);
+  if (plan.data.unlabelled_size) data->set_unlabelled_size(*plan.data.unlabelled_size);
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -242,6 +244,8 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.data.unlabelled = proto.data().unlabelled();
   if (proto.data().has_ignore_label()) plan.data.ignore_label = proto.data().ignore_label();
   if (proto.data().has_shrink()) plan.data.shrink = proto.data().shrink();
+  if (proto.data().has_train_size()) plan.data.train_size = proto.data().train_size();
+  if (proto.data().has_unlabelled_size()) plan.data.unlabelled_size = proto.data().unlabelled_size();
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

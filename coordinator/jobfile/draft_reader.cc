@@ -103,14 +103,15 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
     data.Problem("unlabelled", "of IDX files is the start of a file name, NAME-images-idx3-ubyte beside the others");
   }
   uint64_t size = 0;
-  if (data.Integer("train_size", unlabelled ? 0 : 1, kMaxImages, &size)) job->train_size = size;
-  if (data.Integer("unlabelled_size", 1, kMaxImages, &size)) job->unlabelled_size = size;
+  if (data.Integer("train_size", unlabelled ? 0 : 1, kMaxImages, &size)) job->plan.data.train_size = size;
+  if (data.Integer("unlabelled_size", 1, kMaxImages, &size)) job->plan.data.unlabelled_size = size;
   if (data.Has("unlabelled_size") && !unlabelled) {
     data.Problem("unlabelled_size", "counts the images of `unlabelled`, which is missing");
   }
   data.Integer("train_limit", 0, kMaxImages, &job->plan.data.train_limit);
-  if (job->train_size && job->plan.data.train_limit > *job->train_size) {
-    data.Problem("train_limit", StrCat(job->plan.data.train_limit, " is more than data.train_size ", *job->train_size));
+  if (job->plan.data.train_size && job->plan.data.train_limit > *job->plan.data.train_size) {
+    data.Problem("train_limit",
+                 StrCat(job->plan.data.train_limit, " is more than data.train_size ", *job->plan.data.train_size));
   }
   data.Integer("test_limit", 0, kMaxImages, &job->plan.data.test_limit);
   data.Integer("holdout", 0, kMaxImages, &job->plan.data.holdout);

@@ -129,10 +129,8 @@ struct JobDraft {
   YamlMark student_mark;
   std::vector<std::string> weights_globs;  // of student.weights_modules, as written
   YamlMark weights_mark;
-  std::optional<uint64_t> train_size;       // training images with labels
-  std::optional<uint64_t> unlabelled_size;  // and without
-  YamlMark format_mark;                     // of data.format
-  YamlMark unlabelled_mark;                 // of data.unlabelled
+  YamlMark format_mark;      // of data.format
+  YamlMark unlabelled_mark;  // of data.unlabelled
   bool evaluate_teacher = true;
   OptimizerPlan optimizer;
   SchedulePlan schedule;

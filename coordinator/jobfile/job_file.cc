@@ -128,7 +128,7 @@ void ExpandDraftPreset(const StageContext& context, Problems* problems, JobDraft
   const EpochImages backbone_images = more_images ? EpochImages::kAll : EpochImages::kLabelled;
   const std::optional<uint64_t> backbone = StepsOf(job->budget, *job, backbone_images, problems);
   if (!backbone) return;
-  const bool no_labels = more_images && job->train_size == 0;
+  const bool no_labels = more_images && job->plan.data.train_size == 0;
   const std::optional<uint64_t> total =
       no_labels ? backbone : StepsOf(job->budget, *job, EpochImages::kLabelled, problems);
   std::optional<uint64_t> finetune = 0;

@@ -199,7 +199,7 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
                                                 "' reads labels, so it cannot draw from images without; leave "
                                                 "unlabelled_ok out of it"));
   }
-  if (stage.uses_labels && stage.steps > 0 && job.train_size == 0) {
+  if (stage.uses_labels && stage.steps > 0 && job.plan.data.train_size == 0) {
     problems->Add(draft.mark, StrCat(where, ": '", draft.name,
                                      "' reads labels, but data.train_size says that no "
                                      "training image has one"));
@@ -223,17 +223,17 @@ std::optional<uint64_t> StepsOf(const LengthDraft& length, const JobDraft& job, 
   if (length.steps) return length.steps;
   if (!length.epochs) return std::nullopt;
   const uint64_t limit = job.plan.data.train_limit;
-  const bool known = job.train_size.has_value() || limit > 0;
-  uint64_t labelled = job.train_size.value_or(limit);
+  const bool known = job.plan.data.train_size.has_value() || limit > 0;
+  uint64_t labelled = job.plan.data.train_size.value_or(limit);
   if (limit > 0) labelled = std::min(limit, labelled);
-  if (which == EpochImages::kAll && (!known || !job.unlabelled_size)) {
+  if (which == EpochImages::kAll && (!known || !job.plan.data.unlabelled_size)) {
     problems->Add(length.mark,
                   StrCat("epochs need the numbers of training images with and without labels, which the "
                          "coordinator cannot see: add data.",
                          known ? "unlabelled_size" : "train_size and data.unlabelled_size", ", or give steps"));
     return std::nullopt;
   }
-  uint64_t images = labelled + (which == EpochImages::kAll ? *job.unlabelled_size : 0);
+  uint64_t images = labelled + (which == EpochImages::kAll ? *job.plan.data.unlabelled_size : 0);
   images -= std::min(images, job.plan.data.holdout);
   if (images == 0) {
     problems->Add(

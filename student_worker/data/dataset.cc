@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "absl/strings/str_cat.h"
+#include "common/hash/sha256.h"
 #include "common/log.h"
 #include "student_worker/data/loaded_split.h"
 #include "student_worker/data/sampler.h"
@@ -60,6 +61,17 @@ SubsetFunction FirstOfShuffle(uint64_t seed, uint64_t limit) {
 
 std::string Shape(uint32_t channels, uint32_t height, uint32_t width) {
   return absl::StrCat("[", channels, ", ", height, ", ", width, "]");
+}
+
+// See DataSplits.digest.
+std::string IndexDigest(const std::vector<std::pair<std::string, const LoadedSplit*>>& splits) {
+  Sha256 hash;
+  for (const auto& [name, split] : splits) {
+    hash.Update(absl::StrCat("split ", name, " ", Shape(split->channels, split->height, split->width), "\n"));
+    for (const std::string& class_name : split->class_names) hash.Update(absl::StrCat("class ", class_name, "\n"));
+    for (const int64_t label : split->labels) hash.Update(absl::StrCat("image ", label, "\n"));
+  }
+  return hash.HexDigest();
 }
 
 // One more than the largest class that occurs.
@@ -197,6 +209,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     for (const LoadedSplit* split : {&train, &test}) classes = std::max(classes, SmallestClassCount(*split));
   }
   DataSplits splits;
+  splits.digest = IndexDigest({{"train", &train}, {"test", &test}, {"unlabelled", &unlabelled}});
   for (const auto& [split, out] :
        {std::pair{&train, &splits.train}, {&test, &splits.test}, {&unlabelled, &splits.unlabelled}}) {
     if (split->labels.empty()) continue;

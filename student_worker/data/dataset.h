@@ -72,6 +72,11 @@ struct DataSplits {
   std::shared_ptr<const Dataset> train;  // all labelled; null: none, which only a plan with unlabelled images may have
   std::shared_ptr<const Dataset> test;   // all labelled
   std::shared_ptr<const Dataset> unlabelled;  // null: none
+  // What the job's owner should know of the files, though they can be used: one whole sentence each.
+  std::vector<std::string> warnings = {};
+  // SHA-256 (hex) of the data set's index: its splits, their class names, and the labels and sizes of their images in
+  // order; of no path of this machine. Ranks of one job must have the same.
+  std::string digest = {};
 };
 
 // Loads all splits into memory, decoding with two threads.

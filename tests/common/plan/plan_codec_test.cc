@@ -38,7 +38,9 @@ JobPlan FullPlan() {
                .holdout = 10,
                .unlabelled = "more",
                .ignore_label = 11,
-               .shrink = 4};
+               .shrink = 4,
+               .train_size = 1000,
+               .unlabelled_size = 200};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};

@@ -83,6 +83,16 @@ TEST_F(DatasetTest, LimitKeepsTheFirstOfAShuffleKeyedBySeed) {
   EXPECT_EQ(splits->train->size(), 6);
 }
 
+TEST_F(DatasetTest, TheDigestIsThatOfTheIndexAndOfNoPlace) {
+  WriteIdx("a");
+  WriteIdx("b");
+  const auto digest = [&](const char* folder) { return Open({.format = "idx", .path = folder}).value().digest; };
+  EXPECT_EQ(digest("a").size(), 64);
+  EXPECT_EQ(digest("a"), digest("b"));
+  WriteWithFolders(Path("b/train-labels-idx1-ubyte"), Idx(kLabels, {6}, std::string("\0\1\2\0\2\1", 6)));
+  EXPECT_NE(digest("a"), digest("b"));
+}
+
 TEST_F(DatasetTest, MissingFolderAndFileNameThePathAndTheRemedy) {
   Status status = Error({.format = "idx", .path = "nowhere"});
   EXPECT_EQ(status.code(), StatusCode::kNotFound);
