@@ -3,10 +3,15 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
+#include <map>
+#include <optional>
 
-#include "absl/strings/str_cat.h"
+#include "absl/strings/ascii.h"
 #include "common/hash/sha256.h"
 #include "common/log.h"
+#include "common/str_cat.h"
+#include "student_worker/data/data_report.h"
 #include "student_worker/data/loaded_split.h"
 #include "student_worker/data/sampler.h"
 
@@ -60,18 +65,7 @@ SubsetFunction FirstOfShuffle(uint64_t seed, uint64_t limit) {
 }
 
 std::string Shape(uint32_t channels, uint32_t height, uint32_t width) {
-  return absl::StrCat("[", channels, ", ", height, ", ", width, "]");
-}
-
-// See DataSplits.digest.
-std::string IndexDigest(const std::vector<std::pair<std::string, const LoadedSplit*>>& splits) {
-  Sha256 hash;
-  for (const auto& [name, split] : splits) {
-    hash.Update(absl::StrCat("split ", name, " ", Shape(split->channels, split->height, split->width), "\n"));
-    for (const std::string& class_name : split->class_names) hash.Update(absl::StrCat("class ", class_name, "\n"));
-    for (const int64_t label : split->labels) hash.Update(absl::StrCat("image ", label, "\n"));
-  }
-  return hash.HexDigest();
+  return StrCat("[", channels, ", ", height, ", ", width, "]");
 }
 
 // One more than the largest class that occurs.
@@ -84,6 +78,89 @@ uint32_t SmallestClassCount(const LoadedSplit& split) {
   return count;
 }
 
+struct NamedSplit {
+  std::string name;  // of the kind, for messages: "train", "test", "unlabelled"
+  LoadedSplit* split;
+};
+
+// See DataSplits.digest.
+std::string DigestOf(const std::string& format, const std::vector<NamedSplit>& splits) {
+  Sha256 hash;
+  hash.Update(StrCat(format, "\n"));
+  for (const auto& [name, split] : splits) {
+    hash.Update(StrCat(name, " ", split->digest, "\n"));
+    for (const std::string& class_name : split->class_names) hash.Update(StrCat("class ", class_name, "\n"));
+  }
+  return hash.HexDigest();
+}
+
+// `found` images where the job file says `said`, counting those that `limit` (0: none) leaves. Epochs were computed
+// from what it says.
+void CheckCount(const std::string& key, std::optional<uint64_t> said, uint64_t found, uint64_t limit,
+                const std::string& folder, DataReport* report) {
+  const auto used = [limit](uint64_t count) { return limit > 0 ? std::min(limit, count) : count; };
+  if (!said || used(*said) == used(found)) return;
+  report->Refuse(absl::FailedPreconditionError(StrCat("data.", key, " is ", *said, ", but '", folder, "' has ", found,
+                                                      " such images; the lengths in epochs were "
+                                                      "computed from the former: correct it, or the files")));
+}
+
+std::vector<std::string> Missing(const std::vector<std::string>& names, const std::vector<std::string>& from) {
+  std::vector<std::string> missing;  // both are sorted
+  std::set_difference(names.begin(), names.end(), from.begin(), from.end(), std::back_inserter(missing));
+  return missing;
+}
+
+// Classes of an image folder: those of training and test images are the same, and not more than the student's.
+void CheckClassNames(const std::string& folder, const LoadedSplit& train, const LoadedSplit& test, uint32_t classes,
+                     DataReport* report) {
+  if (train.class_names.empty() && test.class_names.empty()) return;
+  if (train.found > 0 && test.found > 0 && train.class_names != test.class_names) {
+    std::string text = StrCat("the class folders of train and test in '", folder, "' differ");
+    const auto only_train = Missing(train.class_names, test.class_names);
+    const auto only_test = Missing(test.class_names, train.class_names);
+    if (!only_train.empty()) StrAppend(&text, "; only in train: ", NameSome(only_train));
+    if (!only_test.empty()) StrAppend(&text, "; only in test: ", NameSome(only_test));
+    report->Refuse(absl::FailedPreconditionError(text));
+    return;
+  }
+  const std::vector<std::string>& names = train.found > 0 ? train.class_names : test.class_names;
+  if (classes > 0 && names.size() > classes) {
+    report->Refuse(absl::InvalidArgumentError(
+        StrCat("'", folder, "' has ", names.size(), " class folders (", NameSome(names), "), the student ", classes,
+               " classes; set num_classes: ", names.size(), " if all of them are meant")));
+  }
+  if (classes > names.size()) {
+    report->Warn(StrCat("num_classes is ", classes, ", but '", folder, "' has ", names.size(),
+                        " class folders: no image has a class from ", names.size(), " on."));
+  }
+  std::map<std::string, std::string> lower;
+  for (const std::string& name : names) {
+    const auto [other, added] = lower.emplace(absl::AsciiStrToLower(name), name);
+    if (!added) {
+      report->Warn(StrCat("The class folders '", other->second, "' and '", name, "' in '", folder,
+                          "' differ in capitals only, and are two classes."));
+    }
+  }
+}
+
+// Names the classes below `classes` that never occur in the label maps (or, IDX, among the labels) of a split.
+void WarnOfAbsentClasses(const std::string& name, const LoadedSplit& split, uint32_t classes, DataReport* report) {
+  std::string ids;
+  size_t absent = 0;
+  for (uint32_t id = 0; id < std::min<uint32_t>(classes, kIgnoredPixel); ++id) {
+    const bool found = split.label_found.empty() ? split.pixels_of_class[id] > 0 : split.label_found[id];
+    if (found) continue;
+    if (absent++ < DataReport::kNamedFiles) StrAppend(&ids, ids.empty() ? "" : ", ", id);
+  }
+  if (absent == 0) return;
+  if (absent > DataReport::kNamedFiles) StrAppend(&ids, " and ", absent - DataReport::kNamedFiles, " more");
+  report->Warn(
+      StrCat("No ", split.label_found.empty() ? "pixel of the label maps" : "label", " of ", name, " has class ", ids,
+             ", though num_classes is ", classes,
+             name == "test" ? ": how well the student knows it is not measured." : ": the student cannot learn it."));
+}
+
 }  // namespace
 
 StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& path) {
@@ -92,19 +169,26 @@ StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& p
   const fs::path real_root = fs::canonical(root, error);
   if (error) {
     return absl::NotFoundError(
-        absl::StrCat("data root '", root, "': ", error.message(), "; start the student with a data root that exists"));
+        StrCat("data root '", root, "': ", error.message(), "; start the student with a data root that exists"));
   }
   const fs::path joined = fs::path(path).is_absolute() ? fs::path(path) : real_root / path;
   const fs::path real = fs::weakly_canonical(joined, error);
-  if (error) return absl::NotFoundError(absl::StrCat("'", joined.string(), "': ", error.message()));
-  if (std::mismatch(real_root.begin(), real_root.end(), real.begin(), real.end()).first != real_root.end()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", path, "' leads out of the data root '", real_root.string(),
-                     "'; give a path inside it or start the student with another data root"));
+  if (error) return absl::NotFoundError(StrCat("'", joined.string(), "': ", error.message()));
+  const auto lies_in_root = [&](const fs::path& at) {
+    return std::mismatch(real_root.begin(), real_root.end(), at.begin(), at.end()).first == real_root.end();
+  };
+  if (!lies_in_root(real)) {
+    if (lies_in_root(joined.lexically_normal())) {
+      return absl::InvalidArgumentError(StrCat(
+          "'", path, "' is or goes through a symbolic link, which leads out of the data root '", real_root.string(),
+          "' to '", real.string(), "'; copy it there, or start the student with a data root that holds both"));
+    }
+    return absl::InvalidArgumentError(StrCat("'", path, "' leads out of the data root '", real_root.string(),
+                                             "'; give a path inside it or start the student with another data root"));
   }
   if (!fs::exists(real, error)) {
-    return absl::NotFoundError(absl::StrCat(
-        "'", real.string(), "' does not exist; correct data.path or start the student with another data root"));
+    return absl::NotFoundError(
+        StrCat("'", real.string(), "' does not exist; correct data.path or start the student with another data root"));
   }
   return real.string();
 }
@@ -117,27 +201,26 @@ StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, ui
   if (labels.empty() || image_bytes == 0)
     return absl::InvalidArgumentError("a data set needs at least one image of at least one pixel");
   if (labels.size() > UINT32_MAX || pixels.size() / image_bytes != labels.size() || pixels.size() % image_bytes != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(pixels.size(), " bytes of pixels are not ", labels.size(),
-                                                   " images of shape ", Shape(channels, height, width)));
+    return absl::InvalidArgumentError(StrCat(pixels.size(), " bytes of pixels are not ", labels.size(),
+                                             " images of shape ", Shape(channels, height, width)));
   }
   const bool unlabelled = labels[0] == kNoLabel;
   for (size_t i = 0; i < labels.size(); ++i) {
     if (unlabelled ? labels[i] != kNoLabel : labels[i] < 0 || labels[i] >= classes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("label ", labels[i], " of image ", i, " is not in [0, ", classes, ")"));
+      return absl::InvalidArgumentError(StrCat("label ", labels[i], " of image ", i, " is not in [0, ", classes, ")"));
     }
   }
   if (!label_maps.empty()) {
     const uint64_t map_bytes = uint64_t{height} * width;
     if (!unlabelled) return absl::InvalidArgumentError("images have either labels or label maps, not both");
     if (label_maps.size() / map_bytes != labels.size() || label_maps.size() % map_bytes != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(label_maps.size(), " bytes of label maps are not ", labels.size(),
-                                                     " of ", height, "x", width, " pixels"));
+      return absl::InvalidArgumentError(StrCat(label_maps.size(), " bytes of label maps are not ", labels.size(),
+                                               " of ", height, "x", width, " pixels"));
     }
     for (size_t i = 0; i < label_maps.size(); ++i) {
       if (label_maps[i] >= classes && label_maps[i] != kIgnoredPixel) {
-        return absl::InvalidArgumentError(absl::StrCat("class id ", int{label_maps[i]}, " in the label map of image ",
-                                                       i / map_bytes, " is not in [0, ", classes, ")"));
+        return absl::InvalidArgumentError(StrCat("class id ", int{label_maps[i]}, " in the label map of image ",
+                                                 i / map_bytes, " is not in [0, ", classes, ")"));
       }
     }
   }
@@ -145,71 +228,90 @@ StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, ui
                                                std::move(label_maps));
 }
 
+WantedImages WantedBy(const ModelSpec& student) {
+  return {.classes = student.num_classes,
+          .channels = student.in_channels,
+          .height = student.image_height,
+          .width = student.image_width};
+}
+
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
-                                 uint32_t num_classes) {
+                                 const WantedImages& want) {
   StatusOr<LoadedSplit> (*reader)(const SplitRequest&) = nullptr;
   if (plan.format == "idx") reader = ReadIdxSplit;
   if (plan.format == "image_folder") reader = ReadImageFolderSplit;
   if (plan.format == "segmentation_folder") reader = ReadSegmentationFolderSplit;
   if (reader == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("unknown data.format '", plan.format, "'; known: idx, image_folder, segmentation_folder"));
+        StrCat("unknown data.format '", plan.format, "'; known: idx, image_folder, segmentation_folder"));
   }
   if (plan.shrink == 0) return absl::InvalidArgumentError("data.shrink is 0; need 1 (as they are) or more");
   if (plan.ignore_label > kIgnoredPixel) {
-    return absl::InvalidArgumentError(absl::StrCat("data.ignore_label is ", plan.ignore_label,
-                                                   ", but label maps hold values of 0 to ", kIgnoredPixel));
+    return absl::InvalidArgumentError(
+        StrCat("data.ignore_label is ", plan.ignore_label, ", but label maps hold values of 0 to ", kIgnoredPixel));
   }
   DISTILL_ASSIGN_OR_RETURN(const std::string folder, ResolveBelow(data_root, plan.path));
+  DataReport report;
   SplitRequest request{.root = data_root,
                        .folder = folder,
-                       .num_classes = num_classes,
+                       .want = want,
                        .ignore_label = plan.ignore_label,
-                       .shrink = plan.shrink};
-  const auto read = [&](const std::string& name, SplitKind kind, SubsetFunction subset) -> StatusOr<LoadedSplit> {
+                       .shrink = plan.shrink,
+                       .report = &report};
+  // What is wrong with one split does not keep the others from being looked at.
+  const auto read = [&](const std::string& name, SplitKind kind, SubsetFunction subset) {
     request.name = name;
     request.kind = kind;
     request.subset = std::move(subset);
     auto split = reader(request);
-    if (split.ok()) request.max_bytes -= split->pixels.size() + split->label_maps.size();
-    return split;
+    if (!split.ok()) {
+      report.Refuse(split.status());
+      return LoadedSplit();
+    }
+    request.max_bytes -= split->pixels.size() + split->label_maps.size();
+    return *std::move(split);
   };
   const bool has_unlabelled = !plan.unlabelled.empty();
   const SplitKind train_kind = has_unlabelled ? SplitKind::kLabelledOrMissing : SplitKind::kLabelled;
-  DISTILL_ASSIGN_OR_RETURN(LoadedSplit train, read("train", train_kind, FirstOfShuffle(seed, plan.train_limit)));
-  DISTILL_ASSIGN_OR_RETURN(LoadedSplit test, read("test", SplitKind::kLabelled, FirstOfShuffle(0, plan.test_limit)));
+  LoadedSplit train = read("train", train_kind, FirstOfShuffle(seed, plan.train_limit));
+  LoadedSplit test = read("test", SplitKind::kLabelled, FirstOfShuffle(0, plan.test_limit));
   LoadedSplit unlabelled;
-  if (has_unlabelled) {
-    DISTILL_ASSIGN_OR_RETURN(unlabelled, read(plan.unlabelled, SplitKind::kUnlabelled, FirstOfShuffle(0, 0)));
-  }
+  if (has_unlabelled) unlabelled = read(plan.unlabelled, SplitKind::kUnlabelled, FirstOfShuffle(0, 0));
 
-  if (train.labels.empty()) train.class_names = test.class_names;
-  if (train.class_names != test.class_names) {
-    return absl::FailedPreconditionError(absl::StrCat("the class folders of train and test in '", folder, "' differ (",
-                                                      train.class_names.size(), " and ", test.class_names.size(),
-                                                      " classes)"));
+  CheckClassNames(folder, train, test, want.classes, &report);
+  // Counts of a split that could not be listed would only repeat that.
+  if (report.ok() || train.found > 0) {
+    CheckCount("train_size", plan.train_size, train.found, plan.train_limit, folder, &report);
   }
-  if (num_classes > 0 && train.class_names.size() > num_classes) {
-    return absl::InvalidArgumentError(absl::StrCat("'", folder, "' has ", train.class_names.size(),
-                                                   " class folders, the student ", num_classes,
-                                                   " classes; set num_classes"));
+  if (has_unlabelled && (report.ok() || unlabelled.found > 0)) {
+    CheckCount("unlabelled_size", plan.unlabelled_size, unlabelled.found, 0, folder, &report);
   }
-  for (const auto& [name, split] :
-       {std::pair<const char*, const LoadedSplit*>{"train", &train}, {"unlabelled", &unlabelled}}) {
-    if (split->labels.empty()) continue;
-    if (split->channels != test.channels || split->height != test.height || split->width != test.width) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          name, " images in '", folder, "' have shape ", Shape(split->channels, split->height, split->width),
-          ", test images ", Shape(test.channels, test.height, test.width)));
+  const std::vector<NamedSplit> named = {{"train", &train}, {"test", &test}, {"unlabelled", &unlabelled}};
+  if (plan.format != "image_folder" && report.ok()) {
+    for (const auto& [name, split] : named) {
+      if (name != "unlabelled" && !split->labels.empty()) WarnOfAbsentClasses(name, *split, want.classes, &report);
     }
   }
-  uint32_t classes = num_classes;
+  if (report.ok()) {  // where the student does not say what it takes
+    for (const auto& [name, split] : named) {
+      if (split->labels.empty()) continue;
+      if (split->channels != test.channels || split->height != test.height || split->width != test.width) {
+        report.Refuse(absl::FailedPreconditionError(
+            StrCat(name, " images in '", folder, "' have shape ", Shape(split->channels, split->height, split->width),
+                   ", test images ", Shape(test.channels, test.height, test.width))));
+      }
+    }
+  }
+  DISTILL_RETURN_IF_ERROR(report.status());
+
+  uint32_t classes = want.classes;
   if (classes == 0) {
-    classes = train.class_names.size();
+    classes = std::max(train.class_names.size(), test.class_names.size());
     for (const LoadedSplit* split : {&train, &test}) classes = std::max(classes, SmallestClassCount(*split));
   }
   DataSplits splits;
-  splits.digest = IndexDigest({{"train", &train}, {"test", &test}, {"unlabelled", &unlabelled}});
+  splits.warnings = report.warnings();
+  splits.digest = DigestOf(plan.format, named);
   for (const auto& [split, out] :
        {std::pair{&train, &splits.train}, {&test, &splits.test}, {&unlabelled, &splits.unlabelled}}) {
     if (split->labels.empty()) continue;
@@ -221,23 +323,10 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                           {"train", splits.train == nullptr ? 0 : splits.train->size()},
                           {"unlabelled", splits.unlabelled == nullptr ? 0 : splits.unlabelled->size()},
                           {"test", splits.test->size()},
-                          {"classes", classes}});
+                          {"classes", classes},
+                          {"digest", splits.digest}});
+  for (const std::string& warning : splits.warnings) LogWarning("odd in the data", {{"what", warning}});
   return splits;
-}
-
-Status CheckDatasetFits(const Dataset& dataset, const ModelSpec& student) {
-  if (dataset.channels() != student.in_channels || dataset.height() != student.image_height ||
-      dataset.width() != student.image_width) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the data's images have shape ", Shape(dataset.channels(), dataset.height(), dataset.width()),
-                     ", the student takes ", Shape(student.in_channels, student.image_height, student.image_width),
-                     "; set in_channels and image size of the student to those of the data"));
-  }
-  if (dataset.classes() > student.num_classes) {
-    return absl::InvalidArgumentError(absl::StrCat("the data has ", dataset.classes(), " classes, the student's head ",
-                                                   student.num_classes, "; set num_classes"));
-  }
-  return OkStatus();
 }
 
 }  // namespace distill

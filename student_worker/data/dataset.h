@@ -13,12 +13,17 @@
 //                          palette: the index) is the class id. DataPlan.ignore_label stands for "no label". Images and
 //                          label maps pair one to one: either without the other is refused. Images are numbered in
 //                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead.
-// In the two folder formats grey files in a colour set are spread to three channels, alpha is dropped and 16-bit PNGs
-// are cut to 8 bits (label maps of such kinds are refused); and each side is divided by DataPlan.shrink at loading
-// (shrink.h), which must divide it. A decoded picture is all that is held: its file's bytes go as it comes. Training
-// images without labels (DataPlan.unlabelled = NAME), beside those of the training split:
+// In the two folder formats pictures are turned upright as their EXIF says, grey files in a colour set are spread to
+// three channels, alpha is dropped and 16-bit PNGs are rounded to 8 bits (label maps of such kinds are refused); and
+// each side is divided by DataPlan.shrink at loading (shrink.h), which must divide it. A decoded picture is all that is
+// held: its file's bytes go as it comes. .jpe and .jfif are JPEG too. A folder and an archive of it give the same data
+// set (image_source.h): links are followed, litter such as ._a.png, .DS_Store and __MACOSX is left out, and pictures
+// deeper than they should be are refused.
+//
+// Training images without labels (DataPlan.unlabelled = NAME), beside those of the training split:
 //   "idx"                  NAME-images-idx3-ubyte[.gz] in the same folder.
-//   "image_folder"         FOLDER/NAME, or FOLDER/NAME.tar[.gz]: files in it and in its folders, in alphabetical order.
+//   "image_folder"         FOLDER/NAME, or FOLDER/NAME.tar[.gz]: files in it and in its folders, however deep, in
+//                          alphabetical order.
 //   "segmentation_folder"  FOLDER/images/NAME, in the same way.
 // All images of a data set have the same height and width. Pixels and label maps of all splits together, as they are
 // held (after shrinking), may take at most kMaxDatasetBytes.
@@ -74,30 +79,40 @@ struct DataSplits {
   std::shared_ptr<const Dataset> unlabelled;  // null: none
   // What the job's owner should know of the files, though they can be used: one whole sentence each.
   std::vector<std::string> warnings = {};
-  // SHA-256 (hex) of the data set's index: its splits, their class names, and the labels and sizes of their images in
-  // order; of no path of this machine. Ranks of one job must have the same.
+  // SHA-256 (hex) of the data set's index: its splits, their class names, and of all their images, in order and before
+  // a limit, the names below the split, labels and sizes in bytes (idx: the labels and the size in pixels). Nothing of
+  // it depends on this machine or on packing. Ranks of one job must have the same.
   std::string digest = {};
 };
 
-// Loads all splits into memory, decoding with two threads.
+// What a student takes. 0: anything.
+struct WantedImages {
+  uint32_t classes = 0;  // outputs of its head
+  uint32_t channels = 0;
+  uint32_t height = 0, width = 0;  // after shrinking; both or none
+};
+WantedImages WantedBy(const ModelSpec& student);
+
+// Loads all splits into memory, decoding with two threads. The headers of a split's files are read and compared with
+// `want` before any of them is decoded.
 //
 // plan.path is taken below `data_root` (an absolute path is allowed when it lies inside); neither "..", nor a symbolic
 // link may lead out of the root. plan.train_limit keeps the first n images of a shuffle keyed by `seed` (SubsetOrder,
 // so every rank keeps the same ones, in that order); plan.test_limit the first n of a shuffle keyed by 0, so that jobs
-// of different seeds are tested on the same images. `num_classes` > 0: a label, class id or class folder beyond it is
-// refused (the student's head has that many outputs); all class ids of a chosen image count, before shrinking.
+// of different seeds are tested on the same images. A label, class id or class folder beyond want.classes is refused;
+// all class ids of a chosen image count, before shrinking. So is a set whose numbers of images are not those of
+// plan.train_size and plan.unlabelled_size, from which the lengths of the stages were computed (plan.train_limit taken
+// into account), and label maps of one class where the student has more.
 //
-// kNotFound: a folder or file is missing (names the path and the remedy). kInvalidArgument: the path leaves the root,
-// unknown format, more classes than `num_classes`, ignore_label over 255, shrink 0 or (idx) over 1. kDataLoss: a file
-// is damaged or truncated. kFailedPrecondition: files contradict each other (counts, sizes, class lists, images and
-// label maps), shrink does not divide the sides, a file is no label map, or no pixel has a label. kResourceExhausted:
-// over kMaxDatasetBytes, or one file over 256 MiB.
+// One run tells all that is wrong with the files of all splits, up to DataReport::kNamedFiles of them by name.
+// kNotFound: a folder or file is missing (names the path and the remedy). kInvalidArgument: the path or a link leaves
+// the root, unknown format, more classes, another shape than wanted, ignore_label over 255, shrink 0 or (idx) over 1.
+// kDataLoss: a file is damaged, truncated, or neither JPEG nor PNG. kFailedPrecondition: files contradict each other or
+// the plan (counts, sizes, class lists, images and label maps), class folders are empty, pictures lie where none
+// belongs, links lead nowhere, shrink does not divide the sides, a file is no label map, or no pixel has a label.
+// kResourceExhausted: over kMaxDatasetBytes, or one file over 256 MiB. kUnavailable: the disk failed.
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
-                                 uint32_t num_classes = 0);
-
-// kInvalidArgument when images of `dataset` are not what `student` takes (channels, height, width) or have more classes
-// than its head.
-Status CheckDatasetFits(const Dataset& dataset, const ModelSpec& student);
+                                 const WantedImages& want = {});
 
 // A data set from pixels in memory: `pixels` holds labels.size() images [C, H, W], `label_maps` nothing or as many maps
 // [H, W]. kInvalidArgument: sizes contradict; labels are not all in [0, classes) or all kNoLabel, which they have to be
@@ -107,7 +122,8 @@ StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, ui
                                                            std::vector<int64_t> labels,
                                                            std::vector<uint8_t> label_maps = {});
 
-// The real path of `path` below `root`, or an error as OpenDataset gives for it.
+// The real path of `path` below `root`. kNotFound: it does not exist. kInvalidArgument: it leads out of the root, by a
+// ".." or a symbolic link.
 StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& path);
 
 }  // namespace distill

@@ -116,19 +116,30 @@ StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   split.channels = 1;
   split.height = image_sizes[1];
   split.width = image_sizes[2];
+  split.found = count;
+  const bool wanted = CheckShape(request, image_file->path(), split.channels, split.height, split.width);
   const uint64_t image_bytes = uint64_t{split.height} * split.width;
   if (label_file != nullptr) {
     DISTILL_ASSIGN_OR_RETURN(labels, ReadElements(label_file.get(), count));
   }
-  if (label_file != nullptr && request.num_classes > 0) {
+  if (label_file != nullptr && request.want.classes > 0) {
     for (uint32_t i = 0; i < count; ++i) {
-      if (labels[i] >= request.num_classes) {
+      if (labels[i] >= request.want.classes) {
         return absl::InvalidArgumentError(absl::StrCat("label ", int{labels[i]}, " of image ", i, " in '",
                                                        label_file->path(), "' is not below the student's ",
-                                                       request.num_classes, " classes; set num_classes"));
+                                                       request.want.classes, " classes; set num_classes"));
       }
     }
   }
+  split.label_found.resize(256);
+  IndexDigest digest;
+  for (uint32_t i = 0; i < count; ++i) {
+    if (label_file != nullptr) split.label_found[labels[i]] = true;
+    digest.Add("", label_file == nullptr ? kNoLabel : labels[i], image_bytes, 0);
+  }
+  if (label_file == nullptr) split.label_found.clear();
+  split.digest = digest.Hex();
+  if (!wanted) return split;
   DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> pixels, ReadElements(image_file.get(), count * image_bytes));
 
   const std::vector<uint32_t> chosen = request.subset(count);

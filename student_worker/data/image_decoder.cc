@@ -7,11 +7,16 @@
 #include <csetjmp>
 #include <cstdio>  // jpeglib.h needs FILE
 
+#include <jerror.h>
 #include <jpeglib.h>
 
 #include <cstring>
 #include <string>
 #include <vector>
+
+#include "common/str_cat.h"
+#include "student_worker/data/file_kind.h"
+#include "student_worker/data/orientation.h"
 
 namespace distill {
 namespace {
@@ -30,42 +35,58 @@ struct Job {
   Mode mode = Mode::kPixels;
   ImageInfo want;
   ImageInfo info;
-  std::vector<uint8_t> pixels;  // [H, W, C]
+  uint32_t height = 0, width = 0;  // as stored, before turning
+  std::vector<uint8_t> pixels;     // [height, width, C]
   std::vector<uint8_t*> rows;
   char error[256] = "";
   StatusCode code = StatusCode::kDataLoss;
   std::jmp_buf jump;
-  size_t position = 0;  // PNG: next input byte
+  size_t position = 0;      // PNG: next input byte
+  bool in_pixels = false;   // JPEG: its header is read
+  bool many_scans = false;  // JPEG
+  DecodeNotes notes;
 };
 
-bool IsJpeg(std::string_view file) { return file.starts_with("\xFF\xD8\xFF"); }
-bool IsPng(std::string_view file) { return file.starts_with(std::string_view("\x89PNG\r\n\x1A\n", 8)); }
+// The header's facts; the sizes are those that are stored.
+void SetInfo(Job* job, uint32_t channels, uint32_t height, uint32_t width, int orientation, int bits) {
+  job->height = height;
+  job->width = width;
+  const bool exchanged = ExchangesSides(orientation);
+  job->info = ImageInfo{channels, exchanged ? width : height, exchanged ? height : width, orientation, bits};
+}
 
 // Checks the size and makes room; false with `error` set when the image is not what is wanted.
 bool Prepare(Job* job) {
-  const bool class_ids = job->mode == Mode::kClassIds;
-  if (job->info.height == 0 || job->info.width == 0 || job->info.height > kMaxSide || job->info.width > kMaxSide) {
-    std::snprintf(job->error, sizeof(job->error), "%ux%u pixels, sides must be 1 to %u", job->info.width,
-                  job->info.height, kMaxSide);
+  const ImageInfo &info = job->info, &want = job->want;
+  if (info.height == 0 || info.width == 0 || info.height > kMaxSide || info.width > kMaxSide) {
+    std::snprintf(job->error, sizeof(job->error), "[%u, %u] pixels (height, width), sides must be 1 to %u", info.height,
+                  info.width, kMaxSide);
     return false;
   }
   if (job->mode == Mode::kHeader) return true;
-  if (class_ids && (job->info.height != job->want.height || job->info.width != job->want.width)) {
+  if (job->mode == Mode::kClassIds) {
     job->code = StatusCode::kFailedPrecondition;
-    std::snprintf(job->error, sizeof(job->error), "%ux%u pixels, but its image has %ux%u", job->info.width,
-                  job->info.height, job->want.width, job->want.height);
+    if (info.height != want.height || info.width != want.width) {
+      std::snprintf(job->error, sizeof(job->error), "[%u, %u] pixels (height, width), but its image has [%u, %u]",
+                    info.height, info.width, want.height, want.width);
+      return false;
+    }
+    if (info.orientation != 1) {
+      std::snprintf(job->error, sizeof(job->error), "its EXIF says to turn it (orientation %d); store it upright",
+                    info.orientation);
+      return false;
+    }
+    job->code = StatusCode::kDataLoss;
+  }
+  if (info.height != want.height || info.width != want.width || info.channels > want.channels) {
+    std::snprintf(job->error, sizeof(job->error),
+                  "[%u, %u] pixels (height, width) with %u channels, expected [%u, %u] with %u", info.height,
+                  info.width, info.channels, want.height, want.width, want.channels);
     return false;
   }
-  if (job->info.height != job->want.height || job->info.width != job->want.width ||
-      job->info.channels > job->want.channels) {
-    std::snprintf(job->error, sizeof(job->error), "%ux%u pixels with %u channels, expected %ux%u with %u",
-                  job->info.width, job->info.height, job->info.channels, job->want.width, job->want.height,
-                  job->want.channels);
-    return false;
-  }
-  const size_t stride = size_t{job->want.width} * job->want.channels;
-  job->pixels.resize(stride * job->want.height);
-  for (uint32_t y = 0; y < job->want.height; ++y) job->rows.push_back(job->pixels.data() + y * stride);
+  const size_t stride = size_t{job->width} * want.channels;
+  job->pixels.resize(stride * job->height);
+  for (uint32_t y = 0; y < job->height; ++y) job->rows.push_back(job->pixels.data() + y * stride);
   return true;
 }
 
@@ -84,30 +105,62 @@ void OnJpegError(j_common_ptr info) {
   std::longjmp(job->jump, 1);
 }
 
-// Warnings (level -1) mean that the decoder invents pixels from here on, such as grey for a truncated file: an error
-// for us.
+bool IsRestartMarker(int marker) { return marker >= 0xD0 && marker <= 0xD7; }
+
+// Most warnings (level -1) mean that the decoder invents pixels from here on, such as grey for a truncated file: an
+// error for us. The exceptions leave the pixels whole; see the header.
 void OnJpegMessage(j_common_ptr info, int level) {
-  if (level < 0) OnJpegError(info);
+  if (level >= 0) return;
+  Job* job = reinterpret_cast<JpegErrors*>(info->err)->job;
+  const auto* jpeg = reinterpret_cast<j_decompress_ptr>(info);
+  switch (info->err->msg_code) {
+    case JWRN_JFIF_MAJOR:  // a version of JFIF that it does not know
+      return;
+    case JWRN_EXTRANEOUS_DATA:
+      // Before a restart marker they are rests of pixels that were decoded wrongly.
+      if (IsRestartMarker(info->err->msg_parm.i[1])) break;
+      job->notes.stray_bytes = job->notes.stray_bytes || job->in_pixels;
+      return;
+    case JWRN_JPEG_EOF:
+      // If pixels are missing, JWRN_HIT_MARKER follows.
+      if (!job->in_pixels || job->many_scans || jpeg->arith_code) break;
+      job->notes.no_end_mark = true;
+      return;
+    default:
+      break;
+  }
+  OnJpegError(info);
+}
+
+int JpegOrientation(const jpeg_decompress_struct* jpeg) {
+  for (const jpeg_marker_struct* segment = jpeg->marker_list; segment != nullptr; segment = segment->next) {
+    const std::string_view bytes(reinterpret_cast<const char*>(segment->data), segment->data_length);
+    if (segment->marker == JPEG_APP0 + 1 && bytes.starts_with("Exif")) return ReadOrientation(bytes);
+  }
+  return 1;
 }
 
 bool RunJpeg(Job* job, jpeg_decompress_struct* jpeg) {
   if (setjmp(job->jump) != 0) return false;
   jpeg_create_decompress(jpeg);
   jpeg_mem_src(jpeg, reinterpret_cast<const unsigned char*>(job->file.data()), job->file.size());
+  jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xFFFF);
   jpeg_read_header(jpeg, TRUE);
   if (jpeg->num_components != 1 && jpeg->num_components != 3) {
     std::snprintf(job->error, sizeof(job->error), "%d colour components (CMYK?); convert it to RGB",
                   jpeg->num_components);
     return false;
   }
-  job->info = ImageInfo{static_cast<uint32_t>(jpeg->num_components), jpeg->image_height, jpeg->image_width};
+  SetInfo(job, jpeg->num_components, jpeg->image_height, jpeg->image_width, JpegOrientation(jpeg), 8);
   if (!Prepare(job)) return false;
   if (job->mode == Mode::kHeader) return true;
   jpeg->out_color_space = job->want.channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
   jpeg->dct_method = JDCT_ISLOW;
+  job->in_pixels = true;
+  job->many_scans = jpeg_has_multiple_scans(jpeg) != 0;
   jpeg_start_decompress(jpeg);
   while (jpeg->output_scanline < jpeg->output_height) {
-    jpeg_read_scanlines(jpeg, &job->rows[jpeg->output_scanline], job->want.height - jpeg->output_scanline);
+    jpeg_read_scanlines(jpeg, &job->rows[jpeg->output_scanline], jpeg->output_height - jpeg->output_scanline);
   }
   jpeg_finish_decompress(jpeg);
   return true;
@@ -159,6 +212,13 @@ bool CheckHoldsClassIds(Job* job, png_structp png, png_infop info) {
   return false;
 }
 
+int PngOrientation(png_structp png, png_infop info) {
+  png_uint_32 size = 0;
+  png_bytep exif = nullptr;
+  if (png_get_eXIf_1(png, info, &size, &exif) == 0) return 1;
+  return ReadOrientation(std::string_view(reinterpret_cast<const char*>(exif), size));
+}
+
 bool RunPng(Job* job, png_structp png, png_infop info) {
   if (setjmp(job->jump) != 0) return false;
   png_set_user_limits(png, kMaxSide, kMaxSide);
@@ -168,23 +228,36 @@ bool RunPng(Job* job, png_structp png, png_infop info) {
   if (class_ids && !CheckHoldsClassIds(job, png, info)) return false;
   const bool colour =
       !class_ids && (png_get_color_type(png, info) & PNG_COLOR_MASK_COLOR) != 0;  // palettes carry this bit, too
-  job->info = ImageInfo{colour ? 3u : 1u, png_get_image_height(png, info), png_get_image_width(png, info)};
+  SetInfo(job, colour ? 3 : 1, png_get_image_height(png, info), png_get_image_width(png, info),
+          PngOrientation(png, info), png_get_bit_depth(png, info) == 16 ? 16 : 8);
   if (!Prepare(job)) return false;
   if (job->mode == Mode::kHeader) return true;
   if (class_ids) {
     png_set_packing(png);  // 1, 2 and 4 bits to a byte each, unscaled
   } else {
     png_set_expand(png);  // palette to RGB, small depths to 8 bits
-    png_set_strip_16(png);
+    png_set_scale_16(png);
     png_set_strip_alpha(png);
     if (job->want.channels == 3) png_set_gray_to_rgb(png);
   }
   png_set_interlace_handling(png);
   png_read_update_info(png, info);
-  if (png_get_rowbytes(png, info) != size_t{job->want.width} * job->want.channels)
-    png_error(png, "unexpected row size");
+  if (png_get_rowbytes(png, info) != size_t{job->width} * job->want.channels) png_error(png, "unexpected row size");
   png_read_image(png, job->rows.data());
-  png_read_end(png, nullptr);
+  png_read_end(png, info);
+  // Some programs put the orientation behind the pixels.
+  const int orientation = PngOrientation(png, info);
+  if (orientation != job->info.orientation) {
+    SetInfo(job, job->info.channels, job->height, job->width, orientation, job->info.bits);
+    if (class_ids || job->info.height != job->want.height || job->info.width != job->want.width) {
+      job->code = StatusCode::kFailedPrecondition;
+      std::snprintf(job->error, sizeof(job->error),
+                    "its EXIF, which stands behind its pixels, says to turn it (orientation %d) to [%u, %u] pixels "
+                    "(height, width); store it upright",
+                    orientation, job->info.height, job->info.width);
+      return false;
+    }
+  }
   return true;
 }
 
@@ -202,10 +275,12 @@ bool ReadPng(Job* job) {
 }
 
 Status Run(Job* job) {
-  const bool ok = IsJpeg(job->file)  ? ReadJpeg(job)
-                  : IsPng(job->file) ? ReadPng(job)
-                                     : (std::snprintf(job->error, sizeof(job->error), "neither JPEG nor PNG"), false);
-  return ok ? OkStatus() : Status(job->code, job->error);
+  if (IsJpeg(job->file) || IsPng(job->file)) {
+    const bool ok = IsJpeg(job->file) ? ReadJpeg(job) : ReadPng(job);
+    return ok ? OkStatus() : Status(job->code, job->error);
+  }
+  const ContentKind kind = KindOfContent(job->file, job->file.size());
+  return absl::DataLossError(StrCat("neither JPEG nor PNG but ", kind.name));
 }
 
 }  // namespace
@@ -218,21 +293,20 @@ StatusOr<ImageInfo> ReadImageInfo(std::string_view file) {
   return job.info;
 }
 
-Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out) {
+Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out, DecodeNotes* notes) {
   Job job;
   job.file = file;
   job.want = want;
   DISTILL_RETURN_IF_ERROR(Run(&job));
-  const size_t plane = size_t{want.height} * want.width;
-  for (uint32_t c = 0; c < want.channels; ++c) {
-    for (size_t i = 0; i < plane; ++i) out[c * plane + i] = job.pixels[i * want.channels + c];
-  }
+  TurnUpright(job.info.orientation, want.channels, job.height, job.width, job.pixels.data(), out);
+  if (notes != nullptr) *notes = job.notes;
   return OkStatus();
 }
 
 Status DecodeClassIds(std::string_view file, uint32_t height, uint32_t width, uint8_t* out) {
-  if (IsJpeg(file))
+  if (IsJpeg(file)) {
     return absl::FailedPreconditionError("a JPEG file, which changes values; label maps must be PNG files");
+  }
   Job job;
   job.file = file;
   job.mode = Mode::kClassIds;

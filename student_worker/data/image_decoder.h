@@ -1,5 +1,13 @@
 // JPEG and PNG files in memory to uint8 [C, H, W], and PNG files of class ids to uint8 [H, W]. libjpeg-turbo with the
 // accurate integer DCT: the same pixels on every machine.
+//
+// Pictures come out upright: the orientation that EXIF gives (of a JPEG in its segment APP1, of a PNG in its chunk
+// eXIf) is applied, and heights and widths are those of the upright picture. Values of 16 bits become the nearest of 8,
+// v / 257. Alpha is dropped.
+//
+// Of damage that libjpeg would only warn of, one kind is let through, as it leaves the pixels whole: bytes between two
+// segments that belong to none; and a missing end mark of a JPEG of one scan with Huffman codes, whose pixels were all
+// there. (Of several scans a later one may be missing, and nothing would show it.)
 #ifndef DISTILL_STUDENT_WORKER_DATA_IMAGE_DECODER_H_
 #define DISTILL_STUDENT_WORKER_DATA_IMAGE_DECODER_H_
 
@@ -12,23 +20,33 @@ namespace distill {
 
 struct ImageInfo {
   uint32_t channels = 0;  // 1 grey, 3 colour (palettes are colour; alpha does not count)
-  uint32_t height = 0;
+  uint32_t height = 0;    // upright
   uint32_t width = 0;
+  int orientation = 1;  // as EXIF numbers them (orientation.h); 1: stored upright
+  int bits = 8;         // of a stored value; less than 8: 8
   bool operator==(const ImageInfo&) const = default;
 };
 
-// From the file's header only. kDataLoss: neither JPEG nor PNG, damaged, CMYK, or a side over 16384 pixels.
+// From the file's header, which is its beginning: `file` may be cut off after it. kDataLoss: neither JPEG nor PNG,
+// damaged, CMYK, or a side over 16384 pixels.
 StatusOr<ImageInfo> ReadImageInfo(std::string_view file);
 
+// What a decoded file had that a sound one has not.
+struct DecodeNotes {
+  bool stray_bytes = false;  // JPEG: after the beginning of its pixels, between segments
+  bool no_end_mark = false;  // JPEG
+};
+
 // Decodes into `out`, which has room for want.channels * want.height * want.width bytes. A grey file is spread to
-// want.channels == 3. kDataLoss: damaged or truncated (also where the decoder could guess on), or another size than
-// `want`; `out` is then undefined. Stateless; any thread.
-Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out);
+// want.channels == 3. Of `want` only these three count. kDataLoss: damaged or truncated (also where the decoder could
+// guess on), or another size than `want`, which is found out before anything is decoded; `out` is then undefined.
+// Stateless; any thread.
+Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out, DecodeNotes* notes = nullptr);
 
 // Decodes a label map: a PNG whose values are class ids, grey or with a palette (its indices), 1, 2, 4 or 8 bits deep,
 // into `out`, [height, width]: the values as they are stored. kFailedPrecondition: another kind of PNG, a JPEG (which
-// changes values), or another size. kDataLoss: damaged, truncated, or neither. `out` is unchanged then. Stateless; any
-// thread.
+// changes values), another size, or one that EXIF says to turn. kDataLoss: damaged, truncated, or neither. `out` is
+// unchanged then. Stateless; any thread.
 Status DecodeClassIds(std::string_view file, uint32_t height, uint32_t width, uint8_t* out);
 
 }  // namespace distill

@@ -2,129 +2,261 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <set>
 #include <tuple>
+#include <utility>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
+#include "common/str_cat.h"
+#include "student_worker/data/archive_tree.h"
 #include "student_worker/data/dataset.h"
-#include "student_worker/data/gzip_file.h"
-#include "student_worker/data/tar_reader.h"
+#include "student_worker/data/file_kind.h"
+#include "student_worker/data/file_tree.h"
+#include "student_worker/data/read_file.h"
 
 namespace distill {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMaxFileBytes = 256 << 20;
+constexpr size_t kMaxDepth = 100;            // of folders
+constexpr size_t kMaxFolderLinks = 100'000;  // followed: links in links multiply what they lead to
 
-bool IsImageName(const std::string& name) {
-  const std::string lower = absl::AsciiStrToLower(name);
-  return absl::EndsWith(lower, ".jpg") || absl::EndsWith(lower, ".jpeg") || absl::EndsWith(lower, ".png");
+const FileFault kLitter{"left out as litter of a desktop or an editor, though named like pictures", ""};
+const FileFault kForeign{"pictures that are not read, because of their names or formats",
+                         "only .jpg, .jpeg, .jpe, .jfif and .png are; convert or rename them, or remove them"};
+const FileFault kLoop{"links back to a folder that holds them, left out", ""};
+
+// Whether a link of this name can be meant as a picture or as a folder of pictures.
+bool MayMatter(const std::string& name) {
+  return IsImageName(name) || IsForeignImageName(name) || name.find('.') == std::string::npos;
 }
 
-// Names only. Symbolic links must stay inside the root like everything else.
-StatusOr<std::vector<ImageFile>> ListFolder(const std::string& root, const std::string& folder) {
-  std::vector<ImageFile> files;
-  std::error_code error, query;  // `query`: of single entries, such as a link that leads nowhere; those are passed over
-  for (fs::directory_iterator outer(folder, error), end; !error && outer != end; outer.increment(error)) {
-    const std::string outer_name = outer->path().filename().string();
-    if (outer_name.starts_with('.')) continue;
-    if (IsImageName(outer_name) && outer->is_regular_file(query)) {
-      if (outer->is_symlink(query)) DISTILL_RETURN_IF_ERROR(ResolveBelow(root, outer->path().string()).status());
-      files.push_back({"", outer_name, outer->path().string(), ""});
-    }
-    if (!outer->is_directory(query)) continue;
-    if (outer->is_symlink(query)) DISTILL_RETURN_IF_ERROR(ResolveBelow(root, outer->path().string()).status());
-    for (fs::directory_iterator inner(outer->path(), error); !error && inner != end; inner.increment(error)) {
-      const std::string name = inner->path().filename().string();
-      if (!IsImageName(name) || !inner->is_regular_file(query)) continue;
-      if (inner->is_symlink(query)) DISTILL_RETURN_IF_ERROR(ResolveBelow(root, inner->path().string()).status());
-      files.push_back({outer_name, name, inner->path().string(), ""});
-    }
-    if (error) break;
-  }
-  if (error) return absl::NotFoundError(absl::StrCat("cannot list '", folder, "': ", error.message()));
-  return files;
-}
+class Walk {
+ public:
+  Walk(const std::string& root, const FileTree& tree, bool in_archive, ImageLayout layout, DataReport* report)
+      : root_(root), tree_(tree), in_archive_(in_archive), layout_(layout), report_(report) {}
 
-StatusOr<std::vector<ImageFile>> ReadArchive(const std::string& path, const std::string& split, size_t class_folders,
-                                             uint64_t max_bytes) {
-  DISTILL_ASSIGN_OR_RETURN(auto file, GzipFile::Open(path));
-  TarReader tar(file.get());
-  std::vector<ImageFile> files;
-  uint64_t total = 0;
-  TarEntry entry;
-  while (true) {
-    DISTILL_ASSIGN_OR_RETURN(const bool more, tar.Next(&entry));
-    if (!more) break;
-    if (!entry.is_file || !IsImageName(entry.name)) continue;
-    std::vector<std::string> folders = absl::StrSplit(entry.name, '/');
-    const std::string name = folders.back();
-    folders.pop_back();
-    if (folders.size() > class_folders && folders[0] == split) folders.erase(folders.begin());
-    total += entry.size;
-    if (total > max_bytes) {
-      return absl::ResourceExhaustedError(absl::StrCat("the images in '", path, "' take more than the limit of ",
-                                                       max_bytes,
-                                                       " bytes even compressed; pack fewer or smaller ones"));
+  // Goes through `folder`, of the name `path` in the split ("" for the split itself), `depth` folders deep.
+  Status Visit(const TreeNode& folder, const std::string& path, size_t depth, bool litter) {
+    auto nodes = tree_.List(folder);
+    if (!nodes.ok()) return litter ? OkStatus() : nodes.status();
+    ancestors_.push_back(folder.identity);
+    for (const TreeNode& node : *nodes) {
+      DISTILL_RETURN_IF_ERROR(VisitNode(node, path, depth, litter || IsLitterName(node.name)));
     }
-    DISTILL_ASSIGN_OR_RETURN(std::string bytes, tar.ReadContent());
-    files.push_back({absl::StrJoin(folders, "/"), name, absl::StrCat(path, ":", entry.name), std::move(bytes)});
+    ancestors_.pop_back();
+    return OkStatus();
   }
-  // Reading up to the end makes zlib check the stream's sum.
-  std::vector<char> rest(64 << 10);
-  while (true) {
-    DISTILL_ASSIGN_OR_RETURN(const size_t got, file->Read(rest.data(), rest.size()));
-    if (got == 0) break;
+
+  // Class folders without a picture, once all is visited.
+  void RefuseEmptyClasses() {
+    if (listing_.files.empty()) return;
+    static const FileFault kEmpty{
+        "class folders without a JPEG or PNG picture",
+        "put their pictures there; or, if there is no such class, remove the folder from train and test alike, as an "
+        "empty class would shift the numbers of those after it",
+        StatusCode::kFailedPrecondition};
+    for (const auto& [name, where] : class_places_) {
+      if (!filled_.contains(name)) report_->Refuse(kEmpty, where);
+    }
   }
-  return files;
+
+  ImageListing Take() {
+    for (const auto& [name, where] : class_places_) listing_.class_folders.push_back(name);
+    std::sort(listing_.files.begin(), listing_.files.end(), [](const ImageFile& a, const ImageFile& b) {
+      return std::tie(a.folder, a.name) < std::tie(b.folder, b.name);
+    });
+    return std::move(listing_);
+  }
+
+ private:
+  Status VisitNode(const TreeNode& node, const std::string& path, size_t depth, bool litter) {
+    const std::string place = path.empty() ? node.name : StrCat(path, "/", node.name);
+    switch (node.kind) {
+      case TreeNode::Kind::kFolder:
+        if (std::find(ancestors_.begin(), ancestors_.end(), node.identity) != ancestors_.end()) {
+          if (!litter) report_->Warn(kLoop, node.where, StrCat("to '", node.target, "'"));
+          return OkStatus();
+        }
+        if (litter && (!node.target.empty() || depth >= kMaxDepth)) return OkStatus();
+        if (depth >= kMaxDepth || (!node.target.empty() && ++links_ > kMaxFolderLinks)) {
+          return absl::FailedPreconditionError(StrCat("'", node.where, "' is folder number ", depth,
+                                                      " of a path, or more than ", kMaxFolderLinks,
+                                                      " links to folders were followed; a data set's folders lie at "
+                                                      "most ",
+                                                      kMaxDepth, " deep"));
+        }
+        if (depth == 0 && !litter && layout_ == ImageLayout::kClassFolders) {
+          class_places_.emplace_back(node.name, node.where);
+        }
+        return Visit(node, place, depth + 1, litter);
+      case TreeNode::Kind::kFile:
+        VisitFile(node, path, depth, litter);
+        return OkStatus();
+      case TreeNode::Kind::kLost:
+      case TreeNode::Kind::kOutside:
+        if (!litter && MayMatter(node.name)) RefuseLink(node);
+        if (!litter && IsImageName(node.name)) Keep(node, path, depth, /*refused=*/true);
+        return OkStatus();
+      case TreeNode::Kind::kOther:
+        if (!litter && IsImageName(node.name)) {
+          report_->Refuse({"named like pictures, but no files", "remove them", StatusCode::kFailedPrecondition},
+                          node.where);
+          Keep(node, path, depth, /*refused=*/true);
+        }
+        return OkStatus();
+    }
+    return OkStatus();
+  }
+
+  // What a link leads to is not there, or must not be read.
+  void RefuseLink(const TreeNode& node) {
+    const std::string detail = StrCat("to '", node.target, "'");
+    if (in_archive_) {
+      report_->Refuse({"links to what their archive does not hold",
+                       "pack what they lead to along with them (tar --dereference stores it in their place)",
+                       StatusCode::kFailedPrecondition},
+                      node.where, detail);
+    } else if (node.kind == TreeNode::Kind::kLost) {
+      report_->Refuse(
+          {"links to what does not exist", "fetch what they lead to, or remove them", StatusCode::kFailedPrecondition},
+          node.where, detail);
+    } else {
+      report_->Refuse({StrCat("a link that leads out of the data root '", root_, "'"),
+                       "copy what it leads to there, or start the student with a data root that holds both",
+                       StatusCode::kInvalidArgument},
+                      node.where, detail);
+    }
+  }
+
+  void VisitFile(const TreeNode& node, const std::string& path, size_t depth, bool litter) {
+    const bool image = IsImageName(node.name);
+    if (litter) {
+      if (image) report_->Warn(kLitter, node.where);
+      return;
+    }
+    if (!image) {
+      const ContentKind kind = KindOfContent(tree_.Head(node), node.size);
+      if (kind.is_picture || IsForeignImageName(node.name)) report_->Warn(kForeign, node.where, kind.name);
+      return;
+    }
+    const bool right_place = layout_ == ImageLayout::kAnywhere || depth == (layout_ == ImageLayout::kFlat ? 0 : 1);
+    if (!right_place) RefusePlace(node, depth);
+    Keep(node, path, depth, /*refused=*/false);  // in a wrong place, too: the picture itself may be bad as well
+  }
+
+  void Keep(const TreeNode& node, const std::string& path, size_t depth, bool refused) {
+    if (depth > 0 && layout_ == ImageLayout::kClassFolders) filled_.insert(path.substr(0, path.find('/')));
+    listing_.files.push_back({.folder = path,
+                              .name = node.name,
+                              .where = node.where,
+                              .size = node.size,
+                              .refused = refused,
+                              .content = refused ? nullptr : tree_.Content(node)});
+  }
+
+  void RefusePlace(const TreeNode& node, size_t depth) {
+    static const FileFault kInNone{
+        "pictures in no class folder",
+        "move them into one, or, if they have no label, out of the split into a folder of their own that "
+        "data.unlabelled names",
+        StatusCode::kFailedPrecondition};
+    static const FileFault kDeeper{
+        "pictures deeper than CLASS/NAME",
+        "move them into their class folders (and pack archives from inside the split's folder)",
+        StatusCode::kFailedPrecondition};
+    static const FileFault kInOwn{
+        "pictures in a folder of their own, where a segmentation folder keeps all of a split together", "move them up",
+        StatusCode::kFailedPrecondition};
+    const bool flat = layout_ == ImageLayout::kFlat;
+    report_->Refuse(flat ? kInOwn : depth == 0 ? kInNone : kDeeper, node.where);
+  }
+
+  const std::string root_;
+  const FileTree& tree_;
+  const bool in_archive_;
+  const ImageLayout layout_;
+  DataReport* const report_;
+  ImageListing listing_;
+  std::vector<std::string> ancestors_;                             // identities of the folders that are open
+  std::vector<std::pair<std::string, std::string>> class_places_;  // name and place
+  size_t links_ = 0;                                               // to folders, followed
+  std::set<std::string> filled_;                                   // class folders with a picture at any depth
+};
+
+// The folder of an archive that stands for the split: that of its name, where the archive was packed from beside it.
+// Nothing but that folder then lies at the archive's top, and of class folders one at least lies in it.
+StatusOr<TreeNode> SplitFolder(const FileTree& tree, const std::string& split, ImageLayout layout) {
+  const TreeNode root = tree.Root();
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<TreeNode> top, tree.List(root));
+  const TreeNode* found = nullptr;
+  for (const TreeNode& node : top) {
+    if (IsLitterName(node.name)) continue;
+    const bool folder = node.kind == TreeNode::Kind::kFolder;
+    if (folder && node.name == split) {
+      found = &node;
+    } else if (folder || IsImageName(node.name)) {
+      return root;
+    }
+  }
+  if (found == nullptr || layout != ImageLayout::kClassFolders) return found == nullptr ? root : *found;
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<TreeNode> inner, tree.List(*found));
+  const bool classes_in_it = std::any_of(inner.begin(), inner.end(), [](const TreeNode& node) {
+    return node.kind == TreeNode::Kind::kFolder && !IsLitterName(node.name);
+  });
+  return classes_in_it ? *found : root;
 }
 
 }  // namespace
 
-StatusOr<std::string> FindImageSource(const std::string& root, const std::string& folder, const std::string& name) {
+StatusOr<std::string> FindImageSource(const std::string& root, const std::string& folder, const std::string& name,
+                                      DataReport* report) {
+  std::string found;
+  std::vector<std::string> others;
   for (const char* ending : {"", ".tar", ".tar.gz"}) {
     auto path = ResolveBelow(root, (fs::path(folder) / (name + ending)).string());
-    if (path.ok() || !absl::IsNotFound(path.status())) return path;
+    if (absl::IsNotFound(path.status())) continue;
+    if (!path.ok()) return path;
+    if (found.empty()) {
+      found = *std::move(path);
+    } else {
+      others.push_back(*std::move(path));
+    }
   }
-  return std::string();
+  if (!others.empty()) {
+    report->Warn(StrCat("Of '", found, "' and ", NameSome(others), " only the first is read."));
+  }
+  return found;
 }
 
-StatusOr<std::vector<ImageFile>> GatherImageFiles(const std::string& root, const std::string& source,
-                                                  const std::string& split, size_t class_folders, uint64_t max_bytes) {
+StatusOr<ImageListing> ListImages(const std::string& root, const std::string& source, const std::string& split,
+                                  ImageLayout layout, uint64_t max_bytes, DataReport* report) {
   std::error_code error;
-  DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> files, fs::is_directory(source, error)
-                                                             ? ListFolder(root, source)
-                                                             : ReadArchive(source, split, class_folders, max_bytes));
-  if (files.size() > UINT32_MAX) {
+  const bool in_archive = !fs::is_directory(source, error);
+  std::unique_ptr<FileTree> tree;
+  TreeNode top;
+  if (in_archive) {
+    DISTILL_ASSIGN_OR_RETURN(tree, OpenArchiveTree(source, max_bytes, report));
+    DISTILL_ASSIGN_OR_RETURN(top, SplitFolder(*tree, split, layout));
+  } else {
+    tree = OpenFolderTree(root, source);
+    top = tree->Root();
+  }
+  Walk walk(root, *tree, in_archive, layout, report);
+  DISTILL_RETURN_IF_ERROR(walk.Visit(top, "", 0, false));
+  walk.RefuseEmptyClasses();
+  ImageListing listing = walk.Take();
+  if (listing.files.size() > UINT32_MAX) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("'", source, "' holds ", files.size(), " images; a data set may have ", UINT32_MAX));
+        StrCat("'", source, "' holds ", listing.files.size(), " images; a data set may have ", UINT32_MAX));
   }
-  std::sort(files.begin(), files.end(), [](const ImageFile& a, const ImageFile& b) {
-    return std::tie(a.folder, a.name) < std::tie(b.folder, b.name);
-  });
-  return files;
+  return listing;
 }
 
-Status ReadImageFile(ImageFile* file) {
-  if (!file->bytes.empty()) return OkStatus();
-  std::error_code error;
-  const uint64_t size = fs::file_size(file->where, error);
-  if (!error && size > kMaxFileBytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("'", file->where, "' has ", size, " bytes, over the limit of ",
-                                                     kMaxFileBytes, " for one picture"));
-  }
-  std::ifstream in(file->where, std::ios::binary);
-  file->bytes.assign(std::istreambuf_iterator<char>(in), {});
-  if (in.bad() || file->bytes.empty()) {
-    return absl::DataLossError(absl::StrCat("'", file->where, "' is empty or cannot be read"));
-  }
-  return OkStatus();
+StatusOr<std::shared_ptr<const std::string>> ReadImageBytes(const ImageFile& file, uint64_t limit) {
+  if (file.content != nullptr) return file.content;
+  DISTILL_ASSIGN_OR_RETURN(std::string bytes, ReadFileHead(file.where, limit));
+  return std::make_shared<const std::string>(std::move(bytes));
 }
 
 }  // namespace distill

@@ -1,12 +1,16 @@
-// The picture files of one split: a folder of them, or a tar archive of such a folder.
+// The picture files of one split: a folder of them, or a tar archive of such a folder. One rule says which files those
+// are, whether the folder was packed or not.
 #ifndef DISTILL_STUDENT_WORKER_DATA_IMAGE_SOURCE_H_
 #define DISTILL_STUDENT_WORKER_DATA_IMAGE_SOURCE_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "common/status.h"
+#include "student_worker/data/data_report.h"
 
 namespace distill {
 
@@ -14,26 +18,48 @@ struct ImageFile {
   std::string folder;  // the folders between the split and the file, joined by '/'; empty: directly in the split
   std::string name;
   std::string where;  // for messages: its path, or ARCHIVE:MEMBER
-  std::string bytes;  // its content; of files in a folder empty until ReadImageFile()
+  uint64_t size = 0;  // bytes
+  // Was refused when it was listed, as a link to nothing: it counts as a picture of its split, but is not read.
+  bool refused = false;
+  // Its content, or only the head of what is neither JPEG nor PNG; null: to be read from the file `where`.
+  std::shared_ptr<const std::string> content;
+};
+
+// Where in its split a picture may lie.
+enum class ImageLayout {
+  kClassFolders,  // in a folder of the split: CLASS/NAME
+  kFlat,          // in the split itself
+  kAnywhere,      // in it, or in folders of any depth
+};
+
+struct ImageListing {
+  std::vector<ImageFile> files;            // sorted by (folder, name), bytes of the names compared
+  std::vector<std::string> class_folders;  // kClassFolders: the folders in the split, sorted; with pictures or without
 };
 
 // Stateless; any thread. Errors name the file or folder.
 
 // The real path of NAME, NAME.tar or NAME.tar.gz in `folder` below `root`, the first that exists; empty when none does.
-// kInvalidArgument: it lies outside `root`.
-StatusOr<std::string> FindImageSource(const std::string& root, const std::string& folder, const std::string& name);
+// A warning when several do. kInvalidArgument: it lies outside `root`.
+StatusOr<std::string> FindImageSource(const std::string& root, const std::string& folder, const std::string& name,
+                                      DataReport* report);
 
-// The files in `source` (as FindImageSource gives it) whose names end in .jpg, .jpeg or .png, in whatever case, sorted
-// by (folder, name), bytes of the names compared. Of a folder: those in it and in its folders that do not begin with a
-// dot; a symbolic link that leads nowhere is passed over. Of an archive: all members, with their content; where they
-// begin with `split`/ (packed from beside the folder instead of from inside it) this is left out as long as
-// `class_folders` folders remain. kInvalidArgument: a symbolic link leads out of `root`. kDataLoss: a damaged archive.
-// kResourceExhausted: the archive's pictures take over `max_bytes`, or there are over 2^32 - 1.
-StatusOr<std::vector<ImageFile>> GatherImageFiles(const std::string& root, const std::string& source,
-                                                  const std::string& split, size_t class_folders, uint64_t max_bytes);
+// The pictures (IsImageName) in `source`, as FindImageSource gives it. Litter (IsLitterName) is no part of a data set
+// and is left out. Symbolic links are followed, and what they lead to goes under the link's name; a link back to a
+// folder that holds it is left out. In an archive that was packed from beside the folder `split` instead of from inside
+// it, `split`/ is left out of the names.
+//
+// Left out with a warning: litter that is named like a picture; pictures of other formats or with other names; links
+// back. Refused in `report`, by name: pictures in a place that `layout` does not have; links to nothing and links out
+// of `root` (of an archive: out of it), unless they are named like files that are no pictures; pictures that are no
+// files; kClassFolders: folders without a picture, unless the split has none at all. kDataLoss: a damaged archive.
+// kNotFound, kUnavailable: the disk failed. kResourceExhausted: the archive's pictures take over `max_bytes`, or there
+// are over 2^32 - 1.
+StatusOr<ImageListing> ListImages(const std::string& root, const std::string& source, const std::string& split,
+                                  ImageLayout layout, uint64_t max_bytes, DataReport* report);
 
-// Fills in file->bytes unless they are there. kDataLoss: empty or unreadable. kResourceExhausted: over 256 MiB.
-Status ReadImageFile(ImageFile* file);
+// The content of a file, or its first `limit` bytes. Errors name the reason, not the file; kDataLoss, kUnavailable.
+StatusOr<std::shared_ptr<const std::string>> ReadImageBytes(const ImageFile& file, uint64_t limit);
 
 }  // namespace distill
 

@@ -1,11 +1,13 @@
 // Segmentation folders: pictures as in image folders, and a PNG of class ids for each.
 #include <algorithm>
-#include <atomic>
+#include <array>
 #include <map>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/data/image_decoder.h"
 #include "student_worker/data/image_source.h"
@@ -19,172 +21,210 @@ namespace {
 
 std::string Stem(const ImageFile& file) { return file.name.substr(0, file.name.rfind('.')); }
 
-Status CheckInNoFolder(const ImageFile& file, const char* what, const std::string& split) {
-  if (file.folder.empty()) return OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("'", file.where,
-                                                    "' lies in a folder of its own; a segmentation folder keeps all ",
-                                                    what, " of a split together, in ", what, "/", split));
-}
-
-// The label file of each image, in the images' order. Images and label files must pair one to one: a label file without
-// an image mostly means that images were lost on the way, and training on fewer than were meant would go unnoticed.
-StatusOr<std::vector<ImageFile>> PairWithImages(const std::vector<ImageFile>& images, std::vector<ImageFile> labels,
-                                                const std::string& split, const std::string& label_source) {
+// Images and label files must pair one to one: a label file without an image mostly means that images were lost on the
+// way, and training on fewer than were meant would go unnoticed. Leaves the pairs, in the order of their names, and
+// refuses the others.
+void Pair(const std::string& label_source, DataReport* report, std::vector<ImageFile>* images,
+          std::vector<ImageFile>* labels) {
   std::map<std::string, ImageFile*> by_stem;
-  for (ImageFile& file : labels) {
-    DISTILL_RETURN_IF_ERROR(CheckInNoFolder(file, "labels", split));
-    if (!absl::EndsWith(absl::AsciiStrToLower(file.name), ".png")) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("'", file.where, "' is a JPEG file, which changes values; label maps must be PNG files"));
+  for (ImageFile& file : *labels) {
+    if (!file.folder.empty()) continue;  // refused when it was listed
+    if (!absl::AsciiStrToLower(file.name).ends_with(".png")) {
+      report->Refuse(
+          {"JPEG files, which change values", "label maps must be PNG files", StatusCode::kFailedPrecondition},
+          file.where);
+      continue;
     }
     const auto [at, added] = by_stem.emplace(Stem(file), &file);
     if (!added) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("'", at->second->where, "' and '", file.where, "' are labels of one image; remove one of them"));
+      report->Refuse({"two label maps of one image", "remove one of the two", StatusCode::kFailedPrecondition},
+                     file.where, StrCat("and '", at->second->name, "'"));
     }
   }
-  std::vector<ImageFile> paired;
   std::map<std::string, const ImageFile*> seen;
-  const ImageFile* without = nullptr;
-  size_t count_without = 0;
-  for (const ImageFile& image : images) {
-    DISTILL_RETURN_IF_ERROR(CheckInNoFolder(image, "images", split));
+  std::vector<ImageFile> paired_images, paired_labels;
+  for (ImageFile& image : *images) {
+    if (!image.folder.empty()) continue;
     const auto [first, added] = seen.emplace(Stem(image), &image);
     if (!added) {
-      return absl::FailedPreconditionError(absl::StrCat("'", first->second->where, "' and '", image.where,
-                                                        "' have the same label map; rename one of them"));
+      report->Refuse({"images that have one label map together", "rename one of them, and its label map",
+                      StatusCode::kFailedPrecondition},
+                     image.where, StrCat("and '", first->second->name, "'"));
+      continue;
     }
     const auto label = by_stem.find(first->first);
     if (label == by_stem.end()) {
-      if (count_without++ == 0) without = &image;
+      report->Refuse({StrCat("images without a label map in '", label_source, "'"),
+                      "add it, or move the images to a folder that data.unlabelled names", StatusCode::kNotFound},
+                     image.where, StrCat("needs '", first->first, ".png'"));
       continue;
     }
-    paired.push_back(std::move(*label->second));
+    paired_images.push_back(image);  // a copy: `seen` points to it
+    paired_labels.push_back(std::move(*label->second));
     by_stem.erase(label);
   }
-  if (without != nullptr) {
-    return absl::NotFoundError(absl::StrCat("images without a label map: ", count_without, " of ", images.size(),
-                                            ", the first is '", without->where, "', which needs '", Stem(*without),
-                                            ".png' in '", label_source,
-                                            "'; add it, or move the image to a folder that data.unlabelled names"));
+  for (const auto& [stem, file] : by_stem) {
+    report->Refuse({"label maps without an image", "add their images, or remove them", StatusCode::kFailedPrecondition},
+                   file->where);
   }
-  if (!by_stem.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat("label maps without an image: ", by_stem.size(),
-                                                      ", the first is '", by_stem.begin()->second->where,
-                                                      "'; add its image or remove it"));
-  }
-  return paired;
+  *images = std::move(paired_images);
+  *labels = std::move(paired_labels);
 }
 
-// Class ids of the file's size [H, W]: checks them, and makes the ignored ones kIgnoredPixel.
-Status NormaliseIds(const SplitRequest& request, const std::string& where, uint32_t width, std::vector<uint8_t>* ids) {
-  const uint32_t limit =
-      request.num_classes == 0 ? kIgnoredPixel : std::min<uint32_t>(request.num_classes, kIgnoredPixel);
+// Class ids of the file's size [H, W]: makes the ignored ones kIgnoredPixel. False, and a refusal that names the first
+// one, when some are beyond the student's classes.
+bool NormaliseIds(const SplitRequest& request, const std::string& where, uint32_t width, std::vector<uint8_t>* ids) {
+  const uint32_t classes = request.want.classes;
+  const uint32_t limit = classes == 0 ? kIgnoredPixel : std::min<uint32_t>(classes, kIgnoredPixel);
+  bool in_range = true;
   for (size_t i = 0; i < ids->size(); ++i) {
     uint8_t& id = (*ids)[i];
     if (id == request.ignore_label) {
       id = kIgnoredPixel;
-    } else if (id >= limit) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "'", where, "': the pixel in row ", i / width, ", column ", i % width, " (from 0) has class id ", int{id},
-          ", but the ", limit, " classes have ids 0 to ", limit - 1, " and data.ignore_label is ", request.ignore_label,
-          "; set data.ignore_label: ", int{id}, " if it means no label, else raise num_classes or correct the file"));
+    } else if (id >= limit && in_range) {
+      in_range = false;
+      request.report->Refuse(
+          {StrCat("class ids beyond the student's ", limit, " classes (ids 0 to ", limit - 1, ", data.ignore_label is ",
+                  request.ignore_label, ")"),
+           "raise num_classes if it is a class (where 0 means nothing and classes begin with 1: num_classes one more "
+           "than "
+           "the highest id, and data.ignore_label: 0); set data.ignore_label to it if it means no label; else correct "
+           "the files",
+           StatusCode::kInvalidArgument},
+          where, StrCat("id ", int{id}, " in row ", i / width, ", column ", i % width, " from 0"));
     }
   }
-  return OkStatus();
+  return in_range;
 }
 
-// Reads the label maps into `out`, [N, H / shrink, W / shrink].
-Status LoadLabelMaps(const SplitRequest& request, const ImageInfo& full, const std::string& source,
-                     std::vector<ImageFile> files, uint8_t* out) {
+// Reads the label maps of the sound images into `split`, [N, H / shrink, W / shrink], or, where it has no room for
+// them, looks for their faults alone.
+Status LoadLabelMaps(const SplitRequest& request, const ImageHeaders& headers, std::vector<ImageFile> files,
+                     LoadedSplit* split) {
+  const ImageInfo& full = headers.common;
   const uint64_t full_bytes = uint64_t{full.height} * full.width;
   const uint64_t map_bytes = full_bytes / request.shrink / request.shrink;
-  std::atomic<bool> any_label = false;
-  DISTILL_RETURN_IF_ERROR(ParallelFor(files.size(), [&](size_t i) -> Status {
+  absl::Mutex mutex;  // of split->pixels_of_class
+  return ParallelFor(files.size(), [&](size_t i) -> Status {
     ImageFile& file = files[i];
-    DISTILL_RETURN_IF_ERROR(ReadImageFile(&file));
-    std::vector<uint8_t> ids(full_bytes);
-    const Status status = DecodeClassIds(file.bytes, full.height, full.width, ids.data());
-    if (!status.ok()) return Annotate(status, absl::StrCat("'", file.where, "'"));
-    file.bytes = std::string();
-    DISTILL_RETURN_IF_ERROR(NormaliseIds(request, file.where, full.width, &ids));
-    uint8_t* const map = out + i * map_bytes;
-    ShrinkLabelMap(full.height, full.width, request.shrink, ids.data(), map);
-    if (std::any_of(map, map + map_bytes, [](uint8_t id) { return id != kIgnoredPixel; })) any_label = true;
+    if (file.refused || !headers.sound[i]) return OkStatus();
+    const std::shared_ptr<const std::string> bytes = ReadOrRefuse(file, kMaxFileBytes, request.report);
+    if (bytes == nullptr) return OkStatus();
+    std::vector<uint8_t> ids(full_bytes), map(map_bytes);
+    const Status status = DecodeClassIds(*bytes, full.height, full.width, ids.data());
+    if (!status.ok()) {
+      request.report->Refuse({"files that are no label maps", "", status.code()}, file.where,
+                             std::string(ToStd(status.message())));
+      return OkStatus();
+    }
+    file.content.reset();
+    if (!NormaliseIds(request, file.where, full.width, &ids)) return OkStatus();
+    ShrinkLabelMap(full.height, full.width, request.shrink, ids.data(), map.data());
+    std::array<uint64_t, 256> count = {};
+    for (const uint8_t id : map) ++count[id];
+    if (!split->label_maps.empty()) std::copy(map.begin(), map.end(), split->label_maps.data() + i * map_bytes);
+    absl::MutexLock lock(&mutex);
+    for (size_t id = 0; id < count.size(); ++id) split->pixels_of_class[id] += count[id];
     return OkStatus();
-  }));
-  if (!any_label) {
-    return absl::FailedPreconditionError(absl::StrCat("no pixel of the label maps in '", source,
-                                                      "' has a label, all have the value of data.ignore_label (",
-                                                      request.ignore_label, "); correct it or the files"));
+  });
+}
+
+// Label maps that teach nothing although they can be read: the student would be measured at 100 % at once.
+void CheckLabelsSayMore(const SplitRequest& request, const std::string& source, const LoadedSplit& split) {
+  const auto& pixels = split.pixels_of_class;
+  const auto ids = pixels.end() - 1;  // the last counts pixels without a label
+  const uint64_t labelled = std::accumulate(pixels.begin(), ids, uint64_t{0}), ignored = *ids;
+  const std::string ignore = StrCat("the value of data.ignore_label (", request.ignore_label, ")");
+  if (labelled == 0 && ignored > 0) {
+    request.report->Refuse(absl::FailedPreconditionError(StrCat(
+        "no pixel of the label maps in '", source, "' has a label, all have ", ignore, "; correct it or the files")));
+    return;
   }
-  return OkStatus();
+  const auto only = std::find_if(pixels.begin(), ids, [](uint64_t count) { return count > 0; });
+  if (request.name != "train" || request.want.classes < 2 || only == ids || *only != labelled) return;
+  std::string text = StrCat("all labelled pixels of the label maps in '", source, "' have class ",
+                            only - pixels.begin(), ", but the student has ", request.want.classes, " classes");
+  if (ignored > 0) {
+    const uint64_t percent = std::max<uint64_t>(1, ignored * 100 / (ignored + labelled));
+    StrAppend(
+        &text, "; the other ", percent, " % of the pixels have ", ignore,
+        " and count as pixels without a label: if they are a class, as in masks of 0 and 255, store its id in the "
+        "files instead, or set data.ignore_label to a value that does not occur");
+  } else {
+    StrAppend(&text, "; correct the files, or raise data.train_limit if it leaves too few");
+  }
+  request.report->Refuse(absl::FailedPreconditionError(text));
 }
 
 }  // namespace
 
 StatusOr<LoadedSplit> ReadSegmentationFolderSplit(const SplitRequest& request) {
   const bool labelled = request.kind != SplitKind::kUnlabelled;
+  const bool may_be_missing = request.kind == SplitKind::kLabelledOrMissing;
   LoadedSplit split;
   const std::string images_folder = request.folder + "/images", labels_folder = request.folder + "/labels";
   std::string name = request.name;
-  DISTILL_ASSIGN_OR_RETURN(std::string source, FindImageSource(request.root, images_folder, name));
+  const auto find = [&](const std::string& folder) {
+    return FindImageSource(request.root, folder, name, request.report);
+  };
+  DISTILL_ASSIGN_OR_RETURN(std::string source, find(images_folder));
   if (labelled && name == "test" && source.empty()) {
     name = "val";
-    DISTILL_ASSIGN_OR_RETURN(source, FindImageSource(request.root, images_folder, name));
+    DISTILL_ASSIGN_OR_RETURN(source, find(images_folder));
   }
   std::string label_source;
   if (labelled) {
-    DISTILL_ASSIGN_OR_RETURN(label_source, FindImageSource(request.root, labels_folder, name));
+    DISTILL_ASSIGN_OR_RETURN(label_source, find(labels_folder));
   }
-  if (source.empty() && label_source.empty() && request.kind == SplitKind::kLabelledOrMissing) return split;
+  if (source.empty() && label_source.empty() && may_be_missing) return split;
   if (source.empty()) {
     const std::string or_val = request.name == "test" && labelled ? " (or 'val')" : "";
-    return absl::NotFoundError(absl::StrCat("no '", request.name, "'", or_val, " in '", images_folder,
-                                            "', as a folder, .tar or .tar.gz; put the images there or correct ",
-                                            labelled ? "data.path" : "data.unlabelled",
-                                            " (data.format is segmentation_folder)"));
+    return absl::NotFoundError(StrCat("no '", request.name, "'", or_val, " in '", images_folder,
+                                      "', as a folder, .tar or .tar.gz; put the images there or correct ",
+                                      labelled ? "data.path" : "data.unlabelled",
+                                      " (data.format is segmentation_folder)"));
   }
-  DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> images,
-                           GatherImageFiles(request.root, source, name, 0, request.max_bytes));
+  const auto list = [&](const std::string& from) -> StatusOr<std::vector<ImageFile>> {
+    DISTILL_ASSIGN_OR_RETURN(ImageListing listing, ListImages(request.root, from, name,
+                                                              labelled ? ImageLayout::kFlat : ImageLayout::kAnywhere,
+                                                              request.max_bytes, request.report));
+    return std::move(listing.files);
+  };
+  DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> images, list(source));
   std::vector<ImageFile> labels;
   if (!label_source.empty()) {
-    DISTILL_ASSIGN_OR_RETURN(labels, GatherImageFiles(request.root, label_source, name, 0, request.max_bytes));
+    DISTILL_ASSIGN_OR_RETURN(labels, list(label_source));
   }
-  if (images.empty() && labels.empty() && request.kind == SplitKind::kLabelledOrMissing) return split;
+  if (images.empty() && labels.empty() && may_be_missing) return split;
   if (images.empty()) {
-    return absl::NotFoundError(absl::StrCat("no JPEG or PNG image in '", source, "'; it needs NAME.jpg or .png"));
+    return absl::NotFoundError(StrCat("no JPEG or PNG image in '", source, "'; it needs NAME.jpg or .png"));
   }
   if (labelled && label_source.empty()) {
-    return absl::NotFoundError(absl::StrCat("no '", name, "' in '", labels_folder,
-                                            "', as a folder, .tar or .tar.gz, for the ", images.size(), " images in '",
-                                            source, "'; put their label maps there, NAME.png for NAME.jpg"));
+    return absl::NotFoundError(StrCat("no '", name, "' in '", labels_folder,
+                                      "', as a folder, .tar or .tar.gz, for the ", images.size(), " images in '",
+                                      source, "'; put their label maps there, NAME.png for NAME.jpg"));
   }
-  if (labelled) {
-    DISTILL_ASSIGN_OR_RETURN(labels, PairWithImages(images, std::move(labels), name, label_source));
-  }
+  if (labelled) Pair(label_source, request.report, &images, &labels);
+  if (images.empty()) return split;  // none is paired: the report says so
 
+  split.found = images.size();
+  IndexDigest digest;
+  for (size_t i = 0; i < images.size(); ++i) {
+    digest.Add(StrCat(images[i].folder, "/", images[i].name), kNoLabel, images[i].size, labelled ? labels[i].size : 0);
+  }
+  split.digest = digest.Hex();
   std::vector<ImageFile> chosen, chosen_labels;
-  for (uint32_t index : request.subset(images.size())) {
+  for (const uint32_t index : request.subset(images.size())) {
     chosen.push_back(std::move(images[index]));
     if (labelled) chosen_labels.push_back(std::move(labels[index]));
   }
   images.clear();
   labels.clear();
   split.labels.assign(chosen.size(), kNoLabel);
-  DISTILL_ASSIGN_OR_RETURN(const ImageInfo full, ReadImageFiles(request, source, &chosen));
-  split.channels = full.channels;
-  split.height = full.height / request.shrink;
-  split.width = full.width / request.shrink;
-  const uint64_t plane = uint64_t{split.height} * split.width;
-  DISTILL_RETURN_IF_ERROR(
-      CheckSplitBytes(request, source, (split.channels + (labelled ? 1 : 0)) * plane * chosen.size()));
-  split.pixels.resize(split.channels * plane * chosen.size());
-  if (labelled) split.label_maps.resize(plane * chosen.size());
-  DISTILL_RETURN_IF_ERROR(DecodeImageFiles(full, request.shrink, &chosen, split.pixels.data()));
-  if (labelled) {
-    DISTILL_RETURN_IF_ERROR(
-        LoadLabelMaps(request, full, label_source, std::move(chosen_labels), split.label_maps.data()));
+  DISTILL_ASSIGN_OR_RETURN(const ImageHeaders headers, LoadImages(request, source, labelled, &chosen, &split));
+  if (labelled && headers.wanted) {
+    DISTILL_RETURN_IF_ERROR(LoadLabelMaps(request, headers, std::move(chosen_labels), &split));
+    if (request.report->ok()) CheckLabelsSayMore(request, label_source, split);
   }
   return split;
 }

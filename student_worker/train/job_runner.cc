@@ -301,11 +301,9 @@ Status Job::FormGroup() {
 
 Status Job::Load() {
   DISTILL_ASSIGN_OR_RETURN(const DataSplits data,
-                           OpenDataset(plan_.data, environment_.data_root, plan_.seed, plan_.student.num_classes));
+                           OpenDataset(plan_.data, environment_.data_root, plan_.seed, WantedBy(plan_.student)));
   DISTILL_ASSIGN_OR_RETURN(images_, PrepareTrainingImages(data, plan_.data.holdout, plan_.seed));
   test_ = data.test;
-  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*images_.all, plan_.student));
-  DISTILL_RETURN_IF_ERROR(CheckDatasetFits(*test_, plan_.student));
   // Now rather than when the stage begins, which may be days later.
   for (const StagePlan& stage : plan_.stages) {
     DISTILL_RETURN_IF_ERROR(ImagesOfStage(images_, stage, plan_.batch_size).status());

@@ -55,8 +55,9 @@ class DataRootTest : public ::testing::Test {
  protected:
   DataRootTest() {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    base_ = std::filesystem::temp_directory_path() /
-            ("distill_data_" + std::string(info->name()) + "_" + std::to_string(getpid()));
+    std::string name = info->name();  // of a parameterised test: with a slash
+    std::replace(name.begin(), name.end(), '/', '_');
+    base_ = std::filesystem::temp_directory_path() / ("distill_data_" + name + "_" + std::to_string(getpid()));
     std::filesystem::remove_all(base_);
     std::filesystem::create_directories(base_ / "root");
     root_ = (base_ / "root").string();
@@ -65,7 +66,7 @@ class DataRootTest : public ::testing::Test {
 
   std::string Path(const std::string& name) const { return root_ + "/" + name; }
   StatusOr<DataSplits> Open(const DataPlan& plan, uint64_t seed = 1, uint32_t classes = 0) const {
-    return OpenDataset(plan, root_, seed, classes);
+    return OpenDataset(plan, root_, seed, {.classes = classes});
   }
   Status Error(const DataPlan& plan, uint32_t classes = 0) const { return Open(plan, 1, classes).status(); }
 

@@ -187,25 +187,103 @@ TEST_F(DatasetTest, LabelBeyondTheStudentsClassesIsRefused) {
   EXPECT_TRUE(Open({.format = "idx", .path = "d"}, 1, 3).ok());
   const Status status = Error({.format = "idx", .path = "d"}, 2);
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("label 2 of image 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("abel 2 of image 2"));
   auto splits = Open({.format = "idx", .path = "d"}, 1, 10);
   ASSERT_TRUE(splits.ok()) << splits.status();
   EXPECT_EQ(splits->train->classes(), 10);
 }
 
-TEST_F(DatasetTest, FitIsCheckedAgainstTheStudent) {
+TEST_F(DatasetTest, ImagesThatTheStudentDoesNotTakeAreRefused) {
   WriteIdx("d");
-  auto splits = Open({.format = "idx", .path = "d"});
-  ASSERT_TRUE(splits.ok()) << splits.status();
-  ModelSpec student{.num_classes = 3, .in_channels = 1, .image_height = 2, .image_width = 3};
-  EXPECT_TRUE(CheckDatasetFits(*splits->train, student).ok());
-  ModelSpec colour = student;
-  colour.in_channels = 3;
-  EXPECT_THAT(std::string(CheckDatasetFits(*splits->train, colour).message()),
-              HasSubstr("[1, 2, 3], the student takes [3, 2, 3]"));
-  ModelSpec narrow = student;
-  narrow.num_classes = 2;
-  EXPECT_EQ(CheckDatasetFits(*splits->train, narrow).code(), StatusCode::kInvalidArgument);
+  const auto open = [&](const ModelSpec& student) {
+    return std::string(OpenDataset({.format = "idx", .path = "d"}, root_, 1, WantedBy(student)).status().message());
+  };
+  const ModelSpec student{.num_classes = 3, .in_channels = 1, .image_height = 2, .image_width = 3};
+  EXPECT_EQ(open(student), "");
+  ModelSpec other = student;
+  other.in_channels = 3;
+  EXPECT_THAT(open(other), HasSubstr("have 1 channel (grey), the student takes 3; set student.in_channels: 1"));
+  other = student;
+  other.image_width = 2;
+  other.image_height = 3;
+  EXPECT_THAT(open(other), HasSubstr("have [2, 3] pixels (height, width), the student takes [3, 2]; set student.image: "
+                                     "[2, 3]"));
+  other = student;
+  other.num_classes = 2;
+  EXPECT_THAT(open(other), HasSubstr("abel 2 of image 2"));
+}
+
+// What the plan says of the data was used to compute the lengths of its stages.
+TEST_F(DatasetTest, OtherNumbersOfImagesThanThePlanSaysAreRefused) {
+  WriteIdx("d");
+  WriteWithFolders(Path("d/more-images-idx3-ubyte"), Idx(kImages, {2, 2, 3}, Pixels(2, 5)));
+  DataPlan plan{.format = "idx", .path = "d", .unlabelled = "more", .train_size = 6, .unlabelled_size = 2};
+  EXPECT_TRUE(Open(plan).ok()) << Error(plan);
+  plan.train_size = 5;
+  plan.unlabelled_size = 3;
+  const Status status = Error(plan);
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("ata.train_size is 5, but '" + Path("d") + "' has 6 such images"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("ata.unlabelled_size is 3, but '" + Path("d") + "' has 2 such"));
+  plan.unlabelled_size.reset();
+  for (const auto& [limit, fits] : {std::pair{4, true}, {5, true}, {6, false}, {0, false}}) {
+    plan.train_limit = limit;
+    EXPECT_EQ(Error(plan).ok(), fits) << "a limit of " << limit;
+  }
+  plan.train_limit = 0;
+  plan.train_size = 0;
+  EXPECT_FALSE(Error(plan).ok());
+  fs::remove(Path("d/train-images-idx3-ubyte"));
+  fs::remove(Path("d/train-labels-idx1-ubyte"));
+  EXPECT_TRUE(Error(plan).ok()) << Error(plan);
+}
+
+TEST_F(DatasetTest, ClassesThatNeverOccurAreWarnedOf) {
+  WriteIdx("d");
+  EXPECT_TRUE(Open({.format = "idx", .path = "d"}, 1, 3)->warnings.empty());
+  EXPECT_THAT(Open({.format = "idx", .path = "d"}, 1, 5)->warnings,
+              ::testing::ElementsAre(
+                  "No label of train has class 3, 4, though num_classes is 5: the student cannot learn it.",
+                  "No label of test has class 3, 4, though num_classes is 5: how well the student knows it is not "
+                  "measured."));
+  for (const char* file : {"f/train/ant/0.png", "f/train/Bee/0.png", "f/train/bee/0.png"}) {
+    WriteWithFolders(Path(file), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3)));
+  }
+  fs::copy(Path("f/train"), Path("f/test"), fs::copy_options::recursive);
+  EXPECT_THAT(Open({.format = "image_folder", .path = "f"}, 1, 5)->warnings,
+              ::testing::ElementsAre("num_classes is 5, but '" + Path("f") +
+                                         "' has 3 class folders: no image has a class "
+                                         "from 3 on.",
+                                     "The class folders 'Bee' and 'bee' in '" + Path("f") +
+                                         "' differ in capitals only, and are two classes."));
+}
+
+TEST_F(DatasetTest, ClassFoldersThatDifferBetweenTheSplitsAreNamed) {
+  const std::string png = EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3));
+  for (const char* file : {"train/ant/0.png", "train/bee/0.png", "test/ant/0.png", "test/cat/0.png"}) {
+    WriteWithFolders(Path(std::string("d/") + file), png);
+  }
+  const Status status = Error({.format = "image_folder", .path = "d"});
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("differ; only in train: 'bee'; only in test: 'cat'"));
+}
+
+// The digest is over the index before a limit.
+TEST_F(DatasetTest, TheDigestTellsFoldersApart) {
+  const std::string png = EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3));
+  const auto digest = [&](const std::vector<std::string>& files, const std::string& content, uint64_t limit = 0) {
+    fs::remove_all(Path("d"));
+    for (const std::string& file : files) WriteWithFolders(Path("d/train/" + file), png + content);
+    fs::copy(Path("d/train"), Path("d/test"), fs::copy_options::recursive);
+    return Open({.format = "image_folder", .path = "d", .train_limit = limit}).value().digest;
+  };
+  const std::string whole = digest({"a/0.png", "a/1.png", "b/0.png"}, "");
+  EXPECT_EQ(digest({"a/0.png", "a/1.png", "b/0.png"}, "", 2), whole);
+  EXPECT_NE(digest({"a/0.png", "b/0.png"}, ""), whole) << "an image less";
+  EXPECT_NE(digest({"a/0.png", "a/1.png", "b/1.png"}, ""), whole) << "another name";
+  EXPECT_NE(digest({"a/0.png", "a/1.png", "x/0.png"}, ""), whole) << "another class";
+  EXPECT_NE(digest({"a/0.png", "a/1.png", "b/0.png"}, "more"), whole) << "other sizes";
 }
 
 TEST_F(DatasetTest, ImageFolderAndArchivesGiveTheSameImages) {
@@ -286,7 +364,7 @@ TEST_F(DatasetTest, BadImageFoldersAreRefused) {
   EXPECT_EQ(make("").code(), StatusCode::kDataLoss);
   status = make(EncodeJpeg(8, 4, 3, Picture(0, 3)));
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("4x8 pixels"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("[8, 4]"));
   const std::string png = EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3));
   EXPECT_EQ(make(png.substr(0, png.size() - 20), "b.png").code(), StatusCode::kDataLoss);
 
@@ -323,7 +401,8 @@ TEST_F(DatasetTest, BadArchivesAreRefused) {
   EXPECT_THAT(std::string(make(damaged).message()), HasSubstr("bad header checksum"));
   const std::string packed = Gzip(member + TarEnd());
   EXPECT_EQ(make(packed.substr(0, packed.size() - 4), ".tar.gz").code(), StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(make(TarMember("deep/x/a.jpg", "x") + TarEnd()).message()), HasSubstr("is not CLASS/NAME"));
+  EXPECT_THAT(std::string(make(TarMember("deep/x/a.jpg", "x") + TarEnd()).message()),
+              HasSubstr("ictures deeper than CLASS/NAME"));
   EXPECT_TRUE(make(TarMember("train/x/a.jpg", EncodeJpeg(8, 8, 3, Picture(0, 3))) + TarEnd()).code() !=
               StatusCode::kOk);  // in test.tar
   // Long names: GNU and pax.
@@ -364,7 +443,7 @@ TEST_F(DatasetTest, AFactorThatDoesNotDivideTheSidesIsRefused) {
   for (const uint32_t factor : {3u, 4u, 5u, 16u}) {
     const Status status = Error({.format = "image_folder", .path = "d", .shrink = factor});
     EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << factor;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("train/a/0.png' has 8x6 pixels, and data.shrink " +
+    EXPECT_THAT(std::string(status.message()), HasSubstr("train' have [6, 8] pixels (height, width), and data.shrink " +
                                                          std::to_string(factor) + " does not divide both sides"));
   }
   EXPECT_TRUE(Open({.format = "image_folder", .path = "d", .shrink = 2}).ok());
@@ -386,7 +465,8 @@ TEST_F(DatasetTest, AnEnormousFileIsRefusedUnread) {
   fs::resize_file(Path("d/train/a/0.png"), (256 << 20) + 1);  // a hole: takes no room
   const Status status = Error({.format = "image_folder", .path = "d"});
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("train/a/0.png' has 268435457 bytes, over the limit"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("over the limit of 268435456 bytes for one picture: '" +
+                                                       Path("d/train/a/0.png") + "' (268435457 bytes)"));
 }
 
 // ---- Images without labels
@@ -482,14 +562,15 @@ TEST_F(UnlabelledTest, ImagesOutsideClassFoldersAreRefusedWithTheRemedy) {
   WriteWithFolders(Path("d/train/lost.png"), Png(0));
   Status status = Error(plan_);
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("/d/train/lost.png' lies in no class folder"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("pictures in no class folder: '" + Path("d/train/lost.png")));
   EXPECT_THAT(std::string(status.message()), HasSubstr("data.unlabelled"));
   fs::remove_all(Path("d"));
   Write(".tar");
   WriteWithFolders(Path("d/train.tar"), TarMember("lost.png", Png(0)) + TarMember("ant/a.png", Png(1)) + TarEnd());
-  EXPECT_THAT(std::string(Error(plan_).message()), HasSubstr("train.tar:lost.png' lies in no class folder"));
+  EXPECT_THAT(std::string(Error(plan_).message()),
+              HasSubstr("ictures in no class folder: '" + Path("d/train.tar:lost.png")));
   EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d", .unlabelled = "none"}).message()),
-              HasSubstr("lies in no class folder"));
+              HasSubstr("ictures in no class folder"));
   Write(".tar");
   EXPECT_THAT(std::string(Error({.format = "image_folder", .path = "d", .unlabelled = "none"}).message()),
               HasSubstr("correct data.unlabelled"));
@@ -531,7 +612,7 @@ TEST(MemoryDatasetTest, GivesTheLabelMapOfEachImage) {
 TEST(FashionMnistTest, LoadsWhenInstalled) {
   const std::string root = "/usr/share/datasets";
   if (!fs::exists(root + "/fashion-mnist")) GTEST_SKIP() << "package dataset-fashion-mnist is not installed";
-  auto splits = OpenDataset({.format = "idx", .path = "fashion-mnist"}, root, 1, 10);
+  auto splits = OpenDataset({.format = "idx", .path = "fashion-mnist"}, root, 1, {.classes = 10});
   ASSERT_TRUE(splits.ok()) << splits.status();
   EXPECT_EQ(splits->train->size(), 60000);
   EXPECT_EQ(splits->test->size(), 10000);

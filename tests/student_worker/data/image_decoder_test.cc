@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <png.h>
 
+#include <cstdlib>
+
 #include "tests/student_worker/data/data_root.h"
 #include "tests/student_worker/data/image_files.h"
 
@@ -27,7 +29,7 @@ TEST(ImageDecoderTest, PngKindsBecomeEightBitPixelsWithoutAlpha) {
   EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_RGB_ALPHA, 8, {1, 2, 3, 0, 4, 5, 6, 128})),
             (std::vector<uint8_t>{1, 4, 2, 5, 3, 6}));
   EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY_ALPHA, 8, {7, 0, 9, 255})), (std::vector<uint8_t>{7, 9}));
-  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY, 16, {7, 200, 9, 1})), (std::vector<uint8_t>{7, 9}));
+  EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY, 16, {7, 200, 9, 1})), (std::vector<uint8_t>{8, 9}));
   EXPECT_EQ(decode(EncodePalettePng(1, 2, {1, 0}, {10, 20, 30, 40, 50, 60})),
             (std::vector<uint8_t>{40, 10, 50, 20, 60, 30}));
 }
@@ -51,6 +53,117 @@ TEST(ImageDecoderTest, EveryTruncationIsAnErrorAndNoByteFlipCrashes) {
   std::vector<uint8_t> out(3 * 8 * 8);
   EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {1, 8, 8}, out.data()).ok());  // colour into grey
   EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {3, 8, 7}, out.data()).ok());
+}
+
+// A picture of 2x3 pixels with one value each, turned by all eight orientations; PNG keeps values.
+TEST(ImageDecoderTest, PicturesAreTurnedUpright) {
+  const std::vector<uint8_t> stored = {1, 2, 3,  //
+                                       4, 5, 6};
+  const std::vector<uint8_t> upright[8] = {
+      {1, 2, 3, 4, 5, 6}, {3, 2, 1, 6, 5, 4},   // mirrored in x
+      {6, 5, 4, 3, 2, 1}, {4, 5, 6, 1, 2, 3},   // turned by 180; mirrored in y
+      {1, 4, 2, 5, 3, 6},                       // transposed, now 3x2
+      {4, 1, 5, 2, 6, 3},                       // clockwise
+      {6, 3, 5, 2, 4, 1}, {3, 6, 2, 5, 1, 4}};  // other diagonal; counter-clockwise
+  const std::string png = EncodePng(2, 3, PNG_COLOR_TYPE_GRAY, 8, stored);
+  for (int orientation = 1; orientation <= 8; ++orientation) {
+    for (const bool little_endian : {false, true}) {
+      const std::string exif = testing::ExifOrientation(orientation, little_endian);
+      const std::string file = testing::WithExif(png, exif);
+      const auto info = ReadImageInfo(file);
+      ASSERT_TRUE(info.ok()) << info.status();
+      EXPECT_EQ(info->orientation, orientation);
+      EXPECT_EQ(info->height, orientation < 5 ? 2 : 3) << orientation;
+      EXPECT_EQ(info->width, orientation < 5 ? 3 : 2) << orientation;
+      std::vector<uint8_t> out(6);
+      ASSERT_TRUE(DecodeImage(file, *info, out.data()).ok()) << orientation;
+      EXPECT_EQ(out, upright[orientation - 1]) << orientation;
+      // Behind the pixels it comes too late to announce other sides.
+      const Status late = DecodeImage(testing::WithExif(png, exif, true), {1, 2, 3}, out.data());
+      EXPECT_EQ(late.ok(), orientation < 5) << late;
+      if (late.ok()) {
+        EXPECT_EQ(out, upright[orientation - 1]) << orientation;
+      }
+    }
+  }
+  for (const int none : {0, 9, 77}) {
+    EXPECT_EQ(ReadImageInfo(testing::WithExif(png, testing::ExifOrientation(none, true)))->orientation, 1) << none;
+  }
+  // Damaged advice is none.
+  const std::string exif = testing::ExifOrientation(6, true);
+  for (size_t size = 0; size + 6 < exif.size(); ++size) {
+    EXPECT_TRUE(ReadImageInfo(testing::WithExif(EncodeJpeg(8, 8, 3, Picture(1, 3)), exif.substr(0, size))).ok())
+        << size;
+  }
+}
+
+TEST(ImageDecoderTest, JpegAndColourAreTurnedTheSameWay) {
+  std::vector<uint8_t> pixels(16 * 8 * 3);  // upper half bright, left half red: every corner has its own colour
+  for (int y = 0; y < 16; ++y) {
+    for (int x = 0; x < 8; ++x) {
+      pixels[(y * 8 + x) * 3] = x < 4 ? 200 : 40;
+      pixels[(y * 8 + x) * 3 + 1] = y < 8 ? 200 : 40;
+      pixels[(y * 8 + x) * 3 + 2] = 120;
+    }
+  }
+  const std::string png = EncodePng(16, 8, PNG_COLOR_TYPE_RGB, 8, pixels), jpeg = EncodeJpeg(16, 8, 3, pixels, 100);
+  for (int orientation = 1; orientation <= 8; ++orientation) {
+    const std::string exif = testing::ExifOrientation(orientation, orientation % 2 == 0);
+    const ImageInfo want{3, orientation < 5 ? 16u : 8u, orientation < 5 ? 8u : 16u};
+    std::vector<uint8_t> from_png(3 * 16 * 8), from_jpeg(3 * 16 * 8);
+    ASSERT_TRUE(DecodeImage(testing::WithExif(png, exif), want, from_png.data()).ok()) << orientation;
+    ASSERT_TRUE(DecodeImage(testing::WithExif(jpeg, exif), want, from_jpeg.data()).ok()) << orientation;
+    int worst = 0;
+    for (size_t i = 0; i < from_png.size(); ++i) worst = std::max(worst, std::abs(from_png[i] - from_jpeg[i]));
+    EXPECT_LE(worst, 8) << orientation;
+  }
+}
+
+TEST(ImageDecoderTest, SixteenBitsBecomeTheNearestOfEight) {
+  std::vector<uint8_t> stored;
+  for (int v = 0; v < 65536; ++v) {
+    stored.push_back(static_cast<uint8_t>(v >> 8));
+    stored.push_back(static_cast<uint8_t>(v));
+  }
+  const std::string file = EncodePng(256, 256, PNG_COLOR_TYPE_GRAY, 16, stored);
+  EXPECT_EQ(ReadImageInfo(file)->bits, 16);
+  std::vector<uint8_t> out(65536);
+  ASSERT_TRUE(DecodeImage(file, {1, 256, 256}, out.data()).ok());
+  for (int v = 0; v < 65536; ++v) ASSERT_EQ(out[v], (v + 128) / 257) << v;
+}
+
+TEST(ImageDecoderTest, JpegDamageThatLeavesThePixelsWholeIsLetThrough) {
+  const std::string good = EncodeJpeg(32, 32, 3, std::vector<uint8_t>(32 * 32 * 3, 77));
+  std::vector<uint8_t> whole(3 * 32 * 32), out(3 * 32 * 32);
+  ASSERT_TRUE(DecodeImage(good, {3, 32, 32}, whole.data()).ok());
+  const auto decode = [&](const std::string& file, DecodeNotes* notes) {
+    const Status status = DecodeImage(file, {3, 32, 32}, out.data(), notes);
+    if (status.ok()) {
+      EXPECT_EQ(out, whole);
+    }
+    return status.ok();
+  };
+  DecodeNotes notes;
+  std::string file = good;
+  file.insert(file.find("\xFF\xDB"), "\x01\x11\x22");  // in the header
+  EXPECT_TRUE(decode(file, &notes));
+  EXPECT_FALSE(notes.stray_bytes) << "its pixels had not begun";
+  file = good;
+  file.insert(file.size() - 2, std::string(100, '\x11'));  // before the end mark
+  EXPECT_TRUE(decode(file, &notes));
+  EXPECT_TRUE(notes.stray_bytes);
+  EXPECT_TRUE(decode(good + "garbage", &notes));
+  EXPECT_TRUE(decode(good.substr(0, good.size() - 2), &notes));
+  EXPECT_TRUE(notes.no_end_mark);
+  EXPECT_TRUE(decode(good.substr(0, good.size() - 1), &notes));
+  EXPECT_FALSE(decode(good.substr(0, good.size() - 10) + "\xFF\xD9", &notes)) << "pixels are missing";
+  // Several scans: the last ones may be missing without a trace.
+  const std::string progressive = testing::EncodeProgressiveJpeg(32, 32, 3, testing::Noise(32 * 32 * 3));
+  ASSERT_TRUE(DecodeImage(progressive, {3, 32, 32}, out.data()).ok());
+  for (size_t size = 0; size < progressive.size(); ++size) {
+    EXPECT_FALSE(DecodeImage(progressive.substr(0, size), {3, 32, 32}, out.data()).ok()) << size;
+  }
+  EXPECT_TRUE(DecodeImage(progressive + "garbage", {3, 32, 32}, out.data()).ok());
 }
 
 std::vector<uint8_t> ClassIds(const std::string& file, uint32_t height, uint32_t width) {
@@ -94,7 +207,8 @@ TEST(ImageDecoderTest, FilesThatHoldNoClassIdsAreRefused) {
   EXPECT_THAT(refusal(EncodePng(1, 2, PNG_COLOR_TYPE_GRAY_ALPHA, 8, {1, 255, 2, 255})),
               HasSubstr("8-bit grey and alpha PNG"));
   EXPECT_THAT(refusal(EncodeJpeg(1, 2, 1, {1, 2})), HasSubstr("a JPEG file"));
-  EXPECT_THAT(refusal(EncodePng(2, 1, PNG_COLOR_TYPE_GRAY, 8, {1, 2})), HasSubstr("1x2 pixels, but its image has 2x1"));
+  EXPECT_THAT(refusal(EncodePng(2, 1, PNG_COLOR_TYPE_GRAY, 8, {1, 2})),
+              HasSubstr("[2, 1] pixels (height, width), but its image has [1, 2]"));
   EXPECT_THAT(refusal("class ids", StatusCode::kDataLoss), HasSubstr("neither JPEG nor PNG"));
 }
 

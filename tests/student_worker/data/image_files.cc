@@ -16,7 +16,10 @@
 
 namespace distill::testing {
 
-std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality) {
+namespace {
+
+std::string WriteJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality,
+                      bool progressive) {
   jpeg_compress_struct jpeg;
   jpeg_error_mgr errors;
   jpeg.err = jpeg_std_error(&errors);
@@ -30,6 +33,7 @@ std::string EncodeJpeg(int height, int width, int channels, const std::vector<ui
   jpeg.in_color_space = channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
   jpeg_set_defaults(&jpeg);
   jpeg_set_quality(&jpeg, quality, TRUE);
+  if (progressive) jpeg_simple_progression(&jpeg);
   for (int i = 0; i < channels; ++i) jpeg.comp_info[i].h_samp_factor = jpeg.comp_info[i].v_samp_factor = 1;
   jpeg_start_compress(&jpeg, TRUE);
   for (int y = 0; y < height; ++y) {
@@ -42,8 +46,6 @@ std::string EncodeJpeg(int height, int width, int channels, const std::vector<ui
   std::free(memory);
   return bytes;
 }
-
-namespace {
 
 void AppendPngBytes(png_structp png, png_bytep bytes, size_t size) {
   static_cast<std::string*>(png_get_io_ptr(png))->append(reinterpret_cast<char*>(bytes), size);
@@ -70,6 +72,22 @@ std::string WritePng(int height, int width, int color_type, int depth, const std
 
 }  // namespace
 
+std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality) {
+  return WriteJpeg(height, width, channels, pixels, quality, /*progressive=*/false);
+}
+
+std::string EncodeProgressiveJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels) {
+  return WriteJpeg(height, width, channels, pixels, 95, /*progressive=*/true);
+}
+
+std::vector<uint8_t> Noise(size_t size) {
+  std::vector<uint8_t> noise;
+  uint32_t state = 1;
+  for (size_t i = 0; i < size; ++i)
+    noise.push_back(static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24));
+  return noise;
+}
+
 std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels) {
   return WritePng(height, width, color_type, depth, pixels, {});
 }
@@ -77,6 +95,42 @@ std::string EncodePng(int height, int width, int color_type, int depth, const st
 std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices,
                              const std::vector<uint8_t>& palette, int depth) {
   return WritePng(height, width, PNG_COLOR_TYPE_PALETTE, depth, indices, palette);
+}
+
+std::string ExifOrientation(int orientation, bool little_endian) {
+  const auto number = [&](uint32_t value, int bytes) {
+    std::string text;
+    for (int i = 0; i < bytes; ++i) {
+      text.push_back(static_cast<char>(value >> 8 * (little_endian ? i : bytes - 1 - i)));
+    }
+    return text;
+  };
+  std::string exif = little_endian ? "II" : "MM";
+  exif += number(42, 2) + number(8, 4) + number(2, 2);
+  exif += number(0x0100, 2) + number(4, 2) + number(1, 4) + number(640, 4);  // a width, of type long
+  exif += number(0x0112, 2) + number(3, 2) + number(1, 4) + number(orientation, 2) + number(0, 2);
+  return exif + number(0, 4);
+}
+
+std::string WithExif(const std::string& picture, const std::string& exif, bool behind_pixels) {
+  if (picture.starts_with("\xFF\xD8")) {
+    const std::string body = std::string("Exif\0\0", 6) + exif;
+    std::string segment = "\xFF\xE1";
+    segment.push_back(static_cast<char>((body.size() + 2) >> 8));
+    segment.push_back(static_cast<char>(body.size() + 2));
+    return picture.substr(0, 2) + segment + body + picture.substr(2);
+  }
+  const auto big_endian = [](uint32_t value) {
+    std::string text;
+    for (int shift = 24; shift >= 0; shift -= 8) text.push_back(static_cast<char>(value >> shift));
+    return text;
+  };
+  const std::string typed = "eXIf" + exif;
+  const std::string chunk =
+      big_endian(exif.size()) + typed +
+      big_endian(crc32(0, reinterpret_cast<const Bytef*>(typed.data()), static_cast<uInt>(typed.size())));
+  const size_t at = behind_pixels ? picture.size() - 12 : picture.find("IDAT") - 4;
+  return picture.substr(0, at) + chunk + picture.substr(at);
 }
 
 std::string Gzip(const std::string& bytes) {
@@ -93,13 +147,14 @@ std::string Gzip(const std::string& bytes) {
   return out;
 }
 
-std::string TarMember(const std::string& name, const std::string& content, char type) {
+std::string TarMember(const std::string& name, const std::string& content, char type, const std::string& target) {
   std::string header(512, '\0');
   name.copy(header.data(), 100);
   header.replace(100, 7, "0000644");
   header.replace(124, 11, absl::StrFormat("%011o", content.size()));
   header.replace(148, 8, "        ");
   header[156] = type;
+  target.copy(header.data() + 157, 100);
   header.replace(257, 5, "ustar");
   header.replace(263, 2, "00");
   unsigned sum = 0;

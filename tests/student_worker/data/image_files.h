@@ -10,15 +10,24 @@ namespace distill::testing {
 
 // Pixels are [H, W, C] with C = 1 or 3.
 std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality = 95);
+std::string EncodeProgressiveJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels);
+std::vector<uint8_t> Noise(size_t size);
 // color_type is one of libpng's; `depth` 1 to 16; pixels as the file stores them: small depths packed.
 std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels);
 // A palette image: indices, as the file stores them, and RGB entries.
 std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& indices,
                              const std::vector<uint8_t>& palette, int depth = 8);
 
+// A block of EXIF that holds nothing but the orientation, and another entry before it.
+std::string ExifOrientation(int orientation, bool little_endian);
+// A JPEG with the block in a segment APP1 after its first marker, or a PNG with a chunk eXIf: before its pixels, or at
+// its end.
+std::string WithExif(const std::string& picture, const std::string& exif, bool behind_pixels = false);
+
 std::string Gzip(const std::string& bytes);
-// One ustar member, padded to 512 bytes.
-std::string TarMember(const std::string& name, const std::string& content, char type = '0');
+// One ustar member, padded to 512 bytes; `target` of links.
+std::string TarMember(const std::string& name, const std::string& content, char type = '0',
+                      const std::string& target = "");
 std::string TarEnd();
 // Magic, sizes (big-endian), data.
 std::string Idx(uint32_t magic, const std::vector<uint32_t>& sizes, const std::string& data);

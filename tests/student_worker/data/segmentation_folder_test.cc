@@ -159,8 +159,8 @@ TEST_F(SegmentationFolderTest, AClassIdBeyondTheStudentsClassesIsRefused) {
   Status status = Error(plan_, 3);
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("labels/train/b.png': the pixel in row 3, column 5 (from 0) has class id 3, but the 3 classes "
-                        "have ids 0 to 2 and data.ignore_label is 255; set data.ignore_label: 3 if"));
+              HasSubstr("class ids beyond the student's 3 classes (ids 0 to 2, data.ignore_label is 255): '" +
+                        Path("d/labels/train/b.png") + "' (id 3 in row 3, column 5 from 0); raise num_classes if"));
   EXPECT_TRUE(Open(plan_, 1, 4).ok());
   EXPECT_EQ(Open(plan_)->train->classes(), 4);
   // 255 is a class of no student.
@@ -169,7 +169,7 @@ TEST_F(SegmentationFolderTest, AClassIdBeyondTheStudentsClassesIsRefused) {
   for (const uint32_t classes : {0u, 3u, 300u}) {
     status = Error(plan, classes);
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("has class id 255, but the ")) << classes;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("id 255 in row ")) << classes;
   }
 }
 
@@ -191,31 +191,33 @@ TEST_F(SegmentationFolderTest, LimitsKeepImagesAndTheirLabelMapsTogether) {
 
 TEST_F(SegmentationFolderTest, ImagesAndLabelMapsPairOneToOne) {
   EXPECT_THAT(Refusal(StatusCode::kNotFound, [&] { fs::remove(Path("d/labels/train/b.png")); }),
-              HasSubstr("images without a label map: 1 of 3, the first is '" + Path("d/images/train/b.png") +
-                        "', which needs 'b.png' in '" + Path("d/labels/train") + "'; add it, or"));
+              HasSubstr("images without a label map in '" + Path("d/labels/train") + "': '" +
+                        Path("d/images/train/b.png") + "' (needs 'b.png'); add it, or"));
   EXPECT_THAT(Refusal(StatusCode::kNotFound,
                       [&] {
                         fs::remove(Path("d/labels/train/b.png"));
                         fs::remove(Path("d/labels/train/c.png"));
                       }),
-              HasSubstr("images without a label map: 2 of 3, the first is '" + Path("d/images/train/b.png")));
+              HasSubstr("': '" + Path("d/images/train/b.png") + "' (needs 'b.png'), '" + Path("d/images/train/c.png") +
+                        "' (needs 'c.png'); add it"));
   EXPECT_THAT(Refusal(StatusCode::kNotFound, [&] { fs::remove_all(Path("d/labels/train")); }),
               HasSubstr("no 'train' in '" + Path("d/labels") + "', as a folder, .tar or .tar.gz, for the 3 images"));
-  EXPECT_THAT(
-      Refusal(StatusCode::kFailedPrecondition, [&] { fs::remove(Path("d/images/test/a.png")); }),
-      HasSubstr("label maps without an image: 1, the first is '" + Path("d/labels/test/a.png") + "'; add its image"));
+  EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition, [&] { fs::remove(Path("d/images/test/a.png")); }),
+              HasSubstr("label maps without an image: '" + Path("d/labels/test/a.png") + "'; add their images"));
   EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
                       [&] { WriteWithFolders(Path("d/images/train/a.jpg"), EncodeJpeg(8, 8, 3, Picture(0, 3))); }),
-              HasSubstr("a.png' have the same label map"));
+              HasSubstr("images that have one label map together"));
   EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
                       [&] { WriteWithFolders(Path("d/labels/train/a.PNG"), LabelPng(Ids(0))); }),
-              HasSubstr("a.png' are labels of one image"));
+              HasSubstr("two label maps of one image"));
   EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
                       [&] { WriteWithFolders(Path("d/images/train/sub/d.png"), ImagePng(0)); }),
-              HasSubstr("sub/d.png' lies in a folder of its own"));
+              HasSubstr("pictures in a folder of their own, where a segmentation folder keeps all of a split "
+                        "together: '" +
+                        Path("d/images/train/sub/d.png")));
   EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
                       [&] { WriteWithFolders(Path("d/labels/test/sub/a.png"), LabelPng(Ids(3))); }),
-              HasSubstr("sub/a.png' lies in a folder of its own"));
+              HasSubstr("d/labels/test/sub/a.png'; move them up"));
   // A file that is no picture by its name does not count.
   Write();
   WriteWithFolders(Path("d/labels/train/classes.txt"), "sky road");
@@ -232,7 +234,7 @@ TEST_F(SegmentationFolderTest, FilesThatAreNoLabelMapsAreRefusedByName) {
   EXPECT_THAT(with(ImagePng(0)), HasSubstr("8-bit RGB PNG"));
   EXPECT_THAT(with(EncodeJpeg(8, 8, 1, Picture(0, 1))), HasSubstr("a JPEG file"));
   EXPECT_THAT(with(EncodePng(4, 8, PNG_COLOR_TYPE_GRAY, 8, std::vector<uint8_t>(32))),
-              HasSubstr("8x4 pixels, but its image has 8x8"));
+              HasSubstr("[4, 8] pixels (height, width), but its image has [8, 8]"));
   const std::string good = LabelPng(Ids(1));
   with(good.substr(0, good.size() / 2), StatusCode::kDataLoss);
   with("", StatusCode::kDataLoss);
@@ -243,7 +245,7 @@ TEST_F(SegmentationFolderTest, FilesThatAreNoLabelMapsAreRefusedByName) {
   // By its name already; with a label map beside it, too.
   EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
                       [&] { WriteWithFolders(Path("d/labels/train/a.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1))); }),
-              HasSubstr("labels/train/a.jpg' is a JPEG file"));
+              HasSubstr("JPEG files, which change values: '" + Path("d/labels/train/a.jpg")));
 }
 
 TEST_F(SegmentationFolderTest, DamagedAndDifferingImagesAreRefused) {
@@ -292,13 +294,15 @@ TEST_F(SegmentationFolderTest, SymbolicLinksOutOfTheRootAreRefused) {
                 HasSubstr("leads out of the data root"))
         << name;
   }
-  // Inside the root they are followed; a link that leads nowhere is no file.
+  // Inside the root they are followed; a link that leads nowhere is an image lost.
   Write();
   fs::rename(Path("d/labels/train/a.png"), Path("d/elsewhere.png"));
   fs::create_symlink(Path("d/elsewhere.png"), Path("d/labels/train/a.png"));
   EXPECT_TRUE(Open(plan_, 1, 3).ok()) << Error(plan_, 3);
   fs::remove(Path("d/elsewhere.png"));
-  EXPECT_THAT(std::string(Error(plan_, 3).message()), HasSubstr("which needs 'a.png' in"));
+  EXPECT_THAT(std::string(Error(plan_, 3).message()),
+              HasSubstr("links to what does not exist: '" + Path("d/labels/train/a.png") + "' (to '" +
+                        Path("d/elsewhere.png") + "'); fetch"));
 }
 
 TEST_F(SegmentationFolderTest, MapsWithoutAnyLabelAreRefused) {
@@ -311,6 +315,62 @@ TEST_F(SegmentationFolderTest, MapsWithoutAnyLabelAreRefused) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("no pixel of the label maps in '" + Path("d/labels/train")));
   WriteWithFolders(Path("d/labels/train/b.png"), LabelPng(Ids(1)));
   EXPECT_TRUE(Open(plan_, 1, 3).ok());
+}
+
+// Binary masks are often stored as 0 and 255, and 255 stands for no label.
+TEST_F(SegmentationFolderTest, MapsOfOneClassAreRefusedWithTheReason) {
+  Write();
+  std::vector<uint8_t> ids(64, 0);
+  std::fill(ids.begin() + 16, ids.end(), 255);
+  for (const char* name : {"train/a", "train/b", "train/c", "test/a", "test/b"}) {
+    WriteWithFolders(Path(std::string("d/labels/") + name + ".png"), LabelPng(ids));
+  }
+  Status status = Error(plan_, 2);
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("all labelled pixels of the label maps in '" + Path("d/labels/train") +
+                        "' have class 0, but the student has 2 classes; the other 75 % of the pixels have the value of "
+                        "data.ignore_label (255) and count as pixels without a label: if they are a class, as in masks "
+                        "of 0 and 255"));
+  for (const char* name : {"a.png", "b.png", "c.png"}) {
+    WriteWithFolders(Path("d/labels/train/") + name, LabelPng(std::vector<uint8_t>(64, 1)));
+  }
+  status = Error(plan_, 2);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("have class 1, but the student has 2 classes; correct the files"));
+  EXPECT_TRUE(Error(plan_, 1).code() == StatusCode::kInvalidArgument) << "there is no class 1 then";
+}
+
+TEST_F(SegmentationFolderTest, ClassesThatNoPixelHasAreNamed) {
+  Write();
+  EXPECT_TRUE(Open(plan_, 1, 3)->warnings.empty());
+  for (const char* name : {"a.png", "b.png"}) {
+    WriteWithFolders(Path("d/labels/test/") + name, LabelPng(std::vector<uint8_t>(64, 1)));
+  }
+  EXPECT_THAT(
+      Open(plan_, 1, 4)->warnings,
+      ::testing::ElementsAre(
+          "No pixel of the label maps of train has class 3, though num_classes is 4: the student cannot learn it.",
+          "No pixel of the label maps of test has class 0, 2, 3, though num_classes is 4: how well the student "
+          "knows it is not measured."));
+}
+
+// EXIF turns an image, but nobody knows whether its label map was drawn on what it shows or on what it stores.
+TEST_F(SegmentationFolderTest, LabelMapsOfTurnedImagesAreWarnedOf) {
+  Write();
+  WriteWithFolders(Path("d/images/train/b.png"),
+                   testing::WithExif(ImagePng(1), testing::ExifOrientation(3, /*little_endian=*/true)));
+  const auto splits = Open(plan_, 1, 3);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  ASSERT_EQ(splits->warnings.size(), 1);
+  EXPECT_THAT(splits->warnings[0], HasSubstr("label maps are taken to be drawn on the upright image: '" +
+                                             Path("d/images/train/b.png") + "'."));
+  EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
+                      [&] {
+                        WriteWithFolders(Path("d/labels/train/b.png"),
+                                         testing::WithExif(LabelPng(Ids(1)), testing::ExifOrientation(3, true)));
+                      }),
+              HasSubstr("its EXIF says to turn it (orientation 3); store it upright"));
 }
 
 TEST_F(SegmentationFolderTest, UnlabelledImagesNeedNoLabelMap) {
@@ -388,11 +448,12 @@ TEST_F(SegmentationFolderTest, LabelMapsAreMadeSmallerWithTheirImages) {
   std::vector<uint8_t> wrong = Ids(1);
   wrong[9] = 77;
   WriteWithFolders(Path("d/labels/train/b.png"), LabelPng(wrong));
-  EXPECT_THAT(std::string(Error(plan, 3).message()), HasSubstr("row 1, column 1 (from 0) has class id 77"));
+  EXPECT_THAT(std::string(Error(plan, 3).message()), HasSubstr("(id 77 in row 1, column 1 from 0)"));
   plan.shrink = 3;
   const Status status = Error(plan, 3);
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("has 8x8 pixels, and data.shrink 3 does not divide both sides"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("have [8, 8] pixels (height, width), and data.shrink 3 does not divide both sides"));
 }
 
 TEST_F(SegmentationFolderTest, TheMemoryLimitCountsLabelMapsAsTheyAreHeld) {
@@ -403,7 +464,13 @@ TEST_F(SegmentationFolderTest, TheMemoryLimitCountsLabelMapsAsTheyAreHeld) {
                      EncodePng(64, 64, PNG_COLOR_TYPE_GRAY, 8, std::vector<uint8_t>(64 * 64)));
   }
   const auto load = [&](uint64_t max_bytes, uint32_t shrink) {
-    SplitRequest request{.root = root_, .folder = Path("d"), .name = "train", .shrink = shrink, .max_bytes = max_bytes};
+    DataReport report;
+    SplitRequest request{.root = root_,
+                         .folder = Path("d"),
+                         .name = "train",
+                         .shrink = shrink,
+                         .max_bytes = max_bytes,
+                         .report = &report};
     request.subset = [](uint32_t size) { return SubsetOrder(1, size, size); };
     return ReadSegmentationFolderSplit(request).status();
   };
@@ -419,8 +486,8 @@ TEST(CamVidTest, LoadsWhenThereIsOne) {
   const char* const folder = std::getenv("DISTILL_CAMVID");
   if (folder == nullptr || !fs::exists(folder))
     GTEST_SKIP() << "the variable DISTILL_CAMVID names no folder with CamVid";
-  const auto splits =
-      OpenDataset({.format = "segmentation_folder", .path = ".", .ignore_label = 11, .shrink = 4}, folder, 1, 11);
+  const auto splits = OpenDataset({.format = "segmentation_folder", .path = ".", .ignore_label = 11, .shrink = 4},
+                                  folder, 1, {.classes = 11});
   ASSERT_TRUE(splits.ok()) << splits.status();
   EXPECT_EQ(splits->train->size(), 367);
   EXPECT_EQ(splits->test->size(), 101);

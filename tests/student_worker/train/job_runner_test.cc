@@ -653,7 +653,7 @@ TEST_P(BestWeightsTest, AreThoseWithTheLowestHeldOutLossAlsoAfterAResume) {
   ASSERT_NE(found, after.end()) << "the best weights are none of those that training passed through";
 
   // The objective of each on the held-out images, measured here by hand.
-  const DataSplits data = Take(OpenDataset(plan.data, folder_ / "data", plan.seed, 4));
+  const DataSplits data = Take(OpenDataset(plan.data, folder_ / "data", plan.seed, {.classes = 4}));
   const HeldOutSplit parts = Take(HoldOut(data.train, plan.data.holdout, plan.seed));
   std::vector<double> losses;
   for (uint64_t steps = 1; steps <= kSteps; ++steps) {

@@ -1,0 +1,90 @@
+#include "student_worker/data/orientation.h"
+
+#include <cstddef>
+
+namespace distill {
+namespace {
+
+using std::string_view_literals::operator""sv;
+
+constexpr uint32_t kOrientationTag = 0x0112;
+constexpr uint32_t kShort = 3, kLong = 4;  // types of a value
+
+// Numbers of a TIFF structure; 0 where it ends before.
+class TiffBytes {
+ public:
+  TiffBytes(std::string_view bytes, bool little) : bytes_(bytes), little_(little) {}
+  uint32_t Number(size_t at, size_t size) const {
+    if (at > bytes_.size() || size > bytes_.size() - at) return 0;
+    uint32_t value = 0;
+    for (size_t i = 0; i < size; ++i) {
+      value = value << 8 | static_cast<unsigned char>(bytes_[at + (little_ ? size - 1 - i : i)]);
+    }
+    return value;
+  }
+
+ private:
+  const std::string_view bytes_;
+  const bool little_;
+};
+
+}  // namespace
+
+int ReadOrientation(std::string_view exif) {
+  if (exif.starts_with("Exif\0\0"sv)) exif.remove_prefix(6);
+  const bool little = exif.starts_with("II*\0"sv);
+  if (!little && !exif.starts_with("MM\0*"sv)) return 1;
+  const TiffBytes tiff(exif, little);
+  const size_t directory = tiff.Number(4, 4);
+  const uint32_t entries = tiff.Number(directory, 2);
+  for (uint32_t i = 0; i < entries; ++i) {  // entry: tag 2, type 2, count 4, value 4 bytes
+    const size_t entry = directory + 2 + size_t{12} * i;
+    if (tiff.Number(entry, 2) != kOrientationTag) continue;
+    const uint32_t type = tiff.Number(entry + 2, 2);
+    const uint32_t value = type == kShort ? tiff.Number(entry + 8, 2) : type == kLong ? tiff.Number(entry + 8, 4) : 1;
+    return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+  }
+  return 1;
+}
+
+void TurnUpright(int orientation, uint32_t channels, uint32_t height, uint32_t width, const uint8_t* stored,
+                 uint8_t* upright) {
+  // The stored pixel of the upright one at (y, x) is `start` + y * `down` + x * `right`, in pixels.
+  const ptrdiff_t row = width, last_row = static_cast<ptrdiff_t>(height - 1) * width, last = width - 1;
+  ptrdiff_t start = 0, down = row, right = 1;
+  switch (orientation) {
+    case 2:
+      start = last, right = -1;
+      break;
+    case 3:
+      start = last_row + last, down = -row, right = -1;
+      break;
+    case 4:
+      start = last_row, down = -row;
+      break;
+    case 5:
+      down = 1, right = row;
+      break;
+    case 6:
+      start = last_row, down = 1, right = -row;
+      break;
+    case 7:
+      start = last_row + last, down = -1, right = -row;
+      break;
+    case 8:
+      start = last, down = -1, right = row;
+      break;
+    default:
+      break;
+  }
+  const bool exchanged = ExchangesSides(orientation);
+  const uint32_t out_height = exchanged ? width : height, out_width = exchanged ? height : width;
+  for (uint32_t c = 0; c < channels; ++c) {
+    for (uint32_t y = 0; y < out_height; ++y) {
+      ptrdiff_t pixel = start + static_cast<ptrdiff_t>(y) * down;
+      for (uint32_t x = 0; x < out_width; ++x, pixel += right) *upright++ = stored[pixel * channels + c];
+    }
+  }
+}
+
+}  // namespace distill

@@ -1,0 +1,18 @@
+// Files of a data set read whole, with the reason when that fails.
+#ifndef DISTILL_STUDENT_WORKER_DATA_READ_FILE_H_
+#define DISTILL_STUDENT_WORKER_DATA_READ_FILE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "common/status.h"
+
+namespace distill {
+
+// The first `limit` bytes of a file, or all of it when it is shorter. Errors name the reason, not the file:
+// kDataLoss: it cannot be opened. kUnavailable: the disk failed. Stateless; any thread.
+StatusOr<std::string> ReadFileHead(const std::string& path, uint64_t limit);
+
+}  // namespace distill
+
+#endif  // DISTILL_STUDENT_WORKER_DATA_READ_FILE_H_
