@@ -5,9 +5,8 @@
 #include <cstring>
 #include <map>
 #include <optional>
-#include <set>
 
-#include "common/str_cat.h"
+#include "common/zoo/weights_file.h"
 
 namespace distill {
 namespace {
@@ -29,60 +28,11 @@ std::optional<torch::ScalarType> TorchDtype(const std::string& dtype, bool integ
   return std::nullopt;
 }
 
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) StrAppend(&text, i == 0 ? "" : ", ", shape[i]);
-  return text + "]";
-}
-
-// Counts misfits of one sort and remembers the first.
-struct Misfit {
-  size_t count = 0;
-  std::string first;
-  void Add(const std::string& what) {
-    if (count++ == 0) first = what;
-  }
-  void Describe(std::string_view sort, std::string* text) const {
-    if (count > 0) StrAppend(text, text->empty() ? "" : ", ", count, " ", sort, " (first: ", first, ")");
-  }
-};
-
 }  // namespace
 
 Status LoadWeights(const SafetensorsFile& file, ZooNet* net) {
+  DISTILL_RETURN_IF_ERROR(CheckWeightsFit(file, net->architecture()));
   const std::vector<StateEntry> entries = net->architecture().StateDict();
-  Misfit missing, unexpected, shapes, dtypes;
-  std::set<std::string> known;
-  for (const StateEntry& entry : entries) {
-    known.insert(entry.name);
-    const auto it = file.tensors.find(entry.name);
-    if (it == file.tensors.end()) {
-      if (!entry.is_integer) missing.Add(entry.name);
-      continue;
-    }
-    const SafeTensor& tensor = it->second;
-    if (tensor.shape != entry.shape) {
-      shapes.Add(StrCat(entry.name, " is ", ShapeText(tensor.shape), ", needs ", ShapeText(entry.shape)));
-    } else if (!TorchDtype(tensor.dtype, entry.is_integer)) {
-      dtypes.Add(StrCat(entry.name, " is ", tensor.dtype));
-    }
-  }
-  for (const auto& [name, tensor] : file.tensors) {
-    if (!known.contains(name)) unexpected.Add(name);
-  }
-  std::string problems;
-  missing.Describe("missing", &problems);
-  unexpected.Describe("unexpected", &problems);
-  shapes.Describe("of another shape", &problems);
-  dtypes.Describe("of another dtype", &problems);
-  if (!problems.empty()) {
-    const bool prefixed = unexpected.first.starts_with("backbone.") || unexpected.first.starts_with("aux_classifier.");
-    return absl::FailedPreconditionError(StrCat(
-        "weights do not fit ", net->architecture().spec().arch, " with ", entries.size(), " entries: ", problems,
-        prefixed ? "; take the prefix 'backbone.' from the names of torchvision's file and leave out its aux_classifier"
-                 : "; check arch, width, classes and channels of the model"));
-  }
-
   const torch::NoGradGuard no_grad;
   std::map<std::string, torch::Tensor> state = StateOf(*net);
   for (const StateEntry& entry : entries) {

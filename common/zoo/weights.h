@@ -12,10 +12,9 @@
 
 namespace distill {
 
-// Copies tensors into the net by name. Every parameter and buffer must be there with the right shape, and nothing else
-// (num_batches_tracked may be missing, as in old torchvision files). Floating-point tensors may be F32, F16, BF16 or
-// F64 and are converted. kFailedPrecondition names the first mismatch of each sort and the counts; the net is unchanged
-// then.
+// Copies tensors into the net by name. Floating-point tensors may be F32, F16, BF16 or F64 and are converted; a missing
+// num_batches_tracked becomes 0. kFailedPrecondition as CheckWeightsFit (common/zoo/weights_file.h); the net is
+// unchanged then.
 Status LoadWeights(const SafetensorsFile& file, ZooNet* net);
 // The net's state (float32 parameters and buffers, contiguous NCHW, copied), with the spec in the metadata
 // (model_metadata.h).

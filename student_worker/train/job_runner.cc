@@ -19,6 +19,7 @@
 #include "common/zoo/model_metadata.h"
 #include "common/zoo/torch_log.h"
 #include "common/zoo/weights.h"
+#include "common/zoo/weights_file.h"
 #include "common/zoo/zoo_net.h"
 #include "student_worker/data/training_images.h"
 #include "student_worker/train/artifacts.h"
@@ -325,7 +326,7 @@ Status Job::LoadInitialWeights() {
   }
   DISTILL_ASSIGN_OR_RETURN(const std::string path, ResolveBelow(environment_.model_root, plan_.student.weights));
   if (plan_.student.weights_of_teacher) DISTILL_RETURN_IF_ERROR(CheckIsTeachersFile(plan_, path));
-  DISTILL_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadSafetensors(path));
+  DISTILL_ASSIGN_OR_RETURN(const SafetensorsFile file, ReadWeightsFile(path, net_->architecture()));
   if (plan_.student.weights_modules.empty()) return Annotate(LoadWeights(file, net_.get()), path);
   SafetensorsFile mixed = SaveWeights(*net_);
   for (auto& [name, tensor] : mixed.tensors) {
