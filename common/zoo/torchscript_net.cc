@@ -4,63 +4,73 @@
 #include <torch/script.h>
 #include <torch/torch.h>
 
-#include <filesystem>
-#include <map>
+#include <algorithm>
 
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/archive_probe.h"
+#include "common/zoo/file_kind.h"
 
 namespace distill {
 namespace {
 
-using Outputs = std::map<std::string, torch::Tensor>;
+// Why torch could not read an archive, in words that help where it is known what they mean.
+std::string LoadErrorText(const std::exception& error) {
+  const std::string text = ArchiveErrorText(error);
+  const auto says = [&](const char* part) { return text.find(part) != std::string::npos; };
+  if (says("maximum supported version for reading") || says("newer") || says("Unknown builtin op")) {
+    return StrCat(text, " (it was saved by a PyTorch newer than the ", TORCH_VERSION,
+                  " in here, or uses operators of another library; save it with PyTorch ", TORCH_VERSION, " or older)");
+  }
+  if (says("required keyword attribute") || says("mkldnn") || says("prepacked")) {
+    return StrCat(
+        text,
+        " (torch.jit.optimize_for_inference prepares weights for the process that calls it, and such an archive "
+        "cannot be loaded again; save the archive before that call: torch.jit.freeze is enough)");
+  }
+  if (says("PytorchStreamReader") || says("miniz")) return StrCat("it is no TorchScript archive, or damaged: ", text);
+  return text;
+}
 
 class LoadedNet : public TorchScriptNet {
  public:
   LoadedNet(std::string path, torch::jit::Module module) : path_(std::move(path)), module_(std::move(module)) {}
 
   Status Probe(const ModelSpec& spec, const torch::Device& device) {
-    const torch::Tensor blank = torch::zeros({2, spec.in_channels, spec.image_height, spec.image_width}, device);
-    Outputs outputs;
-    try {
-      DISTILL_ASSIGN_OR_RETURN(outputs, RunModule(blank));
-    } catch (const std::exception& error) {
-      return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "' fails on a float (2, ",
-                                                  spec.in_channels, ", ", spec.image_height, ", ", spec.image_width,
-                                                  ") input: ", TorchMessage(error)));
-    }
-    for (const auto& [name, value] : outputs) {
-      if (!value.defined() || !value.is_floating_point() || value.dim() < 2 || value.size(0) != 2) {
-        return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "': tap '", name,
-                                                    "' is no floating-point tensor with the batch as first axis"));
-      }
-      TapInfo tap{.path = name, .kind = ModuleKind::kOpaque, .shape = {}};
-      for (int64_t i = 1; i < value.dim(); ++i) tap.shape.push_back(static_cast<uint32_t>(value.size(i)));
-      taps_.push_back(std::move(tap));
-    }
-    if (taps_.empty())
-      return absl::FailedPreconditionError(StrCat("TorchScript archive '", path_, "' returns an empty dictionary"));
+    auto taps = ProbeArchive([this](const torch::Tensor& x) { return RunModule(x); }, spec, device);
+    if (!taps.ok()) return Annotate(taps.status(), Name());
+    taps_ = *std::move(taps);
     return OkStatus();
   }
 
   StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps) override {
-    Outputs outputs;
+    ArchiveOutputs outputs;
     try {
-      DISTILL_ASSIGN_OR_RETURN(outputs, RunModule(x));
+      auto ran = RunModule(x);
+      if (!ran.ok()) return Annotate(ran.status(), Name());
+      outputs = *std::move(ran);
     } catch (const std::exception& error) {
-      return TorchStatus(error, StrCat("forward of '", path_, "'"));
+      const Status status = TorchStatus(error, "");
+      return Status(status.code(), ToAbsl(StrCat("forward of '", path_, "': ", ArchiveErrorText(error))));
     }
     std::vector<torch::Tensor> values;
-    for (const std::string& tap : taps) {
-      const auto it = outputs.find(tap);
-      if (it == outputs.end()) {
+    for (const std::string& path : taps) {
+      const auto tap = std::find_if(taps_.begin(), taps_.end(), [&](const TapInfo& info) { return info.path == path; });
+      if (tap == taps_.end()) {
         std::vector<std::string> names;
-        for (const auto& [name, value] : outputs) names.push_back(name);
-        return absl::InvalidArgumentError(
-            StrCat("TorchScript archive '", path_, "' has no tap '", tap, "'", DidYouMean(tap, names)));
+        for (const TapInfo& info : taps_) names.push_back(info.path);
+        return absl::InvalidArgumentError(StrCat(Name(), " has no tap '", path, "'", DidYouMean(path, names)));
       }
-      values.push_back(it->second);
+      const auto found = outputs.find(path);
+      if (found == outputs.end()) {
+        return absl::InternalError(
+            StrCat(Name(), " returned no tap '", path, "' for ", x.size(0), " images, as it did when it was loaded"));
+      }
+      if (const Status right = CheckArchiveOutput(found->second, x.size(0), *tap); !right.ok()) {
+        return Annotate(right, Name());
+      }
+      values.push_back(found->second);
     }
     return values;
   }
@@ -74,16 +84,16 @@ class LoadedNet : public TorchScriptNet {
 
  private:
   // Throws what torch throws.
-  StatusOr<Outputs> RunModule(const torch::Tensor& x) {
+  StatusOr<ArchiveOutputs> RunModule(const torch::Tensor& x) {
     const torch::NoGradGuard no_grad;
     // Without the profiling optimizer the first call computes what the hundredth does, and no shape triggers a
     // recompilation.
     const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
     // A method handle of our own: Module::forward is not const.
     const c10::IValue result = module_.get_method("forward")({x});
-    if (result.isTensor()) return Outputs{{"", result.toTensor()}};
+    if (result.isTensor()) return ArchiveOutputs{{"", result.toTensor()}};
     if (result.isGenericDict()) {
-      Outputs outputs;
+      ArchiveOutputs outputs;
       for (const auto& item : result.toGenericDict()) {
         if (!item.key().isString() || !item.value().isTensor()) return NotATensor();
         const std::string& name = item.key().toStringRef();
@@ -95,9 +105,9 @@ class LoadedNet : public TorchScriptNet {
     return NotATensor();
   }
   Status NotATensor() const {
-    return absl::FailedPreconditionError(
-        StrCat("TorchScript archive '", path_, "': forward must return a Tensor or a Dict[str, Tensor]"));
+    return absl::FailedPreconditionError("forward must return a Tensor or a Dict[str, Tensor]");
   }
+  std::string Name() const { return StrCat("TorchScript archive '", path_, "'"); }
 
   const std::string path_;
   const torch::jit::Module module_;
@@ -108,10 +118,7 @@ class LoadedNet : public TorchScriptNet {
 
 StatusOr<std::unique_ptr<TorchScriptNet>> TorchScriptNet::Load(const std::string& path, const ModelSpec& spec,
                                                                const std::string& device) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    return absl::NotFoundError(StrCat("TorchScript archive '", path, "' does not exist or is not a file"));
-  }
+  DISTILL_RETURN_IF_ERROR(CheckModelFile(path, ModelFormat::kArchive));
   std::unique_ptr<LoadedNet> net;
   try {
     const torch::Device torch_device(device);
@@ -123,7 +130,7 @@ StatusOr<std::unique_ptr<TorchScriptNet>> TorchScriptNet::Load(const std::string
     net = std::make_unique<LoadedNet>(path, std::move(module));
     DISTILL_RETURN_IF_ERROR(net->Probe(spec, torch_device));
   } catch (const std::exception& load_error) {
-    return absl::DataLossError(StrCat("cannot load TorchScript archive '", path, "': ", TorchMessage(load_error)));
+    return absl::DataLossError(StrCat("cannot load '", path, "': ", LoadErrorText(load_error)));
   }
   return net;
 }

@@ -23,15 +23,17 @@ namespace distill {
 
 class TorchScriptNet {
  public:
-  // Loads the archive to `device` ("cpu", "cuda:0") in eval mode and runs it once on two blank images of spec's
-  // channels and size (other fields of the spec are not read) to learn its taps. kNotFound: no such file. kDataLoss:
-  // not an archive, damaged. kFailedPrecondition: it runs, but does not return floating-point tensors with the batch as
-  // first axis, or fails on that input.
+  // Loads the archive to `device` ("cpu", "cuda:0") in eval mode and probes it with pictures of spec's channels, size,
+  // mean and std (other fields are not read) to learn its taps (common/zoo/archive_probe.h). kNotFound: no such file.
+  // kDataLoss: damaged, or torch cannot read it. kFailedPrecondition: it is another kind of file, or a program whose
+  // answers are not the images'.
   static StatusOr<std::unique_ptr<TorchScriptNet>> Load(const std::string& path, const ModelSpec& spec,
                                                         const std::string& device = "cpu");
   virtual ~TorchScriptNet() = default;
 
-  // As ZooNet::Forward, under no-grad; always runs the whole archive. "" is the output.
+  // As ZooNet::Forward, under no-grad; always runs the whole archive. "" is the output. Every value has x's number of
+  // images as first axis and the shape of taps() behind it; kInternal, with both shapes, when the archive returns
+  // something else this time.
   virtual StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x,
                                                        const std::vector<std::string>& taps) = 0;
   // Sorted by path; the output has path "" and comes first. Kind is kOpaque. Shapes as measured.

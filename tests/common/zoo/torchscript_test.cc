@@ -117,7 +117,9 @@ TEST_F(TorchScriptTest, AnFcnsArchiveAnswersPerPixelForImagesOfAnySize) {
   ASSERT_TRUE(LoadWeights(SaveWeights(*net), big.get()).ok());
   big->eval();
   const torch::Tensor x = torch::linspace(-1, 1, 2 * 3 * 45 * 37).view({2, 3, 45, 37});
-  EXPECT_TRUE(torch::equal((*(*loaded)->Forward(x, {""}))[0], (*big->Forward(x, {""}))[0]));
+  const auto loaded_big = TorchScriptNet::Load(Path("net.pt"), other);
+  ASSERT_TRUE(loaded_big.ok()) << loaded_big.status();
+  EXPECT_TRUE(torch::equal((*(*loaded_big)->Forward(x, {""}))[0], (*big->Forward(x, {""}))[0]));
 }
 
 // What torch.jit.script makes of torchvision's segmentation networks.
@@ -170,6 +172,94 @@ TEST_F(TorchScriptTest, ArchivesThatBreakTheContractAreRefusedWithTheReason) {
   const Status status = LoadError("shape.pt");
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("fails on a float (2, 3, 32, 32) input"));
+}
+
+// Programs whose rows are those of the images for some batches only. At load, where one, two or three pictures show it.
+TEST_F(TorchScriptTest, AnArchiveWhoseRowsDoNotFollowTheImagesIsRefusedAtLoad) {
+  const struct {
+    std::string body, text;
+  } kCases[] = {
+      {"torch.flatten(x, 1)[:2]", "the output has shape [2, 3072] for 3 images, must be [3, 3072]"},
+      {"torch.flatten(x, 1)[:1]", "for 2 images it is Float [1, 3072]"},
+      {"torch.stack([x.mean([0, 2, 3]), x.mean([0, 2, 3])])", "has shape [2, 3] for 1 image, must be [1, 3]"},
+      {"torch.reshape(x, [2, -1])", "has shape [2, 1536] for 1 image, must be [1, 3072]"},
+      {"torch.reshape(x, [-1, 6144])", "for 2 images it is Float [1, 6144]"},
+      {"torch.expand_copy(x.mean([1, 2, 3], True).flatten(1), [2, 1])", "fails on a float (3, 3, 32, 32) input"},
+      {"torch.flatten(x, 1)[:, :1536 * x.size(0)]", "has shape [1, 1536] for 1 image, must be [1, 3072]"},
+      {"torch.flip(torch.flatten(x, 1), [0])", "depends on those beside it"},
+  };
+  for (const auto& c : kCases) {
+    WriteArchive("rows.pt", StrCat("def forward(self, x: Tensor) -> Tensor:\n    return ", c.body, "\n"));
+    const Status status = LoadError("rows.pt");
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << c.body << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.text)) << c.body;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rows.pt")) << c.body;
+  }
+}
+
+// What a trace in training mode leaves in the program, where eval() does not reach it.
+TEST_F(TorchScriptTest, AnArchiveTracedInTrainingModeIsRefusedWithTheRemedy) {
+  const struct {
+    std::string body, text;
+  } kCases[] = {
+      {"torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-05, False)", "uses the batch's statistics"},
+      {"torch.batch_norm(x.mean([2, 3]), None, None, None, None, True, 0.1, 1e-05, False)",
+       "uses the batch's statistics"},
+      {"torch.dropout(x, 0.5, True)", "gives two answers"},
+      {"torch.dropout(x, 0.01, True).mean([2, 3])", "gives two answers"},
+      {"x + 0.01 * torch.rand_like(x)", "gives two answers"},
+      {"x - x.mean([0], True)", "depends on those beside it"},
+  };
+  for (const auto& c : kCases) {
+    WriteArchive("trained.pt", StrCat("def forward(self, x: Tensor) -> Dict[str, Tensor]:\n    return {\"mid\": ",
+                                      c.body, ", \"output\": x.mean([2, 3])}\n"));
+    const Status status = LoadError("trained.pt");
+    EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << c.body << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.text)) << c.body;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("call model.eval() before")) << c.body;
+  }
+  // In eval mode the same layers are fine, and so is what is per image by nature.
+  for (const std::string body :
+       {"torch.dropout(x, 0.5, False)", "torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-05, False)",
+        "torch.softmax(x, 1)", "x.half()"}) {
+    WriteArchive("fine.pt", StrCat("def forward(self, x: Tensor) -> Tensor:\n    return ", body, "\n"));
+    EXPECT_TRUE(LoadError("fine.pt").ok()) << body << ": " << LoadError("fine.pt");
+  }
+}
+
+// A program may look at the values: then only the forward itself can tell.
+TEST_F(TorchScriptTest, RowsAndShapesAreComparedOnEveryForward) {
+  const struct {
+    std::string statement, text;
+  } kCases[] = {
+      {"y = y[:0]", "has shape [0, 3072] for 4 images, must be [4, 3072]"},
+      {"y = y[:2]", "has shape [2, 3072] for 4 images"},
+      {"y = torch.cat([y, y])", "has shape [8, 3072] for 4 images"},
+      {"y = y[:, :8]", "has shape [4, 8] for 4 images"},
+      {"y = y.flatten()", "has shape [12288] for 4 images"},
+      {"y = y.long()", "in floating point"},
+      {"raise Exception('too warm')", "too warm"},
+  };
+  for (const auto& c : kCases) {
+    WriteArchive("moody.pt",
+                 StrCat("def forward(self, x: Tensor) -> Tensor:\n    y = torch.flatten(x, 1)\n    if bool(x.min() "
+                        "> 5.0):\n        ",
+                        c.statement, "\n    return y\n"));
+    const auto loaded = TorchScriptNet::Load(Path("moody.pt"), spec_);
+    ASSERT_TRUE(loaded.ok()) << c.statement << ": " << loaded.status();
+    EXPECT_TRUE((*loaded)->Forward(Input(), {""}).ok()) << c.statement;
+    const Status status = (*loaded)->Forward(Input() + 10, {""}).status();
+    EXPECT_EQ(status.code(), StatusCode::kInternal) << c.statement << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(c.text)) << c.statement;
+    EXPECT_TRUE((*loaded)->Forward(Input(), {""}).ok()) << c.statement;
+  }
+}
+
+TEST_F(TorchScriptTest, AnErrorInsideTheProgramIsToldByItsCause) {
+  WriteArchive("raises.pt", "def forward(self, x: Tensor) -> Tensor:\n    return torch.matmul(x, x.flatten())\n");
+  const Status status = LoadError("raises.pt");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("Expected size for first two dimensions"));
+  EXPECT_EQ(std::string(status.message()).find("failed in the TorchScript interpreter"), std::string::npos) << status;
 }
 
 }  // namespace
