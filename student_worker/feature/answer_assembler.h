@@ -45,16 +45,21 @@ class AnswerAssembler {
     uint32_t batch = 0;                             // N
     uint64_t max_bytes = 0;                         // of the whole answer
   };
-  // Makes the memory of a tensor (null bytes: there is none); called at most once a tap, for at most max_bytes together.
+  // Makes the memory of a tensor (null bytes: there is none); called at most once a tap, for at most max_bytes
+  // together.
   using Allocate = std::function<FillableBuffer(uint64_t size)>;
 
   AnswerAssembler(Expectation expectation, Allocate allocate) : expect_(std::move(expectation)), allocate_(std::move(allocate)) {}
 
-  // True when the answer is complete. Tensors come tap by tap in the order asked for, their chunks in order and without gaps; shape,
-  // dtype and total stand in the first chunk of a tensor, and agree with it where later chunks repeat them. `chunk.error` is not
-  // looked at. kFailedPrecondition: another model's digest. kDataLoss: the chunk breaks the protocol. kResourceExhausted:
-  // out of memory. No call after an error.
+  // True when the answer is complete. Tensors come tap by tap in the order asked for, their chunks in order and without
+  // gaps; shape, dtype and total stand in the first chunk of a tensor, and agree with it where later chunks repeat
+  // them. `chunk.error` is not looked at. kFailedPrecondition: another model's digest. kDataLoss: the chunk breaks the
+  // protocol. kResourceExhausted: out of memory. No call after an error.
   StatusOr<bool> Add(const FeatureChunk& chunk);
+  // Payload bytes taken so far.
+  uint64_t received() const { return received_; }
+  // The first complete tap that holds a number that is none (NaN or an infinity); null when there is none so far.
+  const std::string* not_finite_tap() const { return not_finite_tap_; }
   // REQUIRES: Add() returned true; once.
   FeatureBatch Take() { return std::move(batch_); }
 
@@ -67,6 +72,8 @@ class AnswerAssembler {
   uint8_t* fill_ = nullptr;    // of the last tensor; null: the next chunk starts a tensor
   uint64_t filled_ = 0;        // bytes of the last tensor
   uint64_t total_ = 0;         // bytes of all tensors started
+  uint64_t received_ = 0;
+  const std::string* not_finite_tap_ = nullptr;  // into expect_
 };
 
 }  // namespace distill

@@ -69,6 +69,12 @@ void TeacherConnection::SendBatch(uint64_t request_id, const ImageBatch& images)
   Send(EncodeWithPayload(request, images.pixels));
 }
 
+void TeacherConnection::SendCancel(uint64_t request_id) {
+  v1::FeatureRequest request;
+  request.set_cancel_request_id(request_id);
+  Send(EncodeWithPayload(request, Buffer()));
+}
+
 void TeacherConnection::Send(grpc::ByteBuffer message) {
   queue_.push_back(std::move(message));
   if (!writing_) WriteNext();

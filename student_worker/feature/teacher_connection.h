@@ -1,5 +1,5 @@
-// One StreamFeatures call to one teacher, as an object that posts what happens to the pool's loop. gRPC stays behind this header and
-// teacher_pool.cc.
+// One StreamFeatures call to one teacher, as an object that posts what happens to the pool's loop. gRPC stays behind
+// this header and teacher_pool_links.cc.
 #ifndef DISTILL_STUDENT_WORKER_FEATURE_TEACHER_CONNECTION_H_
 #define DISTILL_STUDENT_WORKER_FEATURE_TEACHER_CONNECTION_H_
 
@@ -20,8 +20,8 @@
 
 namespace distill {
 
-// Lives until kClosed was posted, which happens exactly once and last, soon after Close() or after the teacher ended the call.
-// All methods are for the pool's loop; the On* reactions run on gRPC's threads and only post.
+// Lives until kClosed was posted, which happens exactly once and last, soon after Close() or after the teacher ended
+// the call. All methods are for the pool's loop; the On* reactions run on gRPC's threads and only post.
 class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   struct Event {
@@ -50,6 +50,8 @@ class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer,
   void SendCredit(uint64_t bytes);
   // References the pixels until gRPC has sent them.
   void SendBatch(uint64_t request_id, const ImageBatch& images);
+  // Tells the teacher that the answer is not wanted any more. It may come all the same, or end with CANCELLED.
+  void SendCancel(uint64_t request_id);
   // The next message will be posted as kChunk.
   void ReadNext();
   // Goes on with what waits to be sent, after kWritten.

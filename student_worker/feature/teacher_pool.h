@@ -1,15 +1,30 @@
-// The student's side of the feature stream: sends image batches to whichever of the job's teachers has the least to do, and hands back
-// verified feature maps. Teachers may come, die, stall or lie; the caller notices nothing but time.
+// The student's side of the feature stream: sends image batches to whichever of the job's teachers has the least to do,
+// and hands back verified feature maps. Teachers may come, die, stall, lag or lie; the caller notices nothing but time.
 //
 // One thread ("teacher-pool") owns all state; gRPC's threads only post events to it. A teacher moves through
-//   idle -> dialing -> open -> idle (back-off 100 ms doubling to 2 s) -> ...
-// as long as it is listed. While open it is one StreamFeatures call. When the call ends, breaks the protocol or is silent for
-// `stall_timeout` while it owes answers, it is dropped and its unanswered requests go to another teacher, or wait for one.
+//   idle -> dialing -> open -> idle (rests as teacher_health.h says) -> ...
+// as long as it is listed. While open it is one StreamFeatures call. When the call ends, breaks the protocol, or an
+// answer takes too long as a whole (a trickle of bytes does not count), it is dropped and its unanswered requests go to
+// another teacher, or wait for one.
 //
-// Window: bytes of answers that teachers may still send plus bytes received and not yet released never exceed `window_bytes`, over all
-// teachers together. Credit is granted request by request, in the order of Fetch(), for exactly the bytes the answer will have; only the
-// very first request of a pool that does not know its tap shapes is granted the whole window (its answer teaches the shapes). Received
-// bytes are released when the last copy of a tensor's Buffer::owner goes away.
+// Late. A teacher that owes an answer for much longer than usual gets no more work, and another one is asked for the
+// same batch; the first answer counts, the other one is cancelled. Where the window has no room for two answers, the
+// batch is taken away from the late one instead.
+//
+// Wrong. An error, or maps with numbers that are none, is one teacher's word: another one is asked. Only when every
+// teacher that can be reached has said so does the request fail, and tells who said what; maps are then delivered as
+// they are (they are the model's, not a teacher's fault). Who was contradicted by a right answer, or answered with an
+// error, is set aside for a while.
+//
+// Window: bytes of answers that teachers may still send plus bytes received and not yet released never exceed
+// `window_bytes`, over all teachers together. Credit is granted request by request, in the order of Fetch(), for
+// exactly the bytes the answer will have; only the very first request of a pool that does not know its tap shapes is
+// granted the whole window (its answer teaches the shapes). Received bytes are released when the last copy of a
+// tensor's Buffer::owner goes away.
+//
+// Seen. What people should know goes to `on_event`: a teacher that is set aside and why, one that is trusted again,
+// features that have not come for `notice_after` and whom they are waited for, and when they come again. All else is in
+// the log.
 #ifndef DISTILL_STUDENT_WORKER_FEATURE_TEACHER_POOL_H_
 #define DISTILL_STUDENT_WORKER_FEATURE_TEACHER_POOL_H_
 
@@ -25,6 +40,7 @@
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
+#include "student_worker/feature/teacher_health.h"
 
 namespace distill {
 
@@ -44,21 +60,26 @@ class TeacherPool {
     RpcSecurity security;
     // For the teachers' logs: job id and worker id.
     std::string client;
-    // See above. An answer that alone exceeds it fails with kResourceExhausted. Raising it costs memory, and hides more latency.
+    // See above. An answer that alone exceeds it fails with kResourceExhausted. Raising it costs memory, and hides more
+    // latency.
     uint64_t window_bytes = 64ull << 20;
-    // Silence of a teacher that owes answers.
-    std::chrono::milliseconds stall_timeout{30000};
+    // When a teacher counts as late, silent, forgiven.
+    TeacherHealth::Options health;
     // Time for a connection to be established before the next attempt.
     std::chrono::milliseconds dial_timeout{5000};
-    std::chrono::milliseconds min_backoff{100};
-    std::chrono::milliseconds max_backoff{2000};
+    // Time without any answer, though some are owed, after which people are told.
+    std::chrono::milliseconds notice_after{30000};
+    // Called on the pool's thread: must be quick, must not call the pool. Empty: the log alone is told.
+    std::function<void(EventLevel level, const std::string& text)> on_event;
     MetricsRegistry* metrics = nullptr;  // not owned, outlives the pool; null: none
   };
 
-  // Called once per Fetch, on the pool's thread: must be quick, must not block, may call Fetch and Cancel, must not destroy the pool.
-  // Errors: kInvalidArgument, kNotFound, kFailedPrecondition: every listed teacher refuses (bad tap, unknown model, other digest), or
-  // this request is malformed; kDataLoss: every listed teacher keeps breaking the protocol; kResourceExhausted: the answer is larger
-  // than the window; kInternal: teachers failed to compute it three times; kCancelled: Cancel or destruction.
+  // Called once per Fetch, on the pool's thread: must be quick, must not block, may call Fetch and Cancel, must not
+  // destroy the pool. Errors: those that every teacher gave, in one text that says who said what: kInvalidArgument,
+  // kNotFound, kFailedPrecondition: they refuse (bad tap, unknown model, other digest), or this request is malformed;
+  // kDataLoss: they keep breaking the protocol; kInternal, kResourceExhausted: they cannot compute it (three tries
+  // each), or their reasons differ. Also kResourceExhausted: the answer is larger than the window; kDeadlineExceeded:
+  // none of three answers came, and their size is not known; kCancelled: Cancel or destruction.
   using Callback = std::function<void(StatusOr<FeatureBatch>)>;
 
   // kInvalidArgument: no taps, tap_shapes of another length, zero window.
@@ -68,12 +89,13 @@ class TeacherPool {
   TeacherPool(const TeacherPool&) = delete;
   TeacherPool& operator=(const TeacherPool&) = delete;
 
-  // The teachers that may be used from now on. Connections to addresses that stay listed are kept, those to others dropped (their
-  // unanswered requests move). Endpoints of another model are ignored; those of another digest refuse every request.
+  // The teachers that may be used from now on. Connections to addresses that stay listed are kept, those to others
+  // dropped (their unanswered requests move). Endpoints of another model are ignored; those of another digest refuse
+  // every request.
   void SetTeachers(std::vector<TeacherEndpoint> teachers);
 
-  // Asks for the features of `images`; `id` (the step) is for messages. All batches of a pool have the same C, H, W. The pixels are
-  // referenced, not copied, until the callback. Returns a ticket for Cancel.
+  // Asks for the features of `images`; `id` (the step) is for messages. All batches of a pool have the same C, H, W.
+  // The pixels are referenced, not copied, until the callback. Returns a ticket for Cancel.
   uint64_t Fetch(uint64_t id, ImageBatch images, Callback callback);
   // The callback gets kCancelled soon, unless it was already called; unknown tickets are ignored.
   void Cancel(uint64_t ticket);

@@ -434,6 +434,9 @@ StatusOr<std::unique_ptr<TeacherPool>> Job::MakePool(const std::vector<TapReques
   options.client = StrCat(assignment_.job_id, "/", environment_.worker_id);
   options.window_bytes = plan_.prefetch_bytes;
   options.metrics = environment_.registry;
+  options.on_event = [this](EventLevel level, const std::string& text) {
+    Event(level, EventType::kTeacher, StrCat("rank ", assignment_.rank, ": ", text));
+  };
   return TeacherPool::Create(std::move(options));
 }
 

@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <optional>
@@ -41,8 +43,10 @@ TeacherPool::Options Options() {
   options.tap_shapes = {{3, 4, 4}, {3}};
   options.client = "test";
   options.window_bytes = 1 << 20;
-  options.min_backoff = std::chrono::milliseconds(5);
-  options.max_backoff = std::chrono::milliseconds(20);
+  options.health.min_backoff = std::chrono::milliseconds(5);
+  options.health.max_backoff = std::chrono::milliseconds(20);
+  options.health.min_set_aside = std::chrono::milliseconds(5);
+  options.health.max_set_aside = std::chrono::milliseconds(20);
   return options;
 }
 
@@ -120,6 +124,33 @@ class TeacherPoolTest : public ::testing::Test {
     EXPECT_NE(teachers_.back(), nullptr);
     return teachers_.back().get();
   }
+  // Options whose events come to events_.
+  TeacherPool::Options Told() {
+    TeacherPool::Options options = Options();
+    options.metrics = &metrics_;
+    options.on_event = [this](EventLevel, const std::string& text) {
+      absl::MutexLock lock(&events_mutex_);
+      events_.push_back(text);
+    };
+    return options;
+  }
+  int CountEvents(const std::string& part) {
+    absl::MutexLock lock(&events_mutex_);
+    return static_cast<int>(std::count_if(events_.begin(), events_.end(),
+                                          [&](const std::string& text) { return text.find(part) != std::string::npos; }));
+  }
+  double SetAside(const std::string& reason) {
+    return metrics_
+        .GetCounter("distill_student_teachers_set_aside_total", "Times that a teacher was set aside for a while, by why.",
+                    {{"reason", reason}})
+        .Value();
+  }
+  double SecondsAsked() {
+    return metrics_
+        .GetCounter("distill_student_feature_seconds_asked_total",
+                    "Feature requests that a second teacher was asked too, because the first was late or is tried out.")
+        .Value();
+  }
   void ListAll() {
     std::vector<TeacherEndpoint> endpoints;
     for (const auto& teacher : teachers_) endpoints.push_back(teacher->endpoint());
@@ -139,6 +170,8 @@ class TeacherPoolTest : public ::testing::Test {
   }
 
   MetricsRegistry metrics_;
+  absl::Mutex events_mutex_;
+  std::vector<std::string> events_;
   Results results_;  // outlives the pool
   std::vector<std::unique_ptr<TestTeacher>> teachers_;
   std::unique_ptr<TeacherPool> pool_;
@@ -335,7 +368,7 @@ TEST_P(FaultTest, AGoodTeacherBesideAFaultyOneDeliversEverything) {
   AddTeacher();
   auto options = Options();
   if (!shapes_known) options.tap_shapes.clear();
-  options.stall_timeout = std::chrono::milliseconds(300);
+  options.health.stall_timeout = std::chrono::milliseconds(300);
   MakePool(options);
   ListAll();
   ASSERT_TRUE(Eventually([&] { return teachers_[0]->streams() >= 1 && pool_->connected() >= 1; }));
@@ -347,14 +380,15 @@ TEST_P(FaultTest, AGoodTeacherBesideAFaultyOneDeliversEverything) {
 // A teacher that is faulty once (and the only one) is forgiven.
 TEST_P(FaultTest, AFaultThatPassesIsForgiven) {
   const auto [fault, shapes_known] = GetParam();
-  if (fault == Fault::kDieMidAnswer || fault == Fault::kRefuseTap || fault == Fault::kRefuseModel || fault == Fault::kRefuseDigest ||
+  if (fault == Fault::kErrorInvalid || fault == Fault::kNotFinite ||  // the word of the only teacher counts
+      fault == Fault::kDieMidAnswer || fault == Fault::kRefuseTap || fault == Fault::kRefuseModel || fault == Fault::kRefuseDigest ||
       fault == Fault::kWrongDigest) {
     return;  // does not pass
   }
   AddTeacher({.fault = fault, .fault_at = 0, .fault_until = 1});
   auto options = Options();
   if (!shapes_known) options.tap_shapes.clear();
-  options.stall_timeout = std::chrono::milliseconds(300);
+  options.health.stall_timeout = std::chrono::milliseconds(300);
   MakePool(options);
   ListAll();
   FetchRange(0, 5);
@@ -370,7 +404,8 @@ INSTANTIATE_TEST_SUITE_P(All, FaultTest,
                                                               Fault::kOverflowShape, Fault::kOverlap, Fault::kGap, Fault::kTooMuch,
                                                               Fault::kEmptyChunks, Fault::kSwappedTaps, Fault::kLastTooEarly,
                                                               Fault::kNeverLast, Fault::kWrongDigest, Fault::kErrorInternal,
-                                                              Fault::kErrorUnavailable, Fault::kErrorMidAnswer, Fault::kRefuseTap,
+                                                              Fault::kErrorInvalid, Fault::kErrorUnavailable,
+                                                              Fault::kNotFinite, Fault::kTrickle, Fault::kErrorMidAnswer, Fault::kRefuseTap,
                                                               Fault::kRefuseModel, Fault::kRefuseDigest),
                                             ::testing::Bool()));
 
@@ -382,7 +417,7 @@ TEST_F(TeacherPoolTest, ALiarAloneFailsRequestsWithItsLie) {
   ASSERT_TRUE(results_.Wait(2));
   const Status status = results_.Take(0).status();
   EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 0: all 1 teachers refuse"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 0: no teacher could compute them: teacher 't0' at 127.0.0.1:"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("due is offset 64"));
 }
 
@@ -420,7 +455,7 @@ TEST_F(TeacherPoolTest, WhatEveryTeacherRefusesFails) {
     ASSERT_TRUE(results.Wait(1));
     const Status status = results.Take(5).status();
     EXPECT_EQ(status.code(), code) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 5: all 2 teachers refuse: teacher 'a' at 127.0.0.1:"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 5: no teacher could compute them: teacher '"));
     pool_.reset();
   }
 }
@@ -468,8 +503,8 @@ TEST_F(TeacherPoolTest, ErrorsInAnswersAreRetriedOrReported) {
   ASSERT_TRUE(results_.Wait(1));
   Status status = results_.Take(0).status();
   EXPECT_EQ(status.code(), StatusCode::kInternal);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("failed 3 times, last on teacher 't0'"));
-  EXPECT_THAT(std::string(status.message()), HasSubstr("the teacher's own words"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("teacher 't0' at 127.0.0.1:"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr(", 3 times: the teacher's own words"));
   EXPECT_EQ(teachers_[0]->received(), 3);
   EXPECT_EQ(teachers_[0]->streams(), 1);  // such an error does not end the stream
   pool_.reset();
@@ -482,6 +517,204 @@ TEST_F(TeacherPoolTest, ErrorsInAnswersAreRetriedOrReported) {
   status = results_.Take(1).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status;
   EXPECT_EQ(teachers_[1]->received(), 1);
+  pool_.reset();
+}
+
+// Both have their say, and the failure tells who said what.
+TEST_F(TeacherPoolTest, ARequestFailsOnlyWhenEveryTeacherHasRefusedIt) {
+  AddTeacher({.fault = Fault::kErrorInvalid});
+  AddTeacher({.fault = Fault::kErrorInternal});
+  MakePool(Told());
+  ListAll();
+  FetchRange(0, 1);
+  ASSERT_TRUE(results_.Wait(1));
+  const Status status = results_.Take(0).status();
+  EXPECT_EQ(status.code(), StatusCode::kInternal) << status;  // their reasons differ
+  EXPECT_THAT(std::string(status.message()), HasSubstr("teacher 't0' at 127.0.0.1:"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("teacher 't1' at 127.0.0.1:"));
+  EXPECT_EQ(teachers_[0]->received(), 1);
+  EXPECT_EQ(teachers_[1]->received(), 3);
+  pool_.reset();
+  EXPECT_GE(CountEvents("is set aside for"), 2);
+}
+
+TEST_F(TeacherPoolTest, NumbersThatAreNoneAreContradictedByAnotherTeacher) {
+  AddTeacher({.fault = Fault::kNotFinite});
+  AddTeacher();
+  MakePool(Told());
+  ListAll();
+  ASSERT_TRUE(Eventually([&] { return pool_->connected() == 2; }));
+  FetchRange(0, 30);
+  ExpectAllRight(30);
+  pool_.reset();
+  EXPECT_GE(SetAside("wrong"), 1);
+  EXPECT_GE(CountEvents("tap 'maps' holds NaN or infinite numbers, those of teacher 't1'"), 1);
+}
+
+TEST_F(TeacherPoolTest, NumbersThatAreNoneAreDeliveredWhenNobodySaysOtherwise) {
+  for (int count : {1, 2}) {
+    SCOPED_TRACE(count);
+    Results results;
+    std::vector<std::unique_ptr<TestTeacher>> teachers;
+    std::vector<TeacherEndpoint> endpoints;
+    for (int i = 0; i < count; ++i) {
+      teachers.push_back(TestTeacher::Start({.name = absl::StrCat("t", i), .fault = Fault::kNotFinite}));
+      endpoints.push_back(teachers.back()->endpoint());
+    }
+    MakePool(Told());
+    pool_->SetTeachers(endpoints);
+    ASSERT_TRUE(Eventually([&] { return pool_->connected() == static_cast<size_t>(count); }));
+    for (uint64_t id = 0; id < 10; ++id) pool_->Fetch(id, Images(id), results.For(id));
+    ASSERT_TRUE(results.Wait(10));
+    for (uint64_t id = 0; id < 10; ++id) {
+      const auto result = results.Take(id);
+      ASSERT_TRUE(result.ok()) << result.status();
+      float second = 0;
+      std::memcpy(&second, result->taps[0].bytes.data + 4, 4);
+      EXPECT_FALSE(std::isfinite(second));
+    }
+    EXPECT_EQ(CountEvents("give NaN or infinite numbers in tap 'maps' alike"), count - 1);
+    // It is known now: one teacher's word is enough.
+    const auto asked = [&] {
+      int sum = 0;
+      for (const auto& teacher : teachers) sum += teacher->received();
+      return sum;
+    };
+    const int before = asked();
+    for (uint64_t id = 10; id < 20; ++id) pool_->Fetch(id, Images(id), results.For(id));
+    ASSERT_TRUE(results.Wait(20));
+    EXPECT_EQ(asked(), before + 10);
+    pool_.reset();
+    EXPECT_EQ(SetAside("wrong"), 0);
+  }
+}
+
+// It heartbeats, takes batches, and never answers: the good one beside it is asked for the same.
+TEST_F(TeacherPoolTest, ASilentTeacherIsLateLongBeforeItIsGivenUp) {
+  AddTeacher({.fault = Fault::kSilence});
+  AddTeacher();
+  auto options = Told();  // stall_timeout of half a minute
+  options.health.min_late = std::chrono::milliseconds(20);
+  MakePool(options);
+  ListAll();
+  ASSERT_TRUE(Eventually([&] { return pool_->connected() == 2; }));
+  FetchRange(0, 60);
+  ExpectAllRight(60);
+  EXPECT_EQ(SetAside("silent"), 0);  // nobody waited for that
+  EXPECT_GE(SecondsAsked(), 1);
+  EXPECT_EQ(CountEvents("much longer than usual; teacher 't1'"), 1);
+  // What it owes is not forgotten, and no more is sent to it.
+  const int received = teachers_[0]->received();
+  Results more;
+  for (uint64_t id = 60; id < 80; ++id) pool_->Fetch(id, Images(id), more.For(id));
+  ASSERT_TRUE(more.Wait(20));
+  EXPECT_EQ(teachers_[0]->received(), received);
+  pool_.reset();
+}
+
+// The window holds two answers, and the silent teacher has the credit of one: it loses it.
+TEST_F(TeacherPoolTest, WhereTheWindowHasNoRoomForTwoAnswersTheLateTeacherLosesItsWork) {
+  AddTeacher({.fault = Fault::kSilence});
+  AddTeacher();
+  auto options = Told();
+  options.window_bytes = 2 * kAnswerBytes;
+  options.health.min_late = std::chrono::milliseconds(20);
+  MakePool(options);
+  ListAll();
+  ASSERT_TRUE(Eventually([&] { return pool_->connected() == 2; }));
+  FetchRange(0, 30);
+  for (uint64_t id = 0; id < 30; ++id) {  // in order, as a trainer takes them: later ones are held until then
+    ASSERT_TRUE(Eventually([&] { return results_.has(id); })) << "id " << id;
+    auto result = results_.Take(id);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ExpectRight(*result, id);
+    EXPECT_LE(pool_->window_used(), 2 * kAnswerBytes);
+  }
+  pool_.reset();
+  EXPECT_GE(SetAside("silent") + SecondsAsked(), 1);
+}
+
+// Slow is not dead: an answer takes longer than the first patience, and longer than the second.
+TEST_F(TeacherPoolTest, ATeacherThatComputesForLongIsWaitedForInTheEnd) {
+  AddTeacher({.delay = std::chrono::milliseconds(300)});
+  auto options = Told();
+  options.health.stall_timeout = std::chrono::milliseconds(100);
+  MakePool(options);
+  ListAll();
+  FetchRange(0, 3);
+  ExpectAllRight(3);
+  EXPECT_GE(SetAside("silent"), 1);
+  const double stalls = SetAside("silent");
+  Results more;
+  for (uint64_t id = 3; id < 6; ++id) pool_->Fetch(id, Images(id), more.For(id));
+  ASSERT_TRUE(more.Wait(3));
+  EXPECT_EQ(SetAside("silent"), stalls);  // its time is known now
+  pool_.reset();
+}
+
+// A byte now and then is no answer.
+TEST_F(TeacherPoolTest, ATrickleOfBytesDoesNotHoldARequest) {
+  AddTeacher({.fault = Fault::kTrickle, .fault_at = 0, .fault_until = 1});
+  auto options = Told();
+  options.health.stall_timeout = std::chrono::milliseconds(200);
+  MakePool(options);
+  ListAll();
+  FetchRange(0, 2);
+  ExpectAllRight(2);
+  EXPECT_GE(SetAside("silent"), 1);
+  pool_.reset();
+}
+
+// After its silence a teacher is tried out with copies, and trusted again when it answers.
+TEST_F(TeacherPoolTest, ATeacherThatWasSilentIsTriedOutBesideTheWorkAndTrustedAgain) {
+  TestTeacher* silent = AddTeacher({.fault = Fault::kSilence, .fault_until = 6});
+  AddTeacher({.delay = std::chrono::milliseconds(2)});
+  auto options = Told();
+  options.health.min_late = std::chrono::milliseconds(20);
+  options.health.stall_timeout = std::chrono::milliseconds(100);
+  MakePool(options);
+  ListAll();
+  ASSERT_TRUE(Eventually([&] { return pool_->connected() == 2; }));
+  uint64_t id = 0;
+  for (; CountEvents("answers again") == 0 && id < 20000; ++id) {
+    pool_->Fetch(id, Images(id), results_.For(id));
+    ASSERT_TRUE(Eventually([&] { return results_.has(id); }));
+    auto result = results_.Take(id);
+    ASSERT_TRUE(result.ok()) << result.status();
+    ExpectRight(*result, id);
+  }
+  EXPECT_EQ(CountEvents("teacher 't0' at"), CountEvents("teacher 't0'"));
+  EXPECT_GE(CountEvents("is set aside for"), 1);
+  EXPECT_EQ(CountEvents("answers again"), 1);
+  const int before = silent->answered();
+  for (uint64_t i = 0; i < 6; ++i) pool_->Fetch(id + i, Images(id + i), results_.For(id + i));
+  ASSERT_TRUE(Eventually([&] { return results_.has(id + 5); }));
+  EXPECT_TRUE(Eventually([&] { return silent->answered() > before; }));
+  pool_.reset();
+}
+
+// Nothing comes and people wonder: they are told once whom it is waited for, and once that it goes on.
+TEST_F(TeacherPoolTest, AWaitForFeaturesIsToldWithWhomItIsFor) {
+  TestTeacher* held = AddTeacher({.hold = true});
+  auto options = Told();
+  options.notice_after = std::chrono::milliseconds(50);
+  MakePool(options);
+  FetchRange(0, 1);
+  ASSERT_TRUE(Eventually([&] { return CountEvents("waiting for features of step 0 since 0 s: no teacher is listed") == 1; }));
+  ListAll();
+  ASSERT_TRUE(held->WaitForReceived(1));
+  held->Hold(false);
+  ExpectAllRight(1);
+  ASSERT_TRUE(Eventually([&] { return CountEvents("features come again, after") == 1; }));
+  held->Hold(true);
+  pool_->Fetch(1, Images(1), results_.For(1));
+  ASSERT_TRUE(Eventually([&] { return CountEvents("waiting for features of step 1") == 1; }));
+  EXPECT_EQ(CountEvents("teacher 't0' at 127.0.0.1:"), 1);
+  EXPECT_EQ(CountEvents("owes 1 answers, the oldest for 0"), 1);
+  absl::SleepFor(absl::Milliseconds(200));
+  EXPECT_EQ(CountEvents("waiting for"), 2);
+  held->Hold(false);
+  ASSERT_TRUE(Eventually([&] { return CountEvents("features come again, after") == 2; }));
   pool_.reset();
 }
 
@@ -592,7 +825,7 @@ TEST_F(TeacherPoolTest, AnAnswerLargerThanTheWindowIsRefusedWithTheRemedy) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("raise prefetch_bytes"));
   // With unknown shapes the teacher cannot answer: given up after three tries (this test's teacher says so, others stay silent).
   options.tap_shapes.clear();
-  options.stall_timeout = std::chrono::milliseconds(100);
+  options.health.stall_timeout = std::chrono::milliseconds(100);
   MakePool(options);
   teachers_.clear();
   AddTeacher({.fault = Fault::kSilence});

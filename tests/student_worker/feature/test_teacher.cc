@@ -123,6 +123,7 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       const int number = Count(&received_);
       const Fault fault = number >= options_.fault_at && number < options_.fault_until ? options_.fault : Fault::kNone;
       if (fault == Fault::kSilence || !WaitWhileHeld(context)) continue;
+      absl::SleepFor(absl::FromChrono(options_.delay));
       const auto answer = MakeAnswer(open, request);
       uint64_t bytes = 0;
       for (const auto& chunk : answer) bytes += chunk.payload().size();
@@ -239,6 +240,19 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       case Fault::kErrorInternal: error(grpc::StatusCode::INTERNAL); break;
       case Fault::kErrorInvalid: error(grpc::StatusCode::INVALID_ARGUMENT); break;
       case Fault::kErrorUnavailable: error(grpc::StatusCode::UNAVAILABLE); break;
+      case Fault::kNotFinite: first.mutable_payload()->replace(4, 4, std::string("\0\0\x80\x7f", 4)); break;
+      case Fault::kTrickle:
+        for (const auto& chunk : chunks) {
+          for (size_t i = 0; i < chunk.payload().size(); ++i) {
+            v1::FeatureResponse byte = chunk;
+            byte.set_payload(chunk.payload().substr(i, 1));
+            byte.set_offset(chunk.offset() + i);
+            byte.set_last(chunk.last() && i + 1 == chunk.payload().size());
+            absl::SleepFor(absl::Milliseconds(20));
+            if (!stream->Write(byte)) return {grpc::StatusCode::CANCELLED, "client gone"};
+          }
+        }
+        return grpc::Status::OK;
       case Fault::kErrorMidAnswer: {
         const auto chunk = first;
         error(grpc::StatusCode::INTERNAL);

@@ -2,6 +2,7 @@
 #ifndef DISTILL_TESTS_STUDENT_WORKER_FEATURE_TEST_TEACHER_H_
 #define DISTILL_TESTS_STUDENT_WORKER_FEATURE_TEST_TEACHER_H_
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -43,6 +44,8 @@ enum class Fault {
   kErrorInternal,      // error in the answer
   kErrorInvalid,       // error in the answer, INVALID_ARGUMENT
   kErrorUnavailable,   // error in the answer, UNAVAILABLE
+  kNotFinite,          // right but for one number, which is none
+  kTrickle,            // a byte at a time, 20 ms apart
   kErrorMidAnswer,     // a chunk, then an INTERNAL error
   kRefuseTap,          // the call ends with INVALID_ARGUMENT before anything is answered
   kRefuseModel,        // NOT_FOUND
@@ -60,6 +63,7 @@ class TestTeacher {
     int fault_at = 0;
     int fault_until = 1 << 30;  // number of the first batch that is answered well again
     bool hold = false;          // starts with answers held back
+    std::chrono::milliseconds delay{0};  // before each answer
     // Called at each grant with the stream's and all teachers' bytes granted so far.
     std::function<void(uint64_t)> on_credit;
   };

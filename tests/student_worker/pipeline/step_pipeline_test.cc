@@ -58,7 +58,7 @@ std::unique_ptr<TeacherPool> MakePool(const std::vector<TeacherEndpoint>& teache
   options.taps = {{"maps"}, {""}};
   options.tap_shapes = {{kC, kH, kW}, {kC}};
   options.window_bytes = window_bytes;
-  options.min_backoff = std::chrono::milliseconds(5);
+  options.health.min_backoff = std::chrono::milliseconds(5);
   auto pool = TeacherPool::Create(options);
   EXPECT_TRUE(pool.ok()) << pool.status();
   (*pool)->SetTeachers(teachers);
