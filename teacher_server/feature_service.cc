@@ -2,6 +2,7 @@
 
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -26,6 +28,7 @@
 #include "common/str_cat.h"
 #include "common/wire/proto_codec.h"
 #include "distill/v1/features.grpc.pb.h"
+#include "teacher_server/memory_budget.h"
 
 namespace distill {
 namespace {
@@ -58,13 +61,30 @@ class FeatureServiceImpl final : public FeatureService {
  public:
   FeatureServiceImpl(const Options& options, MetricsRegistry* metrics)
       : options(options),
+        budget(options.memory_budget),
         sent_bytes(metrics->GetCounter("distill_teacher_sent_bytes_total", "Payload bytes handed to the transport.")),
         credit_wait(
             metrics->GetCounter("distill_teacher_credit_wait_seconds_total",
                                 "Time that computed features waited for credit of their client, over all streams.")),
         metrics_(metrics),
         streams_(metrics->GetGauge("distill_teacher_streams", "Open feature streams.")),
-        rpc_(this) {}
+        budget_used_(metrics->GetGauge("distill_teacher_memory_budget_used_bytes",
+                                       "Pixels and unsent features of all streams.")),
+        slow_clients_(metrics->GetCounter("distill_teacher_slow_clients_total",
+                                          "Streams that were ended because they took none of their features while "
+                                          "others waited for the memory.")),
+        rpc_(this),
+        watch_([this] { Watch(); }) {
+    metrics->GetGauge("distill_teacher_memory_budget_bytes", "Most bytes of pixels and unsent features of all streams.")
+        .Set(static_cast<double>(options.memory_budget));
+  }
+  ~FeatureServiceImpl() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    watch_.join();
+  }
 
   grpc::Service* service() override { return &rpc_; }
   void SetEngine(TeacherEngine* engine) override { engine_.store(engine, std::memory_order_release); }
@@ -78,8 +98,11 @@ class FeatureServiceImpl final : public FeatureService {
   // Null while loading.
   TeacherEngine* engine() const { return engine_.load(std::memory_order_acquire); }
   bool draining() const { return draining_.load(); }
-  void Join(Stream* stream);
+  // False: there are as many streams as may be; it is counted all the same, until Leave().
+  bool Join(Stream* stream);
   void Leave(Stream* stream);
+  // Memory was given back: those whose turn it is try again. Under no lock.
+  void Freed();
   void CountRequest(const std::string& model, const Status& status) {
     metrics_
         ->GetCounter("distill_teacher_requests_total", "Batches that ended, by how.",
@@ -88,6 +111,7 @@ class FeatureServiceImpl final : public FeatureService {
   }
 
   const Options options;
+  MemoryBudget budget;
   Counter& sent_bytes;
   Counter& credit_wait;
 
@@ -105,8 +129,16 @@ class FeatureServiceImpl final : public FeatureService {
     FeatureServiceImpl* const impl_;  // not owned: it owns this
   };
 
+  // The thread "feature-watch": ends streams that never open, and those that hold what others wait for.
+  void Watch();
+  std::vector<std::shared_ptr<Stream>> Live();
+  // The stream of that id; null when it has left.
+  std::shared_ptr<Stream> Find(uint64_t id);
+
   MetricsRegistry* const metrics_;  // not owned: outlives the service
   Gauge& streams_;
+  Gauge& budget_used_;
+  Counter& slow_clients_;
   // Written once, read by every stream: null while loading.
   std::atomic<TeacherEngine*> engine_{nullptr};
   // Only ever goes to true; streams read it under their own lock and are poked after it was set.
@@ -114,7 +146,12 @@ class FeatureServiceImpl final : public FeatureService {
   std::atomic<uint64_t> next_stream_id_{1};
   absl::Mutex mutex_;
   std::set<Stream*> live_ ABSL_GUARDED_BY(mutex_);  // a stream leaves before it is destroyed
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  // One thread at a time pokes; what is freed meanwhile makes it look once more.
+  bool poking_ ABSL_GUARDED_BY(mutex_) = false;
+  bool freed_again_ ABSL_GUARDED_BY(mutex_) = false;
   Rpc rpc_;
+  std::thread watch_;  // joined by the destructor; last: it reads all of the above
 };
 
 // One client's stream. gRPC calls the On... functions, each kind one at a time; the engine's callbacks come from its
@@ -131,9 +168,12 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   static Stream* Start(FeatureServiceImpl* service, uint64_t id, std::string peer) {
     auto stream = std::make_shared<Stream>(service, id, std::move(peer));
     stream->self_ = stream;
-    service->Join(stream.get());
+    const bool room = service->Join(stream.get());
     if (service->draining()) {
       stream->End(Draining());
+    } else if (!room) {
+      stream->End(absl::UnavailableError(StrCat("this teacher has ", service->options.max_streams,
+                                                " streams open, the most allowed; take another one, or try again")));
     } else if (service->engine() == nullptr) {
       stream->End(absl::UnavailableError("this teacher is still loading its models; try again, or take another one"));
     } else {
@@ -144,8 +184,29 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   Stream(FeatureServiceImpl* service, uint64_t id, std::string peer)
       : service_(service), id_(id), engine_(service->engine()), peer_(std::move(peer)) {}
 
-  // The service drains; called with `this` kept alive by the caller.
+  // The service drains, or it is this stream's turn for memory; called with `this` kept alive by the caller.
   void Poke() { Pump(); }
+  uint64_t id() const { return id_; }
+  // Ends the stream when it was made before `before` and has not opened.
+  void EndUnlessOpened(Clock::time_point before) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (opened_ || created_ >= before) return;
+    }
+    End(absl::DeadlineExceededError("no `open` came in time"));
+  }
+  // When the client last took something, if memory is held until it takes features, or grants credit.
+  std::optional<Clock::time_point> holding_since() {
+    absl::MutexLock lock(&mutex_);
+    if (end_status_) return std::nullopt;
+    if (answers_.empty() && (waiting_.empty() || CoveredLocked(waiting_.front()))) return std::nullopt;
+    return taken_at_;
+  }
+  void EndForOthers() {
+    End(
+        absl::UnavailableError("this client takes none of its features, and others wait for the memory they need; open "
+                               "a new stream when it can read and grant credit"));
+  }
 
   void OnReadDone(bool ok) override {
     if (!ok) {
@@ -183,6 +244,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     {
       absl::MutexLock lock(&mutex_);
       writing_ = false;
+      taken_at_ = Clock::now();
       outgoing_.Clear();
     }
     if (ok) {
@@ -204,7 +266,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   struct Unanswered {
     uint64_t pixel_bytes = 0;  // counted in waiting_bytes_
     uint64_t reserved = 0;     // counted in unsent_bytes_; 0 while it waits here
-    bool submitted = false;    // given to the engine, whose callback has not come
+    bool submitted = false;    // in to_submit_ or given to the engine, whose callback has not come
     bool cancelled = false;    // the engine's answer is to be dropped
   };
   struct Answer {
@@ -222,6 +284,12 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     ImageBatch images;
     uint64_t answer_bytes;
   };
+
+  static Status CheckName(std::string_view what, const std::string& text) {
+    if (text.size() <= kMaxNameBytes) return OkStatus();
+    return absl::InvalidArgumentError(
+        StrCat("`open`: ", what, " has ", text.size(), " bytes; at most ", kMaxNameBytes, " are allowed"));
+  }
 
   // Each returns an error that ends the stream.
   Status Handle(const v1::FeatureRequest& request, Buffer payload) {
@@ -257,6 +325,10 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   }
 
   Status HandleOpen(const v1::OpenStream& open) {
+    for (const auto& [name, text] : {std::pair("model", &open.model()), std::pair("digest", &open.digest()),
+                                     std::pair("client", &open.client())}) {
+      DISTILL_RETURN_IF_ERROR(CheckName(name, *text));
+    }
     const std::vector<TeacherModel>& models = engine_->models();
     size_t index = 0;
     while (index < models.size() && models[index].served.name != open.model()) ++index;
@@ -283,6 +355,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     std::vector<std::vector<uint32_t>> shapes;
     uint64_t image_answer_bytes = 0;
     for (const v1::TapRequest& asked : open.taps()) {
+      DISTILL_RETURN_IF_ERROR(CheckName("tap", asked.tap()));
       const std::vector<uint32_t>* shape =
           asked.tap().empty() && !model.output_shape.empty() ? &model.output_shape : nullptr;
       for (const ServedTap& tap : model.taps) {
@@ -341,6 +414,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
       return OkStatus();
     }
     const uint64_t answer_bytes = batch.shape(0) * image_answer_bytes_;
+    if (unanswered_.empty()) taken_at_ = Clock::now();
     unanswered_[batch.request_id()].pixel_bytes = pixels.size;
     waiting_bytes_ += pixels.size;
     waiting_.push_back({batch.request_id(),
@@ -349,15 +423,16 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     return OkStatus();
   }
 
-  // Why a batch is refused in band.
+  // Why a batch is refused in band. OK: its pixels are taken out of the budget.
   Status CheckBatchLocked(const v1::BatchRequest& batch, const Buffer& pixels, const ModelSpec& spec)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (service_->draining()) return Draining();
     const FeatureService::Options& limits = service_->options;
-    const std::string shape = StrCat("[", absl::StrJoin(batch.shape(), ", "), "]");
     if (batch.shape_size() != 4) {
-      return absl::InvalidArgumentError(StrCat("batch shape ", shape, " must have four axes N, C, H, W"));
+      return absl::InvalidArgumentError(
+          StrCat("a batch shape of ", batch.shape_size(), " axes; it must have four: N, C, H, W"));
     }
+    const std::string shape = StrCat("[", absl::StrJoin(batch.shape(), ", "), "]");
     if (batch.shape(0) < 1 || batch.shape(0) > kMaxBatchImages) {
       return absl::InvalidArgumentError(StrCat("batch shape ", shape, ": N must be in 1..", kMaxBatchImages));
     }
@@ -387,6 +462,12 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
                                                  " bytes, the limit is ", limits.max_answer_bytes,
                                                  "; send smaller batches"));
     }
+    if (!service_->budget.TakePixels(bytes, Clock::now())) {
+      return absl::UnavailableError(StrCat("the memory for pixels and features of all streams together, ",
+                                           service_->budget.bytes(),
+                                           " bytes, is full; take another teacher, or wait "
+                                           "for answers"));
+    }
     return OkStatus();
   }
 
@@ -396,7 +477,8 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
       absl::MutexLock lock(&mutex_);
       auto entry = unanswered_.find(request_id);
       if (entry == unanswered_.end() || entry->second.cancelled) return;
-      if (entry->second.submitted) {
+      const size_t queued = std::erase_if(to_submit_, [&](const TeacherRequest& r) { return r.tag == request_id; });
+      if (entry->second.submitted && queued == 0) {
         entry->second.cancelled = true;  // ends when the engine's callback comes
         in_engine = true;
       } else {
@@ -405,6 +487,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
         EndRequestLocked(request_id, absl::CancelledError("cancelled by the client"));
       }
     }
+    // It may be on its way into the engine just now; SubmitAll() asks again then.
     if (in_engine) engine_->Cancel(id_, request_id);
   }
 
@@ -424,7 +507,8 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
         entry->second.submitted = false;
         uint64_t bytes = 0;
         for (const WireTensor& tensor : answer->taps) bytes += tensor.bytes.size;
-        unsent_bytes_ += bytes - entry->second.reserved;
+        if (answers_.empty()) taken_at_ = Clock::now();
+        CountUnsentLocked(static_cast<int64_t>(bytes) - static_cast<int64_t>(entry->second.reserved));
         entry->second.reserved = bytes;
         answers_.push_back({request_id, *std::move(answer)});
       }
@@ -450,6 +534,11 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
 
   // Forgets everything that is not in the engine's hands.
   void AbandonLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    service_->budget.Forget(id_);
+    in_row_ = false;
+    freed_ = true;
+    for (const TeacherRequest& request : to_submit_) unanswered_[request.tag].submitted = false;
+    to_submit_.clear();
     waiting_.clear();
     answers_.clear();
     std::vector<uint64_t> over;
@@ -461,35 +550,35 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     StopCreditClockLocked();
   }
 
-  // Starts whatever may start: submits waiting batches, writes the next message, or finishes the stream.
+  // Starts whatever may start: submits waiting batches, writes the next message, or finishes the stream. Then others
+  // get the memory that this freed.
   void Pump() {
-    std::vector<TeacherRequest> submit;
+    bool submit = false;
     bool write = false;
     bool abandon = false;
+    bool freed = false;
     std::optional<Status> finish;
     {
       absl::MutexLock lock(&mutex_);
-      if (finished_) return;
-      if (!end_status_) AdmitLocked(&submit);
-      if (!writing_) {
-        if (!end_status_) {
-          write = NextMessageLocked();
-          abandon = end_status_.has_value();
+      if (!finished_) {
+        if (!end_status_) AdmitLocked();
+        if (!writing_) {
+          if (!end_status_) {
+            write = NextMessageLocked();
+            abandon = end_status_.has_value();
+          }
+          if (end_status_) {
+            finish = end_status_;
+            finished_ = true;
+          }
+          writing_ = write;
         }
-        if (end_status_) {
-          finish = end_status_;
-          finished_ = true;
-        }
-        writing_ = write;
+        submit = !to_submit_.empty() && !submitting_;
+        if (submit) submitting_ = true;
       }
+      freed = std::exchange(freed_, false);
     }
-    // The callbacks hold the stream: they may come after OnDone.
-    for (TeacherRequest& request : submit) {
-      const uint64_t id = request.tag;
-      engine_->Submit(std::move(request), [self = shared_from_this(), id](StatusOr<FeatureBatch> answer) {
-        self->OnAnswer(id, std::move(answer));
-      });
-    }
+    if (submit) SubmitAll();
     if (write) StartWrite(&outgoing_);
     if (abandon && engine_ != nullptr) engine_->CancelClient(id_);
     if (finish) {
@@ -499,12 +588,58 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
                                 {"reason", finish->message()}});
       Finish(ToGrpc(*finish));
     }
+    if (freed) service_->Freed();
   }
 
-  void AdmitLocked(std::vector<TeacherRequest>* submit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  // Gives what was admitted to the engine, in order: one thread at a time does so, the one that set `submitting_`. A
+  // cancel, or the stream's end, that comes while a request is on its way finds nothing in the engine, and is repeated.
+  void SubmitAll() {
+    while (true) {
+      std::optional<TeacherRequest> next;
+      {
+        absl::MutexLock lock(&mutex_);
+        if (to_submit_.empty()) {
+          submitting_ = false;
+          return;
+        }
+        next = std::move(to_submit_.front());
+        to_submit_.pop_front();
+      }
+      const uint64_t id = next->tag;
+      // The callback holds the stream: it may come after OnDone.
+      engine_->Submit(*std::move(next), [self = shared_from_this(), id](StatusOr<FeatureBatch> answer) {
+        self->OnAnswer(id, std::move(answer));
+      });
+      bool cancelled = false, ended = false;
+      {
+        absl::MutexLock lock(&mutex_);
+        ended = end_status_.has_value();
+        const auto entry = unanswered_.find(id);
+        cancelled = entry != unanswered_.end() && entry->second.cancelled;
+      }
+      if (ended) {
+        engine_->CancelClient(id_);
+      } else if (cancelled) {
+        engine_->Cancel(id_, id);
+      }
+    }
+  }
+
+  // The client has granted credit for this answer and all that are under way.
+  bool CoveredLocked(const Waiting& next) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return credit_ >= next.answer_bytes && credit_ - next.answer_bytes >= unsent_bytes_;
+  }
+
+  void AdmitLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     while (!waiting_.empty()) {
       Waiting& next = waiting_.front();
-      if (unsent_bytes_ > 0 && unsent_bytes_ + next.answer_bytes > service_->options.max_unsent_bytes) return;
+      if (unsent_bytes_ > 0 && unsent_bytes_ + next.answer_bytes > service_->options.max_unsent_bytes) break;
+      if (!service_->budget.TakeFeatures(id_, next.answer_bytes, CoveredLocked(next), Clock::now())) {
+        in_row_ = true;  // its turn comes with a Poke()
+        return;
+      }
+      in_row_ = false;
+      freed_ = true;  // the next in the row may fit as well
       Unanswered& request = unanswered_[next.request_id];
       request.submitted = true;
       request.reserved = next.answer_bytes;
@@ -516,9 +651,21 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
       out.taps = taps_;
       out.images = std::move(next.images);
       out.exclusive = exclusive_;
-      submit->push_back(std::move(out));
+      to_submit_.push_back(std::move(out));
       waiting_.pop_front();
     }
+    // Nothing that it could use its turn for.
+    if (std::exchange(in_row_, false)) {
+      service_->budget.Forget(id_);
+      freed_ = true;
+    }
+  }
+
+  // Moves the bytes of features under way, here and in the budget.
+  void CountUnsentLocked(int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    unsent_bytes_ += static_cast<uint64_t>(bytes);
+    service_->budget.AddFeatures(bytes);
+    if (bytes < 0) freed_ = true;
   }
 
   // Fills outgoing_ with the next message; false when there is none now. Sets end_status_ when there can be none any
@@ -570,7 +717,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
     if (answer.offset == 0) response.set_model_digest(answer.batch.model_digest);
     const Buffer payload{tensor.bytes.data + answer.offset, size, tensor.bytes.owner};
     credit_ -= size;
-    unsent_bytes_ -= size;
+    CountUnsentLocked(-static_cast<int64_t>(size));
     unanswered_[answer.request_id].reserved -= size;
     service_->sent_bytes.Add(size);
     answer.offset += size;
@@ -594,7 +741,9 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   void EndRequestLocked(uint64_t request_id, Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     auto entry = unanswered_.find(request_id);
     waiting_bytes_ -= entry->second.pixel_bytes;
-    unsent_bytes_ -= entry->second.reserved;
+    service_->budget.GivePixels(entry->second.pixel_bytes);
+    freed_ = true;
+    CountUnsentLocked(-static_cast<int64_t>(entry->second.reserved));
     unanswered_.erase(entry);
     if (status.ok()) {
       service_->CountRequest(Model().served.name, status);
@@ -625,6 +774,7 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   const uint64_t id_;                  // the engine's name for this client
   TeacherEngine* const engine_;        // not owned: outlives all streams; null on a stream that is refused at once
   const std::string peer_;
+  const Clock::time_point created_ = Clock::now();
   std::shared_ptr<Stream> self_;  // set before the first operation, reset in OnDone
   grpc::ByteBuffer received_;     // gRPC's while a read is under way
 
@@ -646,16 +796,23 @@ class Stream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byte
   uint64_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // pixels of unanswered_
   uint64_t unsent_bytes_ ABSL_GUARDED_BY(mutex_) = 0;   // sum of `reserved` over unanswered_
   std::map<uint64_t, Unanswered> unanswered_ ABSL_GUARDED_BY(mutex_);
-  std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);   // not yet given to the engine
-  std::deque<Answer> answers_ ABSL_GUARDED_BY(mutex_);    // computed, in the order of sending
-  std::deque<Failure> failures_ ABSL_GUARDED_BY(mutex_);  // go before answers: they need no credit
+  std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);           // not yet admitted
+  std::deque<TeacherRequest> to_submit_ ABSL_GUARDED_BY(mutex_);  // admitted, not yet given to the engine
+  bool submitting_ ABSL_GUARDED_BY(mutex_) = false;               // a thread is in SubmitAll()
+  bool in_row_ ABSL_GUARDED_BY(mutex_) = false;                   // waits for its turn in the budget
+  bool freed_ ABSL_GUARDED_BY(mutex_) = false;                    // memory that others may wait for, not yet told
+  std::deque<Answer> answers_ ABSL_GUARDED_BY(mutex_);            // computed, in the order of sending
+  std::deque<Failure> failures_ ABSL_GUARDED_BY(mutex_);          // go before answers: they need no credit
   std::optional<Clock::time_point> credit_wait_since_ ABSL_GUARDED_BY(mutex_);
+  // When the client last took a message, or an answer was there for it to take.
+  Clock::time_point taken_at_ ABSL_GUARDED_BY(mutex_) = created_;
 };
 
-void FeatureServiceImpl::Join(Stream* stream) {
+bool FeatureServiceImpl::Join(Stream* stream) {
   streams_.Add(1);
   absl::MutexLock lock(&mutex_);
   live_.insert(stream);
+  return live_.size() <= options.max_streams;
 }
 
 void FeatureServiceImpl::Leave(Stream* stream) {
@@ -664,15 +821,80 @@ void FeatureServiceImpl::Leave(Stream* stream) {
   live_.erase(stream);
 }
 
+// A stream in live_ is held by its own self_: it leaves before it lets go.
+std::vector<std::shared_ptr<Stream>> FeatureServiceImpl::Live() {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::shared_ptr<Stream>> live;
+  for (Stream* stream : live_) live.push_back(stream->shared_from_this());
+  return live;
+}
+
+std::shared_ptr<Stream> FeatureServiceImpl::Find(uint64_t id) {
+  absl::MutexLock lock(&mutex_);
+  for (Stream* stream : live_) {
+    if (stream->id() == id) return stream->shared_from_this();
+  }
+  return nullptr;
+}
+
 void FeatureServiceImpl::Drain() {
   draining_.store(true);
-  std::vector<std::shared_ptr<Stream>> live;
+  for (const auto& stream : Live()) stream->Poke();
+}
+
+void FeatureServiceImpl::Freed() {
   {
     absl::MutexLock lock(&mutex_);
-    // A stream in live_ is held by its own self_: it leaves before it lets go.
-    for (Stream* stream : live_) live.push_back(stream->shared_from_this());
+    freed_again_ = true;
+    if (poking_) return;
+    poking_ = true;
   }
-  for (const auto& stream : live) stream->Poke();
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!std::exchange(freed_again_, false)) {
+        poking_ = false;
+        return;
+      }
+    }
+    for (uint64_t id : budget.NextWaiting()) {
+      if (const std::shared_ptr<Stream> next = Find(id)) {
+        next->Poke();
+      } else {
+        budget.Forget(id);
+      }
+    }
+  }
+}
+
+void FeatureServiceImpl::Watch() {
+  pthread_setname_np(pthread_self(), "feature-watch");
+  const auto period =
+      std::min({std::chrono::milliseconds(1000), options.open_timeout / 4, options.slow_client_timeout / 4});
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (AwaitFor(&mutex_, absl::Condition(&stopping_), absl::FromChrono(period))) return;
+    }
+    budget_used_.Set(static_cast<double>(budget.used()));
+    const Clock::time_point now = Clock::now();
+    const std::vector<std::shared_ptr<Stream>> live = Live();
+    for (const auto& stream : live) stream->EndUnlessOpened(now - options.open_timeout);
+    const std::optional<Clock::time_point> waiting = budget.waiting_since();
+    if (!waiting.has_value() || now - *waiting < options.slow_client_timeout) continue;
+    // One at a time, the one that has taken nothing for longest: what it frees may be enough.
+    std::shared_ptr<Stream> slowest;
+    Clock::time_point since = now - options.slow_client_timeout;
+    for (const auto& stream : live) {
+      const std::optional<Clock::time_point> holding = stream->holding_since();
+      if (!holding.has_value() || *holding > since) continue;
+      since = *holding;
+      slowest = stream;
+    }
+    if (slowest == nullptr) continue;
+    slow_clients_.Add();
+    slowest->EndForOthers();
+  }
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* FeatureServiceImpl::Rpc::StreamFeatures(

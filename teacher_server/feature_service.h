@@ -14,6 +14,9 @@
 // * A wrong batch (shape, size, too many unanswered ones) is refused in band and the stream goes on; a wrong message
 //   (malformed, no `open` first, a second `open`, a request id that is still unanswered) ends the stream with
 //   INVALID_ARGUMENT.
+// * Memory has one budget over all streams (memory_budget.h). A batch whose pixels do not fit it gets UNAVAILABLE in
+//   band: take another teacher, or come back. One whose answer does not fit waits before it is computed. While others
+//   wait, a stream that takes none of its features for `slow_client_timeout` is ended with UNAVAILABLE.
 //
 // States of the service: loading -> serving -> draining. Loading and draining answer UNAVAILABLE; see Drain().
 #ifndef DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_
@@ -37,18 +40,27 @@ inline constexpr uint64_t kChunkBytes = 1 << 20;
 inline constexpr uint32_t kMaxBatchImages = 4096;
 // Most taps of one stream.
 inline constexpr int kMaxTaps = 256;
+// Longest model name, digest, client name and tap path, in bytes: they go into logs and messages.
+inline constexpr size_t kMaxNameBytes = 256;
 
 // Thread-safe.
 class FeatureService {
  public:
-  // Limits of one stream. Raising them costs memory: a stream can hold the sum of the two byte limits.
   struct Options {
+    // Limits of one stream.
     uint32_t max_unanswered = 256;           // batches; one more gets RESOURCE_EXHAUSTED in band
     uint64_t max_waiting_bytes = 256 << 20;  // pixels of unanswered batches; more gets RESOURCE_EXHAUSTED in band
     // Feature bytes being computed or computed and unsent. Batches beyond it wait before they are computed (unless the
     // stream has nothing else under way), so a client that grants no credit does not fill the server's memory.
     uint64_t max_unsent_bytes = 256 << 20;
     uint64_t max_answer_bytes = 1 << 30;  // one batch's features; more gets RESOURCE_EXHAUSTED in band
+    // Limits of all streams together. Raising the budget lets more clients be ahead of their readers at once.
+    uint64_t memory_budget = uint64_t{2} << 30;  // pixels and features, as above
+    uint32_t max_streams = 1000;                 // one more gets UNAVAILABLE at once
+    // A stream without `open` is ended after this.
+    std::chrono::milliseconds open_timeout{30000};
+    // See above.
+    std::chrono::milliseconds slow_client_timeout{10000};
   };
 
   // `metrics` outlives the service. Order of destruction: RpcServer, then the engine (or its Stop()), then the service.

@@ -6,6 +6,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <string>
@@ -511,7 +512,8 @@ TEST_F(FeatureServiceTest, AWrongBatchIsRefusedInBandAndTheStreamGoesOn) {
     v1::FeatureRequest request;
     std::string text;
   } kCases[] = {
-      {change([](v1::FeatureRequest* r) { r->mutable_batch()->mutable_shape()->RemoveLast(); }), "four axes"},
+      {change([](v1::FeatureRequest* r) { r->mutable_batch()->mutable_shape()->RemoveLast(); }),
+       "must have four: N, C, H, W"},
       {change([](v1::FeatureRequest* r) { r->mutable_batch()->set_shape(0, 0); }), "N must be in 1..4096"},
       {change([](v1::FeatureRequest* r) { r->mutable_batch()->set_shape(0, 4097); }), "N must be in 1..4096"},
       {change([](v1::FeatureRequest* r) { r->mutable_batch()->set_shape(0, 2); }),
@@ -594,6 +596,234 @@ TEST_F(FeatureServiceTest, AClientWithoutCreditDoesNotMakeTheServerComputeAhead)
     EXPECT_TRUE(answer.taps[0] == View(ChannelMeanEngine::Expected(MakeImages(1, id), {"map"}).bytes))
         << "map of " << id << " differs";
   }
+}
+
+// One budget over all streams, whatever their number: clients that fetch nothing hold at most half of it, and the others
+// have the rest.
+TEST_F(FeatureServiceTest, ClientsWithoutCreditShareOneBudgetAndHoldUpNobodyElse) {
+  FeatureService::Options options;
+  options.memory_budget = 16 * kImageMapBytes;
+  StartServer(/*held=*/false, options);
+  std::vector<std::unique_ptr<Client>> idle;
+  for (uint64_t i = 0; i < 12; ++i) {
+    idle.push_back(std::make_unique<Client>(address()));
+    idle.back()->Send(Open({{"map"}}, /*credit=*/0));
+    idle.back()->Send(Batch(i, MakeImages(1, i)));
+    idle.back()->Send(Fence(100));
+    EXPECT_EQ(ReadAnswer(*idle.back()).first, 100);
+  }
+  engine_->WaitComputed(1);
+  for (int round = 0; round < 3; ++round) ExpectAlive();
+  Client reader(address());
+  reader.Send(Open({{"map"}}));
+  for (uint64_t id = 1; id <= 5; ++id) {
+    reader.Send(Batch(id, MakeImages(1, id)));
+    auto [answered, answer] = ReadAnswer(reader);
+    EXPECT_EQ(answered, id);
+    EXPECT_EQ(answer.error, "");
+  }
+  // Twelve answers would be more than the half of the budget that features have.
+  size_t computed = 0;
+  for (uint64_t tag : engine_->computed()) computed += tag < 12 ? 1 : 0;
+  EXPECT_LE(computed, 4 + 3 + 5);  // a quarter of the budget of the idle ones; ids of the others overlap
+  // With credit each of them gets its answer after all.
+  for (uint64_t i = 0; i < 12; ++i) idle[i]->Send(Credit(kPlenty));
+  for (uint64_t i = 0; i < 12; ++i) {
+    auto [id, answer] = ReadAnswer(*idle[i]);
+    EXPECT_EQ(id, i);
+    EXPECT_TRUE(answer.taps[0] == View(ChannelMeanEngine::Expected(MakeImages(1, i), {"map"}).bytes)) << i;
+  }
+}
+
+TEST_F(FeatureServiceTest, PixelsBeyondTheBudgetAreSentElsewhereInBand) {
+  FeatureService::Options options;
+  options.memory_budget = 8 * kChannels * kSide * kSide;
+  StartServer(/*held=*/true, options);
+  Client first(address()), second(address());
+  first.Send(Open({{"mean"}}));
+  first.Send(Batch(1, MakeImages(4)));
+  first.Send(Fence(100));
+  EXPECT_EQ(ReadAnswer(first).first, 100);
+  second.Send(Open({{"mean"}}));
+  second.Send(Batch(2, MakeImages(1)));
+  auto [id, answer] = ReadAnswer(second);
+  EXPECT_EQ(id, 2);
+  EXPECT_EQ(answer.error_code, grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(answer.error, HasSubstr("take another teacher"));
+  engine_->Release();
+  EXPECT_EQ(ReadAnswer(first).first, 1);
+  second.Send(Batch(3, MakeImages(1)));
+  EXPECT_EQ(ReadAnswer(second).second.error, "");
+}
+
+// It granted credit for everything and reads nothing.
+TEST_F(FeatureServiceTest, AClientThatTakesNothingIsEndedWhenOthersWaitForItsMemory) {
+  FeatureService::Options options;
+  options.memory_budget = 6 * kImageMapBytes;
+  options.slow_client_timeout = std::chrono::milliseconds(100);
+  StartServer(/*held=*/false, options);
+  Client idle(address());
+  idle.Send(Open({{"map"}}, /*credit=*/1));
+  idle.Send(Batch(1, MakeImages(8)));  // more than the budget: only one can go
+  engine_->WaitComputed(1);
+  Client reader(address());
+  reader.Send(Open({{"map"}}));
+  reader.Send(Batch(2, MakeImages(1)));
+  auto [id, answer] = ReadAnswer(reader);
+  EXPECT_EQ(id, 2);
+  EXPECT_EQ(answer.error, "");
+  const grpc::Status status = idle.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("takes none of its features"));
+  // Alone it may take its time.
+  Client alone(address());
+  alone.Send(Open({{"map"}}, /*credit=*/1));
+  alone.Send(Batch(1, MakeImages(1)));
+  EXPECT_EQ(alone.Read()->payload().size(), 1);
+  absl::SleepFor(absl::Milliseconds(500));
+  alone.Send(Credit(kPlenty));
+  EXPECT_TRUE(alone.Read()->last());
+}
+
+TEST_F(FeatureServiceTest, StreamsAreLimitedAndMustOpenInTime) {
+  FeatureService::Options options;
+  options.max_streams = 2;
+  options.open_timeout = std::chrono::milliseconds(200);
+  StartServer(/*held=*/false, options);
+  Client opened(address());
+  opened.Send(Open({{"mean"}}));
+  opened.Send(Fence(1));
+  EXPECT_EQ(ReadAnswer(opened).first, 1);
+  {
+    Client silent(address());
+    const grpc::Status status = silent.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+    EXPECT_THAT(status.error_message(), HasSubstr("no `open` came in time"));
+  }
+  Client second(address());
+  second.Send(Open({{"mean"}}));
+  second.Send(Fence(1));
+  EXPECT_EQ(ReadAnswer(second).first, 1);
+  Client third(address());
+  const grpc::Status status = third.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(status.error_message(), HasSubstr("2 streams open, the most allowed"));
+  opened.Send(Fence(2));
+  EXPECT_EQ(ReadAnswer(opened).first, 2);
+}
+
+// What a client calls itself, and what it asks for, goes into logs and messages.
+TEST_F(FeatureServiceTest, NamesOfAnyLengthAreRefusedBeforeTheyAreRepeated) {
+  StartServer();
+  const std::string longest(kMaxNameBytes, 'x');
+  {
+    Client client(address());
+    v1::FeatureRequest request = Open({{"mean"}});
+    request.mutable_open()->set_client(longest);
+    client.Send(request);
+    client.HalfClose();
+    EXPECT_TRUE(client.Finish().ok());
+  }
+  const struct {
+    std::string what;
+    void (*change)(v1::OpenStream*, const std::string&);
+  } kCases[] = {
+      {"client", [](v1::OpenStream* open, const std::string& text) { open->set_client(text); }},
+      {"model", [](v1::OpenStream* open, const std::string& text) { open->set_model(text); }},
+      {"digest", [](v1::OpenStream* open, const std::string& text) { open->set_digest(text); }},
+      {"tap", [](v1::OpenStream* open, const std::string& text) { open->mutable_taps(0)->set_tap(text); }},
+  };
+  for (const auto& c : kCases) {
+    Client client(address());
+    v1::FeatureRequest request = Open({{"mean"}});
+    c.change(request.mutable_open(), std::string(10 << 20, 'x'));
+    client.Send(request);
+    const grpc::Status status = client.Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << c.what;
+    EXPECT_THAT(status.error_message(), HasSubstr(c.what + " has 10485760 bytes"));
+    EXPECT_LT(status.error_message().size(), 200u);
+  }
+  // A shape of any length, too.
+  Client client(address());
+  client.Send(Open({{"mean"}}));
+  v1::FeatureRequest request = Batch(1, MakeImages(1));
+  for (int i = 0; i < 100000; ++i) request.mutable_batch()->add_shape(1);
+  client.Send(request);
+  EXPECT_LT(ReadAnswer(client).second.error.size(), 200u);
+}
+
+// An engine in which request 2 is on its way for as long as its cancel takes.
+class SlowDoorEngine final : public TeacherEngine {
+ public:
+  explicit SlowDoorEngine(TeacherEngine* inner) : inner_(inner) {}
+  const std::vector<TeacherModel>& models() const override { return inner_->models(); }
+  void Submit(TeacherRequest request, Callback done) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      submitted_.push_back(request.tag);
+      if (request.tag == 2) {
+        auto cancelled = [this] { return cancels_ > 0; };
+        mutex_.AwaitWithTimeout(absl::Condition(&cancelled), absl::FromChrono(kPatience));
+        held_ = std::move(done);
+        return;
+      }
+    }
+    inner_->Submit(std::move(request), std::move(done));
+  }
+  void Cancel(uint64_t client, uint64_t tag) override {
+    Callback held;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (tag == 2) {
+        ++cancels_;
+        held = std::exchange(held_, nullptr);
+      }
+    }
+    if (held) held(absl::CancelledError("dropped"));
+    inner_->Cancel(client, tag);
+  }
+  void CancelClient(uint64_t client) override { inner_->CancelClient(client); }
+  uint32_t QueueLength() const override { return inner_->QueueLength(); }
+  bool Drain(std::chrono::milliseconds timeout) override { return inner_->Drain(timeout); }
+  void Stop() override { inner_->Stop(); }
+  std::vector<uint64_t> submitted() {
+    absl::MutexLock lock(&mutex_);
+    return submitted_;
+  }
+
+ private:
+  TeacherEngine* const inner_;  // not owned
+  absl::Mutex mutex_;
+  int cancels_ = 0;
+  Callback held_;
+  std::vector<uint64_t> submitted_;
+};
+
+// The first cancel finds nothing in the engine, because the request is not there yet.
+TEST_F(FeatureServiceTest, ACancelIsNotLostWhileItsBatchIsOnTheWayToTheEngine) {
+  FeatureService::Options options;
+  options.max_unsent_bytes =
+      kImageMapBytes;  // one at a time, so that another thread than the reader's submits the next
+  StartServer(/*held=*/false, options, /*with_engine=*/false);
+  SlowDoorEngine slow(engine_.get());
+  service_->SetEngine(&slow);
+  Client client(address());
+  client.Send(Open({{"map"}}, /*credit=*/0));
+  for (uint64_t id : {1, 2, 3, 4}) client.Send(Batch(id, MakeImages(1, id)));
+  engine_->WaitComputed(1);
+  client.Send(Credit(kPlenty));
+  EXPECT_EQ(ReadAnswer(client).first, 1);
+  client.Send(Cancel(2));
+  auto [id, answer] = ReadAnswer(client);
+  EXPECT_EQ(id, 2);
+  EXPECT_EQ(answer.error_code, grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(ReadAnswer(client).first, 3);
+  EXPECT_EQ(ReadAnswer(client).first, 4);
+  const std::vector<uint64_t> submitted = slow.submitted();
+  EXPECT_TRUE(std::is_sorted(submitted.begin(), submitted.end()));  // one client's requests in order
+  client.HalfClose();
+  EXPECT_TRUE(client.Finish().ok());
+  server_->Stop(std::chrono::milliseconds(0));
 }
 
 TEST_F(FeatureServiceTest, ADisconnectedClientsWaitingBatchesAreNeverComputed) {
