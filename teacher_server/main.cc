@@ -1,9 +1,12 @@
 // distill-teacher: loads frozen models and serves their feature maps. Flags: --help and docs/services.md. Exit codes:
 // common/exit_codes.h.
 //
-// Life: bind, load (health NOT_SERVING, /readyz 503), serve and register, then on SIGTERM or SIGINT drain: no new work
-// is taken, running batches are answered and their clients sent elsewhere, at most --grace seconds.
+// Life: bind, load (health NOT_SERVING, /readyz 503; SIGTERM or SIGINT ends it at once), serve and register, then on
+// SIGTERM or SIGINT drain: no new work is taken, running batches are answered and their clients sent elsewhere, at most
+// --grace seconds.
+#include <pthread.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -13,6 +16,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/cuda/cuda_environment.h"
@@ -46,7 +50,8 @@ struct Flags {
   std::string device = "auto";
   int threads = 0;
   uint32_t max_batch = 256;
-  double grace = 25;  // seconds; below Kubernetes' default of 30
+  uint64_t memory_budget = uint64_t{2} << 30;  // bytes
+  double grace = 25;                           // seconds; below Kubernetes' default of 30
 };
 
 std::string HostName() {
@@ -87,6 +92,40 @@ bool SignalPending() {
   return sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1;
 }
 
+// While it lives, SIGTERM and SIGINT end the process within a moment, with the exit code of an orderly stop: nobody is
+// served yet, nothing is half written, and what keeps the main thread (torch reads a file of gigabytes) cannot be asked
+// to stop. A signal that comes before or after is left to WaitForSignal().
+class EndOnSignal {
+ public:
+  // `doing`: a literal, for the log.
+  explicit EndOnSignal(const char* doing) : thread_([this, doing] { Watch(doing); }) {}
+  ~EndOnSignal() {
+    over_.store(true);
+    thread_.join();
+  }
+  EndOnSignal(const EndOnSignal&) = delete;
+  EndOnSignal& operator=(const EndOnSignal&) = delete;
+
+ private:
+  void Watch(const char* doing) {
+    pthread_setname_np(pthread_self(), "load-signals");
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    const timespec slice{.tv_sec = 0, .tv_nsec = 50'000'000};
+    while (!over_.load()) {
+      const int signal = sigtimedwait(&signals, nullptr, &slice);
+      if (signal < 0) continue;  // the slice is over
+      LogInfo("stopped", {{"signal", signal == SIGINT ? "SIGINT" : "SIGTERM"}, {"while", doing}});
+      _exit(signal == SIGINT ? kExitInterrupted : kExitTerminated);
+    }
+  }
+
+  std::atomic<bool> over_{false};  // set by the owner, read by the thread
+  std::thread thread_;             // joined by the destructor; last: it reads over_
+};
+
 // Logs which jobs begin and cease to need this server. Called by the heartbeat thread alone.
 class JobLog {
  public:
@@ -122,8 +161,9 @@ StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& opti
 }
 
 int Serve(const Flags& flags) {
-  StatusOr<std::vector<ModelFile>> files = CollectModelFiles(flags.models, flags.models_folder);
+  StatusOr<ModelFiles> files = CollectModelFiles(flags.models, flags.models_folder);
   if (!files.ok()) return Fail(files.status(), kExitConfiguration);
+  for (const std::string& reason : files->left_out) LogError("model left out", {{"reason", reason}});
   StatusOr<std::string> device = DescribeTeacherDevice(flags.device);
   if (!device.ok()) return Fail(device.status(), kExitConfiguration);
 
@@ -139,7 +179,9 @@ int Serve(const Flags& flags) {
   }
 
   // Destroyed in the reverse order: fleet, server, engine, service.
-  const std::unique_ptr<FeatureService> service = FeatureService::Create({}, &metrics);
+  FeatureService::Options service_options;
+  service_options.memory_budget = flags.memory_budget;
+  const std::unique_ptr<FeatureService> service = FeatureService::Create(service_options, &metrics);
   std::unique_ptr<TeacherEngine> engine;
   StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start({flags.listen, flags.service.security}, {service->service()});
@@ -147,7 +189,8 @@ int Serve(const Flags& flags) {
   (*server)->SetServing(false);
 
   TorchTeacherOptions options;
-  options.models = *files;
+  options.models = files->files;
+  options.already_left_out = files->left_out.size();
   options.device = flags.device;
   options.threads = flags.threads;
   options.max_batch_images = flags.max_batch;
@@ -155,7 +198,11 @@ int Serve(const Flags& flags) {
     LogError("this process is of no use any more and ends, to be started anew", {{"reason", why.message()}});
     _exit(kExitTemporary);
   };
-  StatusOr<std::unique_ptr<TeacherEngine>> created = CreateTorchTeacherEngine(options, &metrics);
+  StatusOr<std::unique_ptr<TeacherEngine>> created = [&] {
+    const EndOnSignal while_loading("loading models");
+    LogInfo("loading models", {{"models", options.models.size()}, {"device", *device}});
+    return CreateTorchTeacherEngine(options, &metrics);
+  }();
   if (!created.ok()) return Fail(created.status(), ExitCodeFor(created.status()));
   engine = *std::move(created);
   service->SetEngine(engine.get());
@@ -252,6 +299,13 @@ int Main(int argc, char** argv) {
   app.add_option("--max-batch", flags.max_batch, "Most images in one merged batch")
       ->check(CLI::Range(1u, kMaxBatchImages))
       ->capture_default_str();
+  app.add_option("--memory-budget", flags.memory_budget,
+                 "Most bytes of pixels and unsent features of all streams together, as in 2GiB; models and the "
+                 "computation itself come on top")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::Range(uint64_t{64} << 20, uint64_t{1} << 50))
+      ->type_name("SIZE")
+      ->default_str("2GiB");
   app.add_option("--grace", flags.grace, "Seconds that running batches get after SIGTERM")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();

@@ -1,5 +1,6 @@
 #include "teacher_server/model_file.h"
 
+#include <yaml-cpp/depthguard.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -20,7 +21,8 @@
 namespace distill {
 namespace {
 
-constexpr uint32_t kMaxImageSide = 8192;  // pixels
+constexpr uint32_t kMaxImageSide = 8192;          // pixels
+constexpr uintmax_t kMaxSidecarBytes = 64 << 10;  // those in use have some hundred
 
 bool IsModelName(std::string_view name) {
   auto is_alnum = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9'); };
@@ -106,49 +108,92 @@ StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
   return spec;
 }
 
+std::string NoModelName(const std::string& name, const std::string& path) {
+  return StrCat("'", name, "' (for ", path,
+                ") is not a model name: letters, digits, '.', '_', '-', at most 63, the first a letter or digit");
+}
+
+// Every *.safetensors and *.pt in the folder, sorted; not those whose name begins with a dot.
+StatusOr<std::vector<std::string>> ListModels(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  std::vector<std::string> paths;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string path = it->path().string();
+    if (it->path().filename().string().starts_with('.')) continue;
+    if (path.ends_with(".safetensors") || IsTorchScriptFile(path)) paths.push_back(path);
+  }
+  if (error) return absl::NotFoundError(StrCat("--models '", folder, "': ", error.message()));
+  if (paths.empty())
+    return absl::InvalidArgumentError(StrCat("--models '", folder, "': no *.safetensors or *.pt file in this folder"));
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+// The only document of the text; empty ones, which separators alone make, do not count.
+StatusOr<YAML::Node> OnlyDocument(const std::string& text) {
+  YAML::Node found;
+  bool any = false;
+  for (const YAML::Node& document : YAML::LoadAll(text)) {
+    if (document.IsNull()) continue;
+    if (any) {
+      return absl::InvalidArgumentError(StrCat("line ", document.Mark().line + 1,
+                                               ": a second YAML document begins here; the file holds exactly one"));
+    }
+    found = document;
+    any = true;
+  }
+  return found;
+}
+
 }  // namespace
 
-StatusOr<std::vector<ModelFile>> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder) {
+StatusOr<ModelFiles> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder) {
   namespace fs = std::filesystem;
-  std::vector<ModelFile> files;
+  ModelFiles found;
+  std::map<std::string, std::string> path_of;  // by name
   for (const std::string& flag : flags) {
     const std::vector<std::string> parts = absl::StrSplit(flag, absl::MaxSplits('=', 1));
     if (parts.size() != 2 || parts[1].empty()) {
       return absl::InvalidArgumentError(
           StrCat("--model '", flag, "': must be NAME=FILE, as in fashion=models/teacher.safetensors"));
     }
-    files.push_back({parts[0], parts[1]});
+    if (!IsModelName(parts[0])) return absl::InvalidArgumentError(NoModelName(parts[0], parts[1]));
+    auto [entry, fresh] = path_of.emplace(parts[0], parts[1]);
+    if (!fresh) {
+      return absl::InvalidArgumentError(StrCat("two models are named '", parts[0], "': ", entry->second, " and ",
+                                               parts[1], "; give one another name"));
+    }
+    found.files.push_back({parts[0], parts[1], /*required=*/true});
   }
   if (!folder.empty()) {
-    std::error_code error;
-    std::vector<std::string> found;
-    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-      const std::string path = it->path().string();
-      if (path.ends_with(".safetensors") || IsTorchScriptFile(path)) found.push_back(path);
+    DISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> paths, ListModels(folder));
+    std::map<std::string, int> count;
+    for (const std::string& path : paths) ++count[fs::path(path).stem().string()];
+    for (const std::string& path : paths) {
+      const std::string name = fs::path(path).stem().string();
+      std::error_code error;
+      if (!IsModelName(name)) {
+        found.left_out.push_back(NoModelName(name, path));
+      } else if (const auto flagged = path_of.find(name); flagged != path_of.end()) {
+        found.left_out.push_back(StrCat(path, ": --model names another file '", name, "', ", flagged->second));
+      } else if (count[name] > 1) {
+        found.left_out.push_back(
+            StrCat(path, ": two files of this folder are named '", name, "'; give one another name"));
+      } else if (!fs::is_regular_file(path, error)) {
+        found.left_out.push_back(StrCat(path, ": ", error ? error.message() : "not a regular file"));
+      } else {
+        found.files.push_back({name, path, /*required=*/false});
+      }
     }
-    if (error) return absl::NotFoundError(StrCat("--models '", folder, "': ", error.message()));
-    if (found.empty())
+    if (found.files.empty()) {
       return absl::InvalidArgumentError(
-          StrCat("--models '", folder, "': no *.safetensors or *.pt file in this folder"));
-    std::sort(found.begin(), found.end());
-    for (const std::string& path : found) files.push_back({fs::path(path).stem().string(), path});
+          StrCat("--models '", folder, "': none of its files can be served: ", absl::StrJoin(found.left_out, "; ")));
+    }
   }
-  if (files.empty())
+  if (found.files.empty())
     return absl::InvalidArgumentError("nothing to serve: give --model NAME=FILE (repeatable) or --models FOLDER");
-  std::map<std::string, std::string> path_of;
-  for (const ModelFile& file : files) {
-    if (!IsModelName(file.name)) {
-      return absl::InvalidArgumentError(StrCat("'", file.name, "' (for ", file.path,
-                                               ") is not a model name: letters, digits, '.', '_', '-', at most 63, "
-                                               "the first a letter or digit"));
-    }
-    auto [entry, fresh] = path_of.emplace(file.name, file.path);
-    if (!fresh) {
-      return absl::InvalidArgumentError(StrCat("two models are named '", file.name, "': ", entry->second, " and ",
-                                               file.path, "; give one another name"));
-    }
-  }
-  return files;
+  return found;
 }
 
 bool IsTorchScriptFile(std::string_view path) { return path.ends_with(".pt"); }
@@ -157,14 +202,24 @@ StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path) {
   const std::string path = model_path + ".yaml";
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return std::optional<ModelSpec>();
+  const uintmax_t size = std::filesystem::file_size(path, error);
+  if (error) return absl::InvalidArgumentError(StrCat(path, ": ", error.message()));
+  if (size > kMaxSidecarBytes) {
+    return absl::InvalidArgumentError(
+        StrCat(path, ": has ", size, " bytes; a description of a model has at most ", kMaxSidecarBytes));
+  }
   std::ifstream in(path);
   std::stringstream text;
   text << in.rdbuf();
   if (!in) return absl::InvalidArgumentError(StrCat(path, ": cannot be read"));
   try {
-    StatusOr<ModelSpec> spec = ParseSidecar(YAML::Load(text.str()), IsTorchScriptFile(model_path));
+    StatusOr<YAML::Node> root = OnlyDocument(text.str());
+    if (!root.ok()) return Annotate(root.status(), path);
+    StatusOr<ModelSpec> spec = ParseSidecar(*root, IsTorchScriptFile(model_path));
     if (!spec.ok()) return Annotate(spec.status(), path);
     return std::optional<ModelSpec>(*std::move(spec));
+  } catch (const YAML::DeepRecursion&) {
+    return absl::InvalidArgumentError(StrCat(path, ": not valid YAML: nested too deeply"));
   } catch (const YAML::Exception& e) {
     return absl::InvalidArgumentError(StrCat(path, ": not valid YAML: ", e.what()));
   }

@@ -26,18 +26,29 @@ namespace distill {
 struct ModelFile {
   std::string name;  // under which it is served: [A-Za-z0-9] then at most 62 of [A-Za-z0-9._-]
   std::string path;
+  // Named by --model: the server does not start without it. False: found in a folder, where one bad file must not stop
+  // the others.
+  bool required = true;
+};
+
+struct ModelFiles {
+  std::vector<ModelFile> files;
+  // Files of the folder that cannot be served under any name, each with the reason: a name that is none, a second file
+  // of one stem, a link to nowhere.
+  std::vector<std::string> left_out;
 };
 
 // The models of the flags: each `flags` entry NAME=FILE, then all *.safetensors and *.pt in `folder` ("" for none),
-// sorted, named by their stem. kInvalidArgument: not NAME=FILE, bad or duplicate name, no model at all; kNotFound: no
-// such folder.
-StatusOr<std::vector<ModelFile>> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder);
+// sorted, named by their stem. Names that begin with a dot are litter (._x.pt of a Mac, .x.pt.swp) and not looked at.
+// kInvalidArgument: not NAME=FILE, a bad or duplicate name among the flags, no model at all; kNotFound: no such folder.
+StatusOr<ModelFiles> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder);
 
 // True for *.pt.
 bool IsTorchScriptFile(std::string_view path);
 
-// The sidecar of `model_path`, or nullopt when there is none. kInvalidArgument: not YAML, unknown key (with the
-// nearest), a value of the wrong type or range; the message names the file and the key.
+// The sidecar of `model_path`, or nullopt when there is none. kInvalidArgument: not YAML, more than 64 KiB, a second
+// document (separators without content are no document), unknown key (with the nearest), a value of the wrong type or
+// range; the message names the file and the key.
 StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path);
 // kInvalidArgument names the first of these that does not hold: in_channels, image_height and image_width are set; mean
 // and std are empty or have in_channels entries; std > 0.

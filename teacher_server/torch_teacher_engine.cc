@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/cuda/cuda_environment.h"
@@ -25,9 +26,11 @@
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/file_kind.h"
 #include "common/zoo/model_metadata.h"
 #include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
+#include "common/zoo/weights_file.h"
 #include "common/zoo/zoo_net.h"
 #include "teacher_server/batch_queue.h"
 #include "teacher_server/merged_compute.h"
@@ -39,6 +42,9 @@ using Clock = std::chrono::steady_clock;
 // x: float32 (N, C, H, W), normalised -> one tensor per tap.
 using ForwardFunction =
     std::function<StatusOr<std::vector<torch::Tensor>>(const torch::Tensor& x, const std::vector<std::string>& taps)>;
+
+// A part of a merged batch may hold at most this many times its own bytes.
+constexpr uint64_t kMostPinned = 4;
 
 double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
@@ -62,15 +68,19 @@ torch::Tensor Reduce(torch::Tensor tensor, const TapRequest& tap) {
   return tensor.to(TorchType(tap.dtype)).contiguous().to(torch::kCPU);
 }
 
-// Rows [begin, begin + n) of `tensor`, without a copy.
+// Rows [begin, begin + n) of `tensor`; without a copy, unless they are so few of its rows that they would hold much
+// more memory than they are counted for, as long as their client takes to fetch them. REQUIRES: tensor has that many
+// rows.
 WireTensor Slice(const torch::Tensor& tensor, WireDtype dtype, int64_t begin, int64_t n) {
   WireTensor wire;
   wire.dtype = dtype;
   for (int64_t axis : tensor.sizes()) wire.shape.push_back(static_cast<uint32_t>(axis));
   wire.shape[0] = static_cast<uint32_t>(n);
   const uint64_t row_bytes = tensor.nbytes() / tensor.size(0);
-  auto owner = std::make_shared<const torch::Tensor>(tensor);
-  wire.bytes = Buffer{static_cast<const uint8_t*>(owner->const_data_ptr()) + begin * row_bytes, n * row_bytes, owner};
+  const bool few = static_cast<uint64_t>(n) * kMostPinned < static_cast<uint64_t>(tensor.size(0));
+  auto owner = std::make_shared<const torch::Tensor>(few ? tensor.narrow(0, begin, n).clone() : tensor);
+  const uint64_t offset = few ? 0 : begin * row_bytes;
+  wire.bytes = Buffer{static_cast<const uint8_t*>(owner->const_data_ptr()) + offset, n * row_bytes, owner};
   return wire;
 }
 
@@ -102,6 +112,7 @@ std::string Digest(const ModelSpec& spec, std::string_view file) {
 }
 
 StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) {
+  DISTILL_RETURN_IF_ERROR(CheckModelFile(file.path, ModelFormat::kWeights));
   DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> content, ReadWholeFile(file.path));
   const Buffer bytes = Buffer::FromVector(std::move(content));
   DISTILL_ASSIGN_OR_RETURN(SafetensorsFile weights, ParseSafetensors(bytes, file.path));
@@ -121,9 +132,9 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
   }
   spec.weights.clear();
   DISTILL_RETURN_IF_ERROR(CheckImageSpec(spec, file.path));
-  StatusOr<std::shared_ptr<ZooNet>> net = ZooNet::Create(spec);
-  if (!net.ok()) return Annotate(net.status(), file.path);
-  spec = (*net)->architecture().spec();  // defaults filled in
+  StatusOr<Architecture> architecture = Architecture::Create(spec);
+  if (!architecture.ok()) return Annotate(architecture.status(), file.path);
+  spec = architecture->spec();  // defaults filled in
   if (described && sidecar) {
     StatusOr<Architecture> other = Architecture::Create(*sidecar);
     if (!other.ok()) return Annotate(other.status(), file.path + ".yaml");
@@ -132,6 +143,14 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
           StrCat(file.path, ".yaml contradicts the description inside ", file.path, "; remove the .yaml file"));
     }
   }
+  if (const std::string prefix = StripWrapperPrefix(&weights, *architecture); !prefix.empty()) {
+    LogInfo("every tensor's name begins with a wrapper's prefix, which is left out",
+            {{"model", file.name}, {"file", file.path}, {"prefix", prefix}});
+  }
+  // Before the network takes memory: a description may ask for any size.
+  if (Status fits = CheckWeightsFit(weights, *architecture); !fits.ok()) return Annotate(fits, file.path);
+  StatusOr<std::shared_ptr<ZooNet>> net = ZooNet::Create(spec);
+  if (!net.ok()) return Annotate(net.status(), file.path);
   if (Status loaded = LoadWeights(weights, net->get()); !loaded.ok()) return Annotate(loaded, file.path);
   (*net)->eval();
   (*net)->to(device);
@@ -155,6 +174,7 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
 }
 
 StatusOr<LoadedModel> LoadTorchScriptModel(const ModelFile& file, torch::Device device) {
+  DISTILL_RETURN_IF_ERROR(CheckModelFile(file.path, ModelFormat::kArchive));
   DISTILL_ASSIGN_OR_RETURN(const std::vector<uint8_t> content, ReadWholeFile(file.path));
   DISTILL_ASSIGN_OR_RETURN(std::optional<ModelSpec> spec, ReadSidecar(file.path));
   if (!spec) {
@@ -180,6 +200,14 @@ StatusOr<LoadedModel> LoadTorchScriptModel(const ModelFile& file, torch::Device 
   model.info.served.taps = model.info.taps;
   model.forward = [net](const torch::Tensor& x, const std::vector<std::string>& taps) { return net->Forward(x, taps); };
   return model;
+}
+
+StatusOr<LoadedModel> Load(const ModelFile& file, torch::Device device) {
+  try {
+    return IsTorchScriptFile(file.path) ? LoadTorchScriptModel(file, device) : LoadZooModel(file, device);
+  } catch (const std::exception& error) {
+    return TorchStatus(error, file.path);
+  }
 }
 
 class TorchTeacherEngine final : public TeacherEngine {
@@ -393,16 +421,18 @@ StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTea
   // The same pixels give the same bits each time.
   at::globalContext().setDeterministicCuDNN(true);
   std::vector<LoadedModel> loaded;
+  std::vector<std::string> left_out;
   for (const ModelFile& file : options.models) {
     const Clock::time_point start = Clock::now();
-    try {
-      StatusOr<LoadedModel> model =
-          IsTorchScriptFile(file.path) ? LoadTorchScriptModel(file, device) : LoadZooModel(file, device);
-      if (!model.ok()) return Annotate(model.status(), StrCat("model '", file.name, "'"));
-      loaded.push_back(*std::move(model));
-    } catch (const std::exception& error) {
-      return TorchStatus(error, StrCat("model '", file.name, "': ", file.path));
+    StatusOr<LoadedModel> model = Load(file, device);
+    if (!model.ok()) {
+      const Status why = Annotate(model.status(), StrCat("model '", file.name, "'"));
+      if (file.required) return why;
+      LogError("model left out", {{"model", file.name}, {"file", file.path}, {"reason", why.message()}});
+      left_out.emplace_back(ToStd(why.message()));
+      continue;
     }
+    loaded.push_back(*std::move(model));
     const ServedModelInfo& served = loaded.back().info.served;
     LogInfo("model loaded", {{"model", served.name},
                              {"arch", served.spec.arch},
@@ -411,6 +441,14 @@ StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTea
                              {"digest", served.digest},
                              {"seconds", Seconds(Clock::now() - start)}});
   }
+  if (loaded.empty()) {
+    return absl::FailedPreconditionError(
+        StrCat("none of the ", options.models.size(), " models can be served: ", absl::StrJoin(left_out, "; ")));
+  }
+  metrics
+      ->GetGauge("distill_teacher_models_left_out",
+                 "Model files of the folder that are not served because they cannot be; the log says why.")
+      .Set(static_cast<double>(left_out.size() + options.already_left_out));
   return std::make_unique<TorchTeacherEngine>(std::move(loaded), device, options, metrics);
 }
 

@@ -3,7 +3,8 @@
 // One thread per model, "tch-<model>", takes batches from the model's BatchQueue and runs only as much of the network
 // as the taps need. Reduction happens here, at the source: features are cast to the dtype that was asked for, after the
 // row maximum was taken off where that was asked for. Tensors leave as Buffers that refer to torch's own storage: no
-// copy. The parts of a merged batch share one storage, which lives until the last part is sent.
+// copy. The parts of a merged batch share one storage, which lives until the last part is sent; a part that is less
+// than a quarter of it is copied, so that a slow client does not hold the others' features.
 //
 // Features are delivered as computed: not-a-number and infinities are not looked for, and f16 saturates to infinity
 // above 65504.
@@ -24,6 +25,8 @@ namespace distill {
 
 struct TorchTeacherOptions {
   std::vector<ModelFile> models;
+  // Files that were found and left out before (CollectModelFiles); they count in distill_teacher_models_left_out.
+  size_t already_left_out = 0;
   // As ChooseDevice() (common/cuda/cuda_runtime.h) takes it.
   std::string device = "auto";
   // CPU threads of each model's arithmetic; 0: one per core. Results on the CPU repeat bit for bit at one number of
@@ -36,9 +39,11 @@ struct TorchTeacherOptions {
   std::function<void(const Status& why)> on_unusable;
 };
 
-// Loads all models (eval mode) and starts their threads. `metrics` outlives the engine.
-// Errors name the file: kNotFound missing; kDataLoss damaged; kFailedPrecondition weights and architecture do not fit
-// together, or no such device; kInvalidArgument the description of the model is missing or wrong.
+// Loads all models (eval mode) and starts their threads. A model that is not `required` and cannot be loaded is left
+// out: an error in the log says why. `metrics` outlives the engine.
+// Errors name the file: kNotFound missing; kDataLoss damaged; kFailedPrecondition another kind of file, weights and
+// architecture that do not fit together, an archive whose answers are not the images', no such device, or no model
+// left; kInvalidArgument the description of the model is missing or wrong.
 StatusOr<std::unique_ptr<TeacherEngine>> CreateTorchTeacherEngine(const TorchTeacherOptions& options,
                                                                   MetricsRegistry* metrics);
 // What `device` means on this machine: "cpu" or "cuda:0 NVIDIA H200". Errors as ChooseDevice().

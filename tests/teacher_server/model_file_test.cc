@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "tests/harness/process.h"
 
 namespace distill {
@@ -20,13 +22,41 @@ TEST(ModelFileTest, FlagsComeFirstThenTheFolderSortedByName) {
   WriteFile(dir / "b.safetensors", "");
   WriteFile(dir / "a.pt", "");
   WriteFile(dir / "notes.txt", "");
-  StatusOr<std::vector<ModelFile>> files = CollectModelFiles({"z=/somewhere/x=y.safetensors"}, dir.path());
-  ASSERT_TRUE(files.ok()) << files.status();
-  ASSERT_EQ(files->size(), 3);
-  EXPECT_EQ((*files)[0].name, "z");
-  EXPECT_EQ((*files)[0].path, "/somewhere/x=y.safetensors");
-  EXPECT_EQ((*files)[1].name, "a");
-  EXPECT_EQ((*files)[2].name, "b");
+  StatusOr<ModelFiles> found = CollectModelFiles({"z=/somewhere/x=y.safetensors"}, dir.path());
+  ASSERT_TRUE(found.ok()) << found.status();
+  const std::vector<ModelFile>& files = found->files;
+  ASSERT_EQ(files.size(), 3);
+  EXPECT_EQ(files[0].name, "z");
+  EXPECT_EQ(files[0].path, "/somewhere/x=y.safetensors");
+  EXPECT_TRUE(files[0].required);
+  EXPECT_EQ(files[1].name, "a");
+  EXPECT_EQ(files[2].name, "b");
+  EXPECT_FALSE(files[2].required);
+  EXPECT_THAT(found->left_out, ::testing::IsEmpty());
+}
+
+// What lies in a folder by accident stops nobody; each such file is named.
+TEST(ModelFileTest, FilesOfTheFolderThatCannotBeServedAreLeftOutByName) {
+  TempDir dir;
+  WriteFile(dir / "good.safetensors", "");
+  WriteFile(dir / "._good.safetensors", "");  // litter: not worth a word
+  WriteFile(dir / ".hidden.pt", "");
+  WriteFile(dir / "half.safetensors.part", "");
+  WriteFile(dir / "my model=1.safetensors", "");
+  WriteFile(dir / "twice.safetensors", "");
+  WriteFile(dir / "twice.pt", "");
+  WriteFile(dir / "z.pt", "");
+  std::filesystem::create_directory(dir / "folder.pt");
+  std::filesystem::create_symlink("nowhere", dir / "dangling.safetensors");
+  const StatusOr<ModelFiles> found = CollectModelFiles({"z=/elsewhere.pt"}, dir.path());
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_EQ(found->files.size(), 2);
+  EXPECT_EQ(found->files[1].path, dir / "good.safetensors");
+  EXPECT_THAT(found->left_out,
+              ::testing::ElementsAre(HasSubstr("dangling.safetensors: "), HasSubstr("folder.pt: not a regular file"),
+                                     HasSubstr("'my model=1' (for "), HasSubstr("twice.pt: two files"),
+                                     HasSubstr("twice.safetensors: two files"),
+                                     HasSubstr("z.pt: --model names another file 'z', /elsewhere.pt")));
 }
 
 TEST(ModelFileTest, WrongFlagsAreRefusedWithTheReason) {
@@ -47,7 +77,7 @@ TEST(ModelFileTest, WrongFlagsAreRefusedWithTheReason) {
       {{}, dir / "gone", StatusCode::kNotFound, "gone"},
   };
   for (const auto& c : kCases) {
-    StatusOr<std::vector<ModelFile>> files = CollectModelFiles(c.flags, c.folder);
+    StatusOr<ModelFiles> files = CollectModelFiles(c.flags, c.folder);
     EXPECT_EQ(files.status().code(), c.code) << c.text;
     EXPECT_THAT(Message(files.status()), HasSubstr(c.text));
   }
@@ -76,6 +106,15 @@ TEST(ModelFileTest, SidecarGivesTheSpec) {
   const StatusOr<std::optional<ModelSpec>> listed = ReadSidecar(dir / "r.safetensors");
   ASSERT_TRUE(listed.ok()) << listed.status();
   EXPECT_EQ(**listed, **spec);
+  // Separators without content are no second document.
+  for (const std::string text : {"---\n", "---\n---\n"}) {
+    for (const std::string end : {"---\n", "...\n", "---\n# nothing\n", "...\n---\n", ""}) {
+      WriteFile(dir / "s.safetensors.yaml", text + "arch: resnet50\nnum_classes: 3\n" + end);
+      const StatusOr<std::optional<ModelSpec>> separated = ReadSidecar(dir / "s.safetensors");
+      ASSERT_TRUE(separated.ok()) << text << end << separated.status();
+      EXPECT_EQ((*separated)->num_classes, 3);
+    }
+  }
   WriteFile(dir / "t.pt.yaml", "in_channels: 1\nimage: 28x28\n");
   EXPECT_EQ((*ReadSidecar(dir / "t.pt"))->arch, "torchscript");
 }
@@ -99,6 +138,11 @@ TEST(ModelFileTest, WrongSidecarsAreRefusedWithFileKeyAndNearestName) {
       {"num_classes: 10\n", "arch: must name"},
       {"- 1\n", "must be a mapping"},
       {"arch: [\n", "not valid YAML"},
+      {"arch: resnet50\n---\nwidth: 3\n", "line 3: a second YAML document begins here"},
+      {"arch: resnet50\n---\nhello\n", "a second YAML document"},
+      {"arch: resnet50\n...\njunk: 1\n", "second YAML document"},
+      {std::string(1000, '['), "m.safetensors.yaml"},
+      {std::string(65537, '#'), "has 65537 bytes"},
   };
   for (const auto& c : kCases) {
     WriteFile(dir / "m.safetensors.yaml", c.yaml);

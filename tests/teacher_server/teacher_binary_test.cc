@@ -119,6 +119,59 @@ TEST_F(TeacherBinaryTest, AStreamThatWaitsForCreditIsCutOffAfterTheGrace) {
   EXPECT_EQ(process_->Wait(kPatience), kExitInterrupted) << ReadFileOrEmpty(dir_ / "log");
 }
 
+// torch cannot be asked to stop: a program that computes for hours is being tried out when the signal comes.
+TEST_F(TeacherBinaryTest, SigtermWhileModelsLoadEndsItAtOnce) {
+  testing::WriteProgram(
+      "def forward(self, x: Tensor) -> Tensor:\n    n = 0\n    while n < 1000000000000:\n        n += 1\n    return "
+      "x\n",
+      dir_ / "slow.pt");
+  for (const auto& [signal, code] : {std::pair(SIGTERM, kExitTerminated), std::pair(SIGINT, kExitInterrupted)}) {
+    const std::string log = dir_ / "loading.log";
+    std::filesystem::remove(log);
+    Process process({kProgram, "--http-listen", "off", "--device", "cpu", "--model", "slow=" + (dir_ / "slow.pt")},
+                    Process::Options{.log = log});
+    while (ReadFileOrEmpty(log).find("loading models") == std::string::npos) {
+      ASSERT_TRUE(process.Running()) << ReadFileOrEmpty(log);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    process.Signal(signal);
+    EXPECT_EQ(process.Wait(kPatience), code) << ReadFileOrEmpty(log);
+    EXPECT_THAT(ReadFileOrEmpty(log), HasSubstr("while=\"loading models\""));
+  }
+}
+
+TEST_F(TeacherBinaryTest, AFolderServesWhatItCanAndNamesTheRest) {
+  std::filesystem::create_directory(dir_ / "models");
+  std::filesystem::copy_file(weights_, dir_ / "models/good.safetensors");
+  const std::string good = ReadFileOrEmpty(weights_);
+  WriteFile(dir_ / "models/half.safetensors", good.substr(0, good.size() / 2));
+  WriteFile(dir_ / "models/other.safetensors", good.substr(0, 100));
+  WriteFile(dir_ / "models/pickle.safetensors", "\x80\x02}.");
+  WriteFile(dir_ / "models/bare.pt", "PK");
+  WriteFile(dir_ / "models/my model.safetensors", good);
+  WriteFile(dir_ / "models/._good.safetensors", "litter");
+  StartTeacher({"--models", dir_ / "models"});
+  const std::string log = ReadFileOrEmpty(dir_ / "log");
+  for (const char* name : {"half.safetensors", "other.safetensors", "pickle.safetensors", "bare.pt", "my model"}) {
+    EXPECT_THAT(log, HasSubstr(name));
+  }
+  EXPECT_THAT(log, HasSubstr("a Python pickle"));
+  EXPECT_EQ(log.find("._good"), std::string::npos);
+  auto stub = v1::FeatureService::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  v1::ListModelsResponse models;
+  ASSERT_TRUE(stub->ListModels(&context, {}, &models).ok());
+  ASSERT_EQ(models.models_size(), 1);
+  EXPECT_EQ(models.models(0).name(), "good");
+  process_->Signal(SIGTERM);
+  EXPECT_EQ(process_->Wait(kPatience), kExitTerminated);
+  // None that can be served: as it was, and all are named.
+  std::filesystem::remove(dir_ / "models/good.safetensors");
+  const CommandResult none = Refused({"--models", dir_ / "models"});
+  EXPECT_EQ(none.exit_code, kExitConfiguration) << none.err;
+  EXPECT_THAT(none.err, HasSubstr("none of the 4 models can be served"));
+}
+
 TEST_F(TeacherBinaryTest, WrongInputEndsWith42AndTheReason) {
   const std::string good = ReadFileOrEmpty(weights_);
   WriteFile(dir_ / "short.safetensors", good.substr(0, good.size() / 2));

@@ -425,6 +425,100 @@ TEST_F(TorchTeacherEngineTest, ServesAnswersPerPixelOfZooNetworksAndArchives) {
   }
 }
 
+// An archive that gives no rows, too few or too many for some images: an error that says so, and the server lives on.
+TEST_F(TorchTeacherEngineTest, AnArchiveWhoseRowsAreNotTheImagesAnswersWithAnError) {
+  file_ = dir_ / "moody.pt";
+  for (const std::string rows : {"y = y[:0]", "y = y[:1]", "y = torch.cat([y, y])", "y = y[:, :4]"}) {
+    testing::WriteProgram(
+        "def forward(self, x: Tensor) -> Tensor:\n    y = x.mean([2, 3])\n    y = torch.cat([y, y], 1)\n    if "
+        "bool(x.max() "
+        "== 0.0):\n        " +
+            rows + "\n    return y\n",
+        file_);
+    StartEngine();
+    EXPECT_EQ(Run(Request(MakeImages(4), {{""}})).taps[0].bytes.size, 4 * 6 * 4);
+    ImageBatch black = MakeImages(4);
+    black.pixels = Buffer::FromVector(std::vector<uint8_t>(black.pixels.size));
+    const Status status = Submit(Request(black, {{""}})).get().status();
+    EXPECT_EQ(status.code(), StatusCode::kInternal) << rows << ": " << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("must be [4, 6]")) << rows;
+    EXPECT_EQ(Run(Request(MakeImages(2), {{""}})).taps[0].bytes.size, 2 * 6 * 4);
+    engine_.reset();
+  }
+}
+
+TEST_F(TorchTeacherEngineTest, AModelOfAFolderThatCannotBeServedIsLeftOutTheOthersAreServed) {
+  testing::WriteProgram("def forward(self, x: Tensor) -> Tensor:\n    return x.flatten()\n", dir_ / "odd.pt");
+  WriteFile(dir_ / "empty.pt", "");
+  TorchTeacherOptions options = Options();
+  options.models = {{"odd", dir_ / "odd.pt", false}, {"empty", dir_ / "empty.pt", false}, {"m", file_, false}};
+  options.already_left_out = 2;
+  StatusOr<std::unique_ptr<TeacherEngine>> engine = CreateTorchTeacherEngine(options, &metrics_);
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  ASSERT_EQ((*engine)->models().size(), 1);
+  EXPECT_EQ((*engine)->models()[0].served.name, "m");
+  EXPECT_THAT(metrics_.Serialize(), HasSubstr("distill_teacher_models_left_out 4"));
+  options.models.pop_back();
+  const Status none = CreateTorchTeacherEngine(options, &metrics_).status();
+  EXPECT_THAT(std::string(none.message()), HasSubstr("none of the 2 models can be served: model 'odd': "));
+  EXPECT_THAT(std::string(none.message()), HasSubstr("an empty file"));
+  // One that was named stays fatal.
+  options.models = {{"m", file_, true}, {"empty", dir_ / "empty.pt", true}};
+  EXPECT_EQ(CreateTorchTeacherEngine(options, &metrics_).status().code(), StatusCode::kDataLoss);
+}
+
+// 1 MB whose description asks for some 240 G parameters: refused by names and shapes, before memory is taken.
+TEST_F(TorchTeacherEngineTest, ADescriptionFarLargerThanItsFileIsRefusedAtOnce) {
+  ModelSpec huge = TestSpec("resnet152");
+  huge.width = 4096;
+  weights_.metadata = SpecToMetadata(huge);
+  ASSERT_TRUE(WriteSafetensors(file_, weights_).ok());
+  const Status status = LoadError();
+  EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("needs [4096, 3, 7, 7]"));
+}
+
+TEST_F(TorchTeacherEngineTest, AWrappersPrefixIsTakenOff) {
+  SafetensorsFile wrapped;
+  wrapped.metadata = weights_.metadata;
+  for (const auto& [name, tensor] : weights_.tensors) wrapped.tensors["module." + name] = tensor;
+  StartEngine();
+  const FeatureBatch plain = Run(Request(MakeImages(2), {{""}}));
+  engine_.reset();
+  ASSERT_TRUE(WriteSafetensors(file_, wrapped).ok());
+  StartEngine();
+  EXPECT_EQ(Floats(Run(Request(MakeImages(2), {{""}})).taps[0]), Floats(plain.taps[0]));
+}
+
+// Of a merged batch: the part of a client that is slow to fetch it must not hold the others' features.
+TEST_F(TorchTeacherEngineTest, ASmallPartOfAMergedBatchIsItsOwnMemory) {
+  StartEngine(/*max_batch=*/64);
+  std::vector<std::future<StatusOr<FeatureBatch>>> answers;
+  // The first keeps the model busy while the others gather.
+  answers.push_back(Submit(Request(MakeImages(64, 9), {{"layer1"}}, /*exclusive=*/false)));
+  for (uint64_t client = 2; client <= 9; ++client) {
+    TeacherRequest request = Request(MakeImages(4, client), {{"layer1"}}, false);
+    request.client = client;
+    answers.push_back(Submit(std::move(request)));
+  }
+  std::vector<FeatureBatch> parts;
+  for (auto& answer : answers) parts.push_back(answer.get().value());
+  // Rows that share a storage lie beside one another; copies do not.
+  for (size_t i = 1; i + 1 < parts.size(); ++i) {
+    const WireTensor& one = parts[i].taps[0];
+    EXPECT_EQ(one.bytes.size, ByteSize(one.shape, one.dtype));
+    EXPECT_NE(one.bytes.data + one.bytes.size, parts[i + 1].taps[0].bytes.data) << i;
+  }
+  for (size_t i = 1; i < parts.size(); ++i) {
+    TeacherRequest alone = Request(MakeImages(4, i + 1), {{"layer1"}});
+    const std::vector<float> expected = Floats(Run(std::move(alone)).taps[0]);
+    const std::vector<float> got = Floats(parts[i].taps[0]);
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t k = 0; k < got.size(); ++k)
+      ASSERT_NEAR(got[k], expected[k], 1e-4) << "client " << i + 1 << " value " << k;
+  }
+}
+
 TEST_F(TorchTeacherEngineTest, DevicesAreNamedOrRefused) {
   EXPECT_EQ(DescribeTeacherDevice("cpu").value(), "cpu");
   EXPECT_EQ(DescribeTeacherDevice("tpu").status().code(), StatusCode::kInvalidArgument);
