@@ -29,6 +29,7 @@
 #include <memory>
 
 #include "common/metrics/metrics.h"
+#include "common/wire/limits.h"
 #include "teacher_server/teacher_engine.h"
 
 namespace distill {
@@ -36,8 +37,6 @@ namespace distill {
 // Payload bytes of one FeatureResponse. Large enough that per-message work does not count, small enough that a stream's
 // pixels and credits are not stuck behind it.
 inline constexpr uint64_t kChunkBytes = 1 << 20;
-// Largest N of one batch.
-inline constexpr uint32_t kMaxBatchImages = 4096;
 // Most taps of one stream.
 inline constexpr int kMaxTaps = 256;
 // Longest model name, digest, client name and tap path, in bytes: they go into logs and messages.
@@ -53,7 +52,7 @@ class FeatureService {
     // Feature bytes being computed or computed and unsent. Batches beyond it wait before they are computed (unless the
     // stream has nothing else under way), so a client that grants no credit does not fill the server's memory.
     uint64_t max_unsent_bytes = 256 << 20;
-    uint64_t max_answer_bytes = 1 << 30;  // one batch's features; more gets RESOURCE_EXHAUSTED in band
+    uint64_t max_answer_bytes = kMaxAnswerBytes;  // one batch's features; more gets RESOURCE_EXHAUSTED in band
     // Limits of all streams together. Raising the budget lets more clients be ahead of their readers at once.
     uint64_t memory_budget = uint64_t{2} << 30;  // pixels and features, as above
     uint32_t max_streams = 1000;                 // one more gets UNAVAILABLE at once

@@ -11,11 +11,9 @@
 
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
+#include "common/wire/limits.h"
 
 namespace distill {
-
-// Largest message either side accepts, in bytes. Bigger ones fail with kResourceExhausted; the process goes on.
-inline constexpr int kMaxMessageBytes = 64 << 20;
 
 // A channel to host:port of its own (gRPC would silently share connections between equal channels). It connects at the
 // first call and reconnects within about a second of a server's return; a dead peer is noticed within 30 s (keepalive).

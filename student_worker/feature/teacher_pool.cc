@@ -34,8 +34,7 @@ Status CheckImages(const ImageBatch& images) {
     return absl::InvalidArgumentError(StrCat("a batch of shape [", images.n, ", ", images.c, ", ", images.h, ", ",
                                              images.w, "] came with ", images.pixels.size, " bytes of pixels"));
   }
-  constexpr size_t kHeaderBytes = 1024;
-  if (images.pixels.size > kMaxMessageBytes - kHeaderBytes) {
+  if (images.pixels.size > kMaxPixelBytes) {
     return absl::InvalidArgumentError(StrCat("a batch of ", images.pixels.size,
                                              " bytes of pixels does not fit a message of ", kMaxMessageBytes,
                                              " bytes; lower batch_size or use more students"));
