@@ -454,7 +454,8 @@ Status Job::MeasureTeacher() {
     };
     tick();
     const uint32_t batch = std::max<uint32_t>(1, plan_.batch_size / assignment_.world_size);
-    auto result = MeasureTeacherScore(pool.get(), *test_, plan_.student.num_classes, batch, tick);
+    auto result =
+        MeasureTeacherScore(pool.get(), *test_, plan_.student.num_classes, batch, plan_.prefetch_bytes, tick);
     // Asked to stop: the stage's first step finds the ranks' common end.
     if (result.status().code() == StatusCode::kCancelled) return OkStatus();
     DISTILL_RETURN_IF_ERROR(result.status());

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
+#include "common/wire/limits.h"
 
 namespace distill {
 namespace {
@@ -56,7 +57,7 @@ StatusOr<std::vector<int64_t>> Classes(const FeatureBatch& features, uint64_t n,
 }  // namespace
 
 StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint32_t classes, uint32_t batch_size,
-                                    const std::function<bool()>& tick) {
+                                    uint64_t window_bytes, const std::function<bool()>& tick) {
   const auto tally = std::make_shared<Tally>(classes, test.has_label_maps());
   const uint64_t positions = test.has_label_maps() ? test.label_map_bytes() : 1;
   const uint64_t rank = test.has_label_maps() ? 4 : 2;
@@ -74,11 +75,17 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint
       if (!tick()) return absl::CancelledError("the teacher's evaluation was stopped");
     }
   };
+  // Not less than one image: whether one fits is the coordinator's to know at submit, and the pool's to say.
+  const uint64_t answer_bytes = classes * positions * sizeof(float);
+  const uint64_t batch =
+      std::clamp<uint64_t>(std::min({window_bytes / answer_bytes, kMaxAnswerBytes / answer_bytes,
+                                     kMaxPixelBytes / std::max<uint64_t>(1, test.image_bytes())}),
+                           1, std::clamp<uint32_t>(batch_size, 1, kMaxBatchImages));
   std::vector<uint64_t> tickets;
   Status status;
   uint64_t id = 0;
-  for (uint64_t start = 0; start < test.size() && status.ok(); start += batch_size) {
-    const uint64_t n = std::min<uint64_t>(batch_size, test.size() - start);
+  for (uint64_t start = 0; start < test.size() && status.ok(); start += batch) {
+    const uint64_t n = std::min(batch, test.size() - start);
     std::vector<uint8_t> pixels(n * test.image_bytes());
     for (uint64_t i = 0; i < n; ++i) test.CopyImage(start + i, pixels.data() + i * test.image_bytes());
     std::vector<int64_t> labels = LabelsOf(test, start, n);

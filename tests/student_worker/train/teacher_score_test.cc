@@ -1,0 +1,82 @@
+#include "student_worker/train/teacher_score.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "tests/student_worker/feature/test_teacher.h"
+
+namespace distill {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::kDigest;
+using testing::kModel;
+using testing::TestTeacher;
+
+constexpr uint32_t kChannels = 3, kSide = 4, kImages = 11;
+constexpr uint64_t kPixels = kSide * kSide;
+// The test teacher's tap "maps" has a value for each pixel and channel: as logits, a class for each pixel.
+constexpr uint64_t kAnswerBytes = kChannels * kPixels * sizeof(float);
+
+// Pixels such that channel (i + p) % 3 is the largest at position p of image i; labels that say so, but for one pixel of
+// each image.
+std::shared_ptr<const Dataset> Images() {
+  std::vector<uint8_t> pixels, maps;
+  for (uint32_t i = 0; i < kImages; ++i) {
+    for (uint32_t c = 0; c < kChannels; ++c) {
+      for (uint32_t p = 0; p < kPixels; ++p) pixels.push_back((i + p) % kChannels == c ? 200 : 50 + c);
+    }
+    for (uint32_t p = 0; p < kPixels; ++p) maps.push_back((i + p + (p == 0 ? 1 : 0)) % kChannels);
+  }
+  return MakeMemoryDataset(kChannels, kSide, kSide, kChannels, std::move(pixels),
+                           std::vector<int64_t>(kImages, kNoLabel), std::move(maps))
+      .value();
+}
+
+class TeacherScoreTest : public ::testing::Test {
+ protected:
+  StatusOr<Score> Measure(uint64_t window_bytes, uint32_t batch_size) {
+    TeacherPool::Options options;
+    options.model = kModel;
+    options.digest = kDigest;
+    options.taps = {{"maps"}};
+    options.tap_shapes = {{kChannels, kSide, kSide}};
+    options.client = "test";
+    options.window_bytes = window_bytes;
+    const auto pool = TeacherPool::Create(std::move(options)).value();
+    pool->SetTeachers({teacher_->endpoint()});
+    return MeasureTeacherScore(pool.get(), *Images(), kChannels, batch_size, window_bytes, [] { return true; });
+  }
+  const std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
+};
+
+TEST_F(TeacherScoreTest, CountsTheClassesOfTheLargestLogits) {
+  const StatusOr<Score> score = Measure(1 << 20, 4);
+  ASSERT_TRUE(score.ok()) << score.status();
+  EXPECT_DOUBLE_EQ(score->accuracy, double{kPixels - 1} / kPixels);
+  EXPECT_GT(score->mean_iou, 0.8);
+  EXPECT_EQ(teacher_->received(), 3);
+}
+
+// Logits for every pixel of a whole batch are larger than what a student may have under way.
+TEST_F(TeacherScoreTest, BatchesAreAsLargeAsFitTheWindow) {
+  const StatusOr<Score> whole = Measure(1 << 20, kImages);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const int before = teacher_->received();
+  EXPECT_EQ(before, 1);
+  const StatusOr<Score> split = Measure(2 * kAnswerBytes + 100, kImages);
+  ASSERT_TRUE(split.ok()) << split.status();
+  EXPECT_EQ(*split, *whole);
+  EXPECT_EQ(teacher_->received() - before, 6);  // two images at once, and the last alone
+}
+
+TEST_F(TeacherScoreTest, OneImageThatDoesNotFitIsThePoolsRefusal) {
+  const StatusOr<Score> score = Measure(kAnswerBytes - 1, kImages);
+  EXPECT_EQ(score.status().code(), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(score.status().message()), HasSubstr("more than the window"));
+}
+
+}  // namespace
+}  // namespace distill
