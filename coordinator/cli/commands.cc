@@ -54,15 +54,21 @@ std::string RandomUuid() {
                          words[2] & 0xffff, words[3]);
 }
 
-// The coordinator's messages about the file ("job.yaml:3:5: ..."), one a line, as editors understand them.
-void PrintRefusal(const Status& status, const std::string& file) {
-  std::string_view rest = ToStd(status.message());
-  while (!rest.empty()) {
-    const size_t end = rest.find('\n');
-    if (end != 0) PrintNote(rest.substr(0, end));
-    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
+// "job.yaml:3:5: ...", as editors understand it, or "override 'seed=x': ...".
+std::string ProblemText(const v1::JobFileProblem& problem, const v1::SubmitJobRequest& request) {
+  if (!problem.has_override_index()) {
+    return StrCat(request.file_name(), ":", problem.line(), ":", problem.column(), ": ", problem.text());
   }
-  PrintNote(StrCat("error: ", file, " was refused; nothing was submitted"));
+  const int index = static_cast<int>(problem.override_index());
+  return StrCat("override '", index < request.overrides_size() ? request.overrides(index) : "?",
+                "': ", problem.text());
+}
+
+// What is wrong with the file and how much of it.
+void PrintRefusal(const v1::SubmitJobRequest& request, const v1::SubmitJobResponse& response) {
+  for (const v1::JobFileProblem& problem : response.problems()) PrintNote(ProblemText(problem, request));
+  PrintNote(StrCat("error: ", request.file_name(), " was refused (", response.problems_size(),
+                   response.problems_size() == 1 ? " problem" : " problems", "); nothing was submitted"));
 }
 
 ExitCode RunSubmit(JobClient& client, const Options& options) {
@@ -98,14 +104,17 @@ ExitCode RunSubmit(JobClient& client, const Options& options) {
     told = true;
   });
   if (!status.ok()) {
-    if (ExitCodeFor(status, /*submitting=*/true) == kExitInvalidJob) {
-      PrintRefusal(status, file->name);
-    } else {
-      PrintError(status);
-    }
+    PrintError(status);
     return ExitCodeFor(status, /*submitting=*/true);
   }
-  for (const std::string& warning : response.warnings()) PrintNote(StrCat("warning: ", warning));
+  for (const v1::JobFileProblem& warning : response.warnings()) {
+    PrintNote(StrCat("warning: ", ProblemText(warning, request)));
+  }
+  if (response.problems_size() > 0) {
+    PrintRefusal(request, response);
+    if (options.json()) Print(ToJson(response, true));
+    return kExitInvalidJob;
+  }
   if (options.dry_run) {
     Print(options.json() ? ToJson(response, true) : RenderPlan(response.plan(), OutputText(options)));
     return kExitOk;

@@ -39,7 +39,8 @@ struct SubmitResult {
   std::string job_id;  // "" on a dry run
   JobPlan plan;
   bool existed = false;
-  std::vector<std::string> warnings;
+  std::vector<JobProblem> problems;  // not empty: the job was refused, and nothing else is set
+  std::vector<JobProblem> warnings;
 };
 
 // Mirrors v1.RegisterRequest.
@@ -105,7 +106,7 @@ class Coordinator {
   ~Coordinator();
 
   // --- users (coordinator_jobs.cc) ---
-  // kInvalidArgument bad file or request id; kFailedPrecondition no such teacher; kAlreadyExists the request id came
+  // What is wrong with the file is in the result's `problems`. kInvalidArgument bad request id; kAlreadyExists it came
   // with other content; kResourceExhausted too many unfinished jobs.
   StatusOr<SubmitResult> Submit(const SubmitRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
   // By id or name. Ended jobs: no effect. Returns the job as it is afterwards.

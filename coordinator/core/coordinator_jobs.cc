@@ -56,7 +56,7 @@ StatusOr<SubmitResult> Coordinator::FindSubmitted(const SubmitRequest& request, 
   }
   *found = true;
   DISTILL_ASSIGN_OR_RETURN(JobRecord job, store_->Get(known->job_id));
-  return SubmitResult{job.id, std::move(job.plan), true, {}};
+  return SubmitResult{job.id, std::move(job.plan), true, {}, {}};
 }
 
 StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
@@ -75,17 +75,20 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
       return known;
     }
   }
-  StatusOr<ExpandedJob> expanded = ExpandJobFile(request.file, SnapshotFleet());
-  if (!expanded.ok()) return refuse(expanded.status());
+  ExpandedJob expanded = ExpandJobFile(request.file, SnapshotFleet());
+  if (!expanded.problems.empty()) {
+    metrics_.CountSubmission("refused");
+    return SubmitResult{"", {}, false, std::move(expanded.problems), std::move(expanded.warnings)};
+  }
   if (request.dry_run) {
     metrics_.CountSubmission("dry_run");
-    return SubmitResult{"", std::move(expanded->plan), false, std::move(expanded->warnings)};
+    return SubmitResult{"", std::move(expanded.plan), false, {}, std::move(expanded.warnings)};
   }
   JobRecord record;
-  record.id = MakeJobId(expanded->plan.name);
-  record.name = expanded->plan.name;
+  record.id = MakeJobId(expanded.plan.name);
+  record.name = expanded.plan.name;
   record.submitted_time = clock_.Wall();
-  record.plan = expanded->plan;
+  record.plan = expanded.plan;
   record.yaml = request.file.yaml;
   record.file_name = request.file.file_name;
   record.status.reason = "submitted";
@@ -93,8 +96,8 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   std::vector<EventRecord> events = {
       OwnEvent(EventLevel::kInfo, EventType::kSubmitted,
                StrCat("submitted: ", record.plan.stages.size(), " stage(s), ", record.plan.students, " student(s)"))};
-  for (const std::string& warning : expanded->warnings) {
-    events.push_back(OwnEvent(EventLevel::kWarning, EventType::kSubmitWarning, warning));
+  for (const JobProblem& warning : expanded.warnings) {
+    events.push_back(OwnEvent(EventLevel::kWarning, EventType::kSubmitWarning, Describe(request.file, warning)));
   }
   Effects effects;
   {
@@ -130,7 +133,7 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   metrics_.CountSubmission("accepted");
   LogInfo("job submitted",
           {{"job", record.id}, {"stages", record.plan.stages.size()}, {"students", record.plan.students}});
-  return SubmitResult{record.id, std::move(record.plan), false, std::move(expanded->warnings)};
+  return SubmitResult{record.id, std::move(record.plan), false, {}, std::move(expanded.warnings)};
 }
 
 StatusOr<JobRecord> Coordinator::Cancel(const std::string& job_name, const std::string& reason) {

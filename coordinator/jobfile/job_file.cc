@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
+#include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/draft_reader.h"
 #include "coordinator/jobfile/presets.h"
@@ -19,23 +20,48 @@ namespace {
 constexpr size_t kMaxOverrides = 100;
 constexpr size_t kMaxOverrideBytes = 4096;
 
-StatusOr<YamlNodePtr> ParseWithOverrides(const JobFileInput& input, const YamlSource& source) {
-  if (source.overrides.size() > kMaxOverrides) {
-    return absl::InvalidArgumentError(
-        StrCat(source.overrides.size(), " overrides were given; at most ", kMaxOverrides, " are read"));
+YamlSource SourceOf(const JobFileInput& input) {
+  YamlSource source;
+  if (!input.file_name.empty()) source.file_name = Shorten(input.file_name);
+  source.overrides = input.overrides;
+  return source;
+}
+
+// Null with a problem when the text or an override cannot be read.
+YamlNodePtr ParseWithOverrides(const JobFileInput& input, Problems* problems) {
+  if (input.overrides.size() > kMaxOverrides) {
+    problems->Add({1, 1, kMaxOverrides},
+                  StrCat(input.overrides.size(), " overrides were given; at most ", kMaxOverrides, " are read"));
+    return nullptr;
   }
-  DISTILL_ASSIGN_OR_RETURN(YamlNodePtr root, ParseYaml(input.yaml, source));
-  if (root->kind == YamlNode::Kind::kNull && source.overrides.empty()) {
-    return absl::InvalidArgumentError(StrCat(source.Describe({1, 1}), ": the job file is empty"));
+  YamlNodePtr root = ParseYaml(input.yaml, problems);
+  if (root != nullptr && root->kind == YamlNode::Kind::kNull && input.overrides.empty()) {
+    problems->Add({1, 1}, "the job file is empty");
+    return nullptr;
   }
-  for (size_t i = 0; i < source.overrides.size(); ++i) {
-    if (source.overrides[i].size() > kMaxOverrideBytes) {
-      return absl::InvalidArgumentError(
-          StrCat(source.Describe({1, 1, static_cast<int>(i)}), ": longer than ", kMaxOverrideBytes, " bytes"));
+  for (size_t i = 0; root != nullptr && i < input.overrides.size(); ++i) {
+    const int index = static_cast<int>(i);
+    if (input.overrides[i].size() > kMaxOverrideBytes) {
+      problems->Add({1, 1, index}, StrCat("longer than ", kMaxOverrideBytes, " bytes"));
+      return nullptr;
     }
-    DISTILL_ASSIGN_OR_RETURN(root, ApplyOverride(root, source, static_cast<int>(i)));
+    root = ApplyOverride(root, index, problems);
   }
   return root;
+}
+
+// Whether a stage compares with the teacher or runs on its maps; as far as the file says so, whether the fleet has the
+// teacher or not.
+bool ReadsTeacher(const JobDraft& job) {
+  if (!job.preset.empty()) return PresetNeedsTeacher(job.preset);
+  for (const StageDraft& stage : job.stages) {
+    if (!stage.teacher_input.empty()) return true;
+    for (const LossDraft& loss : stage.losses) {
+      const LossSchema* schema = FindLossSchema(loss.type);
+      if (schema != nullptr && schema->input != LossInput::kLabels && loss.weight != 0) return true;
+    }
+  }
+  return false;
 }
 
 // The served model the job names, or null with a problem.
@@ -52,18 +78,19 @@ const ServedModelInfo* FindTeacher(const JobDraft& job, const FleetView& fleet, 
     std::string served;
     for (const std::string& name : names) StrAppend(&served, served.empty() ? "" : ", ", name);
     const std::vector<std::string> candidates(names.begin(), names.end());
-    problems->AddPrecondition(job.teacher_mark, StrCat("teacher: no live teacher serves '", job.teacher, "'",
-                                                       DidYouMean(job.teacher, candidates),
-                                                       " (served now: ", served.empty() ? "nothing" : served,
-                                                       "); start one: distill-teacher --model ", job.teacher, "=FILE"));
+    problems->AddOfFleet(
+        job.teacher_mark,
+        StrCat("teacher: no live teacher serves '", job.teacher, "'", DidYouMean(job.teacher, candidates),
+               " (served now: ", served.empty() ? "nothing" : served, "); start one: distill-teacher --model ",
+               job.teacher, "=FILE"));
     return nullptr;
   }
   if (digests.size() > 1) {
     std::string list;
     for (const std::string& digest : digests) StrAppend(&list, list.empty() ? "" : ", ", digest.substr(0, 12));
-    problems->AddPrecondition(job.teacher_mark,
-                              StrCat("teacher: live teachers serve different weights under the name '", job.teacher,
-                                     "' (digests ", list, "); stop those with the wrong file"));
+    problems->AddOfFleet(job.teacher_mark,
+                         StrCat("teacher: live teachers serve different weights under the name '", job.teacher,
+                                "' (digests ", list, "); stop those with the wrong file"));
     return nullptr;
   }
   return found;
@@ -229,13 +256,14 @@ void ExpandWeightsModules(const Architecture& student, Problems* problems, JobDr
 
 }  // namespace
 
-StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
-  YamlSource source;
-  if (!input.file_name.empty()) source.file_name = Shorten(input.file_name);
-  source.overrides = input.overrides;
-  DISTILL_ASSIGN_OR_RETURN(const YamlNodePtr root, ParseWithOverrides(input, source));
+std::string Describe(const JobFileInput& input, const JobProblem& problem) {
+  return StrCat(SourceOf(input).Describe(problem.mark), ": ", problem.text);
+}
 
-  Problems problems(source);
+ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
+  Problems problems(SourceOf(input));
+  const YamlNodePtr root = ParseWithOverrides(input, &problems);
+  if (root == nullptr) return {{}, problems.Sorted(), {}};
   JobDraft job = ReadDraft(root, &problems);
   ModelSpec network = job.plan.student;
   network.mean.clear();  // checked by the reader, where the place in the file is known
@@ -244,7 +272,10 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
       !network.arch.empty() && network.num_classes != 0 && network.in_channels != 0 && network.image_height != 0;
   const StatusOr<Architecture> student = Architecture::Create(network);
   if (student_read && !student.ok()) problems.Add(job.student_mark, StrCat("student: ", student.status().message()));
-  const ServedModelInfo* teacher = job.teacher.empty() ? nullptr : FindTeacher(job, fleet, &problems);
+  // A baseline made from a distillation job's file names a teacher that nothing reads: it need not be there.
+  const bool reads_teacher = ReadsTeacher(job);
+  const ServedModelInfo* teacher =
+      job.teacher.empty() || !reads_teacher ? nullptr : FindTeacher(job, fleet, &problems);
   std::optional<ModelTaps> teacher_taps;
   if (teacher != nullptr) {
     if (student.ok()) CheckTeacherInput(job, teacher->spec, &problems);
@@ -252,7 +283,7 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     if (taps.ok()) {
       teacher_taps = *std::move(taps);
     } else {
-      problems.AddPrecondition(
+      problems.AddOfFleet(
           job.teacher_mark, StrCat("teacher: '", job.teacher, "' describes itself wrongly: ", taps.status().message()));
     }
   }
@@ -268,19 +299,16 @@ StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& 
     if (job.sskd.head.from_teacher && teacher != nullptr) TakeTeachersHead(*student, teacher->spec, &problems, &job);
     job.plan.student.width = student->spec().width;
   }
-  if (teacher != nullptr) {
-    const bool used = std::any_of(job.plan.stages.begin(), job.plan.stages.end(),
-                                  [](const StagePlan& stage) { return stage.needs_teacher; });
-    if (used) {
-      job.plan.teachers.push_back({teacher->name, teacher->digest, teacher->spec, teacher->parameters, teacher->bytes});
-    } else {
-      problems.Warn(job.teacher_mark,
-                    StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
-    }
+  const bool used = std::any_of(job.plan.stages.begin(), job.plan.stages.end(),
+                                [](const StagePlan& stage) { return stage.needs_teacher; });
+  if (teacher != nullptr && used) {
+    job.plan.teachers.push_back({teacher->name, teacher->digest, teacher->spec, teacher->parameters, teacher->bytes});
+  } else if (!job.teacher.empty() && (teacher != nullptr || !reads_teacher)) {
+    problems.Warn(job.teacher_mark,
+                  StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
   }
   job.plan.evaluate_teacher = job.evaluate_teacher && !job.plan.teachers.empty();
-  DISTILL_RETURN_IF_ERROR(problems.ToStatus());
-  return ExpandedJob{std::move(job.plan), problems.warnings()};
+  return {std::move(job.plan), problems.Sorted(), problems.warnings()};
 }
 
 }  // namespace distill

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "common/plan/plan.h"
-#include "common/status.h"
 #include "coordinator/jobfile/fleet_view.h"
+#include "coordinator/jobfile/problems.h"
 
 namespace distill {
 
@@ -22,15 +22,15 @@ struct JobFileInput {
 };
 
 struct ExpandedJob {
-  JobPlan plan;
-  std::vector<std::string> warnings;  // allowed, but probably not meant
+  JobPlan plan;                      // complete when there are no problems
+  std::vector<JobProblem> problems;  // all of the file, in its order; not empty: the job is refused
+  std::vector<JobProblem> warnings;  // allowed, but probably not meant
 };
 
-// kInvalidArgument: the message has one line per problem, all problems of the file:
-//     job.yaml:12:9: unknown key 'wieght' in losses[0]; did you mean 'weight'?
-// kFailedPrecondition: the file is fine, but no live teacher serves the model it names (or teachers disagree about its
-// weights).
-StatusOr<ExpandedJob> ExpandJobFile(const JobFileInput& input, const FleetView& fleet);
+ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet);
+
+// As a line for people: "job.yaml:12:9: unknown key 'wieght' in stages[0].losses[0]; did you mean 'weight'?".
+std::string Describe(const JobFileInput& input, const JobProblem& problem);
 
 }  // namespace distill
 

@@ -4,12 +4,19 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include "common/status.h"
 #include "coordinator/jobfile/yaml_tree.h"
 
 namespace distill {
+
+// One mistake, or one warning, and its place. Travels to the user as it is (JobFileProblem in job.proto).
+struct JobProblem {
+  YamlMark mark;
+  std::string text;       // one line
+  bool of_fleet = false;  // the file may be right, but the fleet is not as it requires: later it may be accepted
+};
 
 class Problems {
  public:
@@ -18,28 +25,21 @@ class Problems {
   // The file itself is wrong at `mark`.
   void Add(const YamlMark& mark, std::string_view text);
   // The file may be right, but the fleet is not as it requires.
-  void AddPrecondition(const YamlMark& mark, std::string_view text);
+  void AddOfFleet(const YamlMark& mark, std::string_view text);
   // Allowed, but probably not meant.
   void Warn(const YamlMark& mark, std::string_view text);
 
   // True while nothing but warnings was added.
-  bool empty() const { return problems_.empty() && preconditions_.empty(); }
+  bool empty() const { return problems_.empty(); }
   const YamlSource& source() const { return source_; }
-  const std::vector<std::string>& warnings() const { return warnings_; }
-
-  // Ok, or all problems in the order of the file, one line each (at most 100, then a count): kInvalidArgument when one
-  // concerns the file, else kFailedPrecondition.
-  Status ToStatus() const;
+  // In the order of the file, then of the overrides; those of one place in the order they were added.
+  std::vector<JobProblem> Sorted() const;
+  const std::vector<JobProblem>& warnings() const { return warnings_; }
 
  private:
-  struct Problem {
-    YamlMark mark;
-    std::string text;
-  };
   const YamlSource source_;
-  std::vector<Problem> problems_;
-  std::vector<Problem> preconditions_;
-  std::vector<std::string> warnings_;
+  std::vector<JobProblem> problems_;
+  std::vector<JobProblem> warnings_;
 };
 
 }  // namespace distill

@@ -1,6 +1,8 @@
 #include "coordinator/jobfile/section_reader.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -10,6 +12,24 @@
 #include "coordinator/jobfile/text_checks.h"
 
 namespace distill {
+namespace {
+
+// Digits, a point, an exponent; not what strtod() takes beside them: "0x1", "inf", "nan".
+bool IsDecimal(std::string_view text) {
+  return text.find_first_not_of("0123456789+-.eE") == std::string_view::npos;
+}
+
+// YAML 1.1 reads 010 as eight, YAML 1.2 as ten. "" unless `text` is such a number.
+std::string DigitsProblem(std::string_view text) {
+  const std::string_view digits = text.substr(text.starts_with('-') || text.starts_with('+') ? 1 : 0);
+  if (digits.size() < 2 || digits[0] != '0' || digits.find_first_not_of("0123456789") != std::string_view::npos) {
+    return "";
+  }
+  const size_t first = std::min(digits.find_first_not_of('0'), digits.size() - 1);
+  return StrCat("'", Shorten(text), "' could be read as octal; write ", Shorten(digits.substr(first)));
+}
+
+}  // namespace
 
 bool NumberRange::Contains(double value) const {
   if (!std::isfinite(value)) return false;
@@ -47,7 +67,12 @@ SectionReader::SectionReader(YamlNodePtr node, std::string path, std::vector<std
 
 YamlMark SectionReader::mark() const { return mark_; }
 
-YamlNodePtr SectionReader::Find(std::string_view key) const { return node_ == nullptr ? nullptr : node_->Find(key); }
+YamlNodePtr SectionReader::Find(std::string_view key) const {
+  YamlNodePtr found = node_ == nullptr ? nullptr : node_->Find(key);
+  const bool taken_away =
+      found != nullptr && found->kind == YamlNode::Kind::kNull && found->mark.override_index >= 0;
+  return taken_away ? nullptr : found;
+}
 
 YamlMark SectionReader::Mark(std::string_view key) const {
   const YamlNodePtr found = Find(key);
@@ -79,9 +104,19 @@ bool SectionReader::TextAt(const YamlNode& node, std::string_view name, std::str
 
 bool SectionReader::NumberAt(const YamlNode& node, std::string_view name, const NumberRange& range, double* out) const {
   double value = 0;
-  if (node.kind != YamlNode::Kind::kScalar || node.quoted || !absl::SimpleAtod(node.text, &value)) {
+  if (node.kind != YamlNode::Kind::kScalar || node.quoted || !IsDecimal(node.text) ||
+      !absl::SimpleAtod(node.text, &value)) {
     problems_->Add(node.mark,
                    StrCat(name, ": expected a number, got ", DescribeValue(node), node.quoted ? " in quotes" : ""));
+    return false;
+  }
+  if (const std::string problem = DigitsProblem(node.text); !problem.empty()) {
+    problems_->Add(node.mark, StrCat(name, ": ", problem));
+    return false;
+  }
+  if (!std::isfinite(value) || (value == 0 && node.text.find_first_of("123456789") < node.text.find_first_of("eE"))) {
+    problems_->Add(node.mark, StrCat(name, ": ", Shorten(node.text), " cannot be held: magnitudes go from ",
+                                     std::numeric_limits<double>::min(), " to ", std::numeric_limits<double>::max()));
     return false;
   }
   if (!range.Contains(value)) {
@@ -131,6 +166,10 @@ bool SectionReader::Integer(std::string_view key, uint64_t minimum, uint64_t max
   const YamlNodePtr node = Find(key);
   if (node == nullptr) return false;
   const bool plain = node->kind == YamlNode::Kind::kScalar && !node->quoted;
+  if (const std::string problem = plain ? DigitsProblem(node->text) : ""; !problem.empty()) {
+    Problem(key, problem);
+    return false;
+  }
   uint64_t value = 0;
   if (plain && absl::SimpleAtoi(node->text, &value)) {
     if (value >= minimum && value <= maximum) return *out = value, true;

@@ -37,7 +37,7 @@ class SectionReader {
   // Where the key's value stands; the section's own place when it is absent.
   YamlMark Mark(std::string_view key) const;
   YamlMark mark() const;
-  // The value, or null when the key is absent.
+  // The value, or null when the key is absent or an override took it away ("--set teacher=null").
   YamlNodePtr Find(std::string_view key) const;
   bool Has(std::string_view key) const { return Find(key) != nullptr; }
   // "student.arch"

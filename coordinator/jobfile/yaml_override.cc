@@ -4,6 +4,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "common/status.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/text_checks.h"
 
@@ -44,11 +45,12 @@ StatusOr<YamlNodePtr> Replace(const YamlNodePtr& node, std::span<const std::stri
 
 }  // namespace
 
-StatusOr<YamlNodePtr> ApplyOverride(const YamlNodePtr& root, const YamlSource& source, int index) {
-  const std::string& text = source.overrides[index];
+YamlNodePtr ApplyOverride(const YamlNodePtr& root, int index, Problems* problems) {
+  const std::string& text = problems->source().overrides[index];
   const YamlMark mark{1, 1, index};
   const auto refuse = [&](std::string_view what) {
-    return absl::InvalidArgumentError(StrCat(source.Describe(mark), ": ", what));
+    problems->Add(mark, what);
+    return nullptr;
   };
   const size_t equals = text.find('=');
   if (equals == std::string::npos) return refuse("expected PATH=VALUE, for example stages.1.steps=3");
@@ -59,10 +61,11 @@ StatusOr<YamlNodePtr> ApplyOverride(const YamlNodePtr& root, const YamlSource& s
       return refuse("the path has an empty or unprintable part");
     }
   }
-  DISTILL_ASSIGN_OR_RETURN(YamlNodePtr value, ParseYaml(text.substr(equals + 1), source, index));
+  const YamlNodePtr value = ParseYaml(text.substr(equals + 1), problems, index);
+  if (value == nullptr) return nullptr;
   StatusOr<YamlNodePtr> replaced = Replace(root, path, value, mark);
   if (!replaced.ok()) return refuse(ToStd(replaced.status().message()));
-  return replaced;
+  return *std::move(replaced);
 }
 
 }  // namespace distill

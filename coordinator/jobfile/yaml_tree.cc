@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "common/str_cat.h"
+#include "coordinator/jobfile/problems.h"
 #include "coordinator/jobfile/text_checks.h"
 
 namespace distill {
@@ -161,9 +162,10 @@ std::string YamlSource::Describe(const YamlMark& mark) const {
   return StrCat(file_name, ":", std::max(mark.line, 1), ":", std::max(mark.column, 1));
 }
 
-StatusOr<YamlNodePtr> ParseYaml(std::string_view text, const YamlSource& source, int override_index) {
+YamlNodePtr ParseYaml(std::string_view text, Problems* problems, int override_index) {
   const auto refuse = [&](int line, int column, std::string_view what) {
-    return absl::InvalidArgumentError(StrCat(source.Describe({line, column, override_index}), ": ", what));
+    problems->Add({line, column, override_index}, what);
+    return nullptr;
   };
   if (text.size() > kMaxYamlBytes) {
     return refuse(1, 1, StrCat("the file has ", text.size(), " bytes; at most ", kMaxYamlBytes, " are read"));
@@ -179,18 +181,22 @@ StatusOr<YamlNodePtr> ParseYaml(std::string_view text, const YamlSource& source,
   try {
     std::istringstream stream{std::string(text)};
     YAML::Parser parser(stream);
-    TreeBuilder builder(override_index);
-    if (!parser.HandleNextDocument(builder) || builder.root() == nullptr) {
-      auto empty = std::make_shared<YamlNode>();
-      empty->mark = {1, 1, override_index};
-      return YamlNodePtr(empty);
+    YamlNodePtr root;
+    while (true) {
+      TreeBuilder builder(override_index);
+      if (!parser.HandleNextDocument(builder)) break;
+      // "---" and "..." at the end, or twice at the start, delimit documents with nothing in them.
+      if (builder.root() == nullptr || builder.root()->kind == YamlNode::Kind::kNull) continue;
+      if (root != nullptr) {
+        const YamlMark at = builder.root()->mark;
+        return refuse(at.line, at.column, "a second YAML document begins here; a job file holds exactly one");
+      }
+      root = builder.root();
     }
-    TreeBuilder second(override_index);
-    if (parser.HandleNextDocument(second)) {
-      const YamlMark at = second.root() == nullptr ? YamlMark{1, 1} : second.root()->mark;
-      return refuse(at.line, at.column, "a second YAML document begins here; a job file holds exactly one");
-    }
-    return builder.root();
+    if (root != nullptr) return root;
+    auto empty = std::make_shared<YamlNode>();
+    empty->mark = {1, 1, override_index};
+    return empty;
   } catch (const YAML::Exception& error) {
     return refuse(error.mark.line + 1, error.mark.column + 1, error.msg);
   } catch (const std::exception& error) {

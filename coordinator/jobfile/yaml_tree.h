@@ -2,7 +2,8 @@
 //
 // yaml-cpp does the scanning; the tree is built from its events, so that limits hold before anything is allocated on
 // the word of the input: 1 MiB of text, 64 levels of nesting, 100,000 nodes after aliases are followed (an "alias bomb"
-// is refused), one document, no duplicate keys, no tags, no merge keys, valid UTF-8 without control characters.
+// is refused), one document (beside empty ones, as a "---" at the end makes them), no duplicate keys, no tags, no merge
+// keys, valid UTF-8 without control characters.
 #ifndef DISTILL_COORDINATOR_JOBFILE_YAML_TREE_H_
 #define DISTILL_COORDINATOR_JOBFILE_YAML_TREE_H_
 
@@ -12,9 +13,9 @@
 #include <string_view>
 #include <vector>
 
-#include "common/status.h"
-
 namespace distill {
+
+class Problems;
 
 inline constexpr size_t kMaxYamlBytes = 1 << 20;
 inline constexpr int kMaxYamlDepth = 64;
@@ -59,9 +60,9 @@ struct YamlSource {
   std::string Describe(const YamlMark& mark) const;
 };
 
-// Parses one document. An empty text gives a kNull node.
-// kInvalidArgument: syntax error or a limit, as "job.yaml:12:9: ...". `override_index` goes into every mark.
-StatusOr<YamlNodePtr> ParseYaml(std::string_view text, const YamlSource& source, int override_index = -1);
+// Parses one document. An empty text gives a kNull node; null after a syntax error or a limit, which then is a problem.
+// `override_index` goes into every mark.
+YamlNodePtr ParseYaml(std::string_view text, Problems* problems, int override_index = -1);
 
 // For messages: "a map", "a list", "'abc'" (shortened), "nothing".
 std::string DescribeValue(const YamlNode& node);

@@ -20,6 +20,14 @@ constexpr uint32_t kListDefault = 100;
 constexpr uint32_t kListMost = 1000;
 constexpr size_t kEventsPerRead = 256;
 
+void Encode(const JobProblem& problem, v1::JobFileProblem* proto) {
+  proto->set_line(std::max(problem.mark.line, 1));
+  proto->set_column(std::max(problem.mark.column, 1));
+  proto->set_text(problem.text);
+  if (problem.mark.override_index >= 0) proto->set_override_index(problem.mark.override_index);
+  proto->set_of_fleet(problem.of_fleet);
+}
+
 // The job now, then at each change, until it ends.
 class WatchStream : public FeedStream<v1::JobUpdate> {
  public:
@@ -88,9 +96,10 @@ class JobService : public v1::JobService::CallbackService {
       submit.dry_run = request->dry_run();
       DISTILL_ASSIGN_OR_RETURN(const SubmitResult result, coordinator_->Submit(submit));
       response->set_job_id(result.job_id);
-      ToProto(result.plan, response->mutable_plan());
+      if (result.problems.empty()) ToProto(result.plan, response->mutable_plan());
       response->set_existed(result.existed);
-      for (const std::string& warning : result.warnings) response->add_warnings(warning);
+      for (const JobProblem& problem : result.problems) Encode(problem, response->add_problems());
+      for (const JobProblem& warning : result.warnings) Encode(warning, response->add_warnings());
       return OkStatus();
     });
   }

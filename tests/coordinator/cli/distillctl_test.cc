@@ -121,12 +121,15 @@ TEST_F(DistillctlTest, SubmitMakesARandomRequestIdEachTime) {
 
 TEST_F(DistillctlTest, SubmitQuietPrintsTheIdAndJsonTheAnswer) {
   service_.submit_response.set_existed(true);
-  service_.submit_response.add_warnings("seed is 0\x1b[2J");
+  v1::JobFileProblem* warning = service_.submit_response.add_warnings();
+  warning->set_line(2);
+  warning->set_column(7);
+  warning->set_text("seed is 0\x1b[2J");
   StartServer();
   const std::string file = Write("job.yaml", "name: fashion\n");
   const ChildResult quiet = Run({"submit", "-q", file});
   EXPECT_EQ(quiet.out, "j-1\n");
-  EXPECT_EQ(quiet.err, "warning: seed is 0\\x1b[2J\n");
+  EXPECT_EQ(quiet.err, "warning: " + file + ":2:7: seed is 0\\x1b[2J\n");
   EXPECT_THAT(Run({"submit", file}).out, HasSubstr("was submitted before: job j-1"));
   const json answer = json::parse(Run({"submit", file, "--output", "json"}).out);
   EXPECT_EQ(answer["job_id"], "j-1");
@@ -176,16 +179,28 @@ TEST_F(DistillctlTest, DryRunPrintsThePlan) {
   EXPECT_EQ(answer["job_id"], "");
 }
 
-TEST_F(DistillctlTest, RefusedJobFilePrintsTheCoordinatorsLines) {
-  service_.Fail(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
-                             "job.yaml:3:5: unknown key 'wieght'; did you mean 'weight'?\njob.yaml:9:1: bad\x1b[31m"));
+TEST_F(DistillctlTest, ARefusedJobFilePrintsAllProblemsWithTheirPlaces) {
+  for (int i = 0; i < 300; ++i) {
+    v1::JobFileProblem* problem = service_.submit_response.add_problems();
+    problem->set_line(3 + i);
+    problem->set_column(5);
+    problem->set_text("unknown key 'wieght'; did you mean 'weight'?");
+  }
+  v1::JobFileProblem* last = service_.submit_response.add_problems();
+  last->set_override_index(1);
+  last->set_text("bad\x1b[31m");
   StartServer();
-  const ChildResult result = Run({"submit", Write("job.yaml", "name: fashion\n")});
+  const std::string file = Write("job.yaml", "name: fashion\n");
+  const ChildResult result = Run({"submit", file, "--set", "seed=1", "--name", "x"});
   EXPECT_EQ(result.exit_code, kExitInvalidJob);
-  EXPECT_THAT(
-      result.err,
-      StartsWith("job.yaml:3:5: unknown key 'wieght'; did you mean 'weight'?\njob.yaml:9:1: bad\\x1b[31m\nerror: "));
+  EXPECT_THAT(result.err, StartsWith(file + ":3:5: unknown key 'wieght'; did you mean 'weight'?\n" + file + ":4:5: "));
+  EXPECT_THAT(result.err, HasSubstr("\n" + file + ":302:5: unknown key 'wieght'; did you mean 'weight'?\n"
+                                    "override 'name=x': bad\\x1b[31m\n"
+                                    "error: " + file + " was refused (301 problems); nothing was submitted\n"));
   EXPECT_THAT(result.out, IsEmpty());
+  const ChildResult as_json = Run({"submit", file, "-o", "json"});
+  EXPECT_EQ(as_json.exit_code, kExitInvalidJob);
+  EXPECT_EQ(json::parse(as_json.out)["problems"].size(), 301u);
 }
 
 TEST_F(DistillctlTest, RefusalsOtherThanSyntaxAreAboutTheJobToo) {

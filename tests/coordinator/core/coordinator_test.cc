@@ -117,8 +117,15 @@ TEST_F(CoordinatorTest, BadRequestsAreRefused) {
   EXPECT_EQ(Submit("").status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(Submit(std::string(129, 'x')).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(Submit("a\nb").status().code(), StatusCode::kInvalidArgument);
-  EXPECT_EQ(Submit().status().code(), StatusCode::kFailedPrecondition);  // no teacher
-  EXPECT_EQ(Submit("r", "name: [").status().code(), StatusCode::kInvalidArgument);
+  StatusOr<SubmitResult> refused = Submit();
+  ASSERT_TRUE(refused.ok()) << refused.status();
+  ASSERT_EQ(refused->problems.size(), 1u);
+  EXPECT_TRUE(refused->problems[0].of_fleet) << "no teacher";
+  EXPECT_EQ(refused->job_id, "");
+  refused = Submit("r", "name: [");
+  ASSERT_TRUE(refused.ok()) << refused.status();
+  ASSERT_EQ(refused->problems.size(), 1u);
+  EXPECT_FALSE(refused->problems[0].of_fleet);
   EXPECT_THAT(coordinator_->List(10).value(), IsEmpty());
   for (const auto& spoil : std::vector<std::function<void(RegisterInput*)>>{
            [](RegisterInput* r) { r->from.worker_id = ""; },

@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "common/status.h"
 #include "coordinator/jobfile/job_file.h"
 
 namespace distill {
@@ -69,9 +70,25 @@ inline std::string With(std::string text, const std::string& from, const std::st
   return text.replace(at, from.size(), to);
 }
 
+// As a status: kInvalidArgument when the file is wrong, kFailedPrecondition when only the fleet is, with a line a problem.
 inline StatusOr<ExpandedJob> Expand(const std::string& yaml, const FleetView& fleet = Fleet(),
                                     std::vector<std::string> overrides = {}) {
-  return ExpandJobFile({yaml, "job.yaml", std::move(overrides)}, fleet);
+  const JobFileInput input{yaml, "job.yaml", std::move(overrides)};
+  ExpandedJob job = ExpandJobFile(input, fleet);
+  if (job.problems.empty()) return job;
+  std::string text;
+  bool of_file = false;
+  for (const JobProblem& problem : job.problems) {
+    text += (text.empty() ? "" : "\n") + Describe(input, problem);
+    of_file = of_file || !problem.of_fleet;
+  }
+  return Status(of_file ? StatusCode::kInvalidArgument : StatusCode::kFailedPrecondition, text);
+}
+
+inline std::vector<std::string> Texts(const std::vector<JobProblem>& problems) {
+  std::vector<std::string> texts;
+  for (const JobProblem& problem : problems) texts.push_back(Describe({"", "job.yaml", {}}, problem));
+  return texts;
 }
 
 inline std::string Refusal(const std::string& yaml, const FleetView& fleet = Fleet(),

@@ -510,7 +510,7 @@ TEST(UnlabelledTest, ContradictionsInTheDataSectionAreNamed) {
               HasSubstr("must not contain '..'"));
   const auto job = Expand(Sskd("  unlabelled_ok: true\n"));
   ASSERT_TRUE(job.ok()) << job.status();
-  EXPECT_THAT(job->warnings, ElementsAre(HasSubstr("unlabelled_ok has no effect")));
+  EXPECT_THAT(Texts(job->warnings), ElementsAre(HasSubstr("unlabelled_ok has no effect")));
   EXPECT_FALSE(job->plan.stages[0].unlabelled_ok);
 }
 
@@ -522,7 +522,7 @@ TEST(PresetsTest, TheLastTeacherStageOfASizeCounts) {
 TEST(PresetsTest, AZeroBudgetIsAllowedWithAWarningPerStage) {
   const StatusOr<ExpandedJob> job = Expand(With(kPresetJob, "steps: 402", "steps: 2"));
   ASSERT_TRUE(job.ok()) << job.status();
-  EXPECT_THAT(job->warnings, ElementsAre(HasSubstr("'mimic-3'"), HasSubstr("'head'")));
+  EXPECT_THAT(Texts(job->warnings), ElementsAre(HasSubstr("'mimic-3'"), HasSubstr("'head'")));
 }
 
 }  // namespace

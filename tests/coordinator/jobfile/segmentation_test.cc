@@ -100,7 +100,7 @@ TEST(SegmentationJobTest, LogitsOfDifferentShapesAreNotCompared) {
   const StatusOr<ExpandedJob> job = Expand(With(kStreets, "      - {type: kd}\n", ""), fleet({11, 11, 15}));
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_FALSE(job->plan.evaluate_teacher);
-  EXPECT_THAT(job->warnings, testing::ElementsAre(HasSubstr("accuracy is not measured")));
+  EXPECT_THAT(Texts(job->warnings), testing::ElementsAre(HasSubstr("accuracy is not measured")));
 }
 
 TEST(SegmentationJobTest, ATeacherWithoutOutputHasNoLogitsAndIsNotMeasured) {
@@ -113,7 +113,7 @@ TEST(SegmentationJobTest, ATeacherWithoutOutputHasNoLogitsAndIsNotMeasured) {
   const StatusOr<ExpandedJob> job = Expand(With(kStreets, "      - {type: kd}\n", ""), fleet);
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_FALSE(job->plan.evaluate_teacher);
-  EXPECT_THAT(job->warnings, testing::ElementsAre(HasSubstr("its output is not served")));
+  EXPECT_THAT(Texts(job->warnings), testing::ElementsAre(HasSubstr("its output is not served")));
 }
 
 TEST(SegmentationJobTest, PresetsWork) {

@@ -76,12 +76,7 @@ TEST_F(JobServiceTest, SubmitsShowsListsAndCancels) {
 
 TEST_F(JobServiceTest, ErrorsCarryTheirCodes) {
   v1::SubmitJobResponse response;
-  grpc::Status status = Submit("name: [", &response);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_THAT(status.error_message(), HasSubstr("my.yaml:1:"));
-  status = Submit(kExplicitJob, &response);
-  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_THAT(status.error_message(), HasSubstr("distill-teacher --model fashion=FILE"));
+  EXPECT_EQ(Submit(kExplicitJob, &response, "").error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   v1::GetJobRequest request;
   request.set_job("nobody");
   v1::GetJobResponse unused;
@@ -94,6 +89,38 @@ TEST_F(JobServiceTest, ErrorsCarryTheirCodes) {
   v1::JobUpdate update;
   EXPECT_FALSE(reader->Read(&update));
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(JobServiceTest, ProblemsOfAFileAreAnAnswerWithPlaces) {
+  v1::SubmitJobResponse response;
+  ASSERT_TRUE(Submit("name: [", &response).ok());
+  ASSERT_EQ(response.problems_size(), 1);
+  EXPECT_EQ(response.problems(0).line(), 1u);
+  EXPECT_FALSE(response.problems(0).of_fleet());
+  EXPECT_EQ(response.job_id(), "");
+  EXPECT_FALSE(response.has_plan());
+  ASSERT_TRUE(Submit(kExplicitJob, &response).ok());
+  ASSERT_EQ(response.problems_size(), 1);
+  EXPECT_TRUE(response.problems(0).of_fleet());
+  EXPECT_EQ(response.problems(0).line(), 6u);
+  EXPECT_EQ(response.problems(0).column(), 10u);
+  EXPECT_THAT(response.problems(0).text(), HasSubstr("distill-teacher --model fashion=FILE"));
+}
+
+// More than fits into a call's status, which HTTP/2 carries in headers of at most 8 KiB.
+TEST_F(JobServiceTest, AThousandMistakesArriveWhole) {
+  for (const int count : {100, 1000}) {
+    std::string yaml = kExplicitJob;
+    for (int i = 0; i < count; ++i) {
+      yaml += "a-long-key-that-no-job-file-has-and-that-is-therefore-refused-" + std::to_string(i) + ": 1\n";
+    }
+    v1::SubmitJobResponse response;
+    const grpc::Status status = Submit(yaml, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    int unknown = 0;
+    for (const v1::JobFileProblem& problem : response.problems()) unknown += problem.text().starts_with("unknown key");
+    EXPECT_EQ(unknown, count);
+  }
 }
 
 TEST_F(JobServiceTest, WatchSendsEachChangeUntilTheEnd) {
@@ -192,8 +219,10 @@ TEST_F(JobServiceTest, StoppingTheServerEndsOpenStreams) {
 
 TEST_F(JobServiceTest, HostileMessagesGetErrorsAndTheServerGoesOn) {
   v1::SubmitJobResponse response;
-  EXPECT_EQ(Submit(std::string((1 << 20) + 1, ' '), &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(Submit(std::string(10000, '['), &response).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  ASSERT_TRUE(Submit(std::string((1 << 20) + 1, ' '), &response).ok());
+  EXPECT_EQ(response.problems_size(), 1);
+  ASSERT_TRUE(Submit(std::string(10000, '['), &response).ok());
+  EXPECT_EQ(response.problems_size(), 1);
   EXPECT_EQ(Submit(std::string(65 << 20, ' '), &response).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   grpc::GenericStub generic(channel_);
   for (const std::string& bytes :
