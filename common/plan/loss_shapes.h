@@ -35,6 +35,10 @@ ResizedMaps ResizeTo(const std::string& spatial_mismatch, MapSize student, MapSi
 Status ResolveLoss(const MapShape& student, const MapShape& teacher, LossPlan* loss,
                    std::vector<std::string>* warnings);
 
+// What is allowed but useless or surprising about a loss on logits. REQUIRES: loss.student_channels, the classes, and all
+// knobs are filled in.
+void WarnOfLogits(const LossPlan& loss, std::vector<std::string>* warnings);
+
 }  // namespace distill
 
 #endif  // DISTILL_COMMON_PLAN_LOSS_SHAPES_H_

@@ -376,6 +376,7 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
                   StrCat("batch_size: ", plan.batch_size, " is not divisible by students ", plan.students, "; take ",
                          std::max(1u, plan.batch_size / plan.students) * plan.students));
   }
+  job.batch_mark = top.Mark("batch_size");
   top.Choice("device", {"auto", "cpu", "cuda"}, &plan.device);
   if (top.Require("student")) ReadStudent(top.Find("student"), problems, &job);
   job.student_mark = top.Mark("student");
@@ -393,9 +394,11 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
   const SectionReader evaluate(top.Find("evaluate"), "evaluate", JobSectionKeys("evaluate"), problems);
   evaluate.Integer("every", 0, kMaxSteps, &plan.evaluate_every);
   evaluate.Flag("teacher", &job.evaluate_teacher);
+  job.evaluate_mark = evaluate.present() ? evaluate.Mark("teacher") : top.mark();
   top.Integer("log_every", 1, kMaxSteps, &plan.log_every);
   top.Flag("deterministic", &plan.deterministic);
   top.ByteSize("prefetch", 1 << 20, 1ull << 40, &plan.prefetch_bytes);
+  job.prefetch_mark = top.Mark("prefetch");
   top.Choice("wire_dtype", {"f32", "f16", "bf16"}, &plan.wire_dtype);
   ReadSchedulePlan(top, problems, &job);
   plan.preset = job.preset;

@@ -127,6 +127,9 @@ struct JobDraft {
   std::string teacher;  // name of a served model; "" for none
   YamlMark teacher_mark;
   YamlMark student_mark;
+  YamlMark batch_mark;                     // of batch_size
+  YamlMark prefetch_mark;                  // of prefetch
+  YamlMark evaluate_mark;                  // of evaluate.teacher
   std::vector<std::string> weights_globs;  // of student.weights_modules, as written
   YamlMark weights_mark;
   YamlMark format_mark;      // of data.format

@@ -10,6 +10,7 @@
 #include "common/str_cat.h"
 #include "coordinator/jobfile/draft_reader.h"
 #include "coordinator/jobfile/presets.h"
+#include "coordinator/jobfile/size_checks.h"
 #include "coordinator/jobfile/stage_builder.h"
 #include "coordinator/jobfile/text_checks.h"
 #include "coordinator/jobfile/yaml_override.h"
@@ -105,9 +106,10 @@ void CheckTeacherInput(const JobDraft& job, const ModelSpec& teacher, Problems* 
   }
   if (teacher.image_height != 0 &&
       (teacher.image_height != student.image_height || teacher.image_width != student.image_width)) {
-    problems->Add(job.teacher_mark, StrCat("teacher: '", job.teacher, "' takes images of ", teacher.image_height, "x",
-                                           teacher.image_width, ", the student of ", student.image_height, "x",
-                                           student.image_width, "; both see the same pixels"));
+    problems->Add(job.teacher_mark, StrCat("teacher: '", job.teacher, "' takes images [", teacher.image_height, ", ",
+                                           teacher.image_width, "] (height, width), the student [",
+                                           student.image_height, ", ", student.image_width,
+                                           "]; both see the same pixels"));
   }
 }
 
@@ -308,6 +310,7 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
                   StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
   }
   job.plan.evaluate_teacher = job.evaluate_teacher && !job.plan.teachers.empty();
+  if (student.ok()) CheckSizes(job, *student, teacher_taps ? &*teacher_taps : nullptr, &problems);
   return {std::move(job.plan), problems.Sorted(), problems.warnings()};
 }
 

@@ -78,7 +78,14 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
     if (!loss.needs_teacher || context.teacher == nullptr) return loss;
     const TapShape& output = context.teacher->output;
     loss.teacher_channels = output.empty() ? 0 : output[0];
-    if (student.output == output) return loss;
+    if (student.output == output) {
+      std::vector<std::string> warnings;
+      WarnOfLogits(loss, &warnings);
+      for (const std::string& warning : warnings) {
+        problems->Warn(draft.mark, StrCat(where, ": ", draft.type, ": ", warning));
+      }
+      return loss;
+    }
     if (output.empty()) {
       problems->Add(draft.mark, StrCat(where, ": '", draft.type,
                                        "' compares logits, but the teacher's archive returns inner maps only; let its "

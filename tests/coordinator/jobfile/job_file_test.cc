@@ -345,7 +345,7 @@ TEST(JobFileTest, TeacherAndStudentSeeTheSamePixels) {
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("takes images of 3 channels, the student of 1"));
   spec = TeacherSpec();
   spec.image_height = spec.image_width = 32;
-  EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("takes images of 32x32, the student of 28x28"));
+  EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("takes images [32, 32] (height, width), the student [28, 28]"));
   spec = TeacherSpec();
   spec.num_classes = 100;
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("the student has 10 classes, the teacher 100"));
@@ -446,6 +446,20 @@ TEST(JobFileTest, LossesCarryScheduleOwnSettingsAndSizes) {
   EXPECT_EQ(TextKnob(loss.knobs, "mode"), "plain");
   EXPECT_EQ(TextKnob(loss.knobs, "gamma"), "conv1x1_bn");
   EXPECT_EQ(TextKnob(loss.knobs, "spatial_mismatch"), "none");
+}
+
+TEST(JobFileTest, DkdOfTwoClassesIsWarnedOf) {
+  ModelSpec two = TeacherSpec();
+  two.num_classes = 2;
+  const std::string text = With(kExplicitJob, "{type: kd, weight: 0.9, temperature: 4}", "{type: dkd}");
+  StatusOr<ExpandedJob> job = Expand(With(text, "num_classes: 10", "num_classes: 2"), Fleet(two));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(Texts(job->warnings), ElementsAre(AllOf(HasSubstr("stages[1].losses[1]: dkd: of two classes"),
+                                                      HasSubstr("beta 8 has no effect"))));
+  job = Expand(With(text, "num_classes: 10", "num_classes: 2"), Fleet(two), {"stages.1.losses.1.beta=0"});
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->warnings, IsEmpty());
+  EXPECT_THAT(Expand(text)->warnings, IsEmpty());
 }
 
 TEST(JobFileTest, DkdReadsLabelsToo) {
