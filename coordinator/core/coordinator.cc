@@ -199,6 +199,7 @@ FleetView Coordinator::SnapshotFleet() {
   FleetView view;
   for (const auto& [id, worker] : state_.workers) {
     if (worker.kind != WorkerKind::kTeacher || now - worker.last_seen > options_.lease_seconds) continue;
+    if (worker.draining) continue;  // gone before the job has begun
     view.models.insert(view.models.end(), worker.models.begin(), worker.models.end());
   }
   return view;

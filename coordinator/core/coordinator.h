@@ -109,10 +109,12 @@ class Coordinator {
   // What is wrong with the file is in the result's `problems`. kInvalidArgument bad request id; kAlreadyExists it came
   // with other content; kResourceExhausted too many unfinished jobs.
   StatusOr<SubmitResult> Submit(const SubmitRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
-  // By id or name. Ended jobs: no effect. Returns the job as it is afterwards.
+  // Jobs are named by id or name (JobStore::Get). Ended jobs: no effect. Returns the job as it is afterwards.
   StatusOr<JobRecord> Cancel(const std::string& job, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
   StatusOr<JobRecord> Get(const std::string& job);
-  StatusOr<std::vector<JobRecord>> List(size_t limit);
+  // With `yaml` filled in.
+  StatusOr<JobRecord> GetWithFile(const std::string& job);
+  StatusOr<std::vector<JobRecord>> List(size_t limit, const std::vector<JobState>& states = {});
   StatusOr<std::vector<EventRecord>> Events(const std::string& job_id, uint64_t after, size_t limit);
   StatusOr<std::vector<JobProgress>> History(const std::string& job);
   // Points of the curve of the job with this id (JobStore::Curve).

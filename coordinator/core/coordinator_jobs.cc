@@ -91,6 +91,7 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   record.plan = expanded.plan;
   record.yaml = request.file.yaml;
   record.file_name = request.file.file_name;
+  record.overrides = request.file.overrides;
   record.status.reason = "submitted";
   record.status.generation = 1;  // that of the first group
   std::vector<EventRecord> events = {
@@ -161,7 +162,14 @@ StatusOr<JobRecord> Coordinator::Cancel(const std::string& job_name, const std::
 }
 
 StatusOr<JobRecord> Coordinator::Get(const std::string& job) { return store_->Get(job); }
-StatusOr<std::vector<JobRecord>> Coordinator::List(size_t limit) { return store_->List(limit); }
+StatusOr<JobRecord> Coordinator::GetWithFile(const std::string& job) {
+  DISTILL_ASSIGN_OR_RETURN(JobRecord record, store_->Get(job));
+  DISTILL_ASSIGN_OR_RETURN(record.yaml, store_->Yaml(record.id));
+  return record;
+}
+StatusOr<std::vector<JobRecord>> Coordinator::List(size_t limit, const std::vector<JobState>& states) {
+  return store_->List(limit, states);
+}
 StatusOr<std::vector<EventRecord>> Coordinator::Events(const std::string& job_id, uint64_t after, size_t limit) {
   return store_->Events(job_id, after, limit);
 }
@@ -193,7 +201,8 @@ std::vector<WorkerStatus> Coordinator::Fleet() {
       if (!status.jobs.empty()) status.state = "training";
     }
     if (worker.draining) status.state = "draining";
-    if (status.heartbeat_age > options_.lease_seconds) status.state = "lost";
+    // Who said goodbye is not missed.
+    if (status.heartbeat_age > options_.lease_seconds) status.state = worker.draining ? "stopped" : "lost";
     fleet.push_back(std::move(status));
   }
   return fleet;

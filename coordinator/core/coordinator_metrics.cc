@@ -10,7 +10,7 @@ namespace distill {
 namespace {
 
 constexpr const char* kKinds[] = {"teacher", "student"};
-constexpr const char* kWorkerStates[] = {"alive", "draining", "lost"};
+constexpr const char* kWorkerStates[] = {"alive", "draining", "stopped", "lost"};
 
 }  // namespace
 
@@ -62,10 +62,10 @@ void CoordinatorMetrics::SetCluster(double now, double lease, const ClusterState
     for (const char* worker_state : kWorkerStates) workers[{kind, worker_state}] = 0;
   }
   for (const auto& [id, worker] : state.workers) {
-    const bool lost = now - worker.last_seen > lease;
-    ++workers[{worker.kind == WorkerKind::kTeacher ? "teacher" : "student", lost              ? "lost"
-                                                                            : worker.draining ? "draining"
-                                                                                              : "alive"}];
+    const bool silent = now - worker.last_seen > lease;
+    const char* worker_state =
+        silent ? (worker.draining ? "stopped" : "lost") : (worker.draining ? "draining" : "alive");
+    ++workers[{worker.kind == WorkerKind::kTeacher ? "teacher" : "student", worker_state}];
   }
   for (const auto& [key, count] : workers) {
     registry_

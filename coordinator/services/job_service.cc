@@ -106,8 +106,13 @@ class JobService : public v1::JobService::CallbackService {
 
   Reactor* ListJobs(Context* context, const v1::ListJobsRequest* request, v1::ListJobsResponse* response) override {
     return AnswerUnary(context, [&]() -> Status {
-      const uint32_t limit = request->limit() == 0 ? kListDefault : std::min(request->limit(), kListMost);
-      DISTILL_ASSIGN_OR_RETURN(const std::vector<JobRecord> jobs, coordinator_->List(limit));
+      if (request->limit() > kListMost) {
+        return absl::InvalidArgumentError(StrCat("limit: ", request->limit(), " jobs; at most ", kListMost, " are listed"));
+      }
+      std::vector<JobState> states;
+      for (const int state : request->states()) states.push_back(static_cast<JobState>(state));
+      DISTILL_ASSIGN_OR_RETURN(const std::vector<JobRecord> jobs,
+                               coordinator_->List(request->limit() == 0 ? kListDefault : request->limit(), states));
       for (const JobRecord& job : jobs) Encode(job, response->add_jobs());
       return OkStatus();
     });
@@ -117,6 +122,18 @@ class JobService : public v1::JobService::CallbackService {
     return AnswerUnary(context, [&]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(request->job()));
       Encode(job, response->mutable_job());
+      return OkStatus();
+    });
+  }
+
+  Reactor* GetJobFile(Context* context, const v1::GetJobFileRequest* request,
+                      v1::GetJobFileResponse* response) override {
+    return AnswerUnary(context, [&]() -> Status {
+      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->GetWithFile(request->job()));
+      response->set_job_id(job.id);
+      response->set_file_name(job.file_name);
+      response->set_yaml(job.yaml);
+      response->mutable_overrides()->Assign(job.overrides.begin(), job.overrides.end());
       return OkStatus();
     });
   }

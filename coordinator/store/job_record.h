@@ -55,8 +55,10 @@ struct JobRecord {
   std::string name;
   double submitted_time = 0;  // seconds since 1970
   JobPlan plan;
-  std::string yaml;       // as submitted
+  // As submitted. The yaml only on its way into the store (JobStore::Insert), from which JobStore::Yaml() gives it.
+  std::string yaml;
   std::string file_name;  // as the user knows it
+  std::vector<std::string> overrides;
   JobStatus status;
   bool has_progress = false;
   JobProgress progress;  // newest

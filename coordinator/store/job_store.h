@@ -57,10 +57,13 @@ class JobStore {
   // All or nothing. kNotFound: no such job.
   virtual Status Apply(const std::vector<JobChange>& changes) = 0;
 
-  // By id, else the newest job of that name. kNotFound.
+  // By id, else the job of that name that has not ended, else the newest of that name. kNotFound; kInvalidArgument:
+  // several of that name have not ended (their ids are in the message).
   virtual StatusOr<JobRecord> Get(const std::string& id_or_name) = 0;
-  // Newest first.
-  virtual StatusOr<std::vector<JobRecord>> List(size_t limit) = 0;
+  // The job file of the job with this id, as submitted. kNotFound.
+  virtual StatusOr<std::string> Yaml(const std::string& job_id) = 0;
+  // Newest first, of those in one of `states`; no states: of all.
+  virtual StatusOr<std::vector<JobRecord>> List(size_t limit, const std::vector<JobState>& states = {}) = 0;
   // Queued and running jobs, oldest first.
   virtual StatusOr<std::vector<JobRecord>> Active() = 0;
   // Events with a larger sequence, oldest first.

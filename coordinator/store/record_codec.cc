@@ -146,6 +146,8 @@ void Encode(const JobRecord& job, v1::Job* proto) {
   proto->set_generation(job.status.generation);
   proto->set_restarts(job.status.restarts);
   proto->set_wait(static_cast<v1::JobWait>(job.status.wait));
+  proto->set_file_name(job.file_name);
+  proto->mutable_overrides()->Assign(job.overrides.begin(), job.overrides.end());
   if (job.status.state == JobState::kQueued) return;
   for (const RankMember& member : job.status.ranks) proto->add_ranks(member.worker_id);
 }

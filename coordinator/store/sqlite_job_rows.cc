@@ -33,14 +33,18 @@ StatusOr<Proto> Parse(const std::string& bytes, std::string_view what, const std
 Status InsertJob(SqliteDatabase* db, const JobRecord& job) {
   v1::JobPlan plan;
   ToProto(job.plan, &plan);
+  v1::SubmitJobRequest request;
+  request.mutable_overrides()->Assign(job.overrides.begin(), job.overrides.end());
   DISTILL_RETURN_IF_ERROR(
-      db->Query("INSERT INTO jobs (id, name, submitted, plan, yaml, file_name, state, reason) VALUES (?,?,?,?,?,?,?,?)")
+      db->Query("INSERT INTO jobs (id, name, submitted, plan, yaml, file_name, overrides, state, reason) "
+                "VALUES (?,?,?,?,?,?,?,?,?)")
           .Text(job.id)
           .Text(job.name)
           .Double(job.submitted_time)
           .Blob(plan.SerializeAsString())
           .Text(job.yaml)
           .Text(job.file_name)
+          .Blob(request.SerializeAsString())
           .Int(static_cast<int>(job.status.state))
           .Text(job.status.reason)
           .Run());
@@ -168,7 +172,7 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
   JobRecord job;
   {
     SqliteQuery query = db->Query(
-        "SELECT name, submitted, plan, yaml, file_name, state, reason, generation, restarts, cancel_requested, "
+        "SELECT name, submitted, plan, overrides, file_name, state, reason, generation, restarts, cancel_requested, "
         "cancel_reason, started, finished, progress, artifacts, wait FROM jobs WHERE id = ?");
     query.Text(id);
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
@@ -178,7 +182,9 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
     job.submitted_time = query.DoubleAt(1);
     DISTILL_ASSIGN_OR_RETURN(const v1::JobPlan plan, Parse<v1::JobPlan>(query.TextAt(2), "plan", id));
     job.plan = FromProto(plan);
-    job.yaml = query.TextAt(3);
+    DISTILL_ASSIGN_OR_RETURN(const v1::SubmitJobRequest request,
+                             Parse<v1::SubmitJobRequest>(query.TextAt(3), "overrides", id));
+    job.overrides.assign(request.overrides().begin(), request.overrides().end());
     job.file_name = query.TextAt(4);
     job.status.state = static_cast<JobState>(query.IntAt(5));
     job.status.reason = query.TextAt(6);

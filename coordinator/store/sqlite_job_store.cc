@@ -1,4 +1,5 @@
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "common/str_cat.h"
 #include "coordinator/store/job_store.h"
@@ -56,19 +57,51 @@ class SqliteJobStore : public JobStore {
 
   StatusOr<JobRecord> Get(const std::string& id_or_name) override {
     absl::MutexLock lock(&mutex_);
-    SqliteQuery query =
-        db_->Query("SELECT id FROM jobs WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC, number DESC LIMIT 1");
-    query.Text(id_or_name);
-    DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
-    if (!row) {
+    SqliteQuery by_id = db_->Query("SELECT id FROM jobs WHERE id = ?");
+    by_id.Text(id_or_name);
+    DISTILL_ASSIGN_OR_RETURN(const bool is_id, by_id.Step());
+    if (is_id) return LoadJob(db_.get(), id_or_name);
+    // Those that have not ended first: who says a name means the job that runs, not a later one that failed at once.
+    SqliteQuery by_name =
+        db_->Query("SELECT id, state IN (1, 2) AS active FROM jobs WHERE name = ? ORDER BY active DESC, number DESC");
+    by_name.Text(id_or_name);
+    std::vector<std::string> active;
+    while (true) {
+      DISTILL_ASSIGN_OR_RETURN(const bool row, by_name.Step());
+      if (!row) break;
+      if (by_name.IntAt(1) != 0) {
+        active.push_back(by_name.TextAt(0));
+        continue;
+      }
+      if (active.empty()) return LoadJob(db_.get(), by_name.TextAt(0));
+      break;
+    }
+    if (active.empty()) {
       return absl::NotFoundError(StrCat("no job has the id or name '", id_or_name, "'; distillctl list shows all"));
     }
-    return LoadJob(db_.get(), query.TextAt(0));
+    if (active.size() == 1) return LoadJob(db_.get(), active[0]);
+    return absl::InvalidArgumentError(StrCat(active.size(), " jobs named '", id_or_name,
+                                             "' have not ended; name one by its id: ", absl::StrJoin(active, ", ")));
   }
 
-  StatusOr<std::vector<JobRecord>> List(size_t limit) override {
+  StatusOr<std::string> Yaml(const std::string& job_id) override {
     absl::MutexLock lock(&mutex_);
-    SqliteQuery query = db_->Query("SELECT id FROM jobs ORDER BY number DESC LIMIT ?");
+    SqliteQuery query = db_->Query("SELECT yaml FROM jobs WHERE id = ?");
+    query.Text(job_id);
+    DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) return absl::NotFoundError(StrCat("no job has the id '", job_id, "'"));
+    return query.TextAt(0);
+  }
+
+  StatusOr<std::vector<JobRecord>> List(size_t limit, const std::vector<JobState>& states) override {
+    absl::MutexLock lock(&mutex_);
+    std::string where;
+    for (const JobState state : states) {
+      StrAppend(&where, where.empty() ? " WHERE state IN (" : ", ", static_cast<int>(state));
+    }
+    const std::string sql =
+        StrCat("SELECT id FROM jobs", where, where.empty() ? "" : ")", " ORDER BY number DESC LIMIT ?");
+    SqliteQuery query = db_->Query(sql.c_str());
     query.Int(static_cast<int64_t>(limit));
     return LoadAll(query);
   }

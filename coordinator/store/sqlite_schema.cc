@@ -6,7 +6,8 @@ namespace distill {
 namespace {
 
 // `number` gives jobs their order of submission. Protobuf blobs: jobs.plan (JobPlan), jobs.progress and points.point
-// (Progress), jobs.artifacts (Artifacts), stages.result (StageResult), all of distill.v1.
+// (Progress), jobs.artifacts (Artifacts), stages.result (StageResult), jobs.overrides (a SubmitJobRequest of these alone),
+// all of distill.v1.
 constexpr const char* kTables = R"sql(
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('epoch', 0);
@@ -18,6 +19,7 @@ CREATE TABLE jobs (
   plan BLOB NOT NULL,
   yaml TEXT NOT NULL,
   file_name TEXT NOT NULL,
+  overrides BLOB NOT NULL,
   state INTEGER NOT NULL,
   reason TEXT NOT NULL,
   wait INTEGER NOT NULL DEFAULT 0,

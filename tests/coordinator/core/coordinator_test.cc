@@ -359,6 +359,22 @@ TEST_F(CoordinatorTest, WorkersAreTold) {
   EXPECT_EQ(Beat("s0", "", 0, "2").status().code(), StatusCode::kNotFound);
 }
 
+TEST_F(CoordinatorTest, WhoSaidGoodbyeIsStoppedAndOffersNothing) {
+  ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
+  EXPECT_THAT(Submit("", kExplicitJob, true)->problems, IsEmpty());
+  HeartbeatInput goodbye;
+  goodbye.from.worker_id = "t0";
+  goodbye.from.incarnation = "1";
+  goodbye.draining = true;
+  ASSERT_TRUE(coordinator_->Heartbeat(goodbye).ok());
+  EXPECT_EQ(coordinator_->Fleet()[0].state, "draining");
+  const StatusOr<SubmitResult> refused = Submit("", kExplicitJob, true);
+  ASSERT_EQ(refused->problems.size(), 1u);
+  EXPECT_THAT(refused->problems[0].text, HasSubstr("no live teacher serves 'fashion' (served now: nothing)"));
+  clock_.now += 6;
+  EXPECT_EQ(coordinator_->Fleet()[0].state, "stopped");
+}
+
 TEST_F(CoordinatorTest, FleetSaysWhatEverybodyDoes) {
   const std::string job = RunJob();
   ASSERT_TRUE(Register("s2").ok());

@@ -123,6 +123,46 @@ TEST_F(JobServiceTest, AThousandMistakesArriveWhole) {
   }
 }
 
+TEST_F(JobServiceTest, TheFileAndItsOverridesAreKept) {
+  v1::SubmitJobRequest submit;
+  submit.set_request_id("r1");
+  submit.set_yaml(With(With(kPresetJob, "preset: sskd", "preset: scratch"), "teacher: fashion\n", ""));
+  submit.set_file_name("my.yaml");
+  submit.add_overrides("seed=3");
+  submit.add_overrides("name=other");
+  v1::SubmitJobResponse submitted;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->SubmitJob(&context, submit, &submitted).ok());
+  v1::GetJobFileRequest request;
+  request.set_job("other");
+  v1::GetJobFileResponse file;
+  grpc::ClientContext file_context;
+  ASSERT_TRUE(stub_->GetJobFile(&file_context, request, &file).ok());
+  EXPECT_EQ(file.job_id(), submitted.job_id());
+  EXPECT_EQ(file.yaml(), submit.yaml());
+  EXPECT_EQ(file.file_name(), "my.yaml");
+  EXPECT_THAT(file.overrides(), ::testing::ElementsAre("seed=3", "name=other"));
+  EXPECT_THAT(Get("other").overrides(), ::testing::ElementsAre("seed=3", "name=other"));
+  EXPECT_EQ(Get("other").plan().seed(), 3u);
+}
+
+TEST_F(JobServiceTest, ListsAtMostAThousandOfTheStatesAskedFor) {
+  const std::string id = SubmitScratch();
+  const auto list = [&](uint32_t limit, std::vector<v1::JobState> states, v1::ListJobsResponse* response) {
+    v1::ListJobsRequest request;
+    request.set_limit(limit);
+    for (const v1::JobState state : states) request.add_states(state);
+    grpc::ClientContext context;
+    return stub_->ListJobs(&context, request, response);
+  };
+  v1::ListJobsResponse jobs;
+  ASSERT_TRUE(list(1000, {v1::JOB_STATE_QUEUED}, &jobs).ok());
+  EXPECT_EQ(jobs.jobs_size(), 1);
+  ASSERT_TRUE(list(1000, {v1::JOB_STATE_RUNNING, v1::JOB_STATE_FAILED}, &jobs).ok());
+  EXPECT_EQ(jobs.jobs_size(), 0);
+  EXPECT_EQ(list(1001, {}, &jobs).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
 TEST_F(JobServiceTest, WatchSendsEachChangeUntilTheEnd) {
   const std::string id = SubmitScratch();
   grpc::ClientContext context;

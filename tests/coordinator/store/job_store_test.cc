@@ -54,7 +54,9 @@ TEST_P(JobStoreSuite, KeepsAJobAsItWasInserted) {
   const JobRecord want = MakeJob("job-1");
   const JobRecord got = store_->Get("job-1").value();
   EXPECT_EQ(got.plan, want.plan);
-  EXPECT_EQ(got.yaml, want.yaml);
+  EXPECT_EQ(store_->Yaml("job-1").value(), want.yaml);
+  EXPECT_EQ(store_->Yaml("job-2").status().code(), StatusCode::kNotFound);
+  EXPECT_EQ(got.overrides, want.overrides);
   EXPECT_EQ(got.file_name, want.file_name);
   EXPECT_EQ(got.submitted_time, want.submitted_time);
   EXPECT_EQ(got.status, want.status);
@@ -64,15 +66,34 @@ TEST_P(JobStoreSuite, KeepsAJobAsItWasInserted) {
   EXPECT_THAT(EventTexts("job-1"), ElementsAre("submitted"));
 }
 
-TEST_P(JobStoreSuite, FindsByIdFirstThenTheNewestOfTheName) {
+// "cancel NAME" means the job that runs, also when a later one of that name has ended.
+TEST_P(JobStoreSuite, ANameMeansTheJobThatHasNotEnded) {
+  const auto end = [&](const std::string& id) {
+    JobChange change;
+    change.job_id = id;
+    change.status = JobStatus{.state = JobState::kFailed, .reason = "broken"};
+    ASSERT_TRUE(Apply(change).ok());
+  };
+  for (const char* id : {"a", "b", "c"}) Insert(id, "same");
+  StatusOr<JobRecord> several = store_->Get("same");
+  EXPECT_EQ(several.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(several.status().message()),
+              HasSubstr("3 jobs named 'same' have not ended; name one by its id: c, b, a"));
+  end("c");
+  EXPECT_EQ(store_->Get("same").status().code(), StatusCode::kInvalidArgument);
+  end("b");
+  EXPECT_EQ(store_->Get("same")->id, "a");
+  end("a");
+  EXPECT_EQ(store_->Get("same")->id, "c") << "the newest, now that all have ended";
+  EXPECT_EQ(store_->Get("b")->id, "b");
+}
+
+TEST_P(JobStoreSuite, FindsByIdFirstThenByName) {
   Insert("a", "x");
   Insert("b", "x");
   Insert("x", "y");  // an id that is another job's name
   EXPECT_EQ(store_->Get("x")->id, "x");
   EXPECT_EQ(store_->Get("y")->id, "x");
-  Insert("c", "z");
-  Insert("d", "z");
-  EXPECT_EQ(store_->Get("z")->id, "d");
   EXPECT_EQ(store_->Get("nobody").status().code(), StatusCode::kNotFound);
   EXPECT_THAT(std::string(store_->Get("nobody").status().message()), HasSubstr("'nobody'"));
 }
@@ -98,6 +119,18 @@ TEST_P(JobStoreSuite, ListsNewestFirstAndActiveOldestFirst) {
   for (const std::vector<JobRecord> jobs = store_->List(2).value(); const JobRecord& job : jobs) ids.push_back(job.id);
   EXPECT_THAT(ids, ElementsAre("c", "b"));
   ids.clear();
+  for (const auto& [limit, states, expected] :
+       std::vector<std::tuple<size_t, std::vector<JobState>, std::vector<std::string>>>{
+           {9, {JobState::kQueued}, {"c", "a"}},
+           {1, {JobState::kQueued}, {"c"}},
+           {9, {JobState::kFailed, JobState::kQueued}, {"c", "b", "a"}},
+           {9, {JobState::kRunning}, {}}}) {
+    for (const std::vector<JobRecord> jobs = store_->List(limit, states).value(); const JobRecord& job : jobs) {
+      ids.push_back(job.id);
+    }
+    EXPECT_EQ(ids, expected);
+    ids.clear();
+  }
   for (const std::vector<JobRecord> jobs = store_->Active().value(); const JobRecord& job : jobs) ids.push_back(job.id);
   EXPECT_THAT(ids, ElementsAre("a", "c"));
 }
@@ -282,7 +315,7 @@ TEST_P(JobStoreSuite, HoldsWhateverBytesUsersSend) {
   job.yaml = std::string("a\0b\xff'; DROP TABLE jobs; --", 27);
   job.status.reason = "it's \"quoted\"; ?";
   ASSERT_TRUE(store_->Insert(job, "'; --", "x", {}).ok());
-  EXPECT_EQ(store_->Get("job")->yaml, job.yaml);
+  EXPECT_EQ(store_->Yaml("job").value(), job.yaml);
   EXPECT_EQ(store_->Get("job")->status.reason, job.status.reason);
   EXPECT_EQ((*store_->FindRequest("'; --"))->job_id, "job");
 }

@@ -45,6 +45,7 @@ inline JobRecord MakeJob(const std::string& id, const std::string& name = "job")
   job.plan.teachers.push_back({"fashion", "d1", {}});
   job.yaml = "name: job\n";
   job.file_name = "job.yaml";
+  job.overrides = {"seed=3", "name=job"};
   job.status.generation = 1;
   job.status.reason = "submitted";
   return job;

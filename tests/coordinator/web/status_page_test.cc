@@ -223,6 +223,9 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   EXPECT_EQ(Api("jobs")["jobs"].size(), 2u);
   EXPECT_EQ(Api("jobs?limit=1")["jobs"].size(), 1u);
   EXPECT_NE(Api("jobs?limit=1")["jobs"].at(0)["id"], id) << "newest first";
+  ASSERT_EQ(Api("jobs?state=running")["jobs"].size(), 1u);
+  EXPECT_EQ(Api("jobs?state=running&limit=9")["jobs"].at(0)["id"], id);
+  EXPECT_EQ(Api("jobs?state=failed")["jobs"].size(), 0u);
 }
 
 TEST_F(StatusPageTest, TellsAllAboutOneJob) {
@@ -361,6 +364,7 @@ TEST_F(StatusPageTest, BadRequestsAreAnsweredInWords) {
     EXPECT_THAT(error("/api/v1/jobs?limit=" + std::string(bad), 400), HasSubstr("whole number")) << bad;
   }
   error("/api/v1/jobs?limit=1001", 400);
+  EXPECT_THAT(error("/api/v1/jobs?state=walking", 400), HasSubstr("queued, running"));
   EXPECT_EQ(Get("/api/v1/jobs?x=" + std::string(20000, 'y')).status, 431);
   EXPECT_EQ(Get("/api/v1/jobs?x=" + std::string(8000, 'y')).status, 200);
   EXPECT_EQ(Send("POST", "/api/v1/jobs").status, 405);
