@@ -1,9 +1,11 @@
 #include "coordinator/cli/commands.h"
 
+#include <fnmatch.h>
 #include <unistd.h>
 
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include "absl/strings/str_format.h"
 #include "common/service/service_flags.h"
@@ -141,6 +143,7 @@ ExitCode RunSubmit(JobClient& client, const Options& options) {
 ExitCode RunList(JobClient& client, const Options& options) {
   v1::ListJobsRequest request;
   request.set_limit(options.limit);
+  for (const std::string& state : options.states) request.add_states(StateOf(state));
   v1::ListJobsResponse response;
   if (const Status status = client.Call(&Stub::ListJobs, request, &response); !status.ok()) return Fail(status);
   if (options.json()) {
@@ -157,6 +160,22 @@ ExitCode RunDescribe(JobClient& client, const Options& options) {
   const StatusOr<v1::Job> job = FetchJob(client, options.job);
   if (!job.ok()) return Fail(job.status());
   Print(options.json() ? ToJson(*job, true) : RenderJob(*job, Now(), OutputText(options)));
+  return kExitOk;
+}
+
+ExitCode RunFile(JobClient& client, const Options& options) {
+  v1::GetJobFileRequest request;
+  request.set_job(options.job);
+  v1::GetJobFileResponse response;
+  if (const Status status = client.Call(&Stub::GetJobFile, request, &response); !status.ok()) return Fail(status);
+  if (options.json()) {
+    Print(ToJson(response, true));
+    return kExitOk;
+  }
+  std::string text;
+  for (const std::string& item : response.overrides()) StrAppend(&text, "# --set ", Printable(item), "\n");
+  StrAppend(&text, response.yaml(), response.yaml().ends_with('\n') ? "" : "\n");
+  Print(text);
   return kExitOk;
 }
 
@@ -267,12 +286,44 @@ ExitCode RunHistory(JobClient& client, const Options& options) {
   return kExitOk;
 }
 
+// Jobs whose id or name matches the pattern, in the order they were submitted.
+StatusOr<std::vector<v1::Job>> FetchMatching(JobClient& client, const std::string& pattern) {
+  constexpr uint32_t kNewest = 1000;  // as many as a coordinator lists
+  v1::ListJobsRequest request;
+  request.set_limit(kNewest);
+  v1::ListJobsResponse response;
+  DISTILL_RETURN_IF_ERROR(client.Call(&Stub::ListJobs, request, &response));
+  std::vector<v1::Job> jobs;
+  for (auto job = response.jobs().rbegin(); job != response.jobs().rend(); ++job) {
+    const bool matches =
+        fnmatch(pattern.c_str(), job->name().c_str(), 0) == 0 || fnmatch(pattern.c_str(), job->id().c_str(), 0) == 0;
+    if (matches) jobs.push_back(*job);
+  }
+  if (jobs.empty()) {
+    return absl::NotFoundError(StrCat("none of the newest ", kNewest, " jobs has an id or name like '", pattern, "'"));
+  }
+  return jobs;
+}
+
 ExitCode RunResults(JobClient& client, const Options& options) {
   std::vector<v1::Job> jobs;
+  std::set<std::string> ids;
   for (const std::string& name : options.jobs) {
-    StatusOr<v1::Job> job = FetchJob(client, name);
-    if (!job.ok()) return Fail(job.status());
-    jobs.push_back(*std::move(job));
+    StatusOr<std::vector<v1::Job>> found = std::vector<v1::Job>();
+    if (name.find_first_of("*?[") != std::string::npos) {
+      found = FetchMatching(client, name);
+    } else {
+      StatusOr<v1::Job> job = FetchJob(client, name);
+      if (job.ok()) {
+        found->push_back(*std::move(job));
+      } else {
+        found = job.status();
+      }
+    }
+    if (!found.ok()) return Fail(found.status());
+    for (v1::Job& job : *found) {
+      if (ids.insert(job.id()).second) jobs.push_back(std::move(job));
+    }
   }
   Print(options.json() ? ResultsJson(jobs) : RenderResults(jobs, OutputText(options)));
   return kExitOk;
@@ -333,9 +384,9 @@ struct Command {
   ExitCode (*run)(JobClient& client, const Options& options);
 };
 constexpr Command kCommands[] = {
-    {"submit", RunSubmit},   {"list", RunList},       {"describe", RunDescribe}, {"watch", RunWatch},
-    {"logs", RunLogs},       {"cancel", RunCancel},   {"fleet", RunFleet},       {"taps", RunTaps},
-    {"history", RunHistory}, {"results", RunResults}, {"report", RunReport},
+    {"submit", RunSubmit},   {"list", RunList},       {"describe", RunDescribe}, {"file", RunFile},
+    {"watch", RunWatch},     {"logs", RunLogs},       {"cancel", RunCancel},     {"fleet", RunFleet},
+    {"taps", RunTaps},       {"history", RunHistory}, {"results", RunResults},   {"report", RunReport},
 };
 
 }  // namespace

@@ -58,6 +58,7 @@ _distillctl() {
   esac
   case $prev in
     -o|--output) COMPREPLY=($(compgen -W 'table json' -- "$cur")); return ;;
+    --state) COMPREPLY=($(compgen -W 'queued running succeeded failed cancelled' -- "$cur")); return ;;
     --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
     --config|--tls-ca|--tls-cert|--tls-key|--token-file)
       compopt -o filenames 2>/dev/null
@@ -78,7 +79,7 @@ _distillctl() {
     submit)
       compopt -o filenames 2>/dev/null
       mapfile -t COMPREPLY < <(compgen -f -X '!*.yaml' -- "$cur"; compgen -f -X '!*.yml' -- "$cur"; compgen -d -- "$cur") ;;
-    describe|watch|logs|cancel|history|results|report)
+    describe|file|watch|logs|cancel|history|results|report)
       # compgen expands its words like the shell does: only plain ids may reach it.
       COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" --timeout 2s --quiet list --limit 50 2>/dev/null |
         LC_ALL=C grep -E '^[A-Za-z0-9._-]+$')" -- "$cur")) ;;

@@ -11,7 +11,7 @@ namespace {
 
 Style WorkerStyle(const std::string& state) {
   if (state == "lost") return Style::kRed;
-  if (state == "draining") return Style::kYellow;
+  if (state == "draining" || state == "stopped") return Style::kYellow;
   if (state == "serving" || state == "training") return Style::kCyan;
   return Style::kNone;
 }
@@ -35,11 +35,14 @@ std::string RenderFleet(const v1::GetFleetResponse& fleet, const TextOptions& op
                       {StrCat(FormatDuration(worker.heartbeat_age()), " ago")},
                       {worker.jobs().empty() ? "-" : absl::StrJoin(worker.jobs(), ", ")},
                       {worker.version()}});
+      // What a worker that is going or gone serves is nothing that a job can name.
+      const bool offers = worker.state() != "draining" && worker.state() != "stopped" && worker.state() != "lost";
       for (const v1::ServedModel& model : worker.models()) {
+        if (!offers) break;
         models.AddRow({{model.name(), Style::kBold},
                        {worker.id()},
                        {ModelText(model.spec())},
-                       {FormatCount(model.parameters())},
+                       {model.parameters() == 0 ? "-" : FormatCount(model.parameters())},  // 0: of an archive, unknown
                        {FormatBytes(model.bytes())},
                        {model.digest().substr(0, 12)}});
       }

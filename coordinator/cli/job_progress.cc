@@ -29,6 +29,14 @@ std::string StateName(v1::JobState state) {
   }
 }
 
+v1::JobState StateOf(std::string_view name) {
+  for (const v1::JobState state : {v1::JOB_STATE_QUEUED, v1::JOB_STATE_RUNNING, v1::JOB_STATE_SUCCEEDED,
+                                   v1::JOB_STATE_FAILED, v1::JOB_STATE_CANCELLED}) {
+    if (StateName(state) == name) return state;
+  }
+  return v1::JOB_STATE_UNSPECIFIED;
+}
+
 Style StateStyle(v1::JobState state) {
   switch (state) {
     case v1::JOB_STATE_QUEUED:
@@ -123,9 +131,19 @@ double ElapsedSeconds(const v1::Job& job, double now) {
   return start > 0 ? std::max(0.0, end - start) : 0;
 }
 
+bool IsStalled(const v1::Job& job, double now) {
+  if (job.wait() == v1::JOB_WAIT_TEACHER) return true;
+  if (job.state() != v1::JOB_STATE_RUNNING || !HasProgress(job)) return false;
+  // Rank 0 reports after five seconds, with the step that is then done.
+  const double rate = job.progress().images_per_second();
+  const double step = std::isfinite(rate) && rate > 0 ? job.plan().batch_size() / rate : 0;
+  return now - job.progress().time() > std::max(20.0, 3 * (5 + step));
+}
+
 Eta EstimateEta(const v1::Job& job, double now) {
   Eta eta;
   if (job.state() != v1::JOB_STATE_RUNNING || !HasProgress(job) || job.plan().batch_size() == 0) return eta;
+  if (IsStalled(job, now)) return eta;
   const double steps_per_second = job.progress().images_per_second() / job.plan().batch_size();
   if (!std::isfinite(steps_per_second) || steps_per_second <= 0) return eta;
   // The report ages; but clocks of two machines differ, so no more than half a minute is believed.

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "coordinator/cli/text.h"
 #include "distill/v1/job.pb.h"
@@ -17,6 +18,8 @@ namespace distill::cli {
 bool IsEnded(v1::JobState state);
 // "queued", "running", ...; "unknown" for states of a newer coordinator.
 std::string StateName(v1::JobState state);
+// The state of that name; JOB_STATE_UNSPECIFIED for others.
+v1::JobState StateOf(std::string_view name);
 Style StateStyle(v1::JobState state);
 
 // True when rank 0 has reported at least once.
@@ -53,8 +56,12 @@ std::string FormatScore(const Score& score);
 // Seconds since the job started (since it was submitted while it has not), up to its end or `now`; never negative.
 double ElapsedSeconds(const v1::Job& job, double now);
 
-// Seconds left, estimated from the newest images/s and counted down since that report. Set only while the job runs and
-// has reported a rate. Evaluations and checkpoints are not foreseen; later stages are taken to be as fast as the
+// Whether the newest report says nothing about now: the job waits for a teacher, or rank 0 has been silent for longer
+// than three of its reports should take, and than 20 s. A stalled job has no speed and no time left.
+bool IsStalled(const v1::Job& job, double now);
+
+// Seconds left, estimated from the newest images/s and counted down since that report. Set only while the job runs, has
+// reported a rate and is not stalled. Evaluations and checkpoints are not foreseen; later stages are taken to be as fast as the
 // current one.
 struct Eta {
   std::optional<double> stage_seconds;

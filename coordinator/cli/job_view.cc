@@ -32,6 +32,12 @@ std::string MembersText(const v1::Job& job) {
   return absl::StrJoin(job.ranks(), ", ");
 }
 
+// Why the job is in its state, where the state does not say it.
+std::string ReasonText(const v1::Job& job, const TextOptions& options) {
+  constexpr int kMaxWidth = 60;
+  return job.state() == v1::JOB_STATE_SUCCEEDED ? "" : Truncate(Printable(job.reason()), kMaxWidth, options.utf8);
+}
+
 std::string ProgressLines(const v1::Job& job, double now) {
   const v1::Progress& progress = job.progress();
   const JobPosition position = PositionOf(job);
@@ -47,7 +53,9 @@ std::string ProgressLines(const v1::Job& job, double now) {
     StrAppend(&loss, ", learning rate ", FormatNumber(progress.learning_rate()));
     out += Line("Loss", loss);
   }
-  if (progress.images_per_second() > 0) {
+  if (IsStalled(job, now)) {
+    out += Line("Speed", StrCat("none now, the newest report is ", FormatDuration(now - progress.time()), " old"));
+  } else if (progress.images_per_second() > 0) {
     std::string speed = StrCat(FormatRate(progress.images_per_second()), " images/s");
     const Eta eta = EstimateEta(job, now);
     if (eta.stage_seconds.has_value()) {
@@ -71,7 +79,7 @@ std::string RenderJobList(const v1::ListJobsResponse& jobs, double now, const Te
                           absl::TimeZone zone) {
   if (jobs.jobs().empty()) return "no jobs; submit one: distillctl submit FILE\n";
   Table table({Left("JOB"), Left("NAME"), Left("STATE"), Left("STAGE"), Right("DONE"), Right("ACCURACY"),
-               Left("SUBMITTED"), Right("TIME")});
+               Left("SUBMITTED"), Right("TIME"), Left("REASON")});
   for (const v1::Job& job : jobs.jobs()) {
     table.AddRow({{job.id()},
                   {job.name()},
@@ -80,7 +88,8 @@ std::string RenderJobList(const v1::ListJobsResponse& jobs, double now, const Te
                   {ShareText(job)},
                   {FormatScore(StudentScore(job))},
                   {FormatTime(job.submitted_time(), zone)},
-                  {job.started_time() > 0 ? FormatDuration(ElapsedSeconds(job, now)) : "-"}});
+                  {job.started_time() > 0 ? FormatDuration(ElapsedSeconds(job, now)) : "-"},
+                  {ReasonText(job, options)}});
   }
   return table.Render(options);
 }
@@ -93,6 +102,10 @@ std::string RenderJob(const v1::Job& job, double now, const TextOptions& options
   if (job.started_time() > 0) out += Line("Started", FormatTime(job.started_time(), zone));
   if (job.finished_time() > 0) out += Line("Finished", FormatTime(job.finished_time(), zone));
   if (job.started_time() > 0) out += Line("Time", FormatDuration(ElapsedSeconds(job, now)));
+  if (!job.file_name().empty()) {
+    out += Line("File", job.overrides().empty() ? job.file_name()
+                                                : StrCat(job.file_name(), " with ", absl::StrJoin(job.overrides(), ", ")));
+  }
   out += Line("Members", MembersText(job));
   out += Line("Generation",
               StrCat(job.generation(), ", ", job.restarts(), job.restarts() == 1 ? " restart" : " restarts"));

@@ -5,6 +5,7 @@
 #include <clocale>
 #include <exception>
 #include <iostream>
+#include <sstream>
 #include <vector>
 
 #include "common/log.h"
@@ -37,8 +38,12 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0)
-      return app.exit(error) == 0 && CloseOutput() ? kExitOk : kExitInternal;  // --help, --version
+    if (error.get_exit_code() == 0) {  // --help, --version
+      std::ostringstream text;
+      const int code = app.exit(error, text, text);
+      Print(text.str());
+      return code == 0 && CloseOutput() ? kExitOk : kExitInternal;
+    }
     const std::string hint = app.get_subcommands().empty() ? CommandHint(app) : "";
     PrintError(absl::InvalidArgumentError(hint.empty() ? error.what() : hint));
     PrintNote("run 'distillctl --help' or 'distillctl COMMAND --help'");

@@ -128,13 +128,19 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
   submit->add_option("--name", options->name, "Name of the job, instead of the file's");
 
   CLI::App* list = app->add_subcommand("list", "List jobs, newest first");
-  list->add_option("--limit", options->limit, "At most this many jobs; default: 100")->check(CLI::Range(1, 100000));
+  list->add_option("--limit", options->limit, "At most this many jobs; default: 100")->check(CLI::Range(1, 1000));
+  list->add_option("--state", options->states, "Only jobs in this state (repeatable)")
+      ->expected(1)
+      ->take_all()
+      ->check(CLI::IsMember({"queued", "running", "succeeded", "failed", "cancelled"}));
 
   const auto add_job = [options](CLI::App* command) {
-    command->add_option("JOB", options->job, "Id of the job, or its name (then the newest of that name)")->required();
+    command->add_option("JOB", options->job, "Id of the job, or its name (then the one that has not ended, else the newest)")
+        ->required();
   };
   CLI::App* describe = app->add_subcommand("describe", "Show a job: state, progress, results, files, plan");
   add_job(describe);
+  add_job(app->add_subcommand("file", "Print the file that a job was submitted as, with its overrides"));
   CLI::App* watch = app->add_subcommand("watch", "Follow a job until it ends");
   add_job(watch);
   CLI::App* logs = app->add_subcommand("logs", "Print a job's event log");
@@ -170,7 +176,7 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
       ->check(CLI::Range(1, 100000000));
 
   CLI::App* results = app->add_subcommand("results", "Compare jobs: accuracies, parameters, sizes, wall time, files");
-  results->add_option("JOB", options->jobs, "Ids or names of jobs")->required();
+  results->add_option("JOB", options->jobs, "Ids or names of jobs; * and ? stand for parts of them")->required();
 
   CLI::App* report = app->add_subcommand("report", "Write all about a job into one HTML file, with plots");
   add_job(report);

@@ -36,6 +36,7 @@ struct Options {
   std::string request_id;                         // submit; empty: a random one
   std::string name;                               // submit
   uint32_t limit = 0;                             // list, history; 0: the coordinator's default, all points
+  std::vector<std::string> states;                // list; empty: all
   bool follow = false;                            // logs
   uint64_t after = 0;                             // logs
   std::string reason;                             // cancel

@@ -2,6 +2,7 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -10,9 +11,18 @@
 
 namespace distill::cli {
 
+namespace {
+
+// errno of the first write to standard output that failed, or 0. By the program's end errno is another call's.
+std::atomic<int> output_error = 0;
+
+}  // namespace
+
 void Print(std::string_view text, std::FILE* to) {
-  std::fwrite(text.data(), 1, text.size(), to);
-  std::fflush(to);
+  errno = 0;
+  const bool written = std::fwrite(text.data(), 1, text.size(), to) == text.size() && std::fflush(to) == 0;
+  int none = 0;
+  if (!written && to == stdout) output_error.compare_exchange_strong(none, errno);
 }
 
 void PrintError(const Status& status) {
@@ -42,8 +52,10 @@ std::string ToJson(const google::protobuf::Message& message, bool pretty) {
 }
 
 bool CloseOutput() {
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return true;
-  PrintNote(StrCat("error: cannot write to standard output: ", std::strerror(errno)));
+  Print("");  // what others, such as the parser's --help, have left in the buffer
+  if (output_error == 0 && std::ferror(stdout) == 0) return true;
+  PrintNote(StrCat("error: cannot write to standard output: ",
+                   output_error == 0 ? "cause unknown" : std::strerror(output_error)));
   return false;
 }
 

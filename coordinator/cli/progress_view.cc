@@ -125,7 +125,7 @@ std::vector<std::string> RenderProgress(const v1::Job& job, double now, std::str
         tail.push_back({{"  loss "}, {FormatNumber(progress.loss()), Style::kBold}, {TermsText(progress)}});
       }
       std::string speed;
-      if (progress.images_per_second() > 0) {
+      if (progress.images_per_second() > 0 && !IsStalled(job, now)) {
         StrAppend(&speed, FormatRate(progress.images_per_second()), " img/s  ");
       }
       if (progress.step() > 0) StrAppend(&speed, "lr ", FormatNumber(progress.learning_rate()), "  ");
@@ -188,7 +188,7 @@ std::string StateLine(const v1::Job& job) {
 }
 
 // Without time and ETA: two equal texts say that nothing has happened.
-std::string ProgressText(const v1::Job& job) {
+std::string ProgressText(const v1::Job& job, double now) {
   const JobPosition position = PositionOf(job);
   if (job.state() != v1::JOB_STATE_RUNNING || position.stage >= job.plan().stages_size()) return StateLine(job);
   std::string line = StrCat(StageTitle(job, position.stage), ": step ", position.step, "/", position.stage_steps);
@@ -198,7 +198,9 @@ std::string ProgressText(const v1::Job& job) {
   if (!HasProgress(job)) return line;
   const v1::Progress& progress = job.progress();
   if (progress.step() > 0) StrAppend(&line, ", loss ", FormatNumber(progress.loss()), TermsText(progress));
-  if (progress.images_per_second() > 0) {
+  if (IsStalled(job, now)) {
+    StrAppend(&line, job.reason().empty() ? ", stalled" : StrCat(", ", job.reason()));
+  } else if (progress.images_per_second() > 0) {
     StrAppend(&line, ", ", FormatRate(progress.images_per_second()), " img/s");
   }
   const std::string accuracy = AccuracyText(job);
@@ -211,7 +213,7 @@ std::string ProgressText(const v1::Job& job) {
 
 std::string PlainProgressLine(const v1::Job& job, double now) {
   const std::string eta = EtaText(job, now);
-  return Printable(StrCat(At(job, now), ProgressText(job), eta.empty() ? "" : ", ", eta));
+  return Printable(StrCat(At(job, now), ProgressText(job, now), eta.empty() ? "" : ", ", eta));
 }
 
 std::vector<std::string> PlainProgress::Update(const v1::Job& job, double now) {
@@ -238,10 +240,10 @@ std::vector<std::string> PlainProgress::Update(const v1::Job& job, double now) {
                stage.steps() == 1 ? " step" : " steps"));
   }
   if (!lines.empty()) {
-    last_line_ = ProgressText(job);
+    last_line_ = ProgressText(job, now);
     last_line_time_ = now;
   } else if (now - last_line_time_ >= interval_seconds_ && !IsEnded(job.state())) {
-    std::string text = ProgressText(job);
+    std::string text = ProgressText(job, now);
     if (text != last_line_) {
       lines.push_back(PlainProgressLine(job, now));
       last_line_ = std::move(text);

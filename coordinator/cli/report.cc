@@ -205,6 +205,8 @@ std::string Environment(const ReportInput& input) {
   HtmlTable facts({{"What", "n"}, {"Value", "t"}});
   facts.Row({"coordinator", StrCat(input.fleet.coordinator_version(), ", epoch ", input.fleet.coordinator_epoch())});
   facts.Row({"distillctl", input.cli_version});
+  if (!input.job.file_name().empty()) facts.Row({"job file", input.job.file_name()});
+  for (const std::string& item : input.job.overrides()) facts.Row({"override", Cell::Code(item)});
   facts.Row({"seed", StrCat(plan.seed())});
   facts.Row({"threads of each rank", StrCat(plan.threads())});
   facts.Row({"device asked for", plan.device()});

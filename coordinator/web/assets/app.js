@@ -105,8 +105,12 @@ const WORKERS = {
   serving: 'run',
   training: 'run',
   draining: 'wait',
+  stopped: 'wait',
   lost: 'bad'
 };
+
+// What a worker that is going or gone serves is nothing that a job can name.
+const offers = (worker) => !['draining', 'stopped', 'lost'].includes(worker.state);
 
 function drawFleet(fleet) {
   byId('coordinator').textContent = `coordinator ${fleet.coordinator_version}, epoch ${fleet.coordinator_epoch}`;
@@ -120,9 +124,11 @@ function drawFleet(fleet) {
                           version: w.version || '-',
                           seen: w.heartbeat_age < 3 ? 'now' : `${f.duration(w.heartbeat_age)} ago`,
                           jobs: w.jobs.join(', ') || '-',
-                          models: w.models.map(
+                          models: (offers(w) ? w.models : []).map(
                               (m) => `${m.name}: ${m.spec.arch}${m.spec.width > 0 ? ` width ${m.spec.width}` : ''}, ` +
-                                  `${f.count(m.parameters)} parameters, ${m.digest.slice(0, 12)}`),
+                                  // Those of an archive are not known.
+                                  `${Number(m.parameters) > 0 ? `${f.count(m.parameters)} parameters, ` : ''}` +
+                                  m.digest.slice(0, 12)),
                         }));
   const draw = (box, kind, what) => {
     const workers = rows.filter((w) => w.kind === kind);

@@ -65,6 +65,15 @@ function positionOf(job) {
   return {stage, step, done: before + step, total: stages.reduce((sum, s) => sum + Number(s.steps), 0)};
 }
 
+// Whether the newest report says nothing about now, as distillctl decides it: the job waits for a teacher, or rank 0 has
+// been silent for longer than three of its reports should take.
+function isStalled(job, now) {
+  if (job.wait === 'JOB_WAIT_TEACHER') return true;
+  if (stateName(job.state) !== 'running' || !hasProgress(job)) return false;
+  const rate = job.progress.images_per_second;
+  return now - job.progress.time > Math.max(20, 3 * (5 + (rate > 0 ? job.plan.batch_size / rate : 0)));
+}
+
 const starts = (job) => {
   let sum = 0;
   return job.plan.stages.map((s) => (sum += Number(s.steps)) - Number(s.steps));
@@ -200,7 +209,8 @@ export class JobView {
     const elapsed = job.started_time > 0 ? (job.finished_time || now) - job.started_time : -1;
     let eta = '';
     const speed = hasProgress(job) ? progress.images_per_second / job.plan.batch_size : 0;
-    if (state === 'running' && speed > 0) {
+    const stalled = isStalled(job, now);
+    if (state === 'running' && speed > 0 && !stalled) {
       eta = f.duration(Math.max(0, (at.total - at.done) / speed - Math.min(30, Math.max(0, now - progress.time))));
     }
     f.facts(byId('job-facts'), [
@@ -215,7 +225,9 @@ export class JobView {
       ['Ends in about', eta],
       [
         'Speed',
-        hasProgress(job) && progress.images_per_second > 0 ? `${f.rate(progress.images_per_second)} images/s` : ''
+        stalled && hasProgress(job)                        ? `none now, the newest report is ${f.duration(now - progress.time)} old` :
+            hasProgress(job) && progress.images_per_second > 0 ? `${f.rate(progress.images_per_second)} images/s` :
+                                                                 ''
       ],
       ['Loss', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.loss) : ''],
       ['Learning rate', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.learning_rate) : ''],
@@ -518,6 +530,8 @@ export class JobView {
     const {plan} = this.data.job;
     const plural = (n, noun) => `${n} ${noun}${Number(n) === 1 ? '' : 's'}`;
     f.facts(byId('plan-facts'), [
+      ['File', this.data.job.file_name],
+      ['Overrides', this.data.job.overrides.join(', ')],
       ['Preset', plan.preset],
       ['Student', modelText(plan.student)],
       ...plan.teachers.map((t) => ['Teacher', `${t.model} (${modelText(t.spec)})`]),

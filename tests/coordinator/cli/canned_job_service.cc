@@ -65,9 +65,9 @@ v1::ListTapsRequest CannedJobService::taps_request() {
   return taps_request_;
 }
 
-uint32_t CannedJobService::list_limit() {
+v1::ListJobsRequest CannedJobService::list_request() {
   absl::MutexLock lock(&mutex_);
-  return list_limit_;
+  return list_request_;
 }
 
 grpc::Status CannedJobService::TakeFailure() {
@@ -108,7 +108,7 @@ grpc::Status CannedJobService::ListJobs(ServerContext*, const v1::ListJobsReques
                                         v1::ListJobsResponse* response) {
   absl::MutexLock lock(&mutex_);
   if (grpc::Status failure = TakeFailure(); !failure.ok()) return failure;
-  list_limit_ = request->limit();
+  list_request_ = *request;
   for (const v1::Job& job : jobs_) *response->add_jobs() = job;
   return grpc::Status::OK;
 }
@@ -117,6 +117,17 @@ grpc::Status CannedJobService::GetJob(ServerContext*, const v1::GetJobRequest* r
   absl::MutexLock lock(&mutex_);
   if (grpc::Status failure = TakeFailure(); !failure.ok()) return failure;
   return Find(request->job(), response->mutable_job());
+}
+
+grpc::Status CannedJobService::GetJobFile(ServerContext*, const v1::GetJobFileRequest* request,
+                                          v1::GetJobFileResponse* response) {
+  absl::MutexLock lock(&mutex_);
+  if (grpc::Status failure = TakeFailure(); !failure.ok()) return failure;
+  v1::Job job;
+  if (grpc::Status found = Find(request->job(), &job); !found.ok()) return found;
+  *response = file;
+  response->set_job_id(job.id());
+  return grpc::Status::OK;
 }
 
 grpc::Status CannedJobService::WatchJob(ServerContext* context, const v1::WatchJobRequest* request,

@@ -32,17 +32,19 @@ class CannedJobService : public v1::JobService::Service {
   std::vector<v1::SubmitJobRequest> submitted();
   std::vector<v1::CancelJobRequest> cancelled();
   v1::ListTapsRequest taps_request();
-  uint32_t list_limit();
+  v1::ListJobsRequest list_request();
 
   // What SubmitJob answers; job_id is set from here too.
   v1::SubmitJobResponse submit_response;  // set before the server starts
   v1::GetFleetResponse fleet;             // likewise
   v1::ListTapsResponse taps;              // likewise
   v1::GetHistoryResponse history;         // likewise
+  v1::GetJobFileResponse file;            // likewise
 
   grpc::Status SubmitJob(grpc::ServerContext*, const v1::SubmitJobRequest*, v1::SubmitJobResponse*) override;
   grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest*, v1::ListJobsResponse*) override;
   grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest*, v1::GetJobResponse*) override;
+  grpc::Status GetJobFile(grpc::ServerContext*, const v1::GetJobFileRequest*, v1::GetJobFileResponse*) override;
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*, grpc::ServerWriter<v1::JobUpdate>*) override;
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::CancelJobResponse*) override;
   grpc::Status StreamEvents(grpc::ServerContext*, const v1::StreamEventsRequest*,
@@ -68,7 +70,7 @@ class CannedJobService : public v1::JobService::Service {
   std::vector<v1::SubmitJobRequest> submitted_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::CancelJobRequest> cancelled_ ABSL_GUARDED_BY(mutex_);
   v1::ListTapsRequest taps_request_ ABSL_GUARDED_BY(mutex_);
-  uint32_t list_limit_ ABSL_GUARDED_BY(mutex_) = 0;
+  v1::ListJobsRequest list_request_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace distill::cli

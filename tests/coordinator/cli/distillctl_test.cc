@@ -241,10 +241,59 @@ TEST_F(DistillctlTest, ListShowsJobs) {
   const ChildResult result = Run({"list", "--limit", "7"});
   EXPECT_EQ(result.exit_code, kExitOk) << result.err;
   EXPECT_THAT(result.out, AllOf(StartsWith("JOB  NAME"), HasSubstr("j-1  fashion  running"), Not(HasSubstr("\x1b"))));
-  EXPECT_EQ(service_.list_limit(), 7u);
+  EXPECT_EQ(service_.list_request().limit(), 7u);
+  EXPECT_EQ(service_.list_request().states_size(), 0);
   EXPECT_EQ(Run({"list", "-q"}).out, "j-1\n");
   const json answer = json::parse(Run({"--output", "json", "list"}).out);
   EXPECT_EQ(answer["jobs"][0]["state"], "JOB_STATE_RUNNING");
+}
+
+TEST_F(DistillctlTest, ListTakesStatesAndALimitTheCoordinatorKeeps) {
+  StartServer();
+  EXPECT_EQ(Run({"list", "--state", "running", "--state", "queued"}).exit_code, kExitOk);
+  EXPECT_THAT(service_.list_request().states(), ElementsAre(v1::JOB_STATE_RUNNING, v1::JOB_STATE_QUEUED));
+  EXPECT_EQ(Run({"list", "--limit", "1000"}).exit_code, kExitOk);
+  const ChildResult more = Run({"list", "--limit", "1001"});
+  EXPECT_EQ(more.exit_code, kExitUsage);
+  EXPECT_THAT(more.err, HasSubstr("1000"));
+  EXPECT_EQ(Run({"list", "--state", "training"}).exit_code, kExitUsage);
+}
+
+TEST_F(DistillctlTest, FilePrintsTheJobsFileWithItsOverrides) {
+  service_.Put(RunningJob());
+  service_.file.set_file_name("job.yaml");
+  service_.file.set_yaml("name: fashion\nseed: 1");
+  service_.file.add_overrides("seed=3");
+  service_.file.add_overrides("a=\x1b[2J\nforged: 1");
+  StartServer();
+  EXPECT_EQ(Run({"file", "j-1"}).out,
+            "# --set seed=3\n# --set a=\\x1b[2J\\nforged: 1\nname: fashion\nseed: 1\n");
+  const json answer = json::parse(Run({"file", "fashion", "-o", "json"}).out);
+  EXPECT_EQ(answer["yaml"], "name: fashion\nseed: 1");
+  EXPECT_EQ(answer["overrides"][0], "seed=3");
+  EXPECT_EQ(Run({"file", "none"}).exit_code, kExitNotFound);
+}
+
+TEST_F(DistillctlTest, ResultsTakesPatterns) {
+  for (const auto& [id, name] : {std::pair{"j-2", "kd-seed2"}, {"j-1", "kd-seed1"}, {"j-3", "scratch"}}) {
+    v1::Job job = SucceededJob();
+    job.set_id(id);
+    job.set_name(name);
+    service_.Put(job);
+  }
+  StartServer();
+  const auto jobs = [](const ChildResult& result) {
+    std::vector<std::string> ids;
+    const json answer = json::parse(result.out);
+    for (const json& entry : answer["results"]) ids.push_back(entry["job"]);
+    return ids;
+  };
+  // The list is newest first; results come in the order of submission, each job once.
+  EXPECT_THAT(jobs(Run({"results", "kd-*", "-o", "json"})), ElementsAre("j-1", "j-2"));
+  EXPECT_THAT(jobs(Run({"results", "scratch", "kd-seed?", "j-2", "-o", "json"})), ElementsAre("j-3", "j-1", "j-2"));
+  const ChildResult none = Run({"results", "cwd-*"});
+  EXPECT_EQ(none.exit_code, kExitNotFound);
+  EXPECT_THAT(none.err, HasSubstr("none of the newest 1000 jobs has an id or name like 'cwd-*'"));
 }
 
 TEST_F(DistillctlTest, DescribeShowsTheJob) {
@@ -774,12 +823,29 @@ TEST_F(DistillctlTest, ConfigFileIsBelowEnvironmentAndFlags) {
   EXPECT_THAT(typo.err, HasSubstr("cordinator"));
 }
 
-TEST_F(DistillctlTest, OutputThatDoesNotArriveIsAnError) {
-  service_.Put(RunningJob());
+// Whatever is asked for: exit code 1 and the cause, not that of some call since.
+TEST_F(DistillctlTest, OutputThatDoesNotArriveIsAnErrorWithItsCause) {
+  service_.Put(SucceededJob());
+  service_.PutEvent(1, "submitted");
+  v1::TapInfo* tap = service_.taps.add_taps();
+  tap->set_path("layer1");
   StartServer();
-  const ChildResult result = Run({"list"}, {.stdout_file = "/dev/full"});
-  EXPECT_EQ(result.exit_code, kExitInternal);
-  EXPECT_THAT(result.err, HasSubstr("cannot write to standard output"));
+  const std::string file = Write("job.yaml", "name: fashion\n");
+  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{
+           {"submit", file}, {"submit", file, "--dry-run"}, {"submit", file, "-q"}, {"submit", file, "--watch"},
+           {"list"}, {"list", "-q"}, {"describe", "j-1"}, {"watch", "j-1"}, {"logs", "j-1"}, {"logs", "-f", "j-1"},
+           {"cancel", "j-1"}, {"file", "j-1"}, {"fleet"}, {"taps", "fashion"}, {"history", "j-1"}, {"history", "--csv", "j-1"},
+           {"results", "j-1"}, {"report", "-o", "-", "j-1"}, {"completion", "bash"}, {"--help"}, {"--help-all"},
+           {"--version"}, {"watch", "--help"}}) {
+    for (const char* output : {"table", "json"}) {
+      std::vector<std::string> words = {"-o", output};
+      words.insert(words.end(), command.begin(), command.end());
+      const ChildResult result = Run(words, {.stdout_file = "/dev/full"});
+      EXPECT_EQ(result.exit_code, kExitInternal) << command[0] << " " << output << ": " << result.err;
+      EXPECT_THAT(result.err, HasSubstr("error: cannot write to standard output: No space left on device\n"))
+          << command[0] << " " << output;
+    }
+  }
 }
 
 // --- help, completion, documentation
@@ -825,16 +891,17 @@ TEST_F(CompletionTest, ScriptIsValidBash) {
 TEST_F(CompletionTest, CompletesCommandsFlagsAndValues) {
   EXPECT_EQ(Complete({"distillctl", "s"}), "submit\n");
   EXPECT_EQ(Complete({"distillctl", ""}),
-            "cancel\ncompletion\ndescribe\nfleet\nhistory\nlist\nlogs\nreport\nresults\nsubmit\ntaps\nwatch\n");
+            "cancel\ncompletion\ndescribe\nfile\nfleet\nhistory\nlist\nlogs\nreport\nresults\nsubmit\ntaps\nwatch\n");
   EXPECT_EQ(Complete({"distillctl", "submit", "--dry"}), "--dry-run\n");
   EXPECT_EQ(Complete({"distillctl", "submit", "--coord"}), "--coordinator\n");
   EXPECT_EQ(Complete({"distillctl", "fleet", "--dry"}), "\n");
   EXPECT_EQ(Complete({"distillctl", "--output", ""}), "json\ntable\n");
   EXPECT_EQ(Complete({"distillctl", "--output", "=", "j"}), "json\n");
   EXPECT_EQ(Complete({"distillctl", "--color", "al"}), "always\n");
+  EXPECT_EQ(Complete({"distillctl", "list", "--state", "f"}), "failed\n");
   EXPECT_EQ(Complete({"distillctl", "report", "j-1", "--f"}), "--force\n");
   // The value of a flag is no command.
-  EXPECT_EQ(Complete({"distillctl", "--timeout", "watch", "f"}), "fleet\n");
+  EXPECT_EQ(Complete({"distillctl", "--timeout", "watch", "f"}), "file\nfleet\n");
   EXPECT_EQ(Complete({"distillctl", "--timeout", "2"}), "\n");
 }
 
@@ -873,7 +940,7 @@ TEST_F(DistillctlTest, EveryCommandAndFlagIsDocumented) {
   for (const std::string& name : flags)
     EXPECT_THAT(docs.str(), HasSubstr("`" + name)) << "docs/cli.md does not mention " << name;
   for (const char* command : {"submit", "list", "describe", "watch", "logs", "cancel", "fleet", "taps", "history",
-                              "results", "report", "completion"}) {
+                              "results", "report", "completion", "file"}) {
     EXPECT_THAT(help.out, HasSubstr(StrCat("\n", command, "\n"))) << command;
     EXPECT_THAT(docs.str(), HasSubstr(StrCat("\n### `distillctl ", command))) << command;
   }

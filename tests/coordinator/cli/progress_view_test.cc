@@ -12,6 +12,7 @@
 namespace distill::cli {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -68,11 +69,39 @@ TEST(JobProgressTest, EtaFollowsTheRateAndTheAgeOfTheReport) {
   EXPECT_DOUBLE_EQ(*fresh.stage_seconds, 30);
   EXPECT_DOUBLE_EQ(*fresh.job_seconds, 830.0 / 21);
   EXPECT_DOUBLE_EQ(*EstimateEta(job, kSubmitted + 105).stage_seconds, 25);
-  // Not below zero, and no more than half a minute is taken off.
-  EXPECT_DOUBLE_EQ(*EstimateEta(job, kSubmitted + 1000).stage_seconds, 0);
-  EXPECT_DOUBLE_EQ(*EstimateEta(job, kSubmitted + 1000).job_seconds, 830.0 / 21 - 30);
+  // Not below zero.
+  v1::Job last = job;
+  last.mutable_progress()->set_step(1049);
+  EXPECT_DOUBLE_EQ(*EstimateEta(last, kSubmitted + 110).stage_seconds, 0);
   // A clock that is behind the reporter's does not add time.
   EXPECT_DOUBLE_EQ(*EstimateEta(job, kSubmitted).stage_seconds, 30);
+}
+
+// The newest rate is that of the past: a job that waits, or that nobody has heard of, has none.
+TEST(JobProgressTest, AStalledJobHasNoTimeLeftAndNoSpeed) {
+  const v1::Job running = RunningJob();
+  EXPECT_FALSE(IsStalled(running, kSubmitted + 119));
+  EXPECT_TRUE(IsStalled(running, kSubmitted + 121));
+  // A step of 100 images takes 50 s: two reports are a minute apart.
+  v1::Job slow = running;
+  slow.mutable_progress()->set_images_per_second(2);
+  EXPECT_FALSE(IsStalled(slow, kSubmitted + 260));
+  EXPECT_TRUE(IsStalled(slow, kSubmitted + 266));
+  v1::Job waiting = running;
+  waiting.set_wait(v1::JOB_WAIT_TEACHER);
+  waiting.set_reason("waiting for a teacher: none that is alive serves 'fashion'");
+  EXPECT_TRUE(IsStalled(waiting, kSubmitted + 101));
+  EXPECT_FALSE(IsStalled(QueuedJob(), kSubmitted + 1000));
+  EXPECT_FALSE(IsStalled(SucceededJob(), kSubmitted + 1000));
+  EXPECT_FALSE(EstimateEta(waiting, kSubmitted + 101).stage_seconds.has_value());
+  EXPECT_FALSE(EstimateEta(running, kSubmitted + 121).stage_seconds.has_value());
+  for (const auto& [job, now] : {std::pair{waiting, kSubmitted + 101}, {running, kSubmitted + 121}}) {
+    const std::string display = Joined(RenderProgress(job, now, "", kAscii));
+    EXPECT_THAT(display, AllOf(Not(HasSubstr("img/s")), Not(HasSubstr("eta"))));
+    EXPECT_THAT(PlainProgressLine(job, now), AllOf(Not(HasSubstr("img/s")), Not(HasSubstr("eta"))));
+  }
+  EXPECT_THAT(PlainProgressLine(waiting, kSubmitted + 101), HasSubstr(", waiting for a teacher: none that is alive"));
+  EXPECT_THAT(PlainProgressLine(running, kSubmitted + 121), HasSubstr(", stalled"));
 }
 
 TEST(JobProgressTest, NoEtaWithoutRateOrWhileNotRunning) {

@@ -13,6 +13,7 @@
 namespace distill::cli {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -68,10 +69,14 @@ TEST(JobViewTest, ListGolden) {
   *jobs.add_jobs() = RunningJob();
   *jobs.add_jobs() = QueuedJob();
   EXPECT_EQ(RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
-            "JOB  NAME     STATE      STAGE      DONE  ACCURACY  SUBMITTED             TIME\n"
+            "JOB  NAME     STATE      STAGE      DONE  ACCURACY  SUBMITTED             TIME  REASON\n"
             "j-1  fashion  succeeded  3/3        100%    91.52%  2099-01-01 00:00:00  3m10s\n"
             "j-1  fashion  running    2/3 whole   46%    88.12%  2099-01-01 00:00:00  1m30s\n"
-            "j-1  fashion  queued     1/3 mimic    0%         -  2099-01-01 00:00:00      -\n");
+            "j-1  fashion  queued     1/3 mimic    0%         -  2099-01-01 00:00:00      -  waiting for 2 students; 1 "
+            "is idle\n");
+  jobs.mutable_jobs(2)->set_reason(std::string(200, 'x'));
+  EXPECT_THAT(RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
+              HasSubstr("  " + std::string(57, 'x') + "...\n"));
   EXPECT_THAT(RenderJobList(v1::ListJobsResponse(), 0, kPlain), HasSubstr("no jobs"));
 }
 
@@ -95,6 +100,16 @@ TEST(JobViewTest, DescribeGolden) {
             "  #  STAGE    LOSS  ACCURACY  TIME  COMMITTED            CHECKPOINT\n"
             "  1  mimic  0.1234         -   32s  2099-01-01 00:00:42  /work/j-1/stage-0\n"
             "\n");
+  v1::Job stalled = RunningJob();
+  stalled.set_wait(v1::JOB_WAIT_TEACHER);
+  stalled.set_file_name("job.yaml");
+  EXPECT_THAT(RenderJob(stalled, kSubmitted + 105, kPlain, absl::UTCTimeZone()),
+              AllOf(HasSubstr("File       job.yaml\n"), Not(HasSubstr("images/s")),
+                    HasSubstr("Speed      none now, the newest report is 5.0s old\n")));
+  stalled.add_overrides("seed=3");
+  stalled.add_overrides("students=1");
+  EXPECT_THAT(RenderJob(stalled, kSubmitted + 105, kPlain, absl::UTCTimeZone()),
+              HasSubstr("File       job.yaml with seed=3, students=1\n"));
   const std::string done = RenderJob(SucceededJob(), kSubmitted + 999, kPlain, absl::UTCTimeZone());
   EXPECT_THAT(done, HasSubstr("Parameters student 77.4k, teacher 272k (1.07 MiB)\n"));
   EXPECT_THAT(done, HasSubstr("Weights    /work/j-1/student.safetensors (312 KiB)\n"));
@@ -150,6 +165,13 @@ TEST(FleetViewTest, Golden) {
       "\n"
       "coordinator 0.1.0 (cpu), start number 3\n");
   EXPECT_THAT(RenderFleet(v1::GetFleetResponse(), kPlain), HasSubstr("no workers"));
+  // The parameters of an archive are not counted, and what a teacher serves that goes or is gone is not offered.
+  model->set_parameters(0);
+  EXPECT_THAT(RenderFleet(fleet, kPlain), HasSubstr("input 1x28x28           -  1.07 MiB"));
+  for (const char* state : {"draining", "stopped", "lost"}) {
+    teacher->set_state(state);
+    EXPECT_THAT(RenderFleet(fleet, kPlain), AllOf(HasSubstr("teacher-0"), Not(HasSubstr("fashion-teacher")))) << state;
+  }
 }
 
 TEST(FleetViewTest, TapsGolden) {
