@@ -52,6 +52,7 @@ case $renew in
     fi
     # The folder is made private, so it must not be somebody else's.
     [ -z "$(ls -A "$folder" 2>/dev/null)" ] || die "$folder exists and is not empty; give a folder of its own"
+    [ "$days" -le "$ca_days" ] || die "certificates of $days days would outlive their authority of $ca_days; give fewer --days, or more --ca-days"
     ;;
   yes)
     if [ ! -f "$folder/ca.crt" ] || [ ! -f "$folder/ca.key" ]; then
@@ -83,6 +84,8 @@ hosts_of() {
 }
 
 for argument; do
+  # Lists of hosts are read by the line: what follows a line break would be lost, loopback included.
+  [[ $argument != *[[:cntrl:]]* ]] || die "${argument@Q} holds a line break or another control character"
   [[ ${argument%%=*} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "'${argument%%=*}' cannot be a NAME: letters, digits, '.', '-' and '_' only"
   alternative_names "${argument#*=}" >/dev/null
 done

@@ -59,6 +59,8 @@ refuses 'a folder with other files' 'not empty' used x
 check 'its mode stays' mode 755 used
 refuses 'no names' 'no NAME given' fresh
 refuses 'a bad host' "'a b' is neither a host name nor an IP address" fresh 'x=good.example,a b'
+refuses 'a line break between hosts' 'line break' fresh $'x=good.example\nother.example'
+refuses 'certificates that outlive the new authority' 'outlive their authority of 3650' --days 3651 fresh x
 refuses 'a bad name' "'../x' cannot be a NAME" fresh ../x
 refuses 'bad days' "'0'" --days 0 fresh x
 refuses 'an unknown option' '--wat' --wat fresh x
