@@ -5,11 +5,19 @@
 // (probes and scrapers go on as before). HttpRequest::tls tells a handler which it was; what must not travel in the
 // clear is the handler's business.
 //
-// One thread named "http". Handlers run on it: they must be quick and must not block; an exception they throw becomes a
-// 500. What may block (files on a network's disk) is left to HttpResponse::later and HttpResponse::file, which use a
-// second thread, "http-files", made when it is first needed: probes and scrapes are answered whatever it waits for.
+// One thread named "http". Handlers run on it: they must be quick and must not block, nor take a lock that anybody
+// holds while he waits for a disk; an exception they throw becomes a 500. What may block is left to HttpResponse::later
+// and HttpResponse::file, which use further threads, made when they are first needed (HttpLane). So probes and scrapes
+// are answered whatever the others wait for.
+//
+// Nor can others take the connections away: every connection is accepted, and when there are too many, an older one is
+// closed for it. That is one that waits for a request; if there is none, one that does not take its answer; and last,
+// one whose answer is still being made. Among these it is the one that has been so for the longest time, of the address
+// that has the most connections. A peer that sends its request when it has connected is therefore answered, however
+// many connections others hold.
+//
 // Malformed requests get 400, header sections over the limit 431, a request body over the limit 413; then the
-// connection is closed. Connections above the limit wait in the kernel's queue until another one ends.
+// connection is closed.
 #ifndef DISTILL_COMMON_HTTP_HTTP_SERVER_H_
 #define DISTILL_COMMON_HTTP_HTTP_SERVER_H_
 
@@ -56,6 +64,14 @@ class HttpFile {
   uint64_t offset_, left_;
 };
 
+// Where work that may block is done: one thread each, one piece after another.
+enum class HttpLane {
+  kState,  // "http-state": locks that are held while a store writes. The server waits for it when it stops.
+  // "http-files": files on volumes that may hang. When the server stops while one does, the thread is left to itself,
+  // so that what runs here must own all it touches.
+  kFiles,
+};
+
 struct HttpResponse {
   int status = 200;
   std::string content_type = "text/plain; charset=utf-8";
@@ -64,17 +80,25 @@ struct HttpResponse {
   // Sent instead of `body`, never in memory as a whole. When it cannot be read to its end, the connection is closed, by
   // which the client sees that the answer is cut off.
   std::shared_ptr<HttpFile> file;
-  // When set, all else in here is ignored: it is called on the thread "http-files", where it may block, and its result
-  // (whose own `later` is ignored) is the answer.
+  // When set, all else in here is ignored: it is called on the thread of `lane`, where it may block, and its result
+  // (which may have a `later` of its own) is the answer. 503 instead when that takes longer than HttpLimits::later,
+  // when too many wait there already, or when the thread hangs; what has not begun by then is never called, nor is it
+  // when the peer has gone.
   std::function<HttpResponse()> later;
+  HttpLane lane = HttpLane::kFiles;
 };
 using HttpHandler = std::function<HttpResponse(const HttpRequest&)>;
 
 struct HttpLimits {
   size_t header_bytes = 16 << 10;
   size_t body_bytes = 16 << 10;
-  std::chrono::milliseconds idle{30000};  // a connection that sends or takes nothing for so long is closed
-  size_t connections = 64;
+  std::chrono::milliseconds first{5000};  // a new connection must have sent a whole request by then
+  std::chrono::milliseconds idle{
+      30000};  // one that sends no further request, or takes no answer, for so long is closed
+  std::chrono::milliseconds later{10000};  // what a piece of HttpResponse::later or of a file may take
+  std::chrono::milliseconds stop{2000};    // how long the end waits for files that hang
+  size_t connections = 256;                // at a time; each takes a file descriptor and up to some 100 KiB
+  size_t waiting = 128;                    // pieces of work that wait in a lane
 };
 
 // A server's certificate chain and private key, PEM. Empty: plain HTTP only.
@@ -86,7 +110,8 @@ struct HttpTls {
 class HttpServer {
  public:
   // Routes: exact path, or a prefix ending in "/*" (the longest wins; an exact path wins over any); "POST /path" takes
-  // the posts to an exact path. Unknown paths get 404, other methods 405. kUnavailable: the port is in use;
+  // the posts to an exact path. Unknown paths get 404, other methods 405. "localhost" listens on 127.0.0.1 and, where
+  // there is IPv6, on ::1; another name on all its addresses. kUnavailable: the port is in use;
   // kInvalidArgument: bad address, or not one of this machine; certificate or key that cannot be used.
   static StatusOr<std::unique_ptr<HttpServer>> Start(const std::string& listen,
                                                      std::map<std::string, HttpHandler> routes,

@@ -14,17 +14,6 @@
 #include "common/str_cat.h"
 
 namespace distill::web {
-namespace {
-
-int HexDigit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-}  // namespace
-
 std::string_view CookieValue(std::string_view header, std::string_view name) {
   while (!header.empty()) {
     const size_t end = std::min(header.find(';'), header.size());
@@ -33,27 +22,6 @@ std::string_view CookieValue(std::string_view header, std::string_view name) {
     if (pair.size() > name.size() && pair.starts_with(name) && pair[name.size()] == '=') {
       return pair.substr(name.size() + 1);
     }
-  }
-  return "";
-}
-
-std::string FormField(std::string_view body, std::string_view name) {
-  while (!body.empty()) {
-    const size_t end = std::min(body.find('&'), body.size());
-    const std::string_view pair = body.substr(0, end);
-    body.remove_prefix(std::min(end + 1, body.size()));
-    if (pair.size() <= name.size() || !pair.starts_with(name) || pair[name.size()] != '=') continue;
-    const std::string_view text = pair.substr(name.size() + 1);
-    std::string value;
-    for (size_t i = 0; i < text.size(); ++i) {
-      if (text[i] == '%' && i + 2 < text.size() && HexDigit(text[i + 1]) >= 0 && HexDigit(text[i + 2]) >= 0) {
-        value.push_back(static_cast<char>(HexDigit(text[i + 1]) * 16 + HexDigit(text[i + 2])));
-        i += 2;
-      } else {
-        value.push_back(text[i] == '+' ? ' ' : text[i]);
-      }
-    }
-    return value;
   }
   return "";
 }

@@ -53,8 +53,6 @@ class Login {
 
 // The value of a cookie in a Cookie header; "" when there is none.
 std::string_view CookieValue(std::string_view header, std::string_view name);
-// The field of a form sent as application/x-www-form-urlencoded, decoded; "" when there is none.
-std::string FormField(std::string_view body, std::string_view name);
 
 }  // namespace distill::web
 

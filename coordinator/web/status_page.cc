@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/http/form.h"
 #include "common/log.h"
 #include "common/rpc/address.h"
 #include "common/str_cat.h"
@@ -24,6 +25,14 @@ constexpr std::string_view kFiles = "/files/";
 
 // Nothing but our own files runs, nothing frames us, and no address leaks to other sites.
 void AddSecurityHeaders(HttpResponse* response) {
+  if (response->later != nullptr) {
+    response->later = [later = std::move(response->later)] {
+      HttpResponse made = later();
+      AddSecurityHeaders(&made);
+      return made;
+    };
+    return;
+  }
   response->headers["Content-Security-Policy"] =
       "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
       "form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -39,8 +48,10 @@ HttpResponse GoTo(const std::string& path) {
   return {.status = 303, .body = "", .headers = {{"Location", path}, {"Cache-Control", "no-store"}}};
 }
 
-// Used on the HTTP server's thread alone.
-class StatusPage {
+// What a handler does at once, it does on the HTTP server's thread, which must not wait: who asks, and the page's own
+// files. What asks the coordinator, whose locks are held while its store writes, is left to HttpLane::kState; files of
+// jobs to HttpLane::kFiles. Both use constant members only.
+class StatusPage : public std::enable_shared_from_this<StatusPage> {
  public:
   StatusPage(Coordinator* coordinator, const StatusPageOptions& options)
       : coordinator_(coordinator), options_(options), login_(options.token) {
@@ -80,29 +91,24 @@ class StatusPage {
     if (std::optional<HttpResponse> refused = RefuseData(request)) return *std::move(refused);
     const std::string_view path = std::string_view(request.path).substr(kApi.size());
     constexpr std::string_view kJobs = "jobs/", kList = "/files";
+    if (path == "session") return WithDate(Session(request));
+    std::string files_of;
     if (path.starts_with(kJobs) && path.ends_with(kList) && path.size() > kJobs.size() + kList.size()) {
-      return ListFiles(std::string(path.substr(kJobs.size(), path.size() - kJobs.size() - kList.size())), request);
+      files_of = path.substr(kJobs.size(), path.size() - kJobs.size() - kList.size());
     }
-    HttpResponse response = path == "session" ? Session(request) : AnswerApi(coordinator_, path, request);
-    // By this the page knows the coordinator's clock, to which all times in the answers belong.
-    response.headers["Date"] = ToStd(absl::FormatTime(
-        "%a, %d %b %Y %H:%M:%S GMT", absl::FromUnixSeconds(static_cast<int64_t>(Now())), absl::UTCTimeZone()));
-    return response;
+    return {.later =
+                [self = shared_from_this(), path = std::string(path), files_of, request] {
+                  if (!files_of.empty()) return self->ListFiles(files_of, request);
+                  return self->WithDate(AnswerApi(self->coordinator_, path, request));
+                },
+            .lane = HttpLane::kState};
   }
 
   HttpResponse File(const HttpRequest& request) {
     if (std::optional<HttpResponse> refused = RefuseData(request)) return *std::move(refused);
     if (options_.files_dir.empty()) return NoFiles();
-    const std::string_view rest = std::string_view(request.path).substr(kFiles.size());
-    const std::string job(rest.substr(0, rest.find('/')));
-    // Folders of jobs that this coordinator knows, and no others; by id, as the folders are called.
-    const StatusOr<JobRecord> known = coordinator_->Get(job);
-    if (!known.ok() || known->id != job || rest.size() <= job.size()) {
-      return JsonError(404, "no such file: files have addresses like /files/JOB/student.safetensors, JOB being an id");
-    }
-    return {.later = [folder = options_.files_dir, job, path = std::string(rest.substr(job.size() + 1)), request] {
-      return SendJobFile(folder, job, path, request);
-    }};
+    return {.later = [self = shared_from_this(), request] { return self->FileOfJob(request); },
+            .lane = HttpLane::kState};
   }
 
   HttpResponse LoginForm(const HttpRequest& request) {
@@ -114,7 +120,7 @@ class StatusPage {
   HttpResponse LogIn(const HttpRequest& request) {
     if (const std::string refusal = RefusalFor(request); !refusal.empty()) return Text(403, refusal);
     if (!login_.required()) return GoTo("/");
-    switch (login_.CheckToken(FormField(request.body, "token"), request.peer, Now())) {
+    switch (login_.CheckToken(ParseForm(request.body)["token"], request.peer, Now())) {
       case Login::Verdict::kAllowed: {
         HttpResponse response = GoTo("/");
         response.headers["Set-Cookie"] = login_.MakeCookie(request.tls, Now());
@@ -137,6 +143,13 @@ class StatusPage {
 
  private:
   double Now() const { return options_.now ? options_.now() : absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()); }
+
+  // By this the page knows the coordinator's clock, to which all times in the answers belong.
+  HttpResponse WithDate(HttpResponse response) const {
+    response.headers["Date"] = ToStd(absl::FormatTime(
+        "%a, %d %b %Y %H:%M:%S GMT", absl::FromUnixSeconds(static_cast<int64_t>(Now())), absl::UTCTimeZone()));
+    return response;
+  }
 
   // Why this request is not answered at all; "" when it is.
   std::string RefusalFor(const HttpRequest& request) const {
@@ -188,7 +201,21 @@ class StatusPage {
                      "students' --work-dir");
   }
 
-  HttpResponse ListFiles(const std::string& job, const HttpRequest& request) {
+  // On HttpLane::kState, as the next.
+  HttpResponse FileOfJob(const HttpRequest& request) const {
+    const std::string_view rest = std::string_view(request.path).substr(kFiles.size());
+    const std::string job(rest.substr(0, rest.find('/')));
+    // Folders of jobs that this coordinator knows, and no others; by id, as the folders are called.
+    const StatusOr<JobRecord> known = coordinator_->Get(job);
+    if (!known.ok() || known->id != job || rest.size() <= job.size()) {
+      return JsonError(404, "no such file: files have addresses like /files/JOB/student.safetensors, JOB being an id");
+    }
+    return {.later = [folder = options_.files_dir, job, path = std::string(rest.substr(job.size() + 1)), request] {
+      return SendJobFile(folder, job, path, request);
+    }};
+  }
+
+  HttpResponse ListFiles(const std::string& job, const HttpRequest& request) const {
     if (options_.files_dir.empty()) return NoFiles();
     const StatusOr<JobRecord> known = coordinator_->Get(job);
     if (!known.ok()) return AnswerApi(coordinator_, StrCat("jobs/", job), request);
@@ -263,14 +290,7 @@ std::map<std::string, HttpHandler> StatusPageRoutes(Coordinator* coordinator, co
   const auto route = [&](HttpResponse (StatusPage::*answer)(const HttpRequest&)) -> HttpHandler {
     return [page, answer](const HttpRequest& request) {
       HttpResponse response = (*page.*answer)(request);
-      AddSecurityHeaders(&response);
-      if (response.later != nullptr) {
-        response.later = [later = std::move(response.later)] {
-          HttpResponse made = later();
-          AddSecurityHeaders(&made);
-          return made;
-        };
-      }
+      AddSecurityHeaders(&response);  // also to what comes later
       return response;
     };
   };

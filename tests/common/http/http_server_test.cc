@@ -2,9 +2,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <deque>
 #include <future>
 #include <memory>
 #include <stdexcept>
@@ -19,6 +23,7 @@ namespace distill {
 namespace {
 
 using testing::AllOf;
+using testing::AnyOf;
 using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
@@ -147,25 +152,82 @@ TEST(HttpServerTest, PipelinedRequestsAreAnsweredInOrder) {
   EXPECT_THAT(client.Receive(), EndsWith("job /jobs/2"));
 }
 
-TEST(HttpServerTest, IdleConnectionsAreClosed) {
-  auto server = MustStart({.idle = std::chrono::milliseconds(50)});
-  HttpTestClient silent(server->port()), half(server->port());
+TEST(HttpServerTest, ConnectionsThatSendNoRequestAreClosedSoon) {
+  auto server = MustStart({.first = std::chrono::milliseconds(50)});
+  HttpTestClient silent(server->port()), half(server->port()), asked(server->port());
+  asked.Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
   half.Send("GET /hello HTT");
   EXPECT_TRUE(silent.ClosedByServer());
   EXPECT_TRUE(half.ClosedByServer());
+  EXPECT_THAT(asked.Receive(), EndsWith("hello\n"));
+  asked.Send("GET /jobs/2 HTTP/1.1\r\nHost: t\r\n\r\n");  // this one has more time
+  EXPECT_THAT(asked.Receive(), EndsWith("job /jobs/2"));
 }
 
-TEST(HttpServerTest, ConnectionsAboveTheLimitWait) {
-  auto server = MustStart({.connections = 2});
-  auto first = std::make_unique<HttpTestClient>(server->port());
-  HttpTestClient second(server->port()), third(server->port());
-  for (HttpTestClient* client : {first.get(), &second}) {
-    client->Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
-    EXPECT_THAT(client->Receive(), StartsWith("HTTP/1.1 200 "));
+TEST(HttpServerTest, IdleConnectionsAreClosed) {
+  auto server = MustStart({.idle = std::chrono::milliseconds(50)});
+  HttpTestClient idle(server->port());
+  idle.Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_THAT(idle.Receive(), EndsWith("hello\n"));
+  EXPECT_TRUE(idle.ClosedByServer());
+}
+
+// Before, 64 of them were enough, and the kernel's queue kept as many others as it holds.
+TEST(HttpServerTest, HoweverManyConnectionsSilenceNoProbe) {
+  rlimit files{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &files), 0);
+  files.rlim_cur = files.rlim_max;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
+  auto server = MustStart();
+  std::deque<HttpTestClient> held;  // none closes by itself
+  const size_t most = std::min<size_t>(6000, files.rlim_max / 2);
+  for (size_t i = 0; i < most; ++i) {
+    HttpTestClient& client = held.emplace_back(server->port());
+    ASSERT_TRUE(client.connected()) << i;
+    if (i % 3 == 1) client.Send("GET /hello HTTP/1.1\r\nX-Drip: ");
+    if (i % 3 == 2) client.Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");  // and keeps the connection
+    if (i % 500 == 499) {
+      EXPECT_THAT(HttpGet(server->port(), "/hello"), EndsWith("hello\n")) << i;
+    }
   }
-  third.Send("GET /jobs/3 HTTP/1.1\r\nHost: t\r\n\r\n");
-  first.reset();  // makes room
-  EXPECT_THAT(third.Receive(), EndsWith("job /jobs/3"));
+  EXPECT_THAT(HttpGet(server->port(), "/hello"), EndsWith("hello\n"));
+}
+
+TEST(HttpServerTest, WhoHoldsTheMostConnectionsLosesTheIdlest) {
+  auto server = MustStart({.connections = 4});
+  const auto connect = [&](const char* from) {
+    auto client = std::make_unique<HttpTestClient>(server->port(), from);
+    client->Send("GET /hello HTTP/1.1\r\nHost: t\r\n\r\n");
+    EXPECT_THAT(client->Receive(), EndsWith("hello\n"));
+    return client;
+  };
+  const auto ask = [&](HttpTestClient* client) {
+    client->Send("GET /jobs/1 HTTP/1.1\r\nHost: t\r\n\r\n");
+    return client->Receive();
+  };
+  const auto other = connect("127.0.0.2");  // idle for the longest time
+  const auto first = connect("127.0.0.1"), second = connect("127.0.0.1"), third = connect("127.0.0.1");
+  EXPECT_THAT(ask(first.get()), EndsWith("job /jobs/1"));  // now the second is idle the longest
+  const auto fourth = connect("127.0.0.1");
+  EXPECT_TRUE(second->ClosedByServer());
+  for (HttpTestClient* client : {other.get(), first.get(), third.get(), fourth.get()}) {
+    EXPECT_THAT(ask(client), EndsWith("job /jobs/1"));
+  }
+}
+
+TEST(HttpServerTest, NameOfTheMachineItselfMeansBothAddresses) {
+  auto server = HttpServer::Start("localhost:0", Routes());
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_EQ((*server)->address(), "localhost:" + std::to_string((*server)->port()));
+  EXPECT_THAT(HttpGet((*server)->port(), "/hello"), EndsWith("hello\n"));  // 127.0.0.1
+  const int six = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in6 own{.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+  if (six >= 0 && bind(six, reinterpret_cast<sockaddr*>(&own), sizeof own) == 0) {
+    sockaddr_in6 to{.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+    to.sin6_port = htons(static_cast<uint16_t>((*server)->port()));
+    EXPECT_EQ(connect(six, reinterpret_cast<sockaddr*>(&to), sizeof to), 0) << "IPv6";
+  }
+  close(six);
 }
 
 TEST(HttpServerTest, StopClosesOpenConnections) {
@@ -368,6 +430,129 @@ TEST(HttpServerTest, WhatBlocksHoldsUpNobodyElse) {
   release.set_value();
   EXPECT_THAT(slow.Receive(), EndsWith("at last"));
   EXPECT_THAT(waiting.Receive(), EndsWith("at last"));
+}
+
+// Handlers that hang until the test ends. What they touch is shared: a thread may outlive the server.
+struct Hang {
+  std::promise<void> release;
+  std::shared_future<void> released = release.get_future().share();
+  std::shared_ptr<std::atomic<int>> begun = std::make_shared<std::atomic<int>>(0);
+
+  HttpHandler Handler(HttpLane lane) const {
+    return [*this, lane](const HttpRequest&) {
+      return HttpResponse{.later =
+                              [begun = begun, released = released] {
+                                ++*begun;
+                                released.wait();
+                                return HttpResponse{.body = "at last"};
+                              },
+                          .lane = lane};
+    };
+  }
+  void AwaitBegun(int count) const {
+    while (*begun < count) std::this_thread::yield();
+  }
+
+  Hang() = default;
+  Hang(const Hang& other) : released(other.released), begun(other.begun) {}
+};
+std::string Ask(HttpTestClient* client, const std::string& path) {
+  client->Send("GET " + path + " HTTP/1.1\r\nHost: test\r\n\r\n");
+  return client->Receive();
+}
+
+TEST(HttpServerTest, AVolumeThatHangsGives503AndHoldsUpNeitherOthersNorTheEnd) {
+  Hang hang;
+  auto server = HttpServer::Start("127.0.0.1:0",
+                                  {{"/files", hang.Handler(HttpLane::kFiles)},
+                                   {"/state",
+                                    [](const HttpRequest&) {
+                                      return HttpResponse{.later = [] { return HttpResponse{.body = "state\n"}; },
+                                                          .lane = HttpLane::kState};
+                                    }},
+                                   {"/hello", [](const HttpRequest&) { return HttpResponse{.body = "hello\n"}; }}},
+                                  {.later = std::chrono::milliseconds(100), .stop = std::chrono::milliseconds(50)});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  for (int i = 0; i < 300; ++i) {  // more than there may be connections, most of them at once
+    HttpTestClient client(port);
+    EXPECT_THAT(Ask(&client, "/files"), AllOf(StartsWith("HTTP/1.1 503 "), HasSubstr("Retry-After: 5\r\n"))) << i;
+    EXPECT_THAT(Ask(&client, "/state"), EndsWith("state\n"));
+    EXPECT_THAT(Ask(&client, "/hello"), EndsWith("hello\n"));
+  }
+  EXPECT_EQ(*hang.begun, 1);
+  server->reset();  // comes back although it hangs still
+  hang.release.set_value();
+}
+
+TEST(HttpServerTest, OnlySoManyWaitForALane) {
+  Hang hang;
+  auto server = HttpServer::Start("127.0.0.1:0", {{"/files", hang.Handler(HttpLane::kFiles)}}, {.waiting = 2});
+  ASSERT_TRUE(server.ok()) << server.status();
+  std::deque<HttpTestClient> clients;
+  for (int i = 0; i < 4; ++i) {
+    HttpTestClient& client = clients.emplace_back((*server)->port());
+    client.Send("GET /files HTTP/1.1\r\nHost: test\r\n\r\n");
+    if (i == 0) hang.AwaitBegun(1);
+  }
+  // Which of the three that came later finds no place depends on the kernel.
+  hang.release.set_value();
+  int refused = 0;
+  for (HttpTestClient& client : clients) {
+    const std::string answer = client.Receive();
+    refused += answer.starts_with("HTTP/1.1 503 ");
+    EXPECT_THAT(answer, AnyOf(StartsWith("HTTP/1.1 503 "), EndsWith("at last")));
+  }
+  EXPECT_LE(refused, 1);
+}
+
+TEST(HttpServerTest, NothingIsMadeForAPeerThatHasGone) {
+  Hang hang;
+  auto server = HttpServer::Start("127.0.0.1:0", {{"/files", hang.Handler(HttpLane::kFiles)}}, {.waiting = 1});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const int port = (*server)->port();
+  HttpTestClient running(port);
+  running.Send("GET /files HTTP/1.1\r\nHost: test\r\n\r\n");
+  hang.AwaitBegun(1);
+  auto gone = std::make_unique<HttpTestClient>(port);
+  gone->Send("GET /files HTTP/1.1\r\nHost: test\r\n\r\n");
+  // Holds the lane's only place, as soon as a further one is refused ...
+  HttpTestClient further(port);
+  while (true) {
+    further.Send("GET /files HTTP/1.1\r\nHost: test\r\n\r\n");
+    if (further.Receive().starts_with("HTTP/1.1 503 ")) break;
+    FAIL() << "the lane took more than it may";
+  }
+  // ... until it is noticed that it has gone.
+  gone.reset();
+  HttpTestClient last(port);
+  while (true) {
+    last.Send("GET /files HTTP/1.1\r\nHost: test\r\n\r\n");
+    HttpGet(port, "/nothing");  // what came before this has been looked at
+    if (!last.HasAnswer()) break;
+    EXPECT_THAT(last.Receive(), StartsWith("HTTP/1.1 503 "));
+  }
+  hang.release.set_value();
+  EXPECT_THAT(last.Receive(), EndsWith("at last"));
+  EXPECT_THAT(running.Receive(), EndsWith("at last"));
+  EXPECT_EQ(*hang.begun, 2);
+}
+
+TEST(HttpServerTest, ALaneMayHandOnToAnother) {
+  auto server = HttpServer::Start("127.0.0.1:0", {{"/both", [](const HttpRequest&) {
+                                                     return HttpResponse{.later =
+                                                                             [] {
+                                                                               return HttpResponse{.later = [] {
+                                                                                 char name[16];
+                                                                                 pthread_getname_np(pthread_self(),
+                                                                                                    name, sizeof name);
+                                                                                 return HttpResponse{.body = name};
+                                                                               }};
+                                                                             },
+                                                                         .lane = HttpLane::kState};
+                                                   }}});
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(HttpGet((*server)->port(), "/both"), EndsWith("http-files"));
 }
 
 TEST(HttpServerTest, StopEndsFilesThatAreOnTheirWay) {

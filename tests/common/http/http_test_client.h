@@ -17,7 +17,15 @@ namespace distill {
 
 class HttpTestClient {
  public:
-  explicit HttpTestClient(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  // `from` is another loopback address, as if from another machine.
+  explicit HttpTestClient(int port, const char* from = "127.0.0.1")
+      : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in self{};
+    self.sin_family = AF_INET;
+    inet_pton(AF_INET, from, &self.sin_addr);
+    const int late = 1;  // the port is chosen when connecting, so that the same may lead to several servers
+    setsockopt(fd_, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &late, sizeof late);
+    EXPECT_EQ(bind(fd_, reinterpret_cast<sockaddr*>(&self), sizeof self), 0) << from;
     sockaddr_in to{};
     to.sin_family = AF_INET;
     to.sin_port = htons(static_cast<uint16_t>(port));
@@ -68,6 +76,11 @@ class HttpTestClient {
       }
       bytes += n;
     }
+  }
+  // Whether Receive() would find something at once.
+  bool HasAnswer() {
+    char byte;
+    return !pending_.empty() || recv(fd_, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0;
   }
   // Waits until the server closes; true if it did so without sending more.
   bool ClosedByServer() { return pending_.empty() && !Fill() && pending_.empty() && closed_; }

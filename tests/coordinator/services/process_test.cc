@@ -4,13 +4,18 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <deque>
 #include <filesystem>
 #include <sstream>
 
 #include "common/exit_codes.h"
+#include "tests/common/http/http_test_client.h"
+#include "tests/common/rpc/big_message.h"
 #include "tests/harness/process.h"
 
 namespace distill {
@@ -49,20 +54,9 @@ class CoordinatorProcessTest : public ::testing::Test {
     }
     return "";
   }
+  static int PortOf(const std::string& address) { return std::stoi(address.substr(address.rfind(':') + 1)); }
   static std::string HttpGet(const std::string& address, const std::string& path) {
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in to{};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1))));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-    const std::string request = "GET " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
-    std::string answer;
-    char buffer[4096];
-    for (ssize_t n; (n = read(fd, buffer, sizeof buffer)) > 0;) answer.append(buffer, static_cast<size_t>(n));
-    close(fd);
-    return answer;
+    return distill::HttpGet(PortOf(address), path);
   }
   // Exit code of a run that is expected to end by itself; its output is in error_.
   int Run(std::vector<std::string> argv) {
@@ -120,6 +114,62 @@ TEST_F(CoordinatorProcessTest, TheStatusPageIsServedOnLoopbackAndRefusedElsewher
   EXPECT_THAT(ReadFileOrEmpty(dir_ / "open.ready.log"), HasSubstr("the status page is not served on 0.0.0.0:0"));
   const std::string insecure = start("insecure.ready", "0.0.0.0:0", {"--insecure"});
   EXPECT_EQ(get(insecure, "/api/v1/jobs"), "HTTP/1.1 200 OK");
+}
+
+// What the kubelet and Prometheus ask, while so many look at the page; then also while somebody holds as many
+// connections as he can.
+TEST_F(CoordinatorProcessTest, ProbesAnswerWhileTwoHundredLookAtThePage) {
+  rlimit files{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &files), 0);
+  files.rlim_cur = files.rlim_max;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
+  auto process = Start("ready");
+  const int port = PortOf(Ready("ready", "http"));
+  const auto expect_probes = [&] {
+    for (const char* path : {"/healthz", "/readyz", "/metrics"}) {
+      EXPECT_THAT(distill::HttpGet(port, path), HasSubstr("200 OK")) << path;
+    }
+  };
+  // Two connections each, kept; the page asks for these every two seconds, here without a pause. A browser connects
+  // anew when a connection that it has kept was closed.
+  std::deque<std::unique_ptr<HttpTestClient>> viewers(2 * 200);
+  int answered = 0;
+  for (int round = 0; round < 4; ++round) {
+    for (size_t i = 0; i < viewers.size(); ++i) {
+      const std::string request =
+          std::string("GET /api/v1/") + (i % 2 == 0 ? "jobs" : "fleet") + " HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+      std::string answer;
+      if (viewers[i] != nullptr) {
+        viewers[i]->Send(request);
+        answer = viewers[i]->Receive();
+      }
+      if (answer.empty()) {
+        viewers[i] = std::make_unique<HttpTestClient>(port);
+        viewers[i]->Send(request);
+        answer = viewers[i]->Receive();
+      }
+      answered += answer.starts_with("HTTP/1.1 200 ");
+      if (i % 100 == 99) expect_probes();
+    }
+  }
+  EXPECT_EQ(answered, 4 * static_cast<int>(viewers.size()));
+  std::deque<HttpTestClient> silent;
+  for (size_t i = std::min<size_t>(5000, files.rlim_max / 2); i > 0; --i) silent.emplace_back(port);
+  expect_probes();
+  process->Signal(SIGTERM);
+  EXPECT_EQ(process->Wait(seconds(30)), kExitTerminated);
+}
+
+TEST_F(CoordinatorProcessTest, ABombInAHealthCheckIsNotUnpacked) {
+  auto process = Start("ready");
+  const std::string address = Ready("ready", "address"), pid = std::to_string(process->pid());
+  ResetPeakMemory(pid);
+  const int before = PeakMemory(pid);
+  for (const char* method : {"/grpc.health.v1.Health/Check", "/distill.v1.JobService/SubmitJob"}) {
+    EXPECT_FALSE(SendZeros(address, method, 128, true).ok());
+  }
+  EXPECT_LT(PeakMemory(pid) - before, 50) << "MiB";
+  EXPECT_TRUE(process->Running());
 }
 
 TEST_F(CoordinatorProcessTest, ASecondOneOnTheSameStateTakesOverAndTheFirstStops) {

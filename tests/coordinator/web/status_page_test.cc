@@ -214,7 +214,7 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   EXPECT_EQ(job["done_steps"], 117);
   EXPECT_EQ(job["stage"], 1);
   ASSERT_TRUE(coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 1, .accuracy = 0.75}).ok());
-  ASSERT_TRUE(coordinator_->FinishJob("s0", id, 1, {.safetensors = "w", .student_accuracy = 0.75}).ok());
+  ASSERT_TRUE(coordinator_->FinishJob({"s0", "1"}, id, 1, {.safetensors = "w", .student_accuracy = 0.75}).ok());
   job = Api("jobs")["jobs"].at(0);
   EXPECT_EQ(job["state"], "succeeded");
   EXPECT_EQ(job["done_steps"], 217);
