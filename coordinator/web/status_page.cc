@@ -118,7 +118,7 @@ class StatusPage : public std::enable_shared_from_this<StatusPage> {
   }
 
   HttpResponse LogIn(const HttpRequest& request) {
-    if (const std::string refusal = RefusalFor(request); !refusal.empty()) return Text(403, refusal);
+    if (const std::string refusal = RefusalForPost(request); !refusal.empty()) return Text(403, refusal);
     if (!login_.required()) return GoTo("/");
     switch (login_.CheckToken(ParseForm(request.body)["token"], request.peer, Now())) {
       case Login::Verdict::kAllowed: {
@@ -135,7 +135,7 @@ class StatusPage : public std::enable_shared_from_this<StatusPage> {
   }
 
   HttpResponse LogOut(const HttpRequest& request) {
-    if (const std::string refusal = RefusalFor(request); !refusal.empty()) return Text(403, refusal);
+    if (const std::string refusal = RefusalForPost(request); !refusal.empty()) return Text(403, refusal);
     HttpResponse response = GoTo(login_.required() ? "/login" : "/");
     response.headers["Set-Cookie"] = Login::ClearCookie(request.tls);
     return response;
@@ -168,6 +168,16 @@ class StatusPage : public std::enable_shared_from_this<StatusPage> {
       }
     }
     return "";
+  }
+
+  // A form on another site could log the visitor out, or have his address wait by sending wrong tokens from it. Browsers
+  // say where a request comes from.
+  std::string RefusalForPost(const HttpRequest& request) const {
+    const auto site = request.headers.find("sec-fetch-site");
+    if (site != request.headers.end() && site->second != "same-origin" && site->second != "none") {
+      return "forms of other sites are not answered";
+    }
+    return RefusalFor(request);
   }
 
   // Why data is not given to this request; nullopt when it is.

@@ -644,6 +644,22 @@ TEST_F(StatusPageTest, LogsInAndOutWithTheForm) {
   EXPECT_EQ(Get("/api/v1/jobs", cookie).status, 401) << "the session has ended";
 }
 
+TEST_F(StatusPageTest, FormsOfOtherSitesNeitherLogOutNorMakeAnybodyWait) {
+  Serve({.token = "secret"});
+  for (const char* site : {"cross-site", "same-site"}) {
+    const std::string from = std::string("Sec-Fetch-Site: ") + site + "\r\n";
+    for (int i = 0; i < 10; ++i) EXPECT_EQ(Send("POST", "/login", from, "token=guess").status, 403);
+    const Answer out = Send("POST", "/logout", from);
+    EXPECT_EQ(out.status, 403);
+    EXPECT_FALSE(out.headers.contains("set-cookie"));
+  }
+  for (const char* site : {"same-origin", "none"}) {
+    const std::string from = std::string("Sec-Fetch-Site: ") + site + "\r\n";
+    EXPECT_EQ(Send("POST", "/login", from, "token=secret").status, 303) << site;
+    EXPECT_EQ(Send("POST", "/logout", from).status, 303) << site;
+  }
+}
+
 TEST_F(StatusPageTest, GuessingIsSlowedDown) {
   Serve({.token = "secret"});
   for (int i = 0; i < 5; ++i) EXPECT_EQ(Send("POST", "/login", "", "token=guess").status, 401);
