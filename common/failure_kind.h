@@ -1,5 +1,5 @@
-// Whose fault a failure is, as far as the one that sees it can tell, carried by its Status: what becomes of a job hangs on
-// it, and only the place where the error comes up knows it.
+// Whose fault a failure is, as far as the one that sees it can tell, carried by its Status: what becomes of a job hangs
+// on it, and only the place where the error comes up knows it.
 #ifndef DISTILL_COMMON_FAILURE_KIND_H_
 #define DISTILL_COMMON_FAILURE_KIND_H_
 

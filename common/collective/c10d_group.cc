@@ -166,9 +166,8 @@ class C10dGroup : public CollectiveGroup {
     const Status status = backend_->Check();
     if (!status.ok()) {
       Abort();
-      return absl::AbortedError(
-          StrCat("rank ", options_.rank, " of ", options_.world_size, ": lost contact with the group: ",
-                 status.message()));
+      return absl::AbortedError(StrCat("rank ", options_.rank, " of ", options_.world_size,
+                                       ": lost contact with the group: ", status.message()));
     }
     return lost_ ? Lost(options_) : OkStatus();
   }
@@ -245,8 +244,8 @@ class C10dGroup : public CollectiveGroup {
         if (there.ok() && !*there) StrAppend(&missing, missing.empty() ? "" : ", ", rank);
       }
       return absl::DeadlineExceededError(StrCat("rank ", options_.rank, " waited ", options_.timeout.count(),
-                                                " ms for ", options_.world_size, " ranks; missing: ",
-                                                missing.empty() ? "none any more" : missing));
+                                                " ms for ", options_.world_size,
+                                                " ranks; missing: ", missing.empty() ? "none any more" : missing));
     }
     return Lost(options_);
   }

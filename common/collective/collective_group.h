@@ -49,15 +49,15 @@ class CollectiveGroup {
     std::chrono::milliseconds timeout{20000};  // of every operation; a stopped peer costs this long
   };
   // A group that is not connected yet. World size 1 needs no store and no network.
-  // kInvalidArgument: rank, world size, time-out or device make no sense; kFailedPrecondition: CUDA is asked for and not
-  // there.
+  // kInvalidArgument: rank, world size, time-out or device make no sense; kFailedPrecondition: CUDA is asked for and
+  // not there.
   static StatusOr<std::unique_ptr<CollectiveGroup>> Create(const Options& options, std::shared_ptr<KvClient> store);
   virtual ~CollectiveGroup() = default;
 
   // Before anything else, once. Blocks until all ranks are connected, twice `timeout` at most: until all have come, and
   // while they connect. Abort() ends it, within a few seconds where the library hangs.
-  // kDeadlineExceeded: not all ranks came, the message names those missing; kAborted: the generation is over, a rank was
-  // lost while connecting, Abort(); kInvalidArgument: `host` is no address of this machine; kInternal: the library
+  // kDeadlineExceeded: not all ranks came, the message names those missing; kAborted: the generation is over, a rank
+  // was lost while connecting, Abort(); kInvalidArgument: `host` is no address of this machine; kInternal: the library
   // hangs in spite of all, and a thread of this process with it: the status is marked WithEndOfProcess().
   virtual Status Connect() = 0;
 

@@ -82,8 +82,7 @@ std::vector<uint8_t> CoordinatorStore::compareSet(const std::string& key, const 
 }
 
 std::vector<uint8_t> CoordinatorStore::get(const std::string& key) {
-  const auto value =
-      InPieces(timeout_, [&](std::chrono::milliseconds piece) { return Client().Get(key, piece); });
+  const auto value = InPieces(timeout_, [&](std::chrono::milliseconds piece) { return Client().Get(key, piece); });
   Check(value.status(), "get");
   return ToBytes(*value);
 }

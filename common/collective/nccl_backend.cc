@@ -28,8 +28,8 @@ class NcclBackend : public CollectiveBackend {
     TORCH_CHECK(plugin_ != nullptr, "an NCCL group before LoadCudaRuntime");
     const c10::Device device(options_.device);
     c10::intrusive_ptr<c10d::Backend> backend;
-    plugin_->make_nccl(store_, static_cast<int>(options_.rank), static_cast<int>(options_.world_size),
-                       options_.timeout, &backend);
+    plugin_->make_nccl(store_, static_cast<int>(options_.rank), static_cast<int>(options_.world_size), options_.timeout,
+                       &backend);
     {
       absl::MutexLock lock(&mutex_);
       TORCH_CHECK_WITH(DistBackendError, !aborted_, "aborted before it was connected");

@@ -19,10 +19,10 @@ std::span<const EnvironmentSetting> CudaEnvironment();
 // setenv() beside a getenv() of another thread is a race.
 void SetCudaEnvironment();
 
-// How a GPU computes float32, stated and not left to the release of torch: matrix products in full float32; convolutions
-// in TF32 (operands rounded to 10 bits of mantissa, sums in float32), as PyTorch does by default. Maps of a teacher on a
-// GPU therefore differ from those of a CPU by about 1e-3 of their size, less than a 16-bit wire rounds them. Nothing on
-// a CPU changes. Called by teacher and student before the first computation. Thread-compatible.
+// How a GPU computes float32, stated and not left to the release of torch: matrix products in full float32;
+// convolutions in TF32 (operands rounded to 10 bits of mantissa, sums in float32), as PyTorch does by default. Maps of
+// a teacher on a GPU therefore differ from those of a CPU by about 1e-3 of their size, less than a 16-bit wire rounds
+// them. Nothing on a CPU changes. Called by teacher and student before the first computation. Thread-compatible.
 void SetDeviceNumerics();
 
 }  // namespace distill

@@ -42,8 +42,7 @@ c10d::ProcessGroupNCCL& AsNccl(c10d::Backend& backend) { return static_cast<c10d
 
 // NCCL's blocking initialisation: what torch itself uses, since its other one hung in NCCL 2.26.
 void ConnectNccl(c10d::Backend& backend, int device) {
-  AsNccl(backend).eagerConnectSingleDevice(
-      c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
+  AsNccl(backend).eagerConnectSingleDevice(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device)));
 }
 
 void AbortNccl(c10d::Backend& backend) {
@@ -103,17 +102,9 @@ std::string RunTatAttention(const TatMaps& maps, const TatOptions& options, cons
 }  // namespace distill
 
 extern "C" __attribute__((visibility("default"))) const distill::CudaPlugin* distill_cuda_plugin() {
-  static const distill::CudaPlugin plugin = {distill::kCudaPluginVersion,
-                                             CUDART_VERSION,
-                                             distill::DeviceCount,
-                                             distill::DeviceName,
-                                             distill::DeviceId,
-                                             distill::MakeNccl,
-                                             distill::ConnectNccl,
-                                             distill::AbortNccl,
-                                             distill::NcclError,
-                                             distill::ReleaseMemory,
-                                             distill::RunChannelKl,
-                                             distill::RunTatAttention};
+  static const distill::CudaPlugin plugin = {
+      distill::kCudaPluginVersion, CUDART_VERSION,         distill::DeviceCount,  distill::DeviceName,
+      distill::DeviceId,           distill::MakeNccl,      distill::ConnectNccl,  distill::AbortNccl,
+      distill::NcclError,          distill::ReleaseMemory, distill::RunChannelKl, distill::RunTatAttention};
   return &plugin;
 }

@@ -75,9 +75,9 @@ const CudaPlugin* LoadedCudaPlugin() { return loaded_plugin; }
 Status CheckDriverVersion(int driver, int built_for) {
   if (driver == 0 || driver / 1000 >= built_for / 1000) return OkStatus();
   const auto text = [](int version) { return StrCat(version / 1000, ".", version % 1000 / 10); };
-  return absl::FailedPreconditionError(StrCat("no CUDA device: the NVIDIA driver supports CUDA ", text(driver),
-                                              ", this build needs ", text(built_for),
-                                              "; install a newer driver (CUDA 13 needs 580 or newer), or use device cpu"));
+  return absl::FailedPreconditionError(
+      StrCat("no CUDA device: the NVIDIA driver supports CUDA ", text(driver), ", this build needs ", text(built_for),
+             "; install a newer driver (CUDA 13 needs 580 or newer), or use device cpu"));
 }
 
 bool IsDeviceChoice(const std::string& text) {
@@ -85,9 +85,8 @@ bool IsDeviceChoice(const std::string& text) {
   if (!text.starts_with(kCudaPrefix)) return false;
   const std::string index = text.substr(kCudaPrefix.size());
   // Two digits: no machine has more, and torch's index is a byte.
-  return !index.empty() && index.size() <= 2 && std::all_of(index.begin(), index.end(), [](unsigned char c) {
-    return std::isdigit(c);
-  });
+  return !index.empty() && index.size() <= 2 &&
+         std::all_of(index.begin(), index.end(), [](unsigned char c) { return std::isdigit(c); });
 }
 
 StatusOr<std::string> ChooseDevice(const std::string& wanted) {

@@ -14,8 +14,8 @@ namespace distill {
 
 struct CudaPlugin;  // common/cuda/cuda_plugin.h
 
-// Before any torch call that asks for the device or runs backward: torch looks its CUDA hooks up once, and a plugin loaded
-// later is not found by them. So programs call it first, through ChooseDevice().
+// Before any torch call that asks for the device or runs backward: torch looks its CUDA hooks up once, and a plugin
+// loaded later is not found by them. So programs call it first, through ChooseDevice().
 //
 // Loads the plugin beside the program (or in ../bin, ../lib of its folder) once; later calls give the first answer.
 // After OK, torch::Device("cuda") works. kFailedPrecondition: built without CUDA, plugin damaged, libraries missing, or
@@ -25,9 +25,9 @@ Status LoadCudaRuntime();
 inline constexpr char kDeviceChoices[] = "must be auto, cpu, cuda or cuda:N";
 // Whether `text` can be `wanted` of ChooseDevice(): "auto", "cpu", "cuda" or "cuda:N".
 bool IsDeviceChoice(const std::string& text);
-// Which device a program uses: "cpu" or "cuda:N". `wanted`: "auto" is the first GPU where one can be used, else the CPU;
-// "cuda" the first GPU; "cuda:N" that of index N among those this process sees (CUDA_VISIBLE_DEVICES chooses and numbers
-// them). Neither changes the current device: threads that compute take a c10::DeviceGuard of it.
+// Which device a program uses: "cpu" or "cuda:N". `wanted`: "auto" is the first GPU where one can be used, else the
+// CPU; "cuda" the first GPU; "cuda:N" that of index N among those this process sees (CUDA_VISIBLE_DEVICES chooses and
+// numbers them). Neither changes the current device: threads that compute take a c10::DeviceGuard of it.
 // kInvalidArgument: another text; kFailedPrecondition: LoadCudaRuntime()'s error, or there are not that many.
 StatusOr<std::string> ChooseDevice(const std::string& wanted);
 // For people: "cpu", "cuda:1 NVIDIA H200". REQUIRES: `device` came from ChooseDevice().

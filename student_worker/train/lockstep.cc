@@ -130,8 +130,7 @@ Status Lockstep::Together(const char* thread_name, const std::function<Status()>
   Status met;
   while (true) {
     if (!own.has_value()) own = helper->Await(beat_);
-    const auto round =
-        Meet({.failed = own.has_value() && !own->ok(), .waiting = !own.has_value(), .values = {}});
+    const auto round = Meet({.failed = own.has_value() && !own->ok(), .waiting = !own.has_value(), .values = {}});
     if (!round.ok()) {
       met = round.status();
       break;

@@ -49,11 +49,11 @@ class Lockstep {
 
   // Runs `work` (null on ranks that have none) while all ranks keep meeting, until every rank's work is done. With more
   // than one rank it runs on a helper thread called `thread_name` (at most 15 letters), which is joined before this
-  // returns, whatever happens. Returns this rank's own error, also for an exception of `work` or a thread that cannot be
-  // started; kAborted when another rank failed (peer_failed() is true then) or the group broke. Throws nothing.
+  // returns, whatever happens. Returns this rank's own error, also for an exception of `work` or a thread that cannot
+  // be started; kAborted when another rank failed (peer_failed() is true then) or the group broke. Throws nothing.
   //
-  // A stop (cancel, SIGTERM) does not break off the meetings: the ranks must part at the same step. `work` that can take
-  // long looks at stopping() and returns kCancelled.
+  // A stop (cancel, SIGTERM) does not break off the meetings: the ranks must part at the same step. `work` that can
+  // take long looks at stopping() and returns kCancelled.
   Status Together(const char* thread_name, const std::function<Status()>& work);
 
   // True after a meeting in which another rank reported failure and this one did not: that rank tells the coordinator
@@ -61,9 +61,7 @@ class Lockstep {
   bool peer_failed() const { return peer_failed_; }
   // True once this rank's job was revoked or cancelled or this process is asked to exit, or another rank has said so of
   // itself in a meeting. From any thread.
-  bool stopping() const {
-    return stopping_ || control_->revoked() || control_->cancelled() || control_->terminating();
-  }
+  bool stopping() const { return stopping_ || control_->revoked() || control_->cancelled() || control_->terminating(); }
   // Whether a meeting has told all ranks that the job is cancelled: the same on each.
   bool cancel_asked() const { return cancel_asked_; }
   std::chrono::milliseconds beat() const { return beat_; }

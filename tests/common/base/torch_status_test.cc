@@ -39,8 +39,7 @@ void ThrowCuda(int32_t code, const char* text) { throw c10::AcceleratorError(Her
 void ThrowNccl(const std::string& text) { C10_THROW_ERROR(DistBackendError, text); }
 
 const Case kCases[] = {
-    {"DeviceMemory",
-     [] { C10_THROW_ERROR(OutOfMemoryError, "CUDA out of memory. Tried to allocate 20.00 GiB."); },
+    {"DeviceMemory", [] { C10_THROW_ERROR(OutOfMemoryError, "CUDA out of memory. Tried to allocate 20.00 GiB."); },
      StatusCode::kResourceExhausted, FailureKind::kWorker},
     {"HostMemory", [] { throw std::bad_alloc(); }, StatusCode::kResourceExhausted, FailureKind::kWorker},
     {"CpuTensor", [] { torch::empty({int64_t{1} << 60}, torch::kUInt8); }, StatusCode::kResourceExhausted,
@@ -63,13 +62,21 @@ const Case kCases[] = {
     {"Store", [] { C10_THROW_ERROR(DistStoreError, "away"); }, StatusCode::kAborted, FailureKind::kPassing},
     {"Network", [] { C10_THROW_ERROR(DistNetworkError, "reset by peer"); }, StatusCode::kAborted,
      FailureKind::kPassing},
-    {"NcclRemote", [] { ThrowNccl("NCCL error in: NCCLUtils.cpp:5\nncclRemoteError: A call failed possibly due to a "
-                                  "network error or a remote process exiting prematurely."); },
+    {"NcclRemote",
+     [] {
+       ThrowNccl(
+           "NCCL error in: NCCLUtils.cpp:5\nncclRemoteError: A call failed possibly due to a "
+           "network error or a remote process exiting prematurely.");
+     },
      StatusCode::kAborted, FailureKind::kPassing},
     {"NcclTimeout", [] { ThrowNccl("[Rank 1] Watchdog caught collective operation timeout"); }, StatusCode::kAborted,
      FailureKind::kPassing},
-    {"NcclUsage", [] { ThrowNccl("NCCL error in: NCCLUtils.cpp:5\nncclInvalidUsage: This usually reflects invalid usage "
-                                 "of NCCL library.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0"); },
+    {"NcclUsage",
+     [] {
+       ThrowNccl(
+           "NCCL error in: NCCLUtils.cpp:5\nncclInvalidUsage: This usually reflects invalid usage "
+           "of NCCL library.\nLast error:\nDuplicate GPU detected : rank 1 and rank 0");
+     },
      StatusCode::kAborted, FailureKind::kWorker},
     {"NcclCuda", [] { ThrowNccl("NCCL error\nncclUnhandledCudaError: Call to CUDA function failed."); },
      StatusCode::kAborted, FailureKind::kWorker},

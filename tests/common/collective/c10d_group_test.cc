@@ -136,8 +136,8 @@ TEST_F(C10dGroupTest, WhatTheLibraryHasSeenIsToldAndEndsTheGroup) {
 
 // While ranks are missing nobody has a connection yet that could break.
 TEST(CollectiveGroupTest, AbortEndsTheWaitForMissingRanks) {
-  const auto group = *CollectiveGroup::Create({.rank = 0, .world_size = 2, .timeout = std::chrono::minutes(30)},
-                                              MakeLocalKvClient());
+  const auto group =
+      *CollectiveGroup::Create({.rank = 0, .world_size = 2, .timeout = std::chrono::minutes(30)}, MakeLocalKvClient());
   std::thread heartbeat([&] { group->Abort(); });
   EXPECT_EQ(group->Connect().code(), StatusCode::kAborted);
   heartbeat.join();

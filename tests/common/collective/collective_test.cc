@@ -59,8 +59,7 @@ void InGroup(uint32_t world_size, const std::function<void(CollectiveGroup&)>& b
     auto group = Form(RankOptions(rank, world_size), store);
     ASSERT_TRUE(group.ok()) << "rank " << rank << ": " << group.status();
     body(**group);
-    EXPECT_TRUE(Barrier(**group).ok() || ::testing::Test::HasFailure())
-        << "nobody leaves before the others are done";
+    EXPECT_TRUE(Barrier(**group).ok() || ::testing::Test::HasFailure()) << "nobody leaves before the others are done";
   });
 }
 
@@ -373,9 +372,7 @@ TEST(CollectiveGroupTest, OneRankNeedsNoStoreAndNoNetwork) {
 }
 
 TEST(CollectiveGroupTest, ImpossibleOptionsAreRefused) {
-  const auto code = [](CollectiveGroup::Options options) {
-    return Form(options, MakeLocalKvClient()).status().code();
-  };
+  const auto code = [](CollectiveGroup::Options options) { return Form(options, MakeLocalKvClient()).status().code(); };
   EXPECT_EQ(code(RankOptions(2, 2)), StatusCode::kInvalidArgument);
   EXPECT_EQ(code(RankOptions(0, 0)), StatusCode::kInvalidArgument);
   EXPECT_EQ(code({.device = "tpu"}), StatusCode::kInvalidArgument);

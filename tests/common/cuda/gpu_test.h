@@ -20,11 +20,11 @@ inline bool GpuIsRequired() {
 
 // In SetUp(), or at the start of a test. Loads the CUDA runtime. Where that cannot be, leaves the test as skipped, or,
 // with DISTILL_REQUIRE_GPU=1 in the environment, as failed; the reason is said.
-#define DISTILL_NEED_GPU()                                                                               \
-  do {                                                                                                   \
-    const ::distill::Status distill_gpu = ::distill::LoadCudaRuntime();                                  \
+#define DISTILL_NEED_GPU()                                                                                 \
+  do {                                                                                                     \
+    const ::distill::Status distill_gpu = ::distill::LoadCudaRuntime();                                    \
     if (!distill_gpu.ok() && ::distill::GpuIsRequired()) FAIL() << "DISTILL_REQUIRE_GPU: " << distill_gpu; \
-    if (!distill_gpu.ok()) GTEST_SKIP() << "no GPU to run on: " << distill_gpu;                          \
+    if (!distill_gpu.ok()) GTEST_SKIP() << "no GPU to run on: " << distill_gpu;                            \
   } while (false)
 
 #endif  // DISTILL_TESTS_COMMON_CUDA_GPU_TEST_H_
