@@ -149,7 +149,10 @@ void CheckLabelsSayMore(const SplitRequest& request, const std::string& source, 
     StrAppend(
         &text, "; the other ", percent, " % of the pixels have ", ignore,
         " and count as pixels without a label: if they are a class, as in masks of 0 and 255, store its id in the "
-        "files instead, or set data.ignore_label to a value that does not occur");
+        "files instead");
+    if (request.ignore_label < request.want.classes) {
+      StrAppend(&text, ", or set data.ignore_label to a value that does not occur");
+    }
   } else {
     StrAppend(&text, "; correct the files, or raise data.train_limit if it leaves too few");
   }
