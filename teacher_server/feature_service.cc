@@ -91,7 +91,9 @@ class FeatureServiceImpl final : public FeatureService {
   void Drain() override;
   bool WaitIdle(std::chrono::milliseconds timeout) override {
     absl::MutexLock lock(&mutex_);
-    return AwaitFor(&mutex_, absl::Condition(+[](std::set<Stream*>* live) { return live->empty(); }, &live_),
+    return AwaitFor(&mutex_,
+                    absl::Condition(
+                        +[](std::set<Stream*>* live) { return live->empty(); }, &live_),
                     absl::FromChrono(timeout));
   }
 

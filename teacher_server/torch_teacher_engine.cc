@@ -261,7 +261,9 @@ class TorchTeacherEngine final : public TeacherEngine {
   bool Drain(std::chrono::milliseconds timeout) override {
     absl::MutexLock lock(&mutex_);
     accepting_ = false;
-    return AwaitFor(&mutex_, absl::Condition(+[](uint64_t* outstanding) { return *outstanding == 0; }, &outstanding_),
+    return AwaitFor(&mutex_,
+                    absl::Condition(
+                        +[](uint64_t* outstanding) { return *outstanding == 0; }, &outstanding_),
                     absl::FromChrono(timeout));
   }
 

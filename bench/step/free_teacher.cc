@@ -1,5 +1,6 @@
-// A teacher whose compute is free: the real feature service and fleet registration around an engine that answers every request at once
-// with fixed random maps of the right shapes. What remains is the cost of streaming, which is what bench/step.sh measures with it.
+// A teacher whose compute is free: the real feature service and fleet registration around an engine that answers every
+// request at once with fixed random maps of the right shapes. What remains is the cost of streaming, which is what
+// bench/step.sh measures with it.
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
@@ -31,7 +32,8 @@ class FreeEngine : public TeacherEngine {
     }
     model.output_shape = arch.FindTap("")->shape;
     models_.push_back(std::move(model));
-    // float32 values between 0 and 2: as finite, positive and uneven as features after a ReLU. Other dtypes get the same bits.
+    // float32 values between 0 and 2: as finite, positive and uneven as features after a ReLU. Other dtypes get the
+    // same bits.
     std::mt19937 generator(1);
     std::uniform_real_distribution<float> uniform(0, 2);
     std::vector<uint8_t> bytes(kNoiseBytes);
@@ -52,7 +54,9 @@ class FreeEngine : public TeacherEngine {
       }
       tensor.shape.insert(tensor.shape.end(), shape->begin(), shape->end());
       const uint64_t size = ByteSize(tensor.shape, tensor.dtype);
-      if (size > kNoiseBytes) return done(absl::ResourceExhaustedError(StrCat("a tap of ", size, " bytes is larger than this benchmark's noise")));
+      if (size > kNoiseBytes)
+        return done(
+            absl::ResourceExhaustedError(StrCat("a tap of ", size, " bytes is larger than this benchmark's noise")));
       tensor.bytes = Buffer{noise_.data, static_cast<size_t>(size), noise_.owner};
       batch.taps.push_back(std::move(tensor));
     }
@@ -83,7 +87,13 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", status.ToString().c_str());
     return 1;
   };
-  auto arch = Architecture::Create({.arch = arch_name, .num_classes = 10, .in_channels = 1, .image_height = 28, .image_width = 28, .mean = {0.286f}, .std = {0.353f}});
+  auto arch = Architecture::Create({.arch = arch_name,
+                                    .num_classes = 10,
+                                    .in_channels = 1,
+                                    .image_height = 28,
+                                    .image_width = 28,
+                                    .mean = {0.286f},
+                                    .std = {0.353f}});
   if (!arch.ok()) return fail(arch.status());
   MetricsRegistry metrics;
   FreeEngine engine(name, *arch);
@@ -91,9 +101,15 @@ int Main(int argc, char** argv) {
   service->SetEngine(&engine);
   auto server = RpcServer::Start({}, {service->service()});
   if (!server.ok()) return fail(server.status());
-  auto fleet = FleetClient::Start({.coordinator = coordinator, .worker_id = "free-teacher", .kind = WorkerKind::kTeacher, .address = (*server)->address(), .models = {engine.models()[0].served}}, {});
+  auto fleet = FleetClient::Start({.coordinator = coordinator,
+                                   .worker_id = "free-teacher",
+                                   .kind = WorkerKind::kTeacher,
+                                   .address = (*server)->address(),
+                                   .models = {engine.models()[0].served}},
+                                  {});
   if (!fleet.ok()) return fail(fleet.status());
-  if (Status status = WriteReadyFile(ready_file, {{"address", (*server)->address()}}); !status.ok()) return fail(status);
+  if (Status status = WriteReadyFile(ready_file, {{"address", (*server)->address()}}); !status.ok())
+    return fail(status);
   WaitForSignal();
   (*fleet)->Drain();
   (*fleet)->Stop();

@@ -148,9 +148,9 @@ Status ResolveLoss(const MapShape& student, const MapShape& teacher, LossPlan* l
 
 void WarnOfLogits(const LossPlan& loss, std::vector<std::string>* warnings) {
   if (loss.type != "dkd" || loss.student_channels != 2 || NumberKnob(loss.knobs, "beta") == 0) return;
-  warnings->push_back(StrCat(
-      "of two classes one is the target and one is left, so the part on the other classes is always 0 and beta ",
-      NumberKnob(loss.knobs, "beta"), " has no effect; only alpha teaches"));
+  warnings->push_back(
+      StrCat("of two classes one is the target and one is left, so the part on the other classes is always 0 and beta ",
+             NumberKnob(loss.knobs, "beta"), " has no effect; only alpha teaches"));
 }
 
 }  // namespace distill

@@ -211,7 +211,8 @@ StatusOr<Buffer> ReadRegularFile(const std::string& path) {
   if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(StrCat("'", path, "' is not a regular file"));
   const size_t size = static_cast<size_t>(info.st_size);
   std::shared_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[size]);
-  if (bytes == nullptr) return absl::ResourceExhaustedError(StrCat("no memory for the ", size, " bytes of '", path, "'"));
+  if (bytes == nullptr)
+    return absl::ResourceExhaustedError(StrCat("no memory for the ", size, " bytes of '", path, "'"));
   for (size_t done = 0; done < size;) {
     const ssize_t got = ::read(file.get(), bytes.get() + done, std::min<size_t>(size - done, 1u << 30));
     if (got < 0 && errno == EINTR) continue;

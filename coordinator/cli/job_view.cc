@@ -103,8 +103,9 @@ std::string RenderJob(const v1::Job& job, double now, const TextOptions& options
   if (job.finished_time() > 0) out += Line("Finished", FormatTime(job.finished_time(), zone));
   if (job.started_time() > 0) out += Line("Time", FormatDuration(ElapsedSeconds(job, now)));
   if (!job.file_name().empty()) {
-    out += Line("File", job.overrides().empty() ? job.file_name()
-                                                : StrCat(job.file_name(), " with ", absl::StrJoin(job.overrides(), ", ")));
+    out +=
+        Line("File", job.overrides().empty() ? job.file_name()
+                                             : StrCat(job.file_name(), " with ", absl::StrJoin(job.overrides(), ", ")));
   }
   out += Line("Members", MembersText(job));
   out += Line("Generation",

@@ -124,8 +124,7 @@ std::string RateText(const v1::OptimizerPlan& optimizer, const v1::SchedulePlan&
 }
 
 std::string TrainsText(const v1::StagePlan& stage) {
-  const std::string input =
-      stage.teacher_input().empty() ? "" : StrCat(" after the teacher's ", stage.teacher_input());
+  const std::string input = stage.teacher_input().empty() ? "" : StrCat(" after the teacher's ", stage.teacher_input());
   return absl::StrJoin(stage.trainable_globs().empty() ? stage.trainable() : stage.trainable_globs(), ", ") + input;
 }
 

@@ -5,12 +5,12 @@
 //   kd                 one stage, (1 - w) cross-entropy + w soft targets [Hinton et al. 2015].
 //   cwd                one stage, cross-entropy + channel-wise distillation at all paired stage ends [Shu et al. 2021],
 //                      + optional kd.
-//   channel_transform  one stage, cross-entropy + channel-wise transformation at the last pair of stage ends [Liu et al.
-//                      2023], + optional kd.
+//   channel_transform  one stage, cross-entropy + channel-wise transformation at the last pair of stage ends
+//                      [Liu et al. 2023], + optional kd.
 //   tat                one stage, cross-entropy + target-aware transformer at the last pair [Lin et al. 2022], +
 //                      optional kd.
-//   sskd               stage by stage [Gao et al. 2018]: backbone phases with a feature loss and no label, then the head
-//                      alone with cross-entropy and no teacher. Policies say what trains in backbone phase k:
+//   sskd               stage by stage [Gao et al. 2018]: backbone phases with a feature loss and no label, then the
+//                      head alone with cross-entropy and no teacher. Policies say what trains in backbone phase k:
 //                        freeze_previous  stage k alone, loss of pair k
 //                        cumulative_last  stages 1..k, loss of pair k
 //                        cumulative_sum   stages 1..k, losses of pairs 1..k

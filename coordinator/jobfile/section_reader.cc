@@ -15,9 +15,7 @@ namespace distill {
 namespace {
 
 // Digits, a point, an exponent; not what strtod() takes beside them: "0x1", "inf", "nan".
-bool IsDecimal(std::string_view text) {
-  return text.find_first_not_of("0123456789+-.eE") == std::string_view::npos;
-}
+bool IsDecimal(std::string_view text) { return text.find_first_not_of("0123456789+-.eE") == std::string_view::npos; }
 
 // YAML 1.1 reads 010 as eight, YAML 1.2 as ten. "" unless `text` is such a number.
 std::string DigitsProblem(std::string_view text) {
@@ -69,8 +67,7 @@ YamlMark SectionReader::mark() const { return mark_; }
 
 YamlNodePtr SectionReader::Find(std::string_view key) const {
   YamlNodePtr found = node_ == nullptr ? nullptr : node_->Find(key);
-  const bool taken_away =
-      found != nullptr && found->kind == YamlNode::Kind::kNull && found->mark.override_index >= 0;
+  const bool taken_away = found != nullptr && found->kind == YamlNode::Kind::kNull && found->mark.override_index >= 0;
   return taken_away ? nullptr : found;
 }
 

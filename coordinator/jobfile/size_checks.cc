@@ -90,8 +90,8 @@ void CheckAnswers(const std::string& where, const std::vector<Answer>& answers, 
   problems->Add(
       mark, StrCat(where, ": the teacher's answers to one step of a rank, ", images, images == 1 ? " image" : " images",
                    " x (", sum, "), are ", Text(total), "; ",
-                   raise ? StrCat("prefetch is ", Text(prefetch), ": set prefetch: ",
-                                  static_cast<uint64_t>(std::ceil(total / kMiB)), "MiB or more")
+                   raise ? StrCat("prefetch is ", Text(prefetch),
+                                  ": set prefetch: ", static_cast<uint64_t>(std::ceil(total / kMiB)), "MiB or more")
                          : StrCat("a teacher answers with at most ", Text(static_cast<Bytes>(kMaxAnswerBytes)),
                                   " at once: take smaller taps"),
                    ", a smaller batch_size", narrow ? ", more students, or wire_dtype: f16" : " or more students"));
@@ -106,12 +106,11 @@ void CheckPixels(const JobPlan& plan, uint32_t images, const YamlMark& mark, Pro
                                " at once; take a smaller batch_size or more students"));
   }
   if (image * images <= static_cast<Bytes>(kMaxPixelBytes)) return;
-  problems->Add(mark, StrCat("batch_size: the pixels of one step of a rank, ", images,
-                             images == 1 ? " image" : " images", " x [", spec.in_channels, ", ", spec.image_height,
-                             ", ", spec.image_width, "], are ", Text(image * images),
-                             " and have to fit one message to the teacher of ",
-                             Text(static_cast<Bytes>(kMaxPixelBytes)),
-                             "; take a smaller batch_size, more students or smaller images"));
+  problems->Add(
+      mark, StrCat("batch_size: the pixels of one step of a rank, ", images, images == 1 ? " image" : " images", " x [",
+                   spec.in_channels, ", ", spec.image_height, ", ", spec.image_width, "], are ", Text(image * images),
+                   " and have to fit one message to the teacher of ", Text(static_cast<Bytes>(kMaxPixelBytes)),
+                   "; take a smaller batch_size, more students or smaller images"));
 }
 
 // Whether the layers that a loss brings along normalise over the batch.
@@ -122,8 +121,8 @@ bool HasOwnBatchNorm(const LossPlan& loss) {
     return value == nullptr ? std::string() : *value;
   };
   if (loss.adapter.find("_bn") != std::string::npos || text("norm") == "batchnorm") return true;
-  return text("embed_bn") == "batch" && (text("gamma").ends_with("_bn") || text("phi").ends_with("_bn") ||
-                                         text("theta").ends_with("_bn"));
+  return text("embed_bn") == "batch" &&
+         (text("gamma").ends_with("_bn") || text("phi").ends_with("_bn") || text("theta").ends_with("_bn"));
 }
 
 // In training a batch norm needs two values a channel: over the images of a rank and the positions of the map.
@@ -145,9 +144,9 @@ void CheckNorms(const std::string& where, const StagePlan& stage, const JobDraft
   }
   bool runs = stage.student_input.empty();
   for (const TapInfo& tap : student.taps()) {
-    const bool trains = stage.frozen_bn == "train" ||
-                        std::any_of(stage.trainable.begin(), stage.trainable.end(),
-                                    [&](const std::string& module) { return IsUnder(tap.path, module); });
+    const bool trains =
+        stage.frozen_bn == "train" || std::any_of(stage.trainable.begin(), stage.trainable.end(),
+                                                  [&](const std::string& module) { return IsUnder(tap.path, module); });
     const bool one = tap.shape.size() == 3 && tap.shape[1] * tap.shape[2] == 1;
     if (runs && trains && one && tap.kind == ModuleKind::kBatchNorm2d) {
       add(StrCat("the batch norm '", tap.path, "'"));

@@ -100,13 +100,13 @@ StatusOr<std::string> Jobs(Coordinator* coordinator, const HttpRequest& request)
   DISTILL_ASSIGN_OR_RETURN(const uint64_t limit, NumberIn(request, "limit", kJobsDefault, kJobsMost));
   std::vector<JobState> states;
   if (const auto asked = request.query.find("state"); asked != request.query.end()) {
-    for (const JobState state : {JobState::kQueued, JobState::kRunning, JobState::kSucceeded, JobState::kFailed,
-                                 JobState::kCancelled}) {
+    for (const JobState state :
+         {JobState::kQueued, JobState::kRunning, JobState::kSucceeded, JobState::kFailed, JobState::kCancelled}) {
       if (Name(state) == asked->second) states.push_back(state);
     }
     if (states.empty()) {
-      return absl::InvalidArgumentError(StrCat("?state=", asked->second.substr(0, 40),
-                                               ": expected queued, running, succeeded, failed or cancelled"));
+      return absl::InvalidArgumentError(
+          StrCat("?state=", asked->second.substr(0, 40), ": expected queued, running, succeeded, failed or cancelled"));
     }
   }
   DISTILL_ASSIGN_OR_RETURN(const std::vector<JobRecord> jobs, coordinator->List(limit, states));

@@ -170,8 +170,8 @@ class StatusPage : public std::enable_shared_from_this<StatusPage> {
     return "";
   }
 
-  // A form on another site could log the visitor out, or have his address wait by sending wrong tokens from it. Browsers
-  // say where a request comes from.
+  // A form on another site could log the visitor out, or make his address wait by sending wrong tokens from it.
+  // Browsers say where a request comes from.
   std::string RefusalForPost(const HttpRequest& request) const {
     const auto site = request.headers.find("sec-fetch-site");
     if (site != request.headers.end() && site->second != "same-origin" && site->second != "none") {

@@ -29,14 +29,16 @@ std::vector<uint32_t> SubsetOrder(uint64_t seed, uint32_t size, uint32_t count) 
 
 StatusOr<Sampler> Sampler::Create(const SamplerOptions& options) {
   if (options.batch_size == 0 || options.world_size == 0 || options.batch_size % options.world_size != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("batch size ", options.batch_size, " is not a positive multiple of the ",
-                                                   options.world_size, " ranks"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "batch size ", options.batch_size, " is not a positive multiple of the ", options.world_size, " ranks"));
   }
   if (options.rank >= options.world_size) {
-    return absl::InvalidArgumentError(absl::StrCat("rank ", options.rank, " is not below the world size ", options.world_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", options.rank, " is not below the world size ", options.world_size));
   }
   if (options.dataset_size < options.batch_size) {
-    return absl::InvalidArgumentError(absl::StrCat("batch size ", options.batch_size, " is larger than the ", options.dataset_size,
+    return absl::InvalidArgumentError(absl::StrCat("batch size ", options.batch_size, " is larger than the ",
+                                                   options.dataset_size,
                                                    " training images; lower batch_size or raise data.train_limit"));
   }
   if (options.dataset_size > UINT32_MAX) {
@@ -45,7 +47,8 @@ StatusOr<Sampler> Sampler::Create(const SamplerOptions& options) {
   return Sampler(options);
 }
 
-Sampler::Sampler(const SamplerOptions& options) : options_(options), steps_per_epoch_(options.dataset_size / options.batch_size) {}
+Sampler::Sampler(const SamplerOptions& options)
+    : options_(options), steps_per_epoch_(options.dataset_size / options.batch_size) {}
 
 std::vector<uint32_t> Sampler::SampleIds(uint64_t step) {
   const uint64_t epoch = Epoch(step);

@@ -27,8 +27,8 @@ bool BoundedByteSize(const std::vector<uint32_t>& shape, WireDtype dtype, uint64
   return true;
 }
 
-// Whether an element of the (aligned) tensor has all exponent bits set, as NaN and the infinities do. Integer arithmetic over
-// whole blocks: it vectorises, and costs a fraction of the copy before it.
+// Whether an element of the (aligned) tensor has all exponent bits set, as NaN and the infinities do. Integer
+// arithmetic over whole blocks: it vectorises, and costs a fraction of the copy before it.
 template <typename Word>
 bool AnyExponentFull(const uint8_t* bytes, size_t size, Word exponent) {
   const Word* const words = reinterpret_cast<const Word*>(bytes);
@@ -36,7 +36,8 @@ bool AnyExponentFull(const uint8_t* bytes, size_t size, Word exponent) {
   constexpr size_t kBlock = 4096;
   for (size_t start = 0; start < count; start += kBlock) {
     Word any = 0;
-    for (size_t i = start; i < std::min(start + kBlock, count); ++i) any |= static_cast<Word>((words[i] & exponent) == exponent);
+    for (size_t i = start; i < std::min(start + kBlock, count); ++i)
+      any |= static_cast<Word>((words[i] & exponent) == exponent);
     if (any != 0) return true;
   }
   return false;
@@ -44,10 +45,14 @@ bool AnyExponentFull(const uint8_t* bytes, size_t size, Word exponent) {
 
 bool HasNotFinite(WireDtype dtype, const uint8_t* bytes, size_t size) {
   switch (dtype) {
-    case WireDtype::kF32: return AnyExponentFull<uint32_t>(bytes, size, 0x7F800000);
-    case WireDtype::kF16: return AnyExponentFull<uint16_t>(bytes, size, 0x7C00);
-    case WireDtype::kBf16: return AnyExponentFull<uint16_t>(bytes, size, 0x7F80);
-    case WireDtype::kU8: return false;
+    case WireDtype::kF32:
+      return AnyExponentFull<uint32_t>(bytes, size, 0x7F800000);
+    case WireDtype::kF16:
+      return AnyExponentFull<uint16_t>(bytes, size, 0x7C00);
+    case WireDtype::kBf16:
+      return AnyExponentFull<uint16_t>(bytes, size, 0x7F80);
+    case WireDtype::kU8:
+      return false;
   }
   return false;
 }
@@ -58,29 +63,33 @@ Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
   const size_t index = batch_.taps.size();
   const TapRequest& tap = expect_.taps[index];
   if (chunk.dtype != static_cast<uint32_t>(tap.dtype)) {
-    return Broken("tap '", tap.tap, "' came with dtype number ", chunk.dtype, ", asked for ", std::string(Name(tap.dtype)));
+    return Broken("tap '", tap.tap, "' came with dtype number ", chunk.dtype, ", asked for ",
+                  std::string(Name(tap.dtype)));
   }
   if (chunk.shape.size() < 2 || chunk.shape.size() > 4 || chunk.shape[0] != expect_.batch) {
     return Broken("tap '", tap.tap, "' came with shape ", ShapeText(chunk.shape), " for a batch of ", expect_.batch);
   }
   if (!expect_.tap_shapes.empty() &&
       std::vector<uint32_t>(chunk.shape.begin() + 1, chunk.shape.end()) != expect_.tap_shapes[index]) {
-    return Broken("tap '", tap.tap, "' came with shape ", ShapeText(chunk.shape), ", expected ", ShapeText(expect_.tap_shapes[index]),
-                  " per image");
+    return Broken("tap '", tap.tap, "' came with shape ", ShapeText(chunk.shape), ", expected ",
+                  ShapeText(expect_.tap_shapes[index]), " per image");
   }
   uint64_t size = 0;
-  if (!BoundedByteSize(chunk.shape, tap.dtype, expect_.max_bytes - total_, &size) || size == 0 || size != chunk.total_bytes) {
-    return Broken("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " came with a total of ", chunk.total_bytes, " bytes; ",
-                  expect_.max_bytes - total_, " bytes were granted for it");
+  if (!BoundedByteSize(chunk.shape, tap.dtype, expect_.max_bytes - total_, &size) || size == 0 ||
+      size != chunk.total_bytes) {
+    return Broken("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " came with a total of ", chunk.total_bytes,
+                  " bytes; ", expect_.max_bytes - total_, " bytes were granted for it");
   }
   const std::string& digest = index == 0 ? expect_.digest : batch_.model_digest;
   if ((index > 0 || !digest.empty()) && chunk.model_digest != digest) {
-    return absl::FailedPreconditionError(absl::StrCat("the teacher computes with the model of digest '", chunk.model_digest,
-                                                      "', the job was submitted for '", digest, "'"));
+    return absl::FailedPreconditionError(absl::StrCat("the teacher computes with the model of digest '",
+                                                      chunk.model_digest, "', the job was submitted for '", digest,
+                                                      "'"));
   }
   if (index == 0) batch_.model_digest = chunk.model_digest;
   FillableBuffer memory = allocate_(size);
-  if (memory.bytes == nullptr) return absl::ResourceExhaustedError(absl::StrCat("no memory for ", size, " bytes of tap '", tap.tap, "'"));
+  if (memory.bytes == nullptr)
+    return absl::ResourceExhaustedError(absl::StrCat("no memory for ", size, " bytes of tap '", tap.tap, "'"));
   fill_ = memory.bytes;
   filled_ = 0;
   total_ += size;
@@ -98,10 +107,12 @@ StatusOr<bool> AnswerAssembler::Add(const FeatureChunk& chunk) {
   const WireTensor& tensor = batch_.taps.back();
   if (chunk.tap_index != batch_.taps.size() - 1 || chunk.offset != filled_ || chunk.payload.size == 0 ||
       chunk.payload.size > tensor.bytes.size - filled_) {
-    return Broken("chunk of ", chunk.payload.size, " bytes at offset ", chunk.offset, " of tap number ", chunk.tap_index, "; due is offset ",
-                  filled_, " of ", tensor.bytes.size, " in tap number ", batch_.taps.size() - 1);
+    return Broken("chunk of ", chunk.payload.size, " bytes at offset ", chunk.offset, " of tap number ",
+                  chunk.tap_index, "; due is offset ", filled_, " of ", tensor.bytes.size, " in tap number ",
+                  batch_.taps.size() - 1);
   }
-  if ((!chunk.shape.empty() && chunk.shape != tensor.shape) || (chunk.total_bytes != 0 && chunk.total_bytes != tensor.bytes.size) ||
+  if ((!chunk.shape.empty() && chunk.shape != tensor.shape) ||
+      (chunk.total_bytes != 0 && chunk.total_bytes != tensor.bytes.size) ||
       (chunk.dtype != 0 && chunk.dtype != static_cast<uint32_t>(tensor.dtype))) {
     return Broken("shape, dtype or total of tap number ", chunk.tap_index, " changed between its chunks");
   }
@@ -116,7 +127,8 @@ StatusOr<bool> AnswerAssembler::Add(const FeatureChunk& chunk) {
   }
   const bool complete = fill_ == nullptr && batch_.taps.size() == expect_.taps.size();
   if (chunk.last != complete) {
-    return Broken(chunk.last ? "the answer ends before all taps are complete" : "the last chunk is not marked as the last");
+    return Broken(chunk.last ? "the answer ends before all taps are complete"
+                             : "the last chunk is not marked as the last");
   }
   if (complete) {
     batch_.queue_seconds = chunk.queue_seconds;

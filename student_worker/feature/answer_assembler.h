@@ -49,7 +49,8 @@ class AnswerAssembler {
   // together.
   using Allocate = std::function<FillableBuffer(uint64_t size)>;
 
-  AnswerAssembler(Expectation expectation, Allocate allocate) : expect_(std::move(expectation)), allocate_(std::move(allocate)) {}
+  AnswerAssembler(Expectation expectation, Allocate allocate)
+      : expect_(std::move(expectation)), allocate_(std::move(allocate)) {}
 
   // True when the answer is complete. Tensors come tap by tap in the order asked for, their chunks in order and without
   // gaps; shape, dtype and total stand in the first chunk of a tensor, and agree with it where later chunks repeat
@@ -68,10 +69,10 @@ class AnswerAssembler {
 
   const Expectation expect_;
   const Allocate allocate_;
-  FeatureBatch batch_;         // its last tensor is the one being filled
-  uint8_t* fill_ = nullptr;    // of the last tensor; null: the next chunk starts a tensor
-  uint64_t filled_ = 0;        // bytes of the last tensor
-  uint64_t total_ = 0;         // bytes of all tensors started
+  FeatureBatch batch_;       // its last tensor is the one being filled
+  uint8_t* fill_ = nullptr;  // of the last tensor; null: the next chunk starts a tensor
+  uint64_t filled_ = 0;      // bytes of the last tensor
+  uint64_t total_ = 0;       // bytes of all tensors started
   uint64_t received_ = 0;
   const std::string* not_finite_tap_ = nullptr;  // into expect_
 };

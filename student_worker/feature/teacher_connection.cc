@@ -31,7 +31,8 @@ StatusOr<FeatureChunk> ParseResponse(const grpc::ByteBuffer& message) {
 
 }  // namespace
 
-TeacherConnection::TeacherConnection(std::shared_ptr<grpc::Channel> channel, std::string address, std::function<void(Event)> post)
+TeacherConnection::TeacherConnection(std::shared_ptr<grpc::Channel> channel, std::string address,
+                                     std::function<void(Event)> post)
     : address_(std::move(address)), post_(std::move(post)), channel_(std::move(channel)), stub_(channel_) {}
 
 void TeacherConnection::Start(const OpenStream& open) {

@@ -70,8 +70,8 @@ class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer,
   const std::shared_ptr<grpc::Channel> channel_;  // shared with gRPC's call
   grpc::GenericStub stub_;
   grpc::ClientContext context_;
-  grpc::ByteBuffer read_;             // gRPC's between ReadNext() and OnReadDone
-  grpc::ByteBuffer write_;            // gRPC's between StartWrite and OnWriteDone
+  grpc::ByteBuffer read_;   // gRPC's between ReadNext() and OnReadDone
+  grpc::ByteBuffer write_;  // gRPC's between StartWrite and OnWriteDone
   // Loop only.
   std::deque<grpc::ByteBuffer> queue_;
   bool writing_ = false;

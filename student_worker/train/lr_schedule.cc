@@ -31,8 +31,8 @@ StatusOr<LrSchedule> LrSchedule::Create(const SchedulePlan& plan, uint64_t steps
       return absl::InvalidArgumentError(StrCat("schedule gamma is ", plan.gamma, "; it must be > 0"));
   }
   if (!(plan.begin >= 0 && plan.begin < plan.end && plan.end <= 1) && steps > 0) {
-    return absl::InvalidArgumentError(StrCat("schedule begin ", plan.begin, " and end ", plan.end,
-                                             "; they must ascend inside [0, 1]"));
+    return absl::InvalidArgumentError(
+        StrCat("schedule begin ", plan.begin, " and end ", plan.end, "; they must ascend inside [0, 1]"));
   }
   return LrSchedule(plan, steps);
 }

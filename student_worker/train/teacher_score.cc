@@ -77,10 +77,9 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint
   };
   // Not less than one image: whether one fits is the coordinator's to know at submit, and the pool's to say.
   const uint64_t answer_bytes = classes * positions * sizeof(float);
-  const uint64_t batch =
-      std::clamp<uint64_t>(std::min({window_bytes / answer_bytes, kMaxAnswerBytes / answer_bytes,
-                                     kMaxPixelBytes / std::max<uint64_t>(1, test.image_bytes())}),
-                           1, std::clamp<uint32_t>(batch_size, 1, kMaxBatchImages));
+  const uint64_t batch = std::clamp<uint64_t>(std::min({window_bytes / answer_bytes, kMaxAnswerBytes / answer_bytes,
+                                                        kMaxPixelBytes / std::max<uint64_t>(1, test.image_bytes())}),
+                                              1, std::clamp<uint32_t>(batch_size, 1, kMaxBatchImages));
   std::vector<uint64_t> tickets;
   Status status;
   uint64_t id = 0;

@@ -24,8 +24,8 @@ SafeTensor ToSafeTensor(const torch::Tensor& tensor) {
   const torch::Tensor plain = tensor.detach().to(torch::kCPU).contiguous();
   const auto* bytes = static_cast<const uint8_t*>(plain.const_data_ptr());
   SafeTensor result;
-  TORCH_CHECK(plain.scalar_type() == torch::kInt64 || plain.scalar_type() == torch::kFloat32,
-              "a tensor of type ", plain.scalar_type(), " is not written to files");
+  TORCH_CHECK(plain.scalar_type() == torch::kInt64 || plain.scalar_type() == torch::kFloat32, "a tensor of type ",
+              plain.scalar_type(), " is not written to files");
   result.dtype = plain.scalar_type() == torch::kInt64 ? "I64" : "F32";
   result.shape = plain.sizes().vec();
   result.bytes = Buffer::FromVector(std::vector<uint8_t>(bytes, bytes + plain.nbytes()));

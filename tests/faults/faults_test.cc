@@ -35,9 +35,8 @@ class FaultTest : public ::testing::Test {
   // Submits and waits until the second stage is under way.
   static std::string SubmitAndReachStageTwo(Cluster* cluster) {
     const std::string job = cluster->Submit(Text().Yaml());
-    const auto state = cluster->WaitFor(job, std::chrono::seconds(90), [](const auto& j) {
-      return StageOf(j) == 1 && StepOf(j) >= 12;
-    });
+    const auto state = cluster->WaitFor(job, std::chrono::seconds(90),
+                                        [](const auto& j) { return StageOf(j) == 1 && StepOf(j) >= 12; });
     EXPECT_FALSE(state.is_null());
     return job;
   }

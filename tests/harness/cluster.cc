@@ -35,7 +35,9 @@ bool FashionMnistInstalled() {
   return std::filesystem::exists(std::string(kDataRoot) + "/fashion-mnist/train-images-idx3-ubyte.gz");
 }
 
-std::string TeacherFile() { return std::string(DISTILL_SOURCE_DIR) + "/examples/teachers/fashion-resnet20.safetensors"; }
+std::string TeacherFile() {
+  return std::string(DISTILL_SOURCE_DIR) + "/examples/teachers/fashion-resnet20.safetensors";
+}
 
 Cluster::~Cluster() {
   // Students and teachers first: they would otherwise log about a lost coordinator.
@@ -46,7 +48,8 @@ Cluster::~Cluster() {
 bool Cluster::StartProgram(const std::string& id, const std::string& program, std::vector<std::string> flags) {
   const std::string ready = dir_ / (id + ".ready");
   std::filesystem::remove(ready);
-  std::vector<std::string> argv = {std::string(DISTILL_BIN_DIR) + "/" + program, "--ready-file", ready, "--http-listen", "127.0.0.1:0"};
+  std::vector<std::string> argv = {std::string(DISTILL_BIN_DIR) + "/" + program, "--ready-file", ready, "--http-listen",
+                                   "127.0.0.1:0"};
   argv.insert(argv.end(), flags.begin(), flags.end());
   processes_[id] = std::make_unique<Process>(argv, Process::Options{.log = dir_ / (id + ".log")});
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -64,8 +67,9 @@ bool Cluster::StartProgram(const std::string& id, const std::string& program, st
 }
 
 bool Cluster::StartCoordinator(std::vector<std::string> flags) {
-  flags.insert(flags.end(), {"--state-dir", dir_ / "state", "--listen", coordinator_.empty() ? "127.0.0.1:0" : coordinator_,
-                             "--heartbeat", "0.2", "--lease", lease_});
+  flags.insert(flags.end(),
+               {"--state-dir", dir_ / "state", "--listen", coordinator_.empty() ? "127.0.0.1:0" : coordinator_,
+                "--heartbeat", "0.2", "--lease", lease_});
   if (!StartProgram("coordinator", "distill-coordinator", flags)) return false;
   coordinator_ = Ready("coordinator", "address");
   return true;
@@ -157,7 +161,9 @@ void Cluster::ReportTimeout(const std::string& job, const nlohmann::json& state)
   std::ostringstream logs;
   for (const auto& [id, process] : processes_) logs << "---- " << id << "\n" << Tail(Log(id)) << "\n";
   ADD_FAILURE() << "job " << job << " is not where it should be: " << state.value("state", "") << " ("
-                << state.value("reason", "") << "), progress " << state.value("progress", nlohmann::json()).dump() << "\n" << logs.str();
+                << state.value("reason", "") << "), progress " << state.value("progress", nlohmann::json()).dump()
+                << "\n"
+                << logs.str();
 }
 
 void Cluster::Pause() { std::this_thread::sleep_for(std::chrono::milliseconds(100)); }
@@ -189,13 +195,15 @@ std::string Cluster::HttpGet(const std::string& id, const std::string& path) {
 int StageOf(const nlohmann::json& job) { return job.contains("progress") ? job["progress"].value("stage", -1) : -1; }
 
 uint64_t StepOf(const nlohmann::json& job) {
-  return job.contains("progress") ? std::stoull(job["progress"].value("step", "0")) : 0;  // 64-bit integers are strings in protobuf's JSON
+  return job.contains("progress") ? std::stoull(job["progress"].value("step", "0"))
+                                  : 0;  // 64-bit integers are strings in protobuf's JSON
 }
 
 std::string JobText::Yaml() const {
   std::ostringstream y;
   y << "name: " << name << "\nseed: 7\nstudents: " << students << "\nthreads: 1\ndevice: cpu\nbatch_size: 64\n"
-    << "student: {arch: cifar_resnet8, width: 8, num_classes: 10, in_channels: 1, image: [28, 28], mean: [0.286], std: [0.353]}\n"
+    << "student: {arch: cifar_resnet8, width: 8, num_classes: 10, in_channels: 1, image: [28, 28], mean: [0.286], std: "
+       "[0.353]}\n"
     << "teacher: fashion\n"
     << "data: {format: idx, path: fashion-mnist, train_limit: 2048, augment: {horizontal_flip: true}}\n"
     << "optimizer: {type: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.0005}\n"

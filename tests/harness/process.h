@@ -16,9 +16,9 @@ namespace distill::testing {
 class Process {
  public:
   struct Options {
-    std::string log;                           // file that gets stdout and stderr; empty: inherited
-    std::string stdout_file;                   // when set, stdout goes here instead
-    std::map<std::string, std::string> env;    // added to the environment, or instead of what is there
+    std::string log;                         // file that gets stdout and stderr; empty: inherited
+    std::string stdout_file;                 // when set, stdout goes here instead
+    std::map<std::string, std::string> env;  // added to the environment, or instead of what is there
   };
   // argv[0] is the program's path. Aborts the test program when it cannot be started.
   Process(const std::vector<std::string>& argv, const Options& options);

@@ -1,4 +1,5 @@
-// What users see when something is wrong: a message that names the thing and the remedy, a distinct exit code, nothing half-written.
+// What users see when something is wrong: a message that names the thing and the remedy, a distinct exit code, nothing
+// half-written.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -56,14 +57,16 @@ TEST_F(BadInputTest, JobFileMistakesAreRefusedAtSubmit) {
 TEST_F(BadInputTest, MissingDataFolderFailsTheJobWithItsPath) {
   Cluster cluster;
   ASSERT_TRUE(cluster.Start(1, 2));
-  const auto job = cluster.WaitEnd(cluster.Submit(Replace(JobText().Yaml(), "path: fashion-mnist", "path: no-such-data")));
+  const auto job =
+      cluster.WaitEnd(cluster.Submit(Replace(JobText().Yaml(), "path: fashion-mnist", "path: no-such-data")));
   EXPECT_EQ(job.value("state", ""), "JOB_STATE_FAILED");
   EXPECT_NE(job.value("reason", "").find("no-such-data"), std::string::npos) << job.value("reason", "");
 }
 
 TEST_F(BadInputTest, CoordinatorUnreachableHasItsOwnExitCode) {
-  const CommandResult result =
-      RunCommand({std::string(DISTILL_BIN_DIR) + "/distillctl", "--coordinator", "127.0.0.1:1", "--timeout", "2", "list"}, std::chrono::seconds(30));
+  const CommandResult result = RunCommand(
+      {std::string(DISTILL_BIN_DIR) + "/distillctl", "--coordinator", "127.0.0.1:1", "--timeout", "2", "list"},
+      std::chrono::seconds(30));
   EXPECT_EQ(result.exit_code, 7) << result.err;
   EXPECT_NE(result.err.find("127.0.0.1:1"), std::string::npos) << result.err;
 }
@@ -73,7 +76,9 @@ TEST_F(BadInputTest, CorruptTeacherWeightsStopTheTeacherWithAMessage) {
   const std::string bytes = ReadFileOrEmpty(TeacherFile());
   ASSERT_FALSE(bytes.empty());
   WriteFile(dir / "half.safetensors", bytes.substr(0, bytes.size() / 2));
-  const CommandResult result = RunCommand({std::string(DISTILL_BIN_DIR) + "/distill-teacher", "--model", "x=" + (dir / "half.safetensors")}, std::chrono::seconds(60));
+  const CommandResult result =
+      RunCommand({std::string(DISTILL_BIN_DIR) + "/distill-teacher", "--model", "x=" + (dir / "half.safetensors")},
+                 std::chrono::seconds(60));
   EXPECT_EQ(result.exit_code, 42) << result.err;
   EXPECT_NE(result.err.find("half.safetensors"), std::string::npos) << result.err;
 }
@@ -81,10 +86,9 @@ TEST_F(BadInputTest, CorruptTeacherWeightsStopTheTeacherWithAMessage) {
 TEST_F(BadInputTest, AStudentThatCannotWriteItsFolderEndsWithItsOwnExitCode) {
   TempDir dir;
   WriteFile(dir / "file", "in the way");
-  const CommandResult result =
-      RunCommand({std::string(DISTILL_BIN_DIR) + "/distill-student", "--coordinator", "127.0.0.1:1", "--data-root",
-                  dir.path(), "--work-dir", dir / "file/work"},
-                 std::chrono::seconds(60));
+  const CommandResult result = RunCommand({std::string(DISTILL_BIN_DIR) + "/distill-student", "--coordinator",
+                                           "127.0.0.1:1", "--data-root", dir.path(), "--work-dir", dir / "file/work"},
+                                          std::chrono::seconds(60));
   EXPECT_EQ(result.exit_code, 74) << result.err;
   EXPECT_NE(result.err.find("file/work cannot be made or written to"), std::string::npos) << result.err;
 }
@@ -94,7 +98,8 @@ TEST_F(BadInputTest, TeacherWithOtherWeightsIsNotUsed) {
   ASSERT_TRUE(cluster.Start(1, 0));
   const std::string job = cluster.Submit(JobText().Yaml());
   cluster.Kill("t0", 15);
-  // The same name, other weights: an exported student of the same architecture would do; here one byte of a tensor differs.
+  // The same name, other weights: an exported student of the same architecture would do; here one byte of a tensor
+  // differs.
   std::string bytes = ReadFileOrEmpty(TeacherFile());
   bytes[bytes.size() - 3] ^= 1;
   WriteFile(cluster.dir() / "other.safetensors", bytes);
@@ -115,7 +120,8 @@ TEST_F(BadInputTest, UnwritableWorkFolderFailsTheJobAndLeavesNothingHalfWritten)
   // A full disk, made without one: the folder's file system is a 1 MiB tmpfs when this test may mount one.
   const std::string disk = cluster.dir() / "disk";
   std::filesystem::create_directory(disk);
-  if (RunCommand({"/bin/mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk}, std::chrono::seconds(10)).exit_code != 0) {
+  if (RunCommand({"/bin/mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk}, std::chrono::seconds(10)).exit_code !=
+      0) {
     GTEST_SKIP() << "mounting a small tmpfs needs root and CAP_SYS_ADMIN";
   }
   JobText text;
@@ -125,7 +131,8 @@ TEST_F(BadInputTest, UnwritableWorkFolderFailsTheJobAndLeavesNothingHalfWritten)
     EXPECT_EQ(job.value("state", ""), "JOB_STATE_FAILED");
     EXPECT_NE(job.value("reason", "").find(disk), std::string::npos) << job.value("reason", "");
     for (const auto& entry : std::filesystem::recursive_directory_iterator(disk)) {
-      EXPECT_EQ(entry.path().filename().string().find("manifest.json"), std::string::npos) << "half a checkpoint looks complete: " << entry.path();
+      EXPECT_EQ(entry.path().filename().string().find("manifest.json"), std::string::npos)
+          << "half a checkpoint looks complete: " << entry.path();
     }
     cluster.Kill("s0", 9);
   }

@@ -12,10 +12,12 @@
 namespace distill::testing {
 namespace {
 
-std::vector<std::filesystem::path> FilesBelow(const std::vector<std::string>& folders, const std::set<std::string>& kinds) {
+std::vector<std::filesystem::path> FilesBelow(const std::vector<std::string>& folders,
+                                              const std::set<std::string>& kinds) {
   std::vector<std::filesystem::path> files;
   for (const std::string& folder : folders) {
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(std::string(DISTILL_SOURCE_DIR) + "/" + folder)) {
+    for (const auto& entry :
+         std::filesystem::recursive_directory_iterator(std::string(DISTILL_SOURCE_DIR) + "/" + folder)) {
       if (kinds.count(entry.path().extension().string()) > 0) files.push_back(entry.path());
     }
   }
@@ -34,7 +36,8 @@ std::vector<std::string> CodeOf(const std::string& markdown) {
       code.push_back(line.substr(0, line.find(" #")));
     } else {
       const std::regex span("`([^`]+)`");
-      for (std::sregex_iterator it(line.begin(), line.end(), span), end; it != end; ++it) code.push_back((*it)[1].str());
+      for (std::sregex_iterator it(line.begin(), line.end(), span), end; it != end; ++it)
+        code.push_back((*it)[1].str());
     }
   }
   return code;

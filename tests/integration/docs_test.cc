@@ -15,7 +15,8 @@ const std::string& Doc() {
 
 TEST(ServicesDocTest, NamesEveryFlag) {
   for (const std::string program : {"distill-coordinator", "distill-teacher", "distill-student"}) {
-    const CommandResult help = RunCommand({std::string(DISTILL_BIN_DIR) + "/" + program, "--help"}, std::chrono::seconds(30));
+    const CommandResult help =
+        RunCommand({std::string(DISTILL_BIN_DIR) + "/" + program, "--help"}, std::chrono::seconds(30));
     ASSERT_EQ(help.exit_code, 0) << help.err;
     const std::regex flag("(^|[ ,])(--[a-z][-a-z]*)");
     int found = 0;

@@ -36,15 +36,17 @@ TEST_F(JobTest, RunsToTheEndAndLeavesAStudentThatPlainPythonLoads) {
   // The teacher in examples/ is trained, so a wrong normalisation or tap would show here.
   EXPECT_GT(artifacts.value("teacher_accuracy", 0.0), 0.9);
   EXPECT_GT(artifacts.value("student_accuracy", 0.0), 0.2);  // 24 steps; chance is 0.1
-  EXPECT_EQ(std::filesystem::file_size(artifacts.value("safetensors", "")), std::stoull(artifacts.value("safetensors_bytes", "0")));
+  EXPECT_EQ(std::filesystem::file_size(artifacts.value("safetensors", "")),
+            std::stoull(artifacts.value("safetensors_bytes", "0")));
 
   const std::string python = std::string(DISTILL_SOURCE_DIR) + "/build/venv/bin/python";
-  if (!std::filesystem::exists(python)) GTEST_SKIP() << "no Python with torch in build/venv (scripts/setup.sh makes it)";
-  const CommandResult check = RunCommand({python, std::string(DISTILL_SOURCE_DIR) + "/tests/integration/check_student.py",
-                                          artifacts.value("safetensors", ""), artifacts.value("torchscript", ""),
-                                          std::string(kDataRoot) + "/fashion-mnist", "10000",
-                                          std::to_string(artifacts.value("student_accuracy", -1.0))},
-                                         std::chrono::minutes(2));
+  if (!std::filesystem::exists(python))
+    GTEST_SKIP() << "no Python with torch in build/venv (scripts/setup.sh makes it)";
+  const CommandResult check = RunCommand(
+      {python, std::string(DISTILL_SOURCE_DIR) + "/tests/integration/check_student.py",
+       artifacts.value("safetensors", ""), artifacts.value("torchscript", ""),
+       std::string(kDataRoot) + "/fashion-mnist", "10000", std::to_string(artifacts.value("student_accuracy", -1.0))},
+      std::chrono::minutes(2));
   EXPECT_EQ(check.exit_code, 0) << check.out << check.err;
 }
 
@@ -68,7 +70,9 @@ TEST_F(JobTest, MetricsOfAllServicesPassPromtool) {
     const std::string metrics = cluster.HttpGet(id, "/metrics");
     ASSERT_NE(metrics.find("distill_"), std::string::npos) << id;
     WriteFile(cluster.dir() / (id + ".metrics"), metrics);
-    const CommandResult lint = RunCommand({"/bin/sh", "-c", promtool + " check metrics < " + (cluster.dir() / (id + ".metrics"))}, std::chrono::seconds(30));
+    const CommandResult lint =
+        RunCommand({"/bin/sh", "-c", promtool + " check metrics < " + (cluster.dir() / (id + ".metrics"))},
+                   std::chrono::seconds(30));
     EXPECT_EQ(lint.exit_code, 0) << id << ": " << lint.out << lint.err;
     EXPECT_NE(cluster.HttpGet(id, "/healthz").find("ok"), std::string::npos);
   }

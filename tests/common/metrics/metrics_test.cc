@@ -89,7 +89,8 @@ TEST(MetricsDeathTest, OneNameHasOneTypeAndOneHelp) {
 }
 
 TEST(MetricsTest, PromtoolAcceptsTheText) {
-  if (!std::filesystem::exists(DISTILL_PROMTOOL)) GTEST_SKIP() << "no " DISTILL_PROMTOOL " (scripts/setup.sh puts it there)";
+  if (!std::filesystem::exists(DISTILL_PROMTOOL))
+    GTEST_SKIP() << "no " DISTILL_PROMTOOL " (scripts/setup.sh puts it there)";
   MetricsRegistry registry;
   registry.GetCounter("distill_wire_bytes_total", "Bytes of payload sent.", {{"tap", "a\"b\\c\nd"}}).Add(1e15);
   registry.GetGauge("distill_teacher_queue_length", "Requests waiting,\nwith a line break.").Set(-0.5);

@@ -68,12 +68,11 @@ ReportInput Sample(const v1::Job& job) {
   AddPoint(&input.history, 1, 0, 300, 0)->clear_terms();
   for (uint64_t step = 100; step <= 400; step += 100) AddPoint(&input.history, 1, step, 300 + step, 5.0 / step);
   input.history.mutable_points(5)->set_accuracy(0.5);
-  input.events = {
-      MakeEvent(kSubmitted, "coordinator", "submitted: 3 stage(s)"),
-      MakeEvent(kSubmitted + 10, "coordinator", "generation 1: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 1),
-      MakeEvent(kSubmitted + 50, "coordinator", "group lost: s1 has been silent; re-forming as generation 2",
-                v1::EVENT_TYPE_GROUP_LOST, 1),
-      MakeEvent(kSubmitted + 60, "coordinator", "generation 2: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 2)};
+  input.events = {MakeEvent(kSubmitted, "coordinator", "submitted: 3 stage(s)"),
+                  MakeEvent(kSubmitted + 10, "coordinator", "generation 1: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 1),
+                  MakeEvent(kSubmitted + 50, "coordinator",
+                            "group lost: s1 has been silent; re-forming as generation 2", v1::EVENT_TYPE_GROUP_LOST, 1),
+                  MakeEvent(kSubmitted + 60, "coordinator", "generation 2: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 2)};
   v1::WorkerInfo* worker = input.fleet.add_workers();
   worker->set_id(job.ranks_size() > 0 ? job.ranks(0) : "s0");
   worker->set_kind("student");
@@ -249,8 +248,7 @@ TEST_F(ReportTest, IntersectionsOverUnionHaveCurvesOfTheirOwn) {
 TEST_F(ReportTest, GroupsAreReadFromTheTypesOfEvents) {
   const std::vector<RankGroup> groups =
       GroupsOf({MakeEvent(1, "coordinator", "x", v1::EVENT_TYPE_GROUP_FORMED, 1),
-                MakeEvent(2, "coordinator", "generation 7: only a text"),
-                MakeEvent(3, "s0", "group lost: only a text"),
+                MakeEvent(2, "coordinator", "generation 7: only a text"), MakeEvent(3, "s0", "group lost: only a text"),
                 MakeEvent(4, "coordinator", "x", v1::EVENT_TYPE_GROUP_LOST, 1),
                 MakeEvent(5, "coordinator", "x", v1::EVENT_TYPE_GROUP_FORMED, 2)});
   ASSERT_THAT(groups, SizeIs(2));

@@ -267,12 +267,11 @@ TEST(HistoryViewTest, TableGolden) {
 }
 
 TEST(HistoryViewTest, CsvHasAllColumnsQuotedWhereNeeded) {
-  EXPECT_EQ(
-      HistoryCsv(RunningJob(), SampleHistory(), 2),
-      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,mean_iou,"
-      "time,phase,term_cross_entropy,term_kd,seconds_forward\n"
-      "1,whole,200,500,0.5432,0.05,2100,,0.9375,,4070908900.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
-      "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,,4070908900.000,training,0.31,1.2,0.0125\n");
+  EXPECT_EQ(HistoryCsv(RunningJob(), SampleHistory(), 2),
+            "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,mean_iou,"
+            "time,phase,term_cross_entropy,term_kd,seconds_forward\n"
+            "1,whole,200,500,0.5432,0.05,2100,,0.9375,,4070908900.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
+            "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,,4070908900.000,training,0.31,1.2,0.0125\n");
   // The first point has no terms: its cells are empty.
   EXPECT_THAT(HistoryCsv(RunningJob(), SampleHistory(), 0),
               HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,,0.9375,,4070908900.000,training,,,0.0125\n"));

@@ -282,16 +282,17 @@ TEST(JobFileTest, AnOverrideOfNullTakesAKeyAway) {
   EXPECT_EQ(defaults->plan.stages[1].losses[1].weight, 1);
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"teachr=null"}), HasSubstr("unknown key 'teachr'"));
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"name=null"}), HasSubstr("missing required key 'name'"));
-  EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"stages.0.losses.0.type=null"}), HasSubstr("missing required key 'type'"));
+  EXPECT_THAT(Refusal(kExplicitJob, Fleet(), {"stages.0.losses.0.type=null"}),
+              HasSubstr("missing required key 'type'"));
   // In the file itself a key without a value is more likely a slip.
   EXPECT_THAT(Refusal(With(kExplicitJob, "seed: 7", "seed:")), HasSubstr("expected a whole number, got nothing"));
 }
 
 TEST(JobFileTest, ATeacherThatNoStageReadsNeedNotBeServed) {
-  const std::string labels_only = With(
-      With(With(kExplicitJob, "      - {type: kd, weight: 0.9, temperature: 4}\n", ""),
-           "      - {type: cwd, weight: 2, temperature: 1, student: layer3, teacher: layer3}\n", ""),
-      "{type: l2, student: layer1, teacher: layer1}", "{type: cross_entropy}");
+  const std::string labels_only =
+      With(With(With(kExplicitJob, "      - {type: kd, weight: 0.9, temperature: 4}\n", ""),
+                "      - {type: cwd, weight: 2, temperature: 1, student: layer3, teacher: layer3}\n", ""),
+           "{type: l2, student: layer1, teacher: layer1}", "{type: cross_entropy}");
   for (const std::string& text : {With(kPresetJob, "preset: sskd", "preset: scratch"),
                                   With(labels_only, "trainable: [conv1, bn1, layer1]", "trainable: ['**']")}) {
     const StatusOr<ExpandedJob> job = Expand(text, FleetView{});
@@ -345,7 +346,8 @@ TEST(JobFileTest, TeacherAndStudentSeeTheSamePixels) {
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("takes images of 3 channels, the student of 1"));
   spec = TeacherSpec();
   spec.image_height = spec.image_width = 32;
-  EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("takes images [32, 32] (height, width), the student [28, 28]"));
+  EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)),
+              HasSubstr("takes images [32, 32] (height, width), the student [28, 28]"));
   spec = TeacherSpec();
   spec.num_classes = 100;
   EXPECT_THAT(Refusal(kExplicitJob, Fleet(spec)), HasSubstr("the student has 10 classes, the teacher 100"));
@@ -355,9 +357,8 @@ TEST(JobFileTest, MeasuredTapsStandInForAnArchitecture) {
   FleetView fleet = Fleet();
   fleet.models[0].spec.arch = "torchscript";
   EXPECT_THAT(Refusal(kExplicitJob, fleet), HasSubstr("describes itself wrongly"));
-  fleet.models[0].taps = {{"layer1", "Tensor", {8, 28, 28}, true},
-                          {"layer3", "Tensor", {32, 7, 7}, true},
-                          {"", "Tensor", {10}, false}};
+  fleet.models[0].taps = {
+      {"layer1", "Tensor", {8, 28, 28}, true}, {"layer3", "Tensor", {32, 7, 7}, true}, {"", "Tensor", {10}, false}};
   const StatusOr<ExpandedJob> job = Expand(kExplicitJob, fleet);
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.stages[0].losses[0].adapter, "none");

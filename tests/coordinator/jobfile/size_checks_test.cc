@@ -41,16 +41,17 @@ FleetView Streets() {
 TEST(SizeChecksTest, AnswersOfAStepFitThePrefetch) {
   EXPECT_EQ(Refusal(kStreets, Streets()), "accepted");
   const std::string small = With(kStreets, "prefetch: 512MiB", "prefetch: 31MiB\nevaluate: {teacher: false}");
-  EXPECT_EQ(Refusal(small, Streets()),
-            "job.yaml:4:11: stages[0]: the teacher's answers to one step of a rank, 8 images x ('layer4' [128, 64, 128] "
-            "x 4 bytes), are 32.0 MiB; prefetch is 31.0 MiB: set prefetch: 32MiB or more, a smaller batch_size, more "
-            "students, or wire_dtype: f16");
+  EXPECT_EQ(
+      Refusal(small, Streets()),
+      "job.yaml:4:11: stages[0]: the teacher's answers to one step of a rank, 8 images x ('layer4' [128, 64, 128] "
+      "x 4 bytes), are 32.0 MiB; prefetch is 31.0 MiB: set prefetch: 32MiB or more, a smaller batch_size, more "
+      "students, or wire_dtype: f16");
   EXPECT_EQ(Refusal(With(small, "31MiB", "32MiB"), Streets()), "accepted");
   EXPECT_EQ(Refusal(small, Streets(), {"wire_dtype=bf16"}), "accepted");
   EXPECT_EQ(Refusal(small, Streets(), {"students=4"}), "accepted");
   // A tap that two losses read travels once; logits travel as float32 whatever the maps do.
-  const std::string twice = With(small, "      - {type: cross_entropy}\n",
-                                 "      - {type: l2, student: layer4, teacher: layer4}\n");
+  const std::string twice =
+      With(small, "      - {type: cross_entropy}\n", "      - {type: l2, student: layer4, teacher: layer4}\n");
   EXPECT_EQ(Refusal(With(twice, "31MiB", "32MiB"), Streets(), {"stages.0.trainable=[layer4]"}), "accepted");
   EXPECT_THAT(Refusal(With(small, "type: cross_entropy", "type: kd"), Streets(), {"wire_dtype=f16"}),
               AllOf(HasSubstr("8 images x (output [19, 512, 1024] x 4 bytes + 'layer4' [128, 64, 128] x 2 bytes), are "
@@ -119,8 +120,9 @@ TEST(SizeChecksTest, ABatchNormTrainsWithTwoValuesAChannel) {
   EXPECT_EQ(Refusal(stages, Fleet(), {"stages.0.trainable=[fc, layer4.1.conv2]"}), "accepted");
   EXPECT_EQ(Refusal(stages, Fleet(), {"stages.0.trainable=['**']", "stages.0.steps=0"}), "accepted");
   // A segmentation network keeps an eighth of the image: one position of 8 x 8.
-  const std::string dense = With(With(kStreets, "image: [512, 1024]", "image: [8, 8]"),
-                                 "      - {type: cwd, student: layer4, teacher: layer4, spatial_mismatch: error}\n", "");
+  const std::string dense =
+      With(With(kStreets, "image: [512, 1024]", "image: [8, 8]"),
+           "      - {type: cwd, student: layer4, teacher: layer4, spatial_mismatch: error}\n", "");
   EXPECT_THAT(Refusal(With(dense, "teacher: streets\n", ""), FleetView{}, {"batch_size=2"}),
               HasSubstr("the batch norm 'layer2.0.bn1'"));
   EXPECT_EQ(Refusal(With(dense, "teacher: streets\n", ""), FleetView{}, {"batch_size=2", "student.image=[16, 16]"}),
@@ -129,8 +131,9 @@ TEST(SizeChecksTest, ABatchNormTrainsWithTwoValuesAChannel) {
 
 // There torch says nothing: the layer's output is its bias, whatever the student does.
 TEST(SizeChecksTest, ABatchNormOfALossDoesToo) {
-  const std::string text = With(kExplicitJob, "{type: cwd, weight: 2, temperature: 1, student: layer3, teacher: layer3}",
-                                "{type: l2, student: avgpool, teacher: avgpool, adapter: conv1x1_bn}");
+  const std::string text =
+      With(kExplicitJob, "{type: cwd, weight: 2, temperature: 1, student: layer3, teacher: layer3}",
+           "{type: l2, student: avgpool, teacher: avgpool, adapter: conv1x1_bn}");
   EXPECT_EQ(Refusal(text), "accepted");
   EXPECT_THAT(Refusal(text, Fleet(), {"batch_size=2"}),
               HasSubstr("stages[1]: the batch norm in the own layers of loss 'l2-avgpool' trains with one value a "

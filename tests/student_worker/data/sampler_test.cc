@@ -21,8 +21,8 @@ uint64_t Fnv(const std::vector<uint32_t>& values) {
   return hash;
 }
 
-// The golden values of this file and of augment_test.cc were computed by a separate program in Python from the definitions in the
-// headers. A change of any of them breaks the repeatability of stored jobs.
+// The golden values of this file and of augment_test.cc were computed by a separate program in Python from the
+// definitions in the headers. A change of any of them breaks the repeatability of stored jobs.
 TEST(CounterRngTest, MatchesGoldenValues) {
   CounterRng rng(42, RngPurpose::kEpochOrder, 7, 9);
   EXPECT_EQ(rng.Next(), 0xFB6D216868F6D371ull);
@@ -34,7 +34,8 @@ TEST(CounterRngTest, MatchesGoldenValues) {
   EXPECT_THAT(draws, ElementsAre(5, 0, 8, 6, 2, 2, 3, 1, 3, 4));
   // A bound over 2^63 rejects about half of the draws: the loop that does so is part of the definition.
   CounterRng large(5, RngPurpose::kAugment);
-  for (uint64_t expected : {0x437AE0DDA3B66C17ull, 0x3A5B7DD7BB77F831ull, 0x3275AE41C71A4C50ull, 0x67360743C722DD12ull}) {
+  for (uint64_t expected :
+       {0x437AE0DDA3B66C17ull, 0x3A5B7DD7BB77F831ull, 0x3275AE41C71A4C50ull, 0x67360743C722DD12ull}) {
     EXPECT_EQ(large.Below((1ull << 63) + 1), expected);
   }
 }

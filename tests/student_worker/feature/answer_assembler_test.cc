@@ -19,7 +19,11 @@ FillableBuffer Allocate(uint64_t size) {
 
 // One tap of shape [2, 3], 24 bytes, and one of shape [2, 1, 2, 2], bf16, 16 bytes.
 AnswerAssembler::Expectation Expect() {
-  return {.taps = {{"a", WireDtype::kF32}, {"b", WireDtype::kBf16}}, .tap_shapes = {{3}, {1, 2, 2}}, .digest = "d", .batch = 2, .max_bytes = 40};
+  return {.taps = {{"a", WireDtype::kF32}, {"b", WireDtype::kBf16}},
+          .tap_shapes = {{3}, {1, 2, 2}},
+          .digest = "d",
+          .batch = 2,
+          .max_bytes = 40};
 }
 
 Buffer Bytes(size_t size, uint8_t first = 0) {
@@ -32,8 +36,15 @@ FeatureChunk First() {
   return {.tap_index = 0, .shape = {2, 3}, .dtype = 1, .total_bytes = 24, .model_digest = "d", .payload = Bytes(24)};
 }
 FeatureChunk Second() {
-  return {.tap_index = 1, .shape = {2, 1, 2, 2}, .dtype = 3, .total_bytes = 16, .last = true, .model_digest = "d",
-          .queue_seconds = 1, .compute_seconds = 2, .payload = Bytes(16, 100)};
+  return {.tap_index = 1,
+          .shape = {2, 1, 2, 2},
+          .dtype = 3,
+          .total_bytes = 16,
+          .last = true,
+          .model_digest = "d",
+          .queue_seconds = 1,
+          .compute_seconds = 2,
+          .payload = Bytes(16, 100)};
 }
 
 TEST(AnswerAssemblerTest, JoinsWholeTensors) {
@@ -61,7 +72,8 @@ TEST(AnswerAssemblerTest, JoinsChunksOfAnySize) {
     const Buffer whole = Bytes(24);
     for (size_t offset = 0; offset < 24; offset += chunk) {
       FeatureChunk part = First();
-      if (offset > 0) part = FeatureChunk{.tap_index = 0, .offset = offset};  // the rest may stand in the first chunk only
+      if (offset > 0)
+        part = FeatureChunk{.tap_index = 0, .offset = offset};  // the rest may stand in the first chunk only
       part.payload = Buffer{whole.data + offset, std::min<size_t>(chunk, 24 - offset), whole.owner};
       ASSERT_TRUE(assembler.Add(part).ok()) << "chunk size " << chunk << " offset " << offset;
     }
@@ -107,8 +119,14 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNo
       {"huge tap", [](FeatureChunk* c) { c->tap_index = UINT32_MAX; }},
       {"batch", [](FeatureChunk* c) { c->shape[0] = 3; }},
       {"no shape", [](FeatureChunk* c) { c->shape.clear(); }},
-      {"long shape", [](FeatureChunk* c) { c->shape = {2, 3, 1, 1, 1}; }},
-      {"other features", [](FeatureChunk* c) { c->shape = {2, 4}, c->total_bytes = 32; }},
+      {"long shape",
+       [](FeatureChunk* c) {
+         c->shape = {2, 3, 1, 1, 1};
+       }},
+      {"other features",
+       [](FeatureChunk* c) {
+         c->shape = {2, 4}, c->total_bytes = 32;
+       }},
       {"dtype", [](FeatureChunk* c) { c->dtype = 2; }},
       {"unknown dtype", [](FeatureChunk* c) { c->dtype = 77; }},
       {"small total", [](FeatureChunk* c) { c->total_bytes = 20; }},
@@ -130,7 +148,8 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNo
   // Without known shapes the grant is the only bound.
   auto expect = Expect();
   expect.tap_shapes.clear();
-  for (const std::vector<uint32_t>& shape : {std::vector<uint32_t>{2, 6}, {2, 1u << 31, 1u << 31, 4}, {2, 0}, {2, UINT32_MAX}}) {
+  for (const std::vector<uint32_t>& shape :
+       {std::vector<uint32_t>{2, 6}, {2, 1u << 31, 1u << 31, 4}, {2, 0}, {2, UINT32_MAX}}) {
     FeatureChunk chunk = First();
     chunk.shape = shape;
     chunk.total_bytes = ByteSize(shape, WireDtype::kF32);
@@ -151,7 +170,10 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInALaterChunkIsAnError) {
       {"empty", [](FeatureChunk* c) { c->payload = Buffer(); }},
       {"next tap", [](FeatureChunk* c) { c->tap_index = 1; }},
       {"last too early", [](FeatureChunk* c) { c->last = true; }},
-      {"other shape", [](FeatureChunk* c) { c->shape = {2, 4}; }},
+      {"other shape",
+       [](FeatureChunk* c) {
+         c->shape = {2, 4};
+       }},
       {"other total", [](FeatureChunk* c) { c->total_bytes = 28; }},
       {"other dtype", [](FeatureChunk* c) { c->dtype = 2; }},
   };

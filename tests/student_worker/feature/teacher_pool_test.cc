@@ -17,12 +17,12 @@
 namespace distill {
 namespace {
 
-using ::testing::HasSubstr;
-using ::testing::Not;
 using testing::BabblingServer;
 using testing::Fault;
+using ::testing::HasSubstr;
 using testing::kDigest;
 using testing::kModel;
+using ::testing::Not;
 using testing::ReferenceTap;
 using testing::TestTeacher;
 
@@ -56,7 +56,8 @@ void ExpectRight(const FeatureBatch& batch, uint64_t id) {
   for (size_t t = 0; t < 2; ++t) {
     const std::vector<float> expected = ReferenceTap(t == 0 ? "maps" : "", Images(id));
     ASSERT_EQ(batch.taps[t].bytes.size, expected.size() * sizeof(float));
-    EXPECT_EQ(std::memcmp(batch.taps[t].bytes.data, expected.data(), batch.taps[t].bytes.size), 0) << "id " << id << " tap " << t;
+    EXPECT_EQ(std::memcmp(batch.taps[t].bytes.data, expected.data(), batch.taps[t].bytes.size), 0)
+        << "id " << id << " tap " << t;
   }
 }
 
@@ -136,13 +137,13 @@ class TeacherPoolTest : public ::testing::Test {
   }
   int CountEvents(const std::string& part) {
     absl::MutexLock lock(&events_mutex_);
-    return static_cast<int>(std::count_if(events_.begin(), events_.end(),
-                                          [&](const std::string& text) { return text.find(part) != std::string::npos; }));
+    return static_cast<int>(std::count_if(
+        events_.begin(), events_.end(), [&](const std::string& text) { return text.find(part) != std::string::npos; }));
   }
   double SetAside(const std::string& reason) {
     return metrics_
-        .GetCounter("distill_student_teachers_set_aside_total", "Times that a teacher was set aside for a while, by why.",
-                    {{"reason", reason}})
+        .GetCounter("distill_student_teachers_set_aside_total",
+                    "Times that a teacher was set aside for a while, by why.", {{"reason", reason}})
         .Value();
   }
   double SecondsAsked() {
@@ -184,7 +185,8 @@ TEST_F(TeacherPoolTest, OneTwoAndThreeTeachersGiveTheSameFeatures) {
     std::vector<std::unique_ptr<TestTeacher>> teachers;
     std::vector<TeacherEndpoint> endpoints;
     for (int i = 0; i < count; ++i) {
-      teachers.push_back(TestTeacher::Start({.name = absl::StrCat("t", i), .chunk_bytes = static_cast<size_t>(1 + 50 * i)}));
+      teachers.push_back(
+          TestTeacher::Start({.name = absl::StrCat("t", i), .chunk_bytes = static_cast<size_t>(1 + 50 * i)}));
       endpoints.push_back(teachers.back()->endpoint());
     }
     MakePool();
@@ -228,8 +230,11 @@ TEST_F(TeacherPoolTest, TeacherKilledMidAnswerIsNotNoticed) {
   ASSERT_TRUE(Eventually([&] { return pool_->connected() == 2; }));
   FetchRange(0, 40);
   ExpectAllRight(40);
-  EXPECT_GE(metrics_.GetCounter("distill_student_feature_resends_total",
-                                "Feature requests taken from a teacher unanswered and sent again.").Value(), 1);
+  EXPECT_GE(metrics_
+                .GetCounter("distill_student_feature_resends_total",
+                            "Feature requests taken from a teacher unanswered and sent again.")
+                .Value(),
+            1);
   ASSERT_TRUE(Eventually([&] { return pool_->connected() == 1; }));
 }
 
@@ -381,8 +386,8 @@ TEST_P(FaultTest, AGoodTeacherBesideAFaultyOneDeliversEverything) {
 TEST_P(FaultTest, AFaultThatPassesIsForgiven) {
   const auto [fault, shapes_known] = GetParam();
   if (fault == Fault::kErrorInvalid || fault == Fault::kNotFinite ||  // the word of the only teacher counts
-      fault == Fault::kDieMidAnswer || fault == Fault::kRefuseTap || fault == Fault::kRefuseModel || fault == Fault::kRefuseDigest ||
-      fault == Fault::kWrongDigest) {
+      fault == Fault::kDieMidAnswer || fault == Fault::kRefuseTap || fault == Fault::kRefuseModel ||
+      fault == Fault::kRefuseDigest || fault == Fault::kWrongDigest) {
     return;  // does not pass
   }
   AddTeacher({.fault = fault, .fault_at = 0, .fault_until = 1});
@@ -393,21 +398,23 @@ TEST_P(FaultTest, AFaultThatPassesIsForgiven) {
   ListAll();
   FetchRange(0, 5);
   ExpectAllRight(5);
-  EXPECT_EQ(teachers_[0]->received() > 5 || fault == Fault::kDuplicate, true);  // the first one at least was asked twice
+  EXPECT_EQ(teachers_[0]->received() > 5 || fault == Fault::kDuplicate,
+            true);  // the first one at least was asked twice
   pool_.reset();
 }
 
-INSTANTIATE_TEST_SUITE_P(All, FaultTest,
-                         ::testing::Combine(::testing::Values(Fault::kDieMidAnswer, Fault::kEndStream, Fault::kSilence, Fault::kDuplicate,
-                                                              Fault::kUnknownRequest, Fault::kWrongShape, Fault::kWrongTail,
-                                                              Fault::kWrongDtype, Fault::kWrongTotal, Fault::kHugeTotal,
-                                                              Fault::kOverflowShape, Fault::kOverlap, Fault::kGap, Fault::kTooMuch,
-                                                              Fault::kEmptyChunks, Fault::kSwappedTaps, Fault::kLastTooEarly,
-                                                              Fault::kNeverLast, Fault::kWrongDigest, Fault::kErrorInternal,
-                                                              Fault::kErrorInvalid, Fault::kErrorUnavailable,
-                                                              Fault::kNotFinite, Fault::kTrickle, Fault::kErrorMidAnswer, Fault::kRefuseTap,
-                                                              Fault::kRefuseModel, Fault::kRefuseDigest),
-                                            ::testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(
+    All, FaultTest,
+    ::testing::Combine(::testing::Values(Fault::kDieMidAnswer, Fault::kEndStream, Fault::kSilence, Fault::kDuplicate,
+                                         Fault::kUnknownRequest, Fault::kWrongShape, Fault::kWrongTail,
+                                         Fault::kWrongDtype, Fault::kWrongTotal, Fault::kHugeTotal,
+                                         Fault::kOverflowShape, Fault::kOverlap, Fault::kGap, Fault::kTooMuch,
+                                         Fault::kEmptyChunks, Fault::kSwappedTaps, Fault::kLastTooEarly,
+                                         Fault::kNeverLast, Fault::kWrongDigest, Fault::kErrorInternal,
+                                         Fault::kErrorInvalid, Fault::kErrorUnavailable, Fault::kNotFinite,
+                                         Fault::kTrickle, Fault::kErrorMidAnswer, Fault::kRefuseTap,
+                                         Fault::kRefuseModel, Fault::kRefuseDigest),
+                       ::testing::Bool()));
 
 TEST_F(TeacherPoolTest, ALiarAloneFailsRequestsWithItsLie) {
   AddTeacher({.fault = Fault::kOverlap});
@@ -417,7 +424,8 @@ TEST_F(TeacherPoolTest, ALiarAloneFailsRequestsWithItsLie) {
   ASSERT_TRUE(results_.Wait(2));
   const Status status = results_.Take(0).status();
   EXPECT_EQ(status.code(), StatusCode::kDataLoss) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 0: no teacher could compute them: teacher 't0' at 127.0.0.1:"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("features of step 0: no teacher could compute them: teacher 't0' at 127.0.0.1:"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("due is offset 64"));
 }
 
@@ -455,7 +463,8 @@ TEST_F(TeacherPoolTest, WhatEveryTeacherRefusesFails) {
     ASSERT_TRUE(results.Wait(1));
     const Status status = results.Take(5).status();
     EXPECT_EQ(status.code(), code) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("features of step 5: no teacher could compute them: teacher '"));
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("features of step 5: no teacher could compute them: teacher '"));
     pool_.reset();
   }
 }
@@ -700,7 +709,8 @@ TEST_F(TeacherPoolTest, AWaitForFeaturesIsToldWithWhomItIsFor) {
   options.notice_after = std::chrono::milliseconds(50);
   MakePool(options);
   FetchRange(0, 1);
-  ASSERT_TRUE(Eventually([&] { return CountEvents("waiting for features of step 0 since 0 s: no teacher is listed") == 1; }));
+  ASSERT_TRUE(
+      Eventually([&] { return CountEvents("waiting for features of step 0 since 0 s: no teacher is listed") == 1; }));
   ListAll();
   ASSERT_TRUE(held->WaitForReceived(1));
   held->Hold(false);
@@ -739,7 +749,11 @@ TEST_F(TeacherPoolTest, TeachersMayChangeOnTheFly) {
   first->Hold(false);
   pool_->SetTeachers({first->endpoint(), first->endpoint()});
   FetchRange(4, 6);
-  ExpectRight(*([&] { EXPECT_TRUE(Eventually([&] { return results_.has(5); })); return results_.Take(5); })(), 5);
+  ExpectRight(*([&] {
+    EXPECT_TRUE(Eventually([&] { return results_.has(5); }));
+    return results_.Take(5);
+  })(),
+              5);
   EXPECT_EQ(first->streams(), 2);
   // To nobody.
   pool_->SetTeachers({});
@@ -823,7 +837,8 @@ TEST_F(TeacherPoolTest, AnAnswerLargerThanTheWindowIsRefusedWithTheRemedy) {
   Status status = results_.Take(0).status();
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("raise prefetch_bytes"));
-  // With unknown shapes the teacher cannot answer: given up after three tries (this test's teacher says so, others stay silent).
+  // With unknown shapes the teacher cannot answer: given up after three tries (this test's teacher says so, others stay
+  // silent).
   options.tap_shapes.clear();
   options.health.stall_timeout = std::chrono::milliseconds(100);
   MakePool(options);
@@ -879,7 +894,8 @@ TEST_F(TeacherPoolTest, MetricsTellWhatHappened) {
   bad.n = 0;
   pool_->Fetch(5, bad, results_.For(5));
   ASSERT_TRUE(results_.Wait(6));
-  ASSERT_TRUE(Eventually([&] { return metrics_.Serialize().find("distill_student_feature_inflight_bytes 0") != std::string::npos; }));
+  ASSERT_TRUE(Eventually(
+      [&] { return metrics_.Serialize().find("distill_student_feature_inflight_bytes 0") != std::string::npos; }));
   const std::string text = metrics_.Serialize();
   EXPECT_THAT(text, HasSubstr("distill_student_feature_bytes_total 2040"));
   EXPECT_THAT(text, HasSubstr("distill_student_feature_requests_total{result=\"ok\"} 5"));

@@ -44,7 +44,9 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
     return true;
   }
 
-  TeacherEndpoint endpoint() const override { return {options_.name, absl::StrCat("127.0.0.1:", port_), kModel, kDigest}; }
+  TeacherEndpoint endpoint() const override {
+    return {options_.name, absl::StrCat("127.0.0.1:", port_), kModel, kDigest};
+  }
   int port() const override { return port_; }
 
   void Kill() override {
@@ -104,13 +106,18 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
     if (!stream->Read(&request) || !request.has_open()) return {grpc::StatusCode::INVALID_ARGUMENT, "no open message"};
     const v1::OpenStream open = request.open();
     switch (options_.fault) {
-      case Fault::kRefuseTap: return {grpc::StatusCode::INVALID_ARGUMENT, "unknown tap 'maps'"};
-      case Fault::kRefuseModel: return {grpc::StatusCode::NOT_FOUND, "unknown model"};
-      case Fault::kRefuseDigest: return {grpc::StatusCode::FAILED_PRECONDITION, "digest differs"};
-      default: break;
+      case Fault::kRefuseTap:
+        return {grpc::StatusCode::INVALID_ARGUMENT, "unknown tap 'maps'"};
+      case Fault::kRefuseModel:
+        return {grpc::StatusCode::NOT_FOUND, "unknown model"};
+      case Fault::kRefuseDigest:
+        return {grpc::StatusCode::FAILED_PRECONDITION, "digest differs"};
+      default:
+        break;
     }
     for (const v1::TapRequest& tap : open.taps()) {
-      if (tap.tap() != "maps" && !tap.tap().empty()) return {grpc::StatusCode::INVALID_ARGUMENT, "unknown tap '" + tap.tap() + "'"};
+      if (tap.tap() != "maps" && !tap.tap().empty())
+        return {grpc::StatusCode::INVALID_ARGUMENT, "unknown tap '" + tap.tap() + "'"};
     }
     uint64_t credit = open.credit_bytes();
     while (stream->Read(&request)) {
@@ -128,7 +135,8 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       uint64_t bytes = 0;
       for (const auto& chunk : answer) bytes += chunk.payload().size();
       // The client grants before it asks; an answer without credit would be a fault of the client.
-      if (bytes > credit) return {grpc::StatusCode::INTERNAL, absl::StrCat("no credit: answer ", bytes, ", credit ", credit)};
+      if (bytes > credit)
+        return {grpc::StatusCode::INTERNAL, absl::StrCat("no credit: answer ", bytes, ", credit ", credit)};
       grpc::Status end = Answer(fault, stream, answer, &credit);
       if (!end.ok()) return end;
       Count(&answered_);
@@ -187,13 +195,16 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       answer.set_error_code(code);
       chunks.assign(1, answer);
     };
-    auto find_last = [&] { return std::find_if(chunks.begin(), chunks.end(), [](const auto& chunk) { return chunk.last(); }); };
+    auto find_last = [&] {
+      return std::find_if(chunks.begin(), chunks.end(), [](const auto& chunk) { return chunk.last(); });
+    };
     switch (fault) {
       case Fault::kDieMidAnswer:
         stream->Write(first);
         Die();
         return {grpc::StatusCode::UNAVAILABLE, "gone"};
-      case Fault::kEndStream: return {grpc::StatusCode::UNAVAILABLE, "draining"};
+      case Fault::kEndStream:
+        return {grpc::StatusCode::UNAVAILABLE, "draining"};
       case Fault::kDuplicate: {
         const auto once = chunks;
         chunks.insert(chunks.end(), once.begin(), once.end());
@@ -202,13 +213,19 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       case Fault::kUnknownRequest:
         for (auto& chunk : chunks) chunk.set_request_id(chunk.request_id() + 1000);
         break;
-      case Fault::kWrongShape: first.set_shape(0, first.shape(0) + 1); break;
+      case Fault::kWrongShape:
+        first.set_shape(0, first.shape(0) + 1);
+        break;
       case Fault::kWrongTail:
         first.set_shape(1, first.shape(1) * 2);
         first.set_total_bytes(first.total_bytes() * 2);
         break;
-      case Fault::kWrongDtype: first.set_dtype(v1::WIRE_DTYPE_F16); break;
-      case Fault::kWrongTotal: first.set_total_bytes(first.total_bytes() + 4); break;
+      case Fault::kWrongDtype:
+        first.set_dtype(v1::WIRE_DTYPE_F16);
+        break;
+      case Fault::kWrongTotal:
+        first.set_total_bytes(first.total_bytes() + 4);
+        break;
       case Fault::kHugeTotal:
         first.set_shape(1, 1u << 30);
         first.set_total_bytes(uint64_t{4} << 30);
@@ -220,27 +237,46 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
         first.set_total_bytes(0);
         break;
       }
-      case Fault::kOverlap: chunks[1].set_offset(chunks[1].offset() - 4); break;
-      case Fault::kGap: chunks[1].set_offset(chunks[1].offset() + 4); break;
-      case Fault::kTooMuch: find_last()->mutable_payload()->append(64, 'x'); break;
+      case Fault::kOverlap:
+        chunks[1].set_offset(chunks[1].offset() - 4);
+        break;
+      case Fault::kGap:
+        chunks[1].set_offset(chunks[1].offset() + 4);
+        break;
+      case Fault::kTooMuch:
+        find_last()->mutable_payload()->append(64, 'x');
+        break;
       case Fault::kEmptyChunks:
         first.clear_payload();
         chunks.insert(chunks.begin(), 100, first);
         break;
       case Fault::kSwappedTaps: {
-        const auto second_tap = std::find_if(chunks.begin(), chunks.end(), [](const auto& chunk) { return chunk.tap_index() == 1; });
+        const auto second_tap =
+            std::find_if(chunks.begin(), chunks.end(), [](const auto& chunk) { return chunk.tap_index() == 1; });
         std::rotate(chunks.begin(), second_tap, chunks.end());
         break;
       }
-      case Fault::kLastTooEarly: first.set_last(true); break;
-      case Fault::kNeverLast: find_last()->set_last(false); break;
+      case Fault::kLastTooEarly:
+        first.set_last(true);
+        break;
+      case Fault::kNeverLast:
+        find_last()->set_last(false);
+        break;
       case Fault::kWrongDigest:
         for (auto& chunk : chunks) chunk.set_model_digest("another");
         break;
-      case Fault::kErrorInternal: error(grpc::StatusCode::INTERNAL); break;
-      case Fault::kErrorInvalid: error(grpc::StatusCode::INVALID_ARGUMENT); break;
-      case Fault::kErrorUnavailable: error(grpc::StatusCode::UNAVAILABLE); break;
-      case Fault::kNotFinite: first.mutable_payload()->replace(4, 4, std::string("\0\0\x80\x7f", 4)); break;
+      case Fault::kErrorInternal:
+        error(grpc::StatusCode::INTERNAL);
+        break;
+      case Fault::kErrorInvalid:
+        error(grpc::StatusCode::INVALID_ARGUMENT);
+        break;
+      case Fault::kErrorUnavailable:
+        error(grpc::StatusCode::UNAVAILABLE);
+        break;
+      case Fault::kNotFinite:
+        first.mutable_payload()->replace(4, 4, std::string("\0\0\x80\x7f", 4));
+        break;
       case Fault::kTrickle:
         for (const auto& chunk : chunks) {
           for (size_t i = 0; i < chunk.payload().size(); ++i) {
@@ -259,7 +295,8 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
         chunks.insert(chunks.begin(), chunk);
         break;
       }
-      default: break;
+      default:
+        break;
     }
     for (const auto& chunk : chunks) {
       *credit -= std::min<uint64_t>(*credit, chunk.payload().size());

@@ -1,4 +1,5 @@
-// A FeatureService on 127.0.0.1 whose "network" is arithmetic that a test can redo, and that can be told to fail in every way.
+// A FeatureService on 127.0.0.1 whose "network" is arithmetic that a test can redo, and that can be told to fail in
+// every way.
 #ifndef DISTILL_TESTS_STUDENT_WORKER_FEATURE_TEST_TEACHER_H_
 #define DISTILL_TESTS_STUDENT_WORKER_FEATURE_TEST_TEACHER_H_
 
@@ -16,40 +17,42 @@ namespace distill::testing {
 inline constexpr char kModel[] = "arithmetic";
 inline constexpr char kDigest[] = "d1";
 
-// What the model computes. Taps: "maps" [N, C, H, W] = pixel * 0.5 + 1; "" (logits) [N, C] = mean over H, W of each channel.
+// What the model computes. Taps: "maps" [N, C, H, W] = pixel * 0.5 + 1; "" (logits) [N, C] = mean over H, W of each
+// channel.
 std::vector<float> ReferenceTap(const std::string& tap, const ImageBatch& images);
 
-// Faults, each committed on the answer to the batch with number `fault_at` and later ones (counted from 0 over all streams).
+// Faults, each committed on the answer to the batch with number `fault_at` and later ones (counted from 0 over all
+// streams).
 enum class Fault {
   kNone,
-  kDieMidAnswer,       // first chunk, then the whole server goes away
-  kEndStream,          // the call ends with UNAVAILABLE, as when draining
-  kSilence,            // reads on, answers nothing
-  kDuplicate,          // the whole answer twice
-  kUnknownRequest,     // an answer nobody asked for
-  kWrongShape,         // [N + 1, ...]
-  kWrongTail,          // consistent in itself, but other features per image
+  kDieMidAnswer,    // first chunk, then the whole server goes away
+  kEndStream,       // the call ends with UNAVAILABLE, as when draining
+  kSilence,         // reads on, answers nothing
+  kDuplicate,       // the whole answer twice
+  kUnknownRequest,  // an answer nobody asked for
+  kWrongShape,      // [N + 1, ...]
+  kWrongTail,       // consistent in itself, but other features per image
   kWrongDtype,
-  kWrongTotal,         // total_bytes larger than the shape
-  kHugeTotal,          // shape and total of 4 GiB
-  kOverflowShape,      // a shape whose product overflows 64 bits to the right total
-  kOverlap,            // second chunk starts before the first one's end
-  kGap,                // second chunk starts after it
-  kTooMuch,            // bytes beyond the total
-  kEmptyChunks,        // chunks without payload
-  kSwappedTaps,        // last tap first
-  kLastTooEarly,       // `last` in the first tap
-  kNeverLast,          // `last` nowhere
-  kWrongDigest,        // in the answers
-  kErrorInternal,      // error in the answer
-  kErrorInvalid,       // error in the answer, INVALID_ARGUMENT
-  kErrorUnavailable,   // error in the answer, UNAVAILABLE
-  kNotFinite,          // right but for one number, which is none
-  kTrickle,            // a byte at a time, 20 ms apart
-  kErrorMidAnswer,     // a chunk, then an INTERNAL error
-  kRefuseTap,          // the call ends with INVALID_ARGUMENT before anything is answered
-  kRefuseModel,        // NOT_FOUND
-  kRefuseDigest,       // FAILED_PRECONDITION
+  kWrongTotal,        // total_bytes larger than the shape
+  kHugeTotal,         // shape and total of 4 GiB
+  kOverflowShape,     // a shape whose product overflows 64 bits to the right total
+  kOverlap,           // second chunk starts before the first one's end
+  kGap,               // second chunk starts after it
+  kTooMuch,           // bytes beyond the total
+  kEmptyChunks,       // chunks without payload
+  kSwappedTaps,       // last tap first
+  kLastTooEarly,      // `last` in the first tap
+  kNeverLast,         // `last` nowhere
+  kWrongDigest,       // in the answers
+  kErrorInternal,     // error in the answer
+  kErrorInvalid,      // error in the answer, INVALID_ARGUMENT
+  kErrorUnavailable,  // error in the answer, UNAVAILABLE
+  kNotFinite,         // right but for one number, which is none
+  kTrickle,           // a byte at a time, 20 ms apart
+  kErrorMidAnswer,    // a chunk, then an INTERNAL error
+  kRefuseTap,         // the call ends with INVALID_ARGUMENT before anything is answered
+  kRefuseModel,       // NOT_FOUND
+  kRefuseDigest,      // FAILED_PRECONDITION
 };
 
 // Thread-safe.
@@ -61,8 +64,8 @@ class TestTeacher {
     size_t chunk_bytes = 64;
     Fault fault = Fault::kNone;
     int fault_at = 0;
-    int fault_until = 1 << 30;  // number of the first batch that is answered well again
-    bool hold = false;          // starts with answers held back
+    int fault_until = 1 << 30;           // number of the first batch that is answered well again
+    bool hold = false;                   // starts with answers held back
     std::chrono::milliseconds delay{0};  // before each answer
     // Called at each grant with the stream's and all teachers' bytes granted so far.
     std::function<void(uint64_t)> on_credit;
