@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "common/str_cat.h"
+#include "common/torch_status.h"
 #include "common/zoo/zoo_net.h"
 
 namespace distill {
@@ -264,7 +265,7 @@ TEST(CollectiveGroupTest, RankLostDuringBackwardSurfacesAsAborted) {
       try {
         loss.backward();
       } catch (const std::exception& error) {
-        status = CollectiveStatus(error);
+        status = TorchStatus(error, "backward");
       }
     }
     EXPECT_EQ(status.code(), StatusCode::kAborted) << status;
@@ -393,21 +394,6 @@ TEST(CollectiveGroupTest, ReducerRefusesWhatCannotTrain) {
   EXPECT_EQ(group->MakeReducer({}).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(group->MakeReducer({torch::ones({2})}).status().code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(group->MakeReducer({torch::Tensor()}).status().code(), StatusCode::kInvalidArgument);
-}
-
-TEST(CollectiveStatusTest, OnlyTransportErrorsAreAborted) {
-  const auto code = [](const auto& throw_it) {
-    try {
-      throw_it();
-    } catch (const std::exception& error) {
-      return CollectiveStatus(error).code();
-    }
-    return StatusCode::kOk;
-  };
-  EXPECT_EQ(code([] { C10_THROW_ERROR(DistBackendError, "NCCL error"); }), StatusCode::kAborted);
-  EXPECT_EQ(code([] { TORCH_CHECK(false, "shapes differ"); }), StatusCode::kInternal);
-  EXPECT_EQ(code([] { throw std::bad_alloc(); }), StatusCode::kResourceExhausted);
-  EXPECT_EQ(code([] { torch::ones({2}) + torch::ones({3}); }), StatusCode::kInternal);
 }
 
 }  // namespace

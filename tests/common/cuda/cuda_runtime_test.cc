@@ -25,6 +25,9 @@ TEST(CudaRuntimeTest, WithoutADeviceTheAnswerSaysWhyAndStaysTheSame) {
   }
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("CUDA"), HasSubstr("use device cpu")));
+  if (std::getenv("DISTILL_TEST_STUB_DRIVER") != nullptr) {  // it is there and knows no GPU
+    EXPECT_THAT(std::string(status.message()), HasSubstr("no NVIDIA GPU or driver is visible"));
+  }
   EXPECT_EQ(CudaDeviceCount(), 0);
   EXPECT_EQ(LoadedCudaPlugin(), nullptr);
   EXPECT_EQ(LoadCudaRuntime(), status);
