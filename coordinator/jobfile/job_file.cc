@@ -79,11 +79,10 @@ const ServedModelInfo* FindTeacher(const JobDraft& job, const FleetView& fleet, 
     std::string served;
     for (const std::string& name : names) StrAppend(&served, served.empty() ? "" : ", ", name);
     const std::vector<std::string> candidates(names.begin(), names.end());
-    problems->AddOfFleet(
-        job.teacher_mark,
-        StrCat("teacher: no live teacher serves '", job.teacher, "'", DidYouMean(job.teacher, candidates),
-               " (served now: ", served.empty() ? "nothing" : served, "); start one: distill-teacher --model ",
-               job.teacher, "=FILE"));
+    problems->AddOfFleet(job.teacher_mark, StrCat("teacher: no live teacher serves '", job.teacher, "'",
+                                                  DidYouMean(job.teacher, candidates),
+                                                  " (served now: ", served.empty() ? "nothing" : served,
+                                                  "); start one: distill-teacher --model ", job.teacher, "=FILE"));
     return nullptr;
   }
   if (digests.size() > 1) {
@@ -106,10 +105,10 @@ void CheckTeacherInput(const JobDraft& job, const ModelSpec& teacher, Problems* 
   }
   if (teacher.image_height != 0 &&
       (teacher.image_height != student.image_height || teacher.image_width != student.image_width)) {
-    problems->Add(job.teacher_mark, StrCat("teacher: '", job.teacher, "' takes images [", teacher.image_height, ", ",
-                                           teacher.image_width, "] (height, width), the student [",
-                                           student.image_height, ", ", student.image_width,
-                                           "]; both see the same pixels"));
+    problems->Add(job.teacher_mark,
+                  StrCat("teacher: '", job.teacher, "' takes images [", teacher.image_height, ", ", teacher.image_width,
+                         "] (height, width), the student [", student.image_height, ", ", student.image_width,
+                         "]; both see the same pixels"));
   }
 }
 
@@ -276,8 +275,7 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
   if (student_read && !student.ok()) problems.Add(job.student_mark, StrCat("student: ", student.status().message()));
   // A baseline made from a distillation job's file names a teacher that nothing reads: it need not be there.
   const bool reads_teacher = ReadsTeacher(job);
-  const ServedModelInfo* teacher =
-      job.teacher.empty() || !reads_teacher ? nullptr : FindTeacher(job, fleet, &problems);
+  const ServedModelInfo* teacher = job.teacher.empty() || !reads_teacher ? nullptr : FindTeacher(job, fleet, &problems);
   std::optional<ModelTaps> teacher_taps;
   if (teacher != nullptr) {
     if (student.ok()) CheckTeacherInput(job, teacher->spec, &problems);
@@ -285,8 +283,8 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
     if (taps.ok()) {
       teacher_taps = *std::move(taps);
     } else {
-      problems.AddOfFleet(
-          job.teacher_mark, StrCat("teacher: '", job.teacher, "' describes itself wrongly: ", taps.status().message()));
+      problems.AddOfFleet(job.teacher_mark,
+                          StrCat("teacher: '", job.teacher, "' describes itself wrongly: ", taps.status().message()));
     }
   }
   // Stages are checked against the student's network; without one, what was found so far has to do.
@@ -306,8 +304,7 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
   if (teacher != nullptr && used) {
     job.plan.teachers.push_back({teacher->name, teacher->digest, teacher->spec, teacher->parameters, teacher->bytes});
   } else if (!job.teacher.empty() && (teacher != nullptr || !reads_teacher)) {
-    problems.Warn(job.teacher_mark,
-                  StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
+    problems.Warn(job.teacher_mark, StrCat("teacher: no stage reads '", job.teacher, "', so the job runs without it"));
   }
   job.plan.evaluate_teacher = job.evaluate_teacher && !job.plan.teachers.empty();
   if (student.ok()) CheckSizes(job, *student, teacher_taps ? &*teacher_taps : nullptr, &problems);
