@@ -14,7 +14,6 @@ constexpr std::string_view kPrefix = "best.";
 }  // namespace
 
 void BestWeights::AddTo(SafetensorsFile* file) const {
-  if (model.tensors.empty()) return;
   for (const auto& [name, tensor] : model.tensors) file->tensors[StrCat(kPrefix, name)] = tensor;
   file->metadata["best_loss"] = absl::StrFormat("%.17g", loss);  // every bit: a resumed stage decides alike
   file->metadata["best_since"] = StrCat(since);
@@ -30,11 +29,14 @@ BestWeights BestWeights::TakeFrom(SafetensorsFile* file) {
       ++it;
     }
   }
-  if (best.model.tensors.empty()) return best;
-  best.loss = std::strtod(file->metadata["best_loss"].c_str(), nullptr);
-  best.since = static_cast<uint32_t>(std::strtoul(file->metadata["best_since"].c_str(), nullptr, 10));
-  file->metadata.erase("best_loss");
-  file->metadata.erase("best_since");
+  const auto take = [file](const char* key, auto parse) {
+    if (const auto found = file->metadata.find(key); found != file->metadata.end()) {
+      parse(found->second.c_str());
+      file->metadata.erase(found);
+    }
+  };
+  take("best_loss", [&](const char* text) { best.loss = std::strtod(text, nullptr); });
+  take("best_since", [&](const char* text) { best.since = static_cast<uint32_t>(std::strtoul(text, nullptr, 10)); });
   return best;
 }
 

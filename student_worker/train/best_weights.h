@@ -13,10 +13,10 @@ namespace distill {
 // A value; thread-compatible.
 struct BestWeights {
   double loss = std::numeric_limits<double>::infinity();
-  uint32_t since = 0;     // measurements since then
-  SafetensorsFile model;  // empty: nothing was measured yet
+  uint32_t since = 0;     // measurements since then, also those that gave no number
+  SafetensorsFile model;  // empty: nothing finite was measured yet
 
-  // Adds tensors "best.<name>" and two numbers to a checkpoint's optimizer file; nothing when nothing was measured.
+  // Adds tensors "best.<name>" and two numbers to a checkpoint's optimizer file.
   void AddTo(SafetensorsFile* file) const;
   // Takes out of the file what AddTo put in; what a file without it gives is a fresh BestWeights.
   static BestWeights TakeFrom(SafetensorsFile* file);

@@ -24,12 +24,24 @@ TEST(BestWeightsFileTest, ComesBackToTheLastBitAndLeavesTheFileAsItWas) {
   EXPECT_EQ(file.metadata.size(), 1u);
 }
 
-TEST(BestWeightsFileTest, NothingMeasuredAddsNothing) {
+TEST(BestWeightsFileTest, ComesBackWhenNothingFiniteWasMeasured) {
   SafetensorsFile file;
-  BestWeights().AddTo(&file);
+  BestWeights best;
+  best.since = 3;
+  best.AddTo(&file);
+  const BestWeights back = BestWeights::TakeFrom(&file);
+  EXPECT_EQ(back.since, 3u);
+  EXPECT_EQ(back.loss, best.loss);
+  EXPECT_TRUE(back.model.tensors.empty());
   EXPECT_TRUE(file.tensors.empty());
   EXPECT_TRUE(file.metadata.empty());
-  EXPECT_TRUE(BestWeights::TakeFrom(&file).model.tensors.empty());
+}
+
+TEST(BestWeightsFileTest, AFileWithoutGivesAFreshOne) {
+  SafetensorsFile file;
+  const BestWeights fresh = BestWeights::TakeFrom(&file);
+  EXPECT_EQ(fresh.since, 0u);
+  EXPECT_TRUE(fresh.model.tensors.empty());
 }
 
 }  // namespace
