@@ -22,6 +22,7 @@ class AtLoss : public Loss {
     if (maps.student.numel() == 0) return maps.student.sum();
     return Reduce((Attention(maps.student) - Attention(maps.teacher)).square(), reduction_);
   }
+  AcrossRanks across_ranks() const override { return AcrossRanksOf(reduction_); }
 
  private:
   // [N, C, H, W] -> [N, H*W], unit vectors.

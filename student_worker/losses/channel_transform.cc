@@ -3,14 +3,17 @@
 //
 // Source: Liu et al., "A Simple and Generic Framework for Feature Distillation via Channel-wise Transformation",
 // arXiv:2303.13212. The full text was not available; the form is that of a published summary:
+// clang-format off
 //     MLP(F) = W2 relu(W1 F + b1) + b2,  W1 [C_h, C_s, 1, 1], W2 [C_t, C_h, 1, 1]
 //     loss   = 1/N * sum over elements of (MLP(F_s) - F_t)^2            reduction sum_over_batch, the default
+// clang-format on
 // so that a job's weight is the paper's only hyper-parameter, alpha (mean = sum_over_batch / (C_t*H*W)). The MLP is the
 // adapter too: it maps C_s to C_t, also where they are equal. Our choices where the text is silent: C_h = C_t
 // (`hidden_ratio`, `hidden_width`), biases, torch's default initial values, no normalisation.
 //
-// Knobs: loss_dtype f64 squares and sums in float64 (sum_over_batch adds up many elements). For ablation: depth (0: one linear convolution), activation, norm, kernel 3, and side teacher or both, where
-// both maps can become constant; the latter needs allow_collapse.
+// Knobs: loss_dtype f64 squares and sums in float64 (sum_over_batch adds up many elements). For ablation: depth (0: one
+// linear convolution), activation, norm, kernel 3, and side teacher or both, where both maps can become constant; the
+// latter needs allow_collapse.
 #include <torch/torch.h>
 
 #include <cmath>
@@ -83,6 +86,7 @@ class ChannelTransformLoss : public Loss {
     if (!in_double_) return Reduce(difference.square(), reduction_);
     return Reduce(difference.to(torch::kFloat64).square(), reduction_).to(difference.scalar_type());
   }
+  AcrossRanks across_ranks() const override { return AcrossRanksOf(reduction_); }
   torch::nn::Module* module() const override { return sides_.get(); }
 
  private:

@@ -1,7 +1,8 @@
 // Task cross-entropy on the student's logits, mean over the batch:
 //     loss = -1/N * sum over n of sum over k of w_nk log softmax(s_n)_k,   w_nk = (1 - e) [k = label_n] + e / K
 // e is the knob `label_smoothing` in [0, 1). [Szegedy et al. 2016 for the smoothing]
-// With an answer for every pixel n runs over the pixels of the batch that have a label; without any the loss is 0.
+// With an answer for every pixel n runs over the pixels of the batch that have a label, those of all ranks alike;
+// without any the loss is 0.
 #include <torch/torch.h>
 
 #include "common/plan/loss_schema.h"
@@ -23,6 +24,7 @@ class CrossEntropyLoss : public Loss {
     if (label_smoothing_ > 0) per_row = per_row - label_smoothing_ * log_q.mean(1);
     return per_row.mean();
   }
+  double Count(const LossInputs& inputs) const override { return CountLabels(inputs); }
 
  private:
   const double label_smoothing_;

@@ -148,6 +148,11 @@ class CwdLoss : public Loss {
         return scale * (log_p.exp() - log_q.exp()).square().sum();
     }
   }
+  AcrossRanks across_ranks() const override {
+    return reduction_ == RowReduction::kSum ? AcrossRanks::kSum : AcrossRanks::kMean;
+  }
+  // Softmaxes over positions do; resizing a map keeps a constant what it is.
+  bool IgnoresRowOffsets() const override { return norm_axis_ == NormAxis::kSpatial; }
 
  private:
   // bool [N, H, W], the positions that count; undefined: all.

@@ -4,6 +4,7 @@
 //     p^    = softmax of t / T over the classes k != y
 //     TCKD  = KL(b(p) || b(q)),   NCKD = KL(p^ || q^)
 //     loss  = T^2 / N * sum over n of (alpha TCKD_n + beta NCKD_n)
+// With two classes there is one other class: NCKD is 0, and so is beta's part.
 // KL(p || q) itself is TCKD + (1 - p_y) NCKD: with alpha = 1 and beta = 1 - p_y this is Hinton's loss. The paper raises
 // the term's weight linearly over the first 20 epochs: `weight_schedule: {warmup: ...}`.
 #include <torch/torch.h>
@@ -50,6 +51,7 @@ class DkdLoss : public Loss {
     const torch::Tensor other_part = Kl(others(t), others(s));
     return (alpha_ * target_part + beta_ * other_part).mean() * (temperature_ * temperature_);
   }
+  double Count(const LossInputs& inputs) const override { return CountLabels(inputs); }
 
  private:
   static constexpr double kInfinite = std::numeric_limits<double>::infinity();

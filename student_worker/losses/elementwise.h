@@ -14,6 +14,7 @@ class ElementwiseLoss : public Loss {
   using Term = std::function<torch::Tensor(const torch::Tensor& student, const torch::Tensor& teacher)>;
   ElementwiseLoss(const Knobs& knobs, Term term);
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override;
+  AcrossRanks across_ranks() const override { return AcrossRanksOf(reduction_); }
 
  private:
   const SpatialMatcher matcher_;

@@ -8,6 +8,8 @@
 
 namespace distill {
 
+double Loss::Count(const LossInputs& inputs) const { return static_cast<double>(inputs.student.size(0)); }
+
 StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan, uint64_t seed) {
   const LossSchema* schema = FindLossSchema(plan.type);
   using Maker = loss_internal::LossOrStatus (*)(const LossPlan&, uint64_t);

@@ -33,7 +33,16 @@ struct LossInputs {
   // width; undefined: all of it.
   torch::Tensor visible;
   double progress = 0;  // share of the stage's steps that are done, in [0, 1): for knobs with a schedule
-  uint64_t draw = 0;    // differs between steps and ranks: seeds what a loss draws at random
+  uint64_t draw = 0;    // differs between steps: with a sample's place in the batch it seeds what is drawn at random
+  int64_t first_image = 0;  // place of this rank's first sample in the batch of all ranks
+};
+
+// How the terms of several ranks, each computed on a rank's part of the batch, make the term of the whole batch. A job
+// learns the same at any number of ranks (batch norms apart, which see a rank's part).
+enum class AcrossRanks {
+  kMean,        // their mean, each weighted with Loss::Count
+  kSum,         // their sum
+  kWholeBatch,  // nothing: the loss compares samples with each other and has to be given those of all ranks
 };
 
 // Immutable but for its parameters and the details of the last call; one thread at a time.
@@ -46,6 +55,16 @@ class Loss {
   // message names both shapes. An empty batch (N = 0) gives 0 and keeps the graph, so that gradient synchronisation
   // still runs.
   virtual StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const = 0;
+
+  virtual AcrossRanks across_ranks() const { return AcrossRanks::kMean; }
+  // For kMean: what the term of these inputs is a mean over: samples, or labelled pixels. 0: the term is 0 and says
+  // nothing. REQUIRES: inputs that Compute accepts.
+  virtual double Count(const LossInputs& inputs) const;
+
+  // True when a constant added to all positions of a channel of a sample's map, in the teacher's alone, changes neither
+  // the term nor its gradient. The map may come over a 16-bit wire less its maximum then, which costs far less
+  // rounding.
+  virtual bool IgnoresRowOffsets() const { return false; }
 
   // The layers that train with the student and are dropped after the stage; null when the loss has none.
   virtual torch::nn::Module* module() const { return nullptr; }

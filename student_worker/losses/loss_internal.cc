@@ -77,6 +77,11 @@ StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labe
   return out;
 }
 
+double CountLabels(const LossInputs& inputs) {
+  if (inputs.labels.dim() == 1) return static_cast<double>(inputs.labels.size(0));
+  return static_cast<double>(inputs.labels.ne(kIgnoredLabel).sum().item<int64_t>());
+}
+
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student) {
   return tensor.to(student.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
 }

@@ -43,6 +43,9 @@ struct LogitRows {
 // kInvalidArgument: logits are neither [N, K] nor [N, K, H, W], the teacher's have another shape, or labels do not fit.
 StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labels_of);
 
+// How many rows RowsOfLogits finds for a loss that reads labels.
+double CountLabels(const LossInputs& inputs);
+
 // The dtype losses compute in: float64 stays, everything else becomes float32.
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student);
 
@@ -75,6 +78,10 @@ class SpatialMatcher {
 enum class Reduction { kMean, kSumOverBatch, kSum };
 Reduction ParseReduction(std::string_view text);
 torch::Tensor Reduce(const torch::Tensor& elementwise, Reduction reduction);
+// Means over samples are means over ranks too, since ranks have equally many; sums add up.
+inline AcrossRanks AcrossRanksOf(Reduction reduction) {
+  return reduction == Reduction::kSum ? AcrossRanks::kSum : AcrossRanks::kMean;
+}
 
 // The temperature at `progress` by the knobs temperature, temperature_end and temperature_schedule.
 class TemperatureSchedule {

@@ -4,8 +4,8 @@
 //     loss = reduce of (G(mask * S) - T)^2,      G = conv3x3(C_t, C_t), ReLU, conv3x3(C_t, C_t), with biases
 // `mask` spatial: positions, in all channels at once (the paper's detection and segmentation runs); channel: whole
 // channels (its classification runs). `mask_ratio`: the share that is hidden. S is the student's map after its adapter.
-// The mask is drawn anew in every step, from the seed and LossInputs::draw alone, so a resumed stage draws the same
-// ones.
+// A sample's mask is drawn anew in every step, from the seed, the step and its place in the batch of all ranks alone: a
+// resumed stage draws the same ones, and so does any number of ranks.
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
@@ -47,14 +47,20 @@ class MgdLoss : public Loss {
                                                " channels, but got student ", ShapeText(inputs.student),
                                                " and teacher ", ShapeText(inputs.teacher)));
     }
-    at::Generator random = at::detail::createCPUGenerator(SeedFor("mgd", inputs.draw ^ seed_));
     const std::vector<int64_t> shape = by_channel_ ? std::vector<int64_t>{s.size(0), s.size(1), 1, 1}
                                                    : std::vector<int64_t>{s.size(0), 1, s.size(2), s.size(3)};
-    const torch::Tensor seen = torch::empty(shape, torch::kFloat32).uniform_(0, 1, random).ge_(mask_ratio_);
+    const torch::Tensor seen = torch::empty(shape, torch::kFloat32);
+    for (int64_t n = 0; n < s.size(0); ++n) {
+      const uint64_t place = static_cast<uint64_t>(inputs.first_image + n);
+      at::Generator random = at::detail::createCPUGenerator(SeedFor(StrCat("mgd/", place), inputs.draw ^ seed_));
+      seen[n].uniform_(0, 1, random);
+    }
+    seen.ge_(mask_ratio_);
     const torch::Tensor masked = s * seen.to(s.options());
     const torch::Tensor made = generator_->second->forward(generator_->first->forward(masked));
     return Reduce((made - maps.teacher).square(), reduction_);
   }
+  AcrossRanks across_ranks() const override { return AcrossRanksOf(reduction_); }
   torch::nn::Module* module() const override { return generator_.get(); }
 
  private:

@@ -1,8 +1,9 @@
 // Similarity-preserving distillation. Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019,
 // arXiv:1907.09682, equations 1 to 4. With F [N, C*H*W]:
 //     G(F) = F F^T  [N, N],  each row scaled to length 1;      loss = 1/N^2 * ||G(S) - G(T)||_F^2
-// Only samples of one rank are compared with each other: with R ranks the loss sees N/R samples at a time. Channels and
-// sizes are summed away, so they need not agree. Weights near 3000 are usual.
+// Every sample is compared with every other of the batch, those of other ranks too (AcrossRanks::kWholeBatch): ranks
+// send each other their maps for it. Channels and sizes are summed away, so they need not agree. Weights near 3000 are
+// usual.
 #include <torch/torch.h>
 
 #include "student_worker/losses/loss_internal.h"
@@ -19,6 +20,7 @@ class SpLoss : public Loss {
     const torch::Tensor t = ToComputeType(inputs.teacher.detach(), inputs.student);
     return (Similarity(s) - Similarity(t)).square().mean();
   }
+  AcrossRanks across_ranks() const override { return AcrossRanks::kWholeBatch; }
 
  private:
   static torch::Tensor Similarity(const torch::Tensor& map) {

@@ -541,6 +541,10 @@ Status Job::RunStage(uint32_t stage_index, std::optional<JobEnd>* end) {
     const StatusOr<StepResult> stepped = runner->Step(&source, step);
     if (IsNotFinite(stepped.status())) environment_.metrics->CountNotFiniteLoss();
     DISTILL_RETURN_IF_ERROR(stepped.status());
+    for (const std::string& warning : runner->TakeWarnings()) {
+      // Other ranks' maps are of the same teachers.
+      if (leader()) Event(EventLevel::kWarning, EventType::kGeneral, warning);
+    }
     const StepResult& result = *stepped;
     if (result.stepped) {
       position_.step = ++step;

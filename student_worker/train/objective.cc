@@ -15,18 +15,22 @@ namespace {
 
 std::string TapName(const std::string& tap) { return tap.empty() ? "output" : tap; }
 
-// A scalar that depends on all parameters of a module, null included.
-torch::Tensor SumOfParameters(torch::nn::Module* module) {
-  torch::Tensor sum;
-  if (module == nullptr) return sum;
-  for (const torch::Tensor& parameter : module->parameters()) {
-    sum = sum.defined() ? sum + parameter.sum() : parameter.sum();
-  }
-  return sum;
-}
-
 torch::Tensor Add(const torch::Tensor& a, const torch::Tensor& b) {
   return !a.defined() ? b : !b.defined() ? a : a + b;
+}
+
+// 0, with a gradient of 0, whatever the tensor holds: the sum over none of its elements. REQUIRES: it has an axis.
+torch::Tensor Zero(const torch::Tensor& tensor) { return tensor.narrow(0, 0, 0).sum().to(torch::kFloat32); }
+
+// The tensors of all ranks, one after the other along the first axis, equal in shape on each. No gradient.
+StatusOr<torch::Tensor> Gather(const torch::Tensor& own, CollectiveGroup* group) {
+  std::vector<int64_t> shape = own.sizes().vec();
+  shape[0] *= group->world_size();
+  const torch::Tensor all = torch::zeros(shape, own.options());
+  all.narrow(0, group->rank() * own.size(0), own.size(0)).copy_(own.detach());
+  std::vector<torch::Tensor> tensors = {all};
+  DISTILL_RETURN_IF_ERROR(group->AllReduceSum(tensors));
+  return all;
 }
 
 // Marks the one error that a metric counts.
@@ -49,7 +53,7 @@ double WeightFactor(const WeightSchedulePlan& schedule, double progress) {
 StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stage) {
   DISTILL_ASSIGN_OR_RETURN(const WireDtype wire_dtype, ParseWireDtype(plan.wire_dtype));
   Objective objective;
-  std::vector<bool> only_cwd;  // per teacher tap
+  std::vector<bool> offsets_ignored;  // per teacher tap
   for (const LossPlan& loss : stage.losses) {
     if (loss.weight == 0) continue;
     Term term;
@@ -79,18 +83,19 @@ StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stag
                                       [&](const TapRequest& request) { return request.tap == loss.teacher_tap; });
       term.teacher_index = found - requests.begin();
       if (found == requests.end()) {
-        const bool logits = FindLossSchema(loss.type)->input == LossInput::kLogits;  // not null: MakeLoss knew it
-        requests.push_back({loss.teacher_tap, logits ? WireDtype::kF32 : wire_dtype, false});
-        only_cwd.push_back(true);
+        requests.push_back({loss.teacher_tap, wire_dtype, false});
+        offsets_ignored.push_back(true);
       }
-      if (loss.type != "cwd") only_cwd[term.teacher_index] = false;
+      const bool logits = FindLossSchema(loss.type)->input == LossInput::kLogits;  // not null: MakeLoss knew it
+      if (logits) requests[term.teacher_index].dtype = WireDtype::kF32;
+      if (!term.loss->IgnoresRowOffsets()) offsets_ignored[term.teacher_index] = false;
     }
     objective.names_.push_back(loss.name);
     objective.terms_.push_back(std::move(term));
   }
-  for (size_t i = 0; i < only_cwd.size(); ++i) {
+  for (size_t i = 0; i < offsets_ignored.size(); ++i) {
     TapRequest& request = objective.teacher_taps_[i];
-    request.subtract_row_max = only_cwd[i] && request.dtype != WireDtype::kF32;
+    request.subtract_row_max = offsets_ignored[i] && request.dtype != WireDtype::kF32;
   }
   for (const Term& term : objective.terms_) {
     for (const std::string& detail : term.loss->detail_names()) {
@@ -150,22 +155,37 @@ void Objective::MoveTo(torch::Device device) {
   }
 }
 
-StatusOr<Objective::Value> Objective::Compute(const Inputs& given) const {
-  Value value;
-  std::vector<torch::Tensor> terms, details;
-  std::vector<double> weights;
+torch::Tensor Objective::TouchTerm(const Term& term, const torch::Tensor& student) {
+  torch::Tensor zero = Zero(student);
+  for (const NamedTensor& parameter : OwnOf(term)) zero = zero + Zero(parameter.tensor);
+  return zero;
+}
+
+Status Objective::CheckFinite(const Term& term, double value) {
+  if (std::isfinite(value)) return OkStatus();
+  Status status = absl::FailedPreconditionError(
+      StrCat(term.description, " is ", value,
+             "; lower the learning rate or the loss's weight, or check the student's initial weights"));
+  status.SetPayload(kNotFinite, absl::Cord(term.name));
+  return status;
+}
+
+StatusOr<Objective::Part> Objective::Compute(const Inputs& given) const {
+  Part part;
+  std::vector<torch::Tensor> values, details;  // scalars
+  const auto zero = [&] { return torch::zeros({}, given.student[0].options().dtype(torch::kFloat32)); };
   for (const Term& term : terms_) {
     LossInputs inputs;
     inputs.student = given.student[term.student_index];
-    const double weight = term.weight * WeightFactor(term.schedule, given.progress);
-    weights.push_back(weight);
-    if (weight == 0) {
+    part.weights.push_back(term.weight * WeightFactor(term.schedule, given.progress));
+    part.losses.emplace_back();
+    part.counts.push_back(0);
+    part.inputs.emplace_back();
+    if (part.weights.back() == 0) {
       // The ranks wait for a gradient of every parameter, so those of a sleeping loss get one of 0.
-      const torch::Tensor own = Add(SumOfParameters(term.adapter.get()), SumOfParameters(term.loss->module()));
-      const torch::Tensor graph = Add(own, inputs.student.sum().to(torch::kFloat32));
-      value.total = Add(value.total, graph * 0);
-      terms.push_back(torch::zeros({}, graph.options()).detach());
-      details.insert(details.end(), term.loss->detail_names().size(), terms.back());
+      part.asleep = Add(part.asleep, TouchTerm(term, inputs.student));
+      values.push_back(zero());
+      details.insert(details.end(), term.loss->detail_names().size(), zero());
       continue;
     }
     if (term.adapter != nullptr) {
@@ -177,47 +197,125 @@ StatusOr<Objective::Value> Objective::Compute(const Inputs& given) const {
       inputs.student = term.adapter->forward(inputs.student);
     }
     if (term.teacher_index != kNone) inputs.teacher = given.teacher[term.teacher_index];
+    if (term.loss->across_ranks() == AcrossRanks::kWholeBatch) {
+      part.inputs.back() = std::move(inputs);
+      values.push_back(zero());
+      details.insert(details.end(), term.loss->detail_names().size(), zero());
+      continue;
+    }
     inputs.labels = given.labels;
     inputs.visible = given.visible;
     inputs.progress = given.progress;
     inputs.draw = given.draw;
+    inputs.first_image = given.first_image;
     auto loss = term.loss->Compute(inputs);
     if (!loss.ok()) return Annotate(loss.status(), term.description);
-    terms.push_back(loss->detach());
-    for (const torch::Tensor& detail : term.loss->details()) details.push_back(detail.to(loss->options()));
-    value.total = Add(value.total, *loss * weight);
+    part.losses.back() = *loss;
+    part.counts.back() = term.loss->Count(inputs);
+    values.push_back(loss->detach().to(torch::kFloat32));
+    for (const torch::Tensor& detail : term.loss->details()) details.push_back(detail.to(values.back().options()));
   }
-  terms.insert(terms.end(), details.begin(), details.end());
+  values.insert(values.end(), details.begin(), details.end());
   const torch::Tensor on_cpu =
-      torch::stack(terms).to(torch::TensorOptions().device(torch::kCPU).dtype(torch::kFloat64));
-  for (size_t i = 0; i < terms.size(); ++i) value.terms.push_back(on_cpu[i].item<double>());
+      torch::stack(values).to(torch::TensorOptions().device(torch::kCPU).dtype(torch::kFloat64));
+  const double* numbers = on_cpu.const_data_ptr<double>();
   for (size_t i = 0; i < terms_.size(); ++i) {
-    value.weighted += weights[i] * value.terms[i];
-    if (!std::isfinite(value.terms[i])) {
-      Status status = absl::FailedPreconditionError(
-          StrCat(terms_[i].description, " is ", value.terms[i],
-                 "; lower the learning rate or the loss's weight, or check the student's initial weights"));
-      status.SetPayload(kNotFinite, absl::Cord(terms_[i].name));
-      return status;
-    }
+    DISTILL_RETURN_IF_ERROR(CheckFinite(terms_[i], numbers[i]));
+    const bool mean = terms_[i].loss->across_ranks() == AcrossRanks::kMean;
+    part.report.push_back(mean ? numbers[i] * part.counts[i] : numbers[i]);
+    part.report.push_back(part.counts[i]);
   }
+  part.report.insert(part.report.end(), numbers + terms_.size(), numbers + values.size());
+  return part;
+}
+
+StatusOr<Objective::Value> Objective::Combine(const Part& part, const std::vector<double>& sums,
+                                              CollectiveGroup* group) const {
+  const double ranks = group == nullptr ? 1 : group->world_size();
+  Value value;
+  value.total = part.asleep;
+  for (size_t i = 0; i < terms_.size(); ++i) {
+    const double sum = sums[2 * i], count = sums[2 * i + 1];
+    torch::Tensor loss = part.losses[i];
+    double factor = 1;  // what makes the mean over ranks of the gradients that of the whole batch's term
+    value.terms.push_back(0);
+    if (part.weights[i] == 0) continue;
+    switch (terms_[i].loss->across_ranks()) {
+      case AcrossRanks::kMean:
+        if (count > 0) {
+          value.terms.back() = sum / count;
+          factor = part.counts[i] * ranks / count;
+        }
+        break;
+      case AcrossRanks::kSum:
+        value.terms.back() = sum;
+        factor = ranks;
+        break;
+      case AcrossRanks::kWholeBatch: {
+        LossInputs inputs = part.inputs[i];
+        if (ranks > 1) {
+          // Every rank computes the whole term; gradient flows to its own samples alone.
+          const int64_t own = inputs.student.size(0), first = group->rank() * own;
+          DISTILL_ASSIGN_OR_RETURN(const torch::Tensor all, Gather(inputs.student, group));
+          const int64_t after = all.size(0) - first - own;
+          inputs.student = torch::cat({all.narrow(0, 0, first), inputs.student, all.narrow(0, first + own, after)});
+          DISTILL_ASSIGN_OR_RETURN(inputs.teacher, Gather(inputs.teacher, group));
+        }
+        auto whole = terms_[i].loss->Compute(inputs);
+        if (!whole.ok()) return Annotate(whole.status(), terms_[i].description);
+        loss = *whole;
+        value.terms.back() = loss.item<double>();
+        if (ranks > 1) DISTILL_RETURN_IF_ERROR(group->Check());  // before the number decides anything
+        DISTILL_RETURN_IF_ERROR(CheckFinite(terms_[i], value.terms.back()));
+        factor = ranks;
+        break;
+      }
+    }
+    value.weighted += part.weights[i] * value.terms.back();
+    value.total = Add(value.total, loss * (part.weights[i] * factor));
+  }
+  for (size_t i = 2 * terms_.size(); i < sums.size(); ++i) value.terms.push_back(sums[i] / ranks);
   return value;
 }
 
-std::string Objective::FindNotFinite(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps) {
-  for (size_t i = 0; i < maps.size(); ++i) {
-    // A sum of finite numbers in double is finite, and one NaN or infinity makes it not so.
-    if (!std::isfinite(maps[i].sum(torch::kFloat64).item<double>())) return TapName(taps[i].tap);
+Objective::MapFaults Objective::LookAt(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps) {
+  MapFaults faults;
+  std::vector<torch::Tensor> ends;  // smallest and largest of each map; a NaN in it is both
+  for (const torch::Tensor& map : maps) {
+    const auto [low, high] =
+        map.numel() > 0 ? map.aminmax() : std::tuple(torch::zeros({}, map.options()), torch::zeros({}, map.options()));
+    ends.push_back(low);
+    ends.push_back(high);
   }
-  return "";
+  if (ends.empty()) return faults;
+  const torch::Tensor on_cpu = torch::stack(ends).to(torch::kCPU, torch::kFloat64);
+  const double* values = on_cpu.const_data_ptr<double>();
+  for (size_t i = 0; i < maps.size(); ++i) {
+    const double largest = std::max(std::abs(values[2 * i]), std::abs(values[2 * i + 1]));
+    const std::string tap = TapName(taps[i].tap);
+    constexpr double kSmallestNormalHalf = 0x1p-14;
+    if (!std::isfinite(values[2 * i]) || !std::isfinite(values[2 * i + 1])) {
+      if (faults.not_finite.empty()) faults.not_finite = tap;
+    } else if (maps[i].numel() == 0) {
+      continue;
+    } else if (taps[i].dtype == WireDtype::kF16 && largest < kSmallestNormalHalf) {
+      faults.vanished.push_back(StrCat("the teacher's map at tap '", tap, "'",
+                                       taps[i].subtract_row_max ? ", less its maximum," : "", " has no value above ",
+                                       largest,
+                                       "; f16 is coarse below 6e-5 and 0 below 3e-8; set wire_dtype to bf16 "
+                                       "or f32"));
+    } else if (largest == 0) {
+      faults.vanished.push_back(StrCat("the teacher's map at tap '", tap, "' is ",
+                                       taps[i].subtract_row_max ? "constant in each channel" : "0 everywhere",
+                                       " in a whole batch; look at the teacher's weights, or choose another tap"));
+    }
+  }
+  return faults;
 }
 
 torch::Tensor Objective::Touch(const std::vector<torch::Tensor>& student) const {
   torch::Tensor sum;
-  for (const Term& term : terms_) {
-    sum = Add(sum, student[term.student_index].sum());
-    sum = Add(sum, Add(SumOfParameters(term.adapter.get()), SumOfParameters(term.loss->module())));
-  }
+  for (const Term& term : terms_) sum = Add(sum, TouchTerm(term, student[term.student_index]));
   return sum;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/collective/collective_group.h"
 #include "common/plan/plan.h"
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
@@ -33,9 +34,10 @@ class Objective {
 
   // Taps that Compute reads, each once. "" is the network's output.
   const std::vector<std::string>& student_taps() const { return student_taps_; }
-  // Logits travel as float32, maps in the plan's wire dtype. Where that is narrower and only CWD reads the map, its row
-  // maximum is subtracted before the cast: CWD does not see the difference and the rounding error shrinks about
-  // fifty-fold. In a blockwise stage the last one is the stage's input, which Compute does not read.
+  // What a loss reads as logits travels as float32, whoever else reads it; maps travel in the plan's wire dtype. Where
+  // that is narrower and all readers of a map ignore row offsets (Loss::IgnoresRowOffsets), its row maximum is
+  // subtracted before the cast: the rounding error shrinks about fifty-fold. In a blockwise stage the last one is the
+  // stage's input, which Compute does not read.
   const std::vector<TapRequest>& teacher_taps() const { return teacher_taps_; }
   // True when the last of teacher_taps() takes the place of the student's map at stage.student_input.
   bool teacher_feeds_student() const { return teacher_feeds_student_; }
@@ -48,27 +50,47 @@ class Objective {
   std::vector<size_t> Asleep(double progress) const;
   void MoveTo(torch::Device device);
 
-  struct Value {
-    torch::Tensor total;        // weighted sum, float32 [], differentiable
-    std::vector<double> terms;  // in the order of names(): unweighted losses, then their details
-    double weighted = 0;        // the total's value
-  };
   struct Inputs {
     std::vector<torch::Tensor> student;  // in the order of student_taps()
     std::vector<torch::Tensor> teacher;  // in the order of teacher_taps()
     torch::Tensor labels;                // see LossInputs; undefined where no loss reads any
     torch::Tensor visible;               // float32 [N, 4], see LossInputs; undefined: all
     double progress = 0;                 // share of the stage's steps that are done, in [0, 1)
-    uint64_t draw = 0;                   // differs between steps and ranks
+    uint64_t draw = 0;                   // differs between steps
+    int64_t first_image = 0;             // place of the first image in the batch of all ranks
+  };
+  // What one rank computed on its part of the batch.
+  struct Part {
+    std::vector<double> report;         // report_size() numbers, to be summed over ranks
+    std::vector<torch::Tensor> losses;  // by term, unweighted, with graph; undefined: asleep, or for Combine to compute
+    std::vector<double> weights;        // by term, 0 while asleep
+    std::vector<double> counts;         // by term: Loss::Count
+    std::vector<LossInputs> inputs;     // by term, of those that need the whole batch
+    torch::Tensor asleep;  // 0, with a gradient of 0 to what sleeping losses read and own; may be undefined
+  };
+  // The objective on the whole batch.
+  struct Value {
+    torch::Tensor total;  // float32 []; its gradients, averaged over ranks, are those of the weighted sum of terms
+    std::vector<double> terms;  // in the order of names(), the same on all ranks: unweighted losses, then their details
+    double weighted = 0;        // the weighted sum of the terms
   };
   // Waits for the device once, to look at the values. Errors name the loss and its taps. kInvalidArgument: shapes (see
   // Loss). kFailedPrecondition: a term is NaN or infinite.
-  StatusOr<Value> Compute(const Inputs& inputs) const;
+  StatusOr<Part> Compute(const Inputs& inputs) const;
+  size_t report_size() const { return 2 * terms_.size() + (names_.size() - terms_.size()); }
+  // `sums`: of all ranks' reports. `group`: theirs, for losses that compare samples of all ranks, whose maps are sent
+  // now; null: this rank is alone and `sums` its own report. All ranks call it together. Errors: the group's, and
+  // Compute's for those losses, the same on all ranks.
+  StatusOr<Value> Combine(const Part& part, const std::vector<double>& sums, CollectiveGroup* group) const;
 
-  // The first teacher tap that holds a NaN or an infinity, "" when none does. Waits for the device.
-  static std::string FindNotFinite(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps);
+  // What is wrong with a teacher's maps. Waits for the device.
+  struct MapFaults {
+    std::string not_finite;             // the first tap that holds a NaN or an infinity; "" when none does
+    std::vector<std::string> vanished;  // sentences about maps without a value that the wire's type holds well
+  };
+  static MapFaults LookAt(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps);
 
-  // A scalar that depends on every tap and all own parameters, for a pass that needs the graph and no loss.
+  // 0, and depends on every tap and all own parameters, for a pass that needs the graph and no loss.
   torch::Tensor Touch(const std::vector<torch::Tensor>& student) const;
 
   // Names of the terms, then of their details ("tat-layer3/entropy").
@@ -87,6 +109,8 @@ class Objective {
     size_t teacher_index;  // kNone: reads no teacher
   };
   static std::vector<NamedTensor> OwnOf(const Term& term);  // the term's group in OwnParameters(), if it has any
+  static torch::Tensor TouchTerm(const Term& term, const torch::Tensor& student);
+  static Status CheckFinite(const Term& term, double value);
 
   static constexpr size_t kNone = static_cast<size_t>(-1);
 

@@ -98,10 +98,10 @@ torch::Tensor Labels(const StepInput& input) {
 
 }  // namespace
 
-// The graph from parameters to the objective, and the terms' values.
+// This rank's part of a step up to the losses.
 struct StageRunner::Forwarded {
-  Objective::Value value;
-  std::string not_finite;  // a teacher tap with a NaN or an infinity: the step is to be skipped, and value is empty
+  Objective::Part part;
+  std::string not_finite;  // a teacher tap with a NaN or an infinity: the step is to be skipped, and part is empty
 };
 
 StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& options) {
@@ -173,9 +173,8 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
   Objective::Inputs inputs;
   inputs.labels = Labels(input).to(options_.device);
   inputs.progress = Progress(step);
-  inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull +
-                step * static_cast<uint64_t>(options_.lockstep->group()->world_size()) +
-                static_cast<uint64_t>(options_.lockstep->group()->rank());
+  inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull + step;
+  inputs.first_image = int64_t{options_.lockstep->group()->rank()} * input.images.n;
   if (!input.visible.empty()) {
     std::vector<float> shares;
     for (const VisibleRect& rect : input.visible) {
@@ -189,8 +188,15 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
     inputs.teacher.push_back(tensor.to(options_.device));
   }
   Forwarded result;
-  result.not_finite = Objective::FindNotFinite(teacher_taps(), inputs.teacher);
+  Objective::MapFaults faults = Objective::LookAt(teacher_taps(), inputs.teacher);
+  result.not_finite = std::move(faults.not_finite);
   if (!result.not_finite.empty()) return result;
+  if (!told_vanished_ && !faults.vanished.empty()) {
+    told_vanished_ = true;
+    for (const std::string& fault : faults.vanished) {
+      warnings_.push_back(StrCat("stage '", stage_.name, "' step ", step, ": ", fault));
+    }
+  }
   if (objective_.teacher_feeds_student()) {
     DISTILL_ASSIGN_OR_RETURN(
         inputs.student, options_.net->ForwardAfter(stage_.student_input,
@@ -203,7 +209,7 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
     DISTILL_ASSIGN_OR_RETURN(inputs.student, options_.net->Forward(x, objective_.student_taps()));
   }
   seconds->forward += watch.Lap();
-  DISTILL_ASSIGN_OR_RETURN(result.value, objective_.Compute(inputs));
+  DISTILL_ASSIGN_OR_RETURN(result.part, objective_.Compute(inputs));
   seconds->loss += watch.Lap();
   return result;
 }
@@ -260,13 +266,12 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
       }
     }
     Lockstep::Report report{.failed = !own.ok(), .waiting = waiting, .values = {}};
-    // Terms and details, their weighted sum, and whether this rank's teacher maps are of no use.
-    report.values.assign(names().size() + 2, 0.0);
+    // The objective's report, and whether this rank's teacher maps are of no use.
+    report.values.assign(objective_.report_size() + 1, 0.0);
     if (forwarded.has_value() && forwarded->not_finite.empty()) {
-      std::copy(forwarded->value.terms.begin(), forwarded->value.terms.end(), report.values.begin());
-      report.values[names().size()] = forwarded->value.weighted;
+      std::copy(forwarded->part.report.begin(), forwarded->part.report.end(), report.values.begin());
     }
-    if (forwarded.has_value() && !forwarded->not_finite.empty()) report.values[names().size() + 1] = 1;
+    if (forwarded.has_value() && !forwarded->not_finite.empty()) report.values.back() = 1;
     DISTILL_ASSIGN_OR_RETURN(round, options_.lockstep->Meet(report));
     result.seconds.sync += watch.Lap();
     if (!own.ok()) return Annotate(own, StrCat("stage '", stage_.name, "' step ", step));
@@ -293,12 +298,14 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     return result;
   }
   skipped_in_a_row_ = 0;
-  const double ranks = options_.lockstep->group()->world_size();
-  for (size_t i = 0; i < names().size(); ++i) result.terms.push_back(round.sums[i] / ranks);
-  result.loss = round.sums[names().size()] / ranks;
+  round.sums.pop_back();
   try {
-    DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({forwarded->value.total}));
-    forwarded->value.total.backward();
+    auto value = objective_.Combine(forwarded->part, round.sums, options_.lockstep->group());
+    if (!value.ok()) return Annotate(value.status(), StrCat("stage '", stage_.name, "' step ", step));
+    result.terms = std::move(value->terms);
+    result.loss = value->weighted;
+    DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({value->total}));
+    value->total.backward();
     result.seconds.backward = watch.Lap();
     optimizer_->SetScheduleFactor(schedule_.Factor(step), AsleepAt(step));
     optimizer_->Step();
@@ -329,7 +336,9 @@ StatusOr<double> StageRunner::Measure(StepSource* source, uint64_t batches, uint
     try {
       DISTILL_ASSIGN_OR_RETURN(const Forwarded forwarded, Forward(*std::move(input), step, &seconds));
       if (!forwarded.not_finite.empty()) continue;
-      sum += forwarded.value.weighted;
+      DISTILL_ASSIGN_OR_RETURN(const Objective::Value value,
+                               objective_.Combine(forwarded.part, forwarded.part.report, /*group=*/nullptr));
+      sum += value.weighted;
       ++count;
     } catch (const std::exception& error) {
       return TorchStatus(error, StrCat("stage '", stage_.name, "' step ", step, ": measuring on held-out images"));

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/collective/collective_group.h"
@@ -46,7 +47,7 @@ struct StepResult {
   bool skipped = false;       // a rank's teacher map held NaN or infinity: the step counts as done, nothing was learnt
   bool cancel = false;        // agreed by all ranks: checkpoint and stop after this step
   bool terminate = false;     // likewise
-  std::vector<double> terms;  // unweighted losses and details, mean over ranks, as names(); empty when skipped
+  std::vector<double> terms;  // unweighted losses and details of the whole batch, as names(); empty when skipped
   double loss = 0;            // weighted sum of the losses
   double learning_rate = 0;
   StepSeconds seconds;
@@ -70,6 +71,8 @@ class StageRunner {
   // What the teacher must deliver; empty: the stage needs no teacher.
   const std::vector<TapRequest>& teacher_taps() const { return objective_.teacher_taps(); }
   const std::vector<std::string>& names() const { return objective_.names(); }
+  // What people should know, whole sentences, each once in a stage: those since the last call.
+  std::vector<std::string> TakeWarnings() { return std::exchange(warnings_, {}); }
 
   // Takes step `step` (0-based, inside the stage). All ranks call it together.
   // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps), or the teacher's
@@ -120,6 +123,8 @@ class StageRunner {
   std::unique_ptr<GradientReducer> reducer_;
   std::vector<torch::Tensor> kept_buffers_;  // the net's, as they were before this step
   uint32_t skipped_in_a_row_ = 0;
+  bool told_vanished_ = false;
+  std::vector<std::string> warnings_;
 };
 
 // Gives all ranks rank 0's parameters and buffers. Ranks' batch-norm statistics drift apart while they train, since

@@ -324,6 +324,30 @@ TEST_P(SleepingLossTest, ItTeachesNothingUntilItWakes) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, SleepingLossTest, testing::Values(1u, 2u));
 
+// The weighted sum of the other terms, whatever is in the maps that a sleeping loss would read.
+TEST(ObjectiveTest, ASleepingLossIsZeroWhateverTheStudentsMapHolds) {
+  LossPlan asleep = FeatureLoss("l2", "layer2", 8, 16);
+  asleep.weight_schedule = Schedule("constant", 0, 0.5);
+  const JobPlan plan = SmallPlan({Stage("whole", WholeNet(), {FeatureLoss("l2", "layer1", 4, 4), asleep}, 4)});
+  const Objective objective = Take(Objective::Create(plan, plan.stages[0]));
+  Objective::Inputs inputs;
+  inputs.student = {torch::randn({2, 4, 3, 3}).requires_grad_(true),
+                    torch::full({2, 8, 2, 2}, std::numeric_limits<float>::infinity()).requires_grad_(true)};
+  inputs.teacher = {torch::randn({2, 4, 3, 3}), torch::randn({2, 16, 2, 2})};
+  const Objective::Part part = Take(objective.Compute(inputs));
+  const Objective::Value value = Take(objective.Combine(part, part.report, nullptr));
+  EXPECT_GT(value.total.item<double>(), 0);
+  EXPECT_NEAR(value.total.item<double>(), value.weighted, 1e-6);
+  EXPECT_EQ(value.terms[1], 0.0);
+  value.total.backward();
+  EXPECT_EQ(inputs.student[1].grad().abs().max().item<float>(), 0.0f);
+  for (const ParameterGroup& group : objective.OwnParameters()) {
+    for (const NamedTensor& parameter : group.parameters) {
+      EXPECT_EQ(parameter.tensor.grad().abs().max().item<float>(), 0.0f) << parameter.name;
+    }
+  }
+}
+
 // Property 17 of the channel-wise transformation's specification, T14 of the target-aware transformer's.
 TEST(ObjectiveTest, TheExportedStudentHasNoneOfTheLayersAndTheSameLogits) {
   Rank rank(SmallPlan({Stage("whole", WholeNet(), LossesWithLayers(), 3)}));
@@ -460,14 +484,66 @@ TEST(BrokenTeacherMapTest, TwentyInARowFailWithTheTapsName) {
 
 TEST(BrokenTeacherMapTest, FindsTheFirstTapThatIsNotFinite) {
   const std::vector<TapRequest> taps = {{"", WireDtype::kF32, false}, {"layer1", WireDtype::kF32, false}};
-  const torch::Tensor good = torch::full({2, 3}, 3e38);  // whose sum does not fit float32
-  torch::Tensor bad = good.clone();
-  EXPECT_EQ(Objective::FindNotFinite(taps, {good, good}), "");
-  bad[1][2] = -std::numeric_limits<float>::infinity();
-  EXPECT_EQ(Objective::FindNotFinite(taps, {good, bad}), "layer1");
-  EXPECT_EQ(Objective::FindNotFinite(taps, {bad, bad}), "output");
-  bad[0][0] = std::numeric_limits<float>::infinity();  // inf - inf
-  EXPECT_EQ(Objective::FindNotFinite(taps, {good, bad}), "layer1");
+  const auto first = [&](const torch::Tensor& output, const torch::Tensor& map) {
+    return Objective::LookAt(taps, {output, map}).not_finite;
+  };
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const torch::Tensor good = torch::full({2, 1, 50, 30}, 3e38);  // whose sum does not fit float32
+  EXPECT_EQ(first(good, good), "");
+  for (int64_t place = 0; place < good.numel(); place += 37) {
+    for (float value : {std::nanf(""), kInfinity, -kInfinity}) {
+      for (auto format : {torch::MemoryFormat::Contiguous, torch::MemoryFormat::ChannelsLast}) {
+        torch::Tensor bad = good.clone();
+        bad.view({-1})[place] = value;
+        bad = bad.contiguous(format);
+        EXPECT_EQ(first(good, bad), "layer1") << value << " at " << place;
+        EXPECT_EQ(first(bad, bad), "output") << value << " at " << place;
+      }
+    }
+  }
+  torch::Tensor both = good.clone();
+  both[0][0][1][2] = kInfinity;
+  both[1][0][3][4] = -kInfinity;
+  EXPECT_EQ(first(good, both), "layer1");
+  EXPECT_EQ(first(good, good.slice(0, 0, 0)), "");
+}
+
+// A half-precision wire rounds 1e-9 to 0 without a word.
+TEST(BrokenTeacherMapTest, MapsThatVanishAreNamedWithTheRemedy) {
+  const auto vanished = [](WireDtype dtype, const torch::Tensor& map, bool subtracted = false) {
+    return Objective::LookAt({{"layer1", dtype, subtracted}}, {map}).vanished;
+  };
+  const torch::Tensor zero = torch::zeros({2, 3, 4, 4});
+  torch::Tensor small = zero.clone(), usual = zero.clone();
+  small[1][2][3][0] = -5e-5f;
+  usual[1][2][3][0] = -1e-3f;
+  for (const torch::Tensor& map : {zero, small}) {
+    EXPECT_THAT(vanished(WireDtype::kF16, map),
+                testing::ElementsAre(testing::AllOf(HasSubstr("'layer1'"), HasSubstr("wire_dtype to bf16 or f32"))));
+  }
+  EXPECT_THAT(vanished(WireDtype::kF16, usual), IsEmpty());
+  for (WireDtype dtype : {WireDtype::kBf16, WireDtype::kF32}) {
+    EXPECT_THAT(vanished(dtype, zero), testing::ElementsAre(HasSubstr("'layer1' is 0 everywhere")));
+    EXPECT_THAT(vanished(dtype, small), IsEmpty());
+  }
+  EXPECT_THAT(vanished(WireDtype::kBf16, zero, true), testing::ElementsAre(HasSubstr("constant in each channel")));
+}
+
+TEST(BrokenTeacherMapTest, AStageSaysOnceThatAMapVanished) {
+  Rank rank(SmallPlan({Stage("mimic", {"layer1"}, {FeatureLoss("l2", "layer1", 4, 8)}, 4)}));
+  auto runner = rank.Runner();
+  const auto teacher = SmallTeacher(8);
+  {
+    torch::NoGradGuard no_grad;
+    for (auto& item : teacher->named_parameters()) item.value().zero_();
+  }
+  testing::internal::CaptureStderr();
+  Train(runner.get(), SourceAt(0, teacher, *runner).get(), 0, 2);
+  testing::internal::GetCapturedStderr();
+  EXPECT_THAT(runner->TakeWarnings(),
+              testing::ElementsAre(testing::AllOf(HasSubstr("'mimic'"), HasSubstr("step 0"), HasSubstr("'layer1'"))));
+  Train(runner.get(), SourceAt(2, teacher, *runner).get(), 2, 4);
+  EXPECT_THAT(runner->TakeWarnings(), IsEmpty());
 }
 
 // ---- Resuming with layers: (optimizer, ranks)
@@ -538,7 +614,7 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, ResumeWithLayersTest,
                            return std::get<0>(info.param) + "On" + std::to_string(std::get<1>(info.param));
                          });
 
-TEST(ObjectiveTest, TheMasksOfMgdDifferBetweenStepsAndRanks) {
+TEST(ObjectiveTest, TheMasksOfMgdDifferBetweenSteps) {
   // The same images and teacher in every step: only the draw changes the term.
   StagePlan stage = Stage("mimic", {"layer3"}, {Mgd("layer3", 16, 32)}, 4);
   stage.optimizer.lr = 0;

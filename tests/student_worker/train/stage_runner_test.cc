@@ -155,6 +155,23 @@ TEST(StageRunnerTest, RequestsEachTeacherTapOnceInTheDtypeItBears) {
   EXPECT_EQ(rank.Runner()->teacher_taps(), expected);
 }
 
+TEST(StageRunnerTest, TheOrderOfLossesDoesNotDecideHowASharedTapTravels) {
+  LossPlan kd;
+  kd.name = "kd";
+  kd.type = "kd";
+  kd.needs_teacher = true;
+  LossPlan cwd = FeatureLoss("cwd", "", 4, 4);
+  std::vector<LossPlan> losses = {kd, cwd, FeatureLoss("cwd", "layer1", 4, 4), FeatureLoss("l2", "layer1", 4, 4)};
+  const std::vector<TapRequest> expected = {{"", WireDtype::kF32, false}, {"layer1", WireDtype::kF16, false}};
+  for (int order = 0; order < 2; ++order) {
+    JobPlan plan = SmallPlan({Stage("whole", WholeNet(), losses, 1)});
+    plan.wire_dtype = "f16";
+    EXPECT_THAT(Take(Objective::Create(plan, plan.stages[0])).teacher_taps(),
+                testing::UnorderedElementsAreArray(expected));
+    std::reverse(losses.begin(), losses.end());
+  }
+}
+
 TEST(StageRunnerTest, ALossThatIsNotFiniteNamesStepLossAndTapAndMovesNothing) {
   // The student's own fault: the teacher's maps are sound (objective_test.cc has those that are not).
   Rank rank(SmallPlan({Stage("mimic", {"layer1"}, {FeatureLoss("l2", "layer1", 4, 4)}, 3)}));
