@@ -5,11 +5,13 @@
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <system_error>
 
 #include "common/exit_codes.h"
@@ -37,6 +39,8 @@ struct Flags {
   double lease = 5;
   double heartbeat = 1;
   uint32_t max_restarts = 10;
+  double hold = 60;
+  double cancel_grace = 60;
   ServiceFlags service;
 };
 
@@ -64,13 +68,19 @@ Status MakeStateDir(const std::string& path) {
   return OkStatus();
 }
 
-StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, MetricsRegistry* metrics) {
+StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, MetricsRegistry* metrics,
+                                                       std::function<void()> decision_due) {
   DISTILL_RETURN_IF_ERROR(MakeStateDir(flags.state_dir));
-  DISTILL_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, OpenSqliteJobStore(flags.state_dir + "/coordinator.db"));
+  // Well below a lease: who waits for a report's answer while somebody holds the store's lock is to try again.
+  DISTILL_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store,
+                           OpenSqliteJobStore(flags.state_dir + "/coordinator.db", std::min(1.0, flags.lease / 8)));
   Coordinator::Options options;
   options.heartbeat_seconds = flags.heartbeat;
   options.lease_seconds = flags.lease;
   options.max_restarts = flags.max_restarts;
+  options.hold_seconds = flags.hold;
+  options.cancel_grace_seconds = flags.cancel_grace;
+  options.decision_due = std::move(decision_due);
   options.version = VersionString();
   return Coordinator::Create(options, std::move(store), SystemClock(), metrics);
 }
@@ -79,10 +89,22 @@ StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, Metri
 Status Serve(const Flags& flags) {
   MetricsRegistry metrics;
   ExportCertificateExpiry(flags.service.security, &metrics);
-  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Coordinator> coordinator, OpenCoordinator(flags, &metrics));
+  Ticker* ticker_or_null = nullptr;  // set before the first call can come
+  DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Coordinator> coordinator, OpenCoordinator(flags, &metrics, [&] {
+                             if (ticker_or_null != nullptr) ticker_or_null->Poke();
+                           }));
+  // Four times a heartbeat: leases are seen to end within that.
+  Ticker ticker("coord-tick", absl::Seconds(flags.heartbeat / 4), [&] {
+    coordinator->Tick();
+    if (!coordinator->health().ok()) RequestStop();
+  });
+  ticker_or_null = &ticker;
+  // Apart from the above: asking a hanging volume for its size must not stop decisions.
+  Ticker folder_ticker("state-size", absl::Seconds(15), [&] { MeasureFolder("state", flags.state_dir, &metrics); });
+  MeasureFolder("state", flags.state_dir, &metrics);
   const std::unique_ptr<grpc::Service> jobs = MakeJobService(coordinator.get());
   const std::unique_ptr<grpc::Service> fleet = MakeFleetService(coordinator.get());
-  const std::unique_ptr<grpc::Service> store = MakeStoreService(&coordinator->rendezvous());
+  const std::unique_ptr<grpc::Service> store = MakeStoreService(&coordinator->rendezvous(), coordinator->epoch());
   RpcServer::Options rpc;
   rpc.listen = flags.listen;
   rpc.security = flags.service.security;
@@ -102,12 +124,6 @@ Status Serve(const Flags& flags) {
       const std::unique_ptr<HttpServer> http,
       StartServiceHttp(flags.service.http_listen, &metrics, ready, web::StatusPageRoutes(coordinator.get(), page),
                        {.certificate = files.cert, .key = files.key}));
-  // A quarter of a heartbeat: leases are seen to end within that.
-  Ticker ticker("coord-tick", absl::Seconds(flags.heartbeat / 4), [&] {
-    coordinator->Tick();
-    MeasureFolder("state", flags.state_dir, &metrics);
-    if (!coordinator->health().ok()) RequestStop();
-  });
   std::map<std::string, std::string> addresses = {{"address", server->address()}};
   if (http != nullptr) addresses["http"] = http->address();
   DISTILL_RETURN_IF_ERROR(WriteReadyFile(flags.service.ready_file, addresses));
@@ -139,8 +155,16 @@ int Main(int argc, char** argv) {
   app.add_option("--lease", flags.lease, "seconds of silence after which a worker is lost")
       ->capture_default_str()
       ->check(CLI::Range(0.1, 600.0));
-  app.add_option("--max-restarts", flags.max_restarts, "times a job's group is re-formed before the job fails")
+  app.add_option("--max-restarts", flags.max_restarts,
+                 "times in a row a job's group is re-formed without any progress before the job fails")
       ->capture_default_str();
+  app.add_option("--hold", flags.hold, "seconds a job that lost a student keeps the others from later jobs")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 86400.0));
+  app.add_option("--cancel-grace", flags.cancel_grace,
+                 "seconds the students of a cancelled job may take to write a checkpoint and stop")
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 86400.0));
   AddServiceFlags(&app, &flags.service);
   try {
     app.parse(argc, argv);

@@ -26,6 +26,7 @@ namespace distill {
 namespace {
 
 constexpr size_t kMostEvents = 1000;
+constexpr size_t kMostProgress = 1000;
 constexpr size_t kLongestEventText = 4096;
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
 constexpr absl::Duration kLongestBackoff = absl::Seconds(1);
@@ -117,7 +118,7 @@ class GrpcFleetClient : public FleetClient {
 
   void SetCurrent(const std::string& job_id, uint64_t generation) override {
     absl::MutexLock lock(&mutex_);
-    if (job_id != current_job_ || generation != current_generation_) progress_.reset();
+    if (job_id != current_job_ || generation != current_generation_) progress_.clear();
     current_job_ = job_id;
     current_generation_ = generation;
     beat_now_ = true;
@@ -125,8 +126,8 @@ class GrpcFleetClient : public FleetClient {
 
   void ReportProgress(const JobProgress& progress) override {
     absl::MutexLock lock(&mutex_);
-    progress_ = progress;
-    ++progress_version_;
+    progress_.push_back({++last_progress_, progress});
+    if (progress_.size() > kMostProgress) progress_.pop_front();
   }
 
   void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) override {
@@ -175,6 +176,8 @@ class GrpcFleetClient : public FleetClient {
     return Report<v1::ReportFailureResponse>("ReportFailure", &v1::FleetService::Stub::ReportFailure, request,
                                              kFailureReportTimeout);
   }
+
+  WorkerIdentity identity() const override { return {options_.worker_id, incarnation_, epoch_}; }
 
   void Drain() override {
     absl::MutexLock lock(&mutex_);
@@ -256,9 +259,11 @@ class GrpcFleetClient : public FleetClient {
     }
   }
 
-  Status Register(absl::Duration timeout) {
+  // `displaced`: only if the process that has the id now is lost.
+  Status Register(absl::Duration timeout, bool displaced = false) {
     v1::RegisterRequest request;
     Sign(&request);
+    request.set_displaced(displaced);
     request.set_kind(options_.kind == WorkerKind::kTeacher ? v1::WORKER_KIND_TEACHER : v1::WORKER_KIND_STUDENT);
     request.set_address(options_.address);
     for (const ServedModelInfo& model : options_.models) ToProto(model, request.add_models());
@@ -275,6 +280,7 @@ class GrpcFleetClient : public FleetClient {
     // A coordinator that says nothing, or nonsense, gets the usual second.
     const double seconds = response.heartbeat_seconds();
     interval_ = seconds > 0 && seconds <= 60 ? absl::Seconds(seconds) : absl::Seconds(1);
+    lease_ = std::max(interval_, absl::Seconds(std::min(response.lease_seconds(), 600.0)));
     return OkStatus();
   }
 
@@ -292,23 +298,37 @@ class GrpcFleetClient : public FleetClient {
     int failures = 0;
     StatusCode told = StatusCode::kOk;
     for (;;) {
-      absl::Duration wait = interval_;
-      if (failures > 0) wait = std::min(interval_, kFirstBackoff * (1 << std::min(failures - 1, 10)));
+      absl::Duration wait = soon_ ? interval_ / 10 : interval_;
+      if (displaced_) wait = lease_;
+      if (failures > 0) wait = std::min(wait, kFirstBackoff * (1 << std::min(failures - 1, 10)));
       {
         absl::MutexLock lock(&mutex_);
-        const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return beat_now_ || stopped_; };
+        const bool displaced = displaced_;
+        const auto due = [this, displaced]()
+                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return (beat_now_ && !displaced) || stopped_; };
         AwaitFor(&mutex_, absl::Condition(&due), wait);
         if (stopped_) return;
         beat_now_ = false;
       }
-      Status status = Beat();
+      Status status = displaced_ ? ReturnFromDisplacement() : Beat();
       if (status.code() == StatusCode::kNotFound) {
         status = Register(kCallTimeout);
         if (status.ok()) {
-          LogInfo("registered with the coordinator again", {{"coordinator", options_.coordinator}, {"epoch", epoch_.load()}});
+          LogInfo("registered with the coordinator again",
+                  {{"coordinator", options_.coordinator}, {"epoch", epoch_.load()}});
           absl::MutexLock lock(&mutex_);
           beat_now_ = true;
         }
+      }
+      if (status.code() == StatusCode::kAborted) {
+        // An answer: the coordinator is there, and knows somebody else under our id.
+        if (!displaced_) {
+          LogError("another process has this worker's id; its work is given up until that one is gone",
+                   {{"worker", options_.worker_id}, {"error", status.message()}});
+        }
+        displaced_ = true;
+        RevokeAll();
+        status = OkStatus();
       }
       if (status.ok()) {
         if (failures > 0) LogInfo("the coordinator answers again", {{"failed_heartbeats", failures}});
@@ -325,6 +345,29 @@ class GrpcFleetClient : public FleetClient {
     }
   }
 
+  // kAborted while the other process lives.
+  Status ReturnFromDisplacement() {
+    DISTILL_RETURN_IF_ERROR(Register(kCallTimeout, /*displaced=*/true));
+    LogInfo("the other process of this id is gone; registered again", {{"worker", options_.worker_id}});
+    displaced_ = false;
+    absl::MutexLock lock(&mutex_);
+    beat_now_ = true;
+    return OkStatus();
+  }
+
+  // As if the coordinator had taken everything back.
+  void RevokeAll() {
+    if (assigned_) {
+      assigned_ = false;
+      teachers_.clear();
+      if (callbacks_.on_student_assignment) callbacks_.on_student_assignment(std::nullopt);
+    }
+    if (!teacher_jobs_.empty()) {
+      teacher_jobs_.clear();
+      if (callbacks_.on_teacher_jobs) callbacks_.on_teacher_jobs(teacher_jobs_);
+    }
+  }
+
   bool Stopped() {
     absl::MutexLock lock(&mutex_);
     return stopped_;
@@ -335,28 +378,31 @@ class GrpcFleetClient : public FleetClient {
     v1::HeartbeatRequest request;
     Sign(&request);
     if (callbacks_.queue_length) request.set_queue_length(callbacks_.queue_length());
-    uint64_t progress_version = 0, last_event = 0;
+    uint64_t last_progress = 0;
     {
       absl::MutexLock lock(&mutex_);
       request.set_job_id(current_job_);
       request.set_generation(current_generation_);
       request.set_draining(draining_);
-      if (progress_.has_value() && !current_job_.empty()) ToProto(*progress_, request.mutable_progress());
-      progress_version = progress_version_;
+      request.set_has_plan(assigned_ && assigned_job_ == current_job_ && assigned_generation_ == current_generation_);
+      if (!current_job_.empty()) {
+        for (const auto& [number, progress] : progress_) ToProto(progress, request.add_progress());
+      }
+      last_progress = last_progress_;
       for (const v1::JobEvent& event : events_) *request.add_events() = event;
-      if (!events_.empty()) last_event = events_.back().sequence();
     }
     v1::HeartbeatResponse response;
     DISTILL_RETURN_IF_ERROR(Call("Heartbeat", &v1::FleetService::Stub::Heartbeat, request, &response,
                                  std::max(kCallTimeout, 2 * interval_)));
     {
       absl::MutexLock lock(&mutex_);
-      if (progress_version == progress_version_) progress_.reset();
-      while (!events_.empty() && events_.front().sequence() <= last_event) events_.pop_front();
+      while (!progress_.empty() && progress_.front().first <= last_progress) progress_.pop_front();
+      while (!events_.empty() && events_.front().sequence() <= response.events_stored()) events_.pop_front();
       if (request.draining()) drained_ = true;
       if (stopped_) return OkStatus();
     }
     DISTILL_RETURN_IF_ERROR(CheckEpoch(response.coordinator_epoch()));
+    soon_ = response.soon();
     if (options_.kind == WorkerKind::kStudent) DeliverToStudent(response);
     if (options_.kind == WorkerKind::kTeacher) DeliverToTeacher(response);
     return OkStatus();
@@ -406,7 +452,10 @@ class GrpcFleetClient : public FleetClient {
 
   // Of the heartbeat thread alone (of Connect() before it starts).
   absl::Duration interval_ = absl::Seconds(1);
-  bool assigned_ = false;  // assignment delivered last, and not revoked
+  absl::Duration lease_ = absl::Seconds(5);
+  bool soon_ = false;       // the coordinator wants to be called again in a moment
+  bool displaced_ = false;  // another process has our id
+  bool assigned_ = false;   // assignment delivered last, and not revoked
   std::string assigned_job_;
   uint64_t assigned_generation_ = 0;
   std::vector<TeacherEndpoint> teachers_;
@@ -420,9 +469,8 @@ class GrpcFleetClient : public FleetClient {
   bool drained_ ABSL_GUARDED_BY(mutex_) = false;  // a heartbeat that said so was answered
   std::string current_job_ ABSL_GUARDED_BY(mutex_);
   uint64_t current_generation_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::optional<JobProgress> progress_ ABSL_GUARDED_BY(mutex_);
-  uint64_t progress_version_ ABSL_GUARDED_BY(mutex_) =
-      0;  // tells whether a newer one came while a heartbeat was under way
+  std::deque<std::pair<uint64_t, JobProgress>> progress_ ABSL_GUARDED_BY(mutex_);  // with ascending numbers
+  uint64_t last_progress_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t last_sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   std::deque<v1::JobEvent> events_ ABSL_GUARDED_BY(mutex_);
   // Calls that Stop() has to cancel; not owned, each is on the stack of its call.

@@ -2,7 +2,9 @@
 // inside.
 //
 // One thread named "heartbeat". It survives the coordinator's restart: while the coordinator is away it retries with
-// back-off (at most one heartbeat interval) and registers again, under the same id and incarnation, when told to.
+// back-off (at most one heartbeat interval) and registers again, under the same id and incarnation, when told to. When
+// another process has taken its id, the worker is displaced: its assignment is revoked (a teacher's jobs end), and once a
+// lease it asks to have its id back, which it gets when the other process is lost.
 // Reports (ReportResume, CommitStage, FinishJob) retry until they are answered, `Stop` is called or their generation is over. Answers
 // of an older coordinator epoch than the last seen are ignored.
 #ifndef DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
@@ -15,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "common/fleet/worker_identity.h"
 #include "common/plan/plan.h"
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
@@ -119,13 +122,6 @@ enum class FailureKind {
   kPassing,  // a lost peer, no teacher, the coordinator away: the same workers try again
 };
 
-// Who speaks: goes with every message to the coordinator.
-struct WorkerIdentity {
-  std::string worker_id;
-  std::string incarnation;         // random per process start
-  uint64_t coordinator_epoch = 0;  // highest one heard of; 0: none yet
-};
-
 // Thread-safe.
 class FleetClient {
  public:
@@ -162,11 +158,11 @@ class FleetClient {
   // What the worker acts on now; sent with a heartbeat at once, with later ones and after a coordinator restart. Empty
   // job id: idle.
   virtual void SetCurrent(const std::string& job_id, uint64_t generation) = 0;
-  // Progress of the current job (SetCurrent). Newest wins; sent with the next heartbeat, dropped when the current job
-  // changes first.
+  // Progress of the current job (SetCurrent), sent with the next heartbeat; at most 1000 are kept, newest win. Dropped when
+  // the current job changes first.
   virtual void ReportProgress(const JobProgress& progress) = 0;
-  // Kept (at most 1000, oldest dropped; texts are cut at 4 KiB) until a heartbeat delivered it; goes to the job's event
-  // log, once, even if the coordinator's answer was lost.
+  // Kept (at most 1000, oldest dropped; texts are cut at 4 KiB) until the coordinator has stored it; goes to the job's
+  // event log, once, even if an answer was lost. Events of jobs in which the worker never held a rank are dropped there.
   virtual void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) = 0;
   // Blocking, all four. Rank 0, before a generation's first step: where it really starts, in that `step` steps of `stage`
   // are done (a stage whose checkpoint is complete counts as the next stage's step 0), and the digest of the checkpoint
@@ -180,6 +176,8 @@ class FleetClient {
   // At most 10 s of retries.
   virtual Status ReportFailure(const std::string& job_id, uint64_t generation, FailureKind kind,
                                const std::string& message) = 0;
+  // Who this is, as every message says it.
+  virtual WorkerIdentity identity() const = 0;
   // The worker is going away: one last heartbeat says so (at most 2 s).
   virtual void Drain() = 0;
   // Ends the heartbeat, unblocks all calls (kCancelled) and joins the thread. Idempotent.

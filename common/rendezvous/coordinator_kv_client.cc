@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -23,12 +24,13 @@ constexpr absl::Duration kLongestBackoff = absl::Milliseconds(500);
 
 class CoordinatorKvClient : public KvClient {
  public:
-  CoordinatorKvClient(std::string coordinator, const std::shared_ptr<grpc::Channel>& channel, const std::string& job_id,
-                      uint64_t generation)
-      : coordinator_(std::move(coordinator)), stub_(v1::StoreService::NewStub(channel)) {
-    scope_.set_job_id(job_id);
-    scope_.set_generation(generation);
-  }
+  CoordinatorKvClient(std::string coordinator, const std::shared_ptr<grpc::Channel>& channel,
+                      std::function<WorkerIdentity()> identity, std::string job_id, uint64_t generation)
+      : coordinator_(std::move(coordinator)),
+        stub_(v1::StoreService::NewStub(channel)),
+        identity_(std::move(identity)),
+        job_id_(std::move(job_id)),
+        generation_(generation) {}
 
   Status Set(const std::string& key, const std::string& value) override {
     DISTILL_RETURN_IF_ERROR(CheckKvKey(key));
@@ -116,7 +118,13 @@ class CoordinatorKvClient : public KvClient {
   template <typename Request, typename Response>
   Status Call(std::string_view what, Method<Request, Response> method, Request* request, Response* response,
               absl::Duration timeout, bool wait_for_ready) {
-    *request->mutable_scope() = scope_;
+    const WorkerIdentity identity = identity_();
+    v1::StoreScope* const scope = request->mutable_scope();
+    scope->set_job_id(job_id_);
+    scope->set_generation(generation_);
+    scope->set_worker_id(identity.worker_id);
+    scope->set_incarnation(identity.incarnation);
+    scope->set_coordinator_epoch(identity.coordinator_epoch);
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
     context.set_wait_for_ready(wait_for_ready);
@@ -182,15 +190,19 @@ class CoordinatorKvClient : public KvClient {
 
   const std::string coordinator_;
   const std::unique_ptr<v1::StoreService::Stub> stub_;  // thread-safe
-  v1::StoreScope scope_;                                // constant after construction
+  const std::function<WorkerIdentity()> identity_;
+  const std::string job_id_;
+  const uint64_t generation_;
 };
 
 }  // namespace
 
 StatusOr<std::shared_ptr<KvClient>> MakeCoordinatorKvClient(const std::string& coordinator, const RpcSecurity& security,
+                                                            std::function<WorkerIdentity()> identity,
                                                             const std::string& job_id, uint64_t generation) {
   DISTILL_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, MakeChannel(coordinator, security));
-  return std::shared_ptr<KvClient>(std::make_shared<CoordinatorKvClient>(coordinator, channel, job_id, generation));
+  return std::shared_ptr<KvClient>(
+      std::make_shared<CoordinatorKvClient>(coordinator, channel, std::move(identity), job_id, generation));
 }
 
 }  // namespace distill

@@ -10,10 +10,12 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "common/fleet/worker_identity.h"
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
 
@@ -46,9 +48,11 @@ class KvClient {
   virtual StatusOr<int64_t> Count() = 0;
 };
 
-// Speaks to the coordinator, inside the scope (job, generation). Connects at the first call. kInvalidArgument: as
-// MakeChannel().
+// Speaks to the coordinator, inside the scope (job, generation), in which the worker must hold a rank (else kAborted).
+// `identity` says who calls (FleetClient::identity); any thread asks it, before each call. Connects at the first call.
+// kInvalidArgument: as MakeChannel().
 StatusOr<std::shared_ptr<KvClient>> MakeCoordinatorKvClient(const std::string& coordinator, const RpcSecurity& security,
+                                                            std::function<WorkerIdentity()> identity,
                                                             const std::string& job_id, uint64_t generation);
 // In this process only: world size 1 and tests. Instances are independent; share the pointer between ranks.
 std::shared_ptr<KvClient> MakeLocalKvClient();

@@ -102,13 +102,11 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   }
   Effects effects;
   {
-    absl::MutexLock lock(&mutex_);
-    if (!health_.ok()) {
-      return refuse(absl::UnavailableError(StrCat("the coordinator is stopping: ", health_.message())));
-    }
-    if (state_.jobs.size() >= kMaxActiveJobs) {
-      return refuse(
-          absl::ResourceExhaustedError(StrCat(kMaxActiveJobs, " jobs wait or run already; wait, or cancel some")));
+    absl::MutexLock deciding(&deciding_);
+    {
+      absl::MutexLock lock(&mutex_);
+      (void)NoteCall();
+      if (const Status room = CheckRoom(); !room.ok()) return refuse(room);
     }
     const Status stored = NoteHealth(store_->Insert(record, request.request_id, digest, events));
     if (absl::IsAlreadyExists(stored)) {
@@ -122,13 +120,11 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
       return refuse(known.ok() ? stored : known.status());
     }
     if (!stored.ok()) return refuse(stored);
-    ActiveJob job;
-    job.id = record.id;
-    job.name = record.name;
-    job.plan = std::make_shared<const JobPlan>(record.plan);
-    job.status = record.status;
-    state_.jobs.push_back(std::move(job));
-    DecideAndStore(&effects);
+    {
+      absl::MutexLock lock(&mutex_);
+      state_.jobs.push_back(MakeActive(record, Look()));
+    }
+    (void)DecideAndStore(&effects);
   }
   Perform(effects);
   metrics_.CountSubmission("accepted");
@@ -137,28 +133,141 @@ StatusOr<SubmitResult> Coordinator::Submit(const SubmitRequest& request) {
   return SubmitResult{record.id, std::move(record.plan), false, {}, std::move(expanded.warnings)};
 }
 
+Status Coordinator::CheckRoom() const {
+  if (!health_.ok()) return absl::UnavailableError(StrCat("the coordinator is stopping: ", health_.message()));
+  if (state_.jobs.size() < kMaxActiveJobs) return OkStatus();
+  return absl::ResourceExhaustedError(StrCat(kMaxActiveJobs, " jobs wait or run already; wait, or cancel some"));
+}
+
 StatusOr<JobRecord> Coordinator::Cancel(const std::string& job_name, const std::string& reason) {
-  DISTILL_ASSIGN_OR_RETURN(JobRecord record, store_->Get(job_name));
+  DISTILL_ASSIGN_OR_RETURN(const JobRecord record, store_->Get(job_name));
   Effects effects;
   {
-    absl::MutexLock lock(&mutex_);
-    ActiveJob* job = FindJob(record.id);
-    if (job == nullptr || job->status.cancel_requested) return store_->Get(record.id);
-    JobStatus status = job->status;
-    status.cancel_requested = true;
-    status.cancel_reason = Shorten(reason);
+    absl::MutexLock deciding(&deciding_);
     JobChange change;
-    change.job_id = job->id;
-    change.status = status;
+    change.job_id = record.id;
+    {
+      absl::MutexLock lock(&mutex_);
+      (void)NoteCall();
+      const ActiveJob* job = FindJob(record.id);
+      if (job != nullptr && !job->status.cancel_requested) change.status = job->status;
+    }
+    if (!change.status) return store_->Get(record.id);
+    change.status->cancel_requested = true;
+    change.status->cancel_reason = Shorten(reason);
     change.events = {OwnEvent(EventLevel::kInfo, EventType::kCancelRequested,
                               StrCat("cancel requested", reason.empty() ? "" : ": ", Shorten(reason)))};
     DISTILL_RETURN_IF_ERROR(Write({change}));
-    job->status = status;
-    effects.changed_jobs.insert(job->id);
-    DecideAndStore(&effects);
+    {
+      absl::MutexLock lock(&mutex_);
+      ActiveJob* const job = FindJob(record.id);
+      job->status = *change.status;
+      job->cancel_at = Look();
+    }
+    effects.changed_jobs.insert(record.id);
+    (void)DecideAndStore(&effects);
   }
   Perform(effects);
   return store_->Get(record.id);
+}
+
+StatusOr<JobRecord> Coordinator::Resume(const std::string& job_name) {
+  DISTILL_ASSIGN_OR_RETURN(const JobRecord named, store_->Get(job_name));
+  const std::string& id = named.id;
+  Effects effects;
+  {
+    absl::MutexLock deciding(&deciding_);
+    {
+      absl::MutexLock lock(&mutex_);
+      (void)NoteCall();
+      if (const ActiveJob* job = FindJob(id); job != nullptr && job->status.cancel_requested) {
+        return absl::FailedPreconditionError(
+            StrCat("job ", id, " is still being cancelled (", job->status.reason, "); resume it when it has ended"));
+      } else if (job != nullptr) {
+        return store_->Get(id);
+      }
+      DISTILL_RETURN_IF_ERROR(CheckRoom());
+    }
+    // Ended, so nothing but this changes it.
+    DISTILL_ASSIGN_OR_RETURN(JobRecord record, store_->Get(id));
+    if (!record.damage.empty()) return absl::FailedPreconditionError(StrCat("job ", id, ": ", record.damage));
+    if (record.status.state == JobState::kSucceeded) {
+      return absl::FailedPreconditionError(StrCat("job ", id, " has succeeded: there is nothing left to do"));
+    }
+    const std::string before = StrCat(Name(record.status.state), ": ", record.status.reason);
+    JobStatus& status = record.status;
+    status.state = JobState::kQueued;
+    status.reason = "resumed by a user";
+    status.wait = JobWait::kStudents;
+    ++status.generation;
+    status.fruitless = 0;
+    status.set_aside.clear();
+    status.cancel_requested = false;
+    status.cancel_reason.clear();
+    status.finished_time = 0;
+    JobChange change;
+    change.job_id = id;
+    change.status = status;
+    change.events = {OwnEvent(EventLevel::kInfo, EventType::kContinued,
+                              StrCat("resumed by a user as generation ", status.generation, "; it was ", before))};
+    DISTILL_RETURN_IF_ERROR(Write({change}));
+    LogInfo("job resumed", {{"job", id}, {"generation", status.generation}, {"before", before}});
+    {
+      absl::MutexLock lock(&mutex_);
+      // Its late events find it among the active jobs again.
+      std::erase_if(ended_, [&](const auto& one) { return one.first == id; });
+      // A second life is a second chance for those that failed it.
+      for (auto& [worker_id, worker] : state_.workers) worker.faults.erase(id);
+      state_.jobs.push_back(MakeActive(std::move(record), Look()));
+    }
+    effects.changed_jobs.insert(id);
+    (void)DecideAndStore(&effects);
+  }
+  Perform(effects);
+  return store_->Get(id);
+}
+
+Status Coordinator::Uncordon(const std::string& worker_id) {
+  Effects effects;
+  {
+    absl::MutexLock deciding(&deciding_);
+    std::vector<JobChange> changes;
+    {
+      absl::MutexLock lock(&mutex_);
+      (void)NoteCall();
+      const auto worker = state_.workers.find(worker_id);
+      if (worker == state_.workers.end()) {
+        return absl::NotFoundError(
+            StrCat("no worker has the id '", Shorten(worker_id), "'; distillctl fleet shows all"));
+      }
+      worker->second.faults.clear();
+      for (ActiveJob& job : state_.jobs) {
+        JobStatus status = job.status;
+        std::erase_if(status.set_aside, [&](const SetAside& one) { return one.worker_id == worker_id; });
+        if (status == job.status) continue;
+        JobChange change;
+        change.job_id = job.id;
+        change.status = status;
+        change.events = {OwnEvent(EventLevel::kInfo, EventType::kGeneral,
+                                  StrCat("a user lets ", worker_id, " take this job again"))};
+        changes.push_back(std::move(change));
+      }
+    }
+    if (!changes.empty()) {
+      if (const Status written = Write(changes); !written.ok()) return absl::UnavailableError(written.message());
+    }
+    {
+      absl::MutexLock lock(&mutex_);
+      for (const JobChange& change : changes) {
+        FindJob(change.job_id)->status = *change.status;
+        effects.changed_jobs.insert(change.job_id);
+      }
+    }
+    LogInfo("a user lets a worker take jobs again", {{"worker", worker_id}});
+    (void)DecideAndStore(&effects);
+  }
+  Perform(effects);
+  return OkStatus();
 }
 
 StatusOr<JobRecord> Coordinator::Get(const std::string& job) { return store_->Get(job); }
@@ -184,25 +293,37 @@ StatusOr<std::vector<CurvePoint>> Coordinator::Curve(const std::string& job_id, 
 
 std::vector<WorkerStatus> Coordinator::Fleet() {
   absl::MutexLock lock(&mutex_);
-  const double now = clock_.Monotonic();
+  const double now = Look();
+  const DecideOptions options = decide_options();
+  std::map<std::string, std::pair<std::string, const ActiveJob*>> holds;  // incarnation and job by student
+  for (const ActiveJob& job : state_.jobs) {
+    if (job.status.state != JobState::kRunning) continue;
+    for (const RankMember& member : job.status.ranks) holds[member.worker_id] = {member.incarnation, &job};
+  }
   std::vector<WorkerStatus> fleet;
   for (const auto& [id, worker] : state_.workers) {
-    WorkerStatus status{worker, "idle", now - worker.last_seen, {}};
+    WorkerStatus status{worker, "idle", "", now - worker.last_seen, {}};
     if (worker.kind == WorkerKind::kTeacher) {
       for (const TeacherJob& job : JobsOf(worker, state_)) status.jobs.push_back(job.job_id);
       if (!status.jobs.empty()) status.state = "serving";
-    } else {
-      for (const ActiveJob& job : state_.jobs) {
-        if (job.status.state != JobState::kRunning) continue;
-        for (const RankMember& member : job.status.ranks) {
-          if (member.worker_id == id && member.incarnation == worker.incarnation) status.jobs.push_back(job.id);
-        }
-      }
-      if (!status.jobs.empty()) status.state = "training";
+    } else if (const auto held = holds.find(id); held != holds.end() && held->second.first == worker.incarnation) {
+      status.jobs.push_back(held->second.second->id);
+      status.state = "training";
+    }
+    if (worker.cordoned()) {
+      status.state = "cordoned";
+      const auto& [job_id, said] = *worker.faults.rbegin();
+      status.reason = StrCat("failed ", worker.faults.size(), " jobs by its own fault; ", job_id, ": ", said,
+                             "; mend it and restart it, or distillctl uncordon ", id);
+    }
+    if (IsStuck(now, worker, options)) {
+      status.state = "stuck";
+      status.reason = StrCat("has not left job ", worker.job_id, " (generation ", worker.generation, ") for ",
+                             static_cast<int64_t>(now - *worker.astray_since), " s; its log says where; restart it");
     }
     if (worker.draining) status.state = "draining";
     // Who said goodbye is not missed.
-    if (status.heartbeat_age > options_.lease_seconds) status.state = worker.draining ? "stopped" : "lost";
+    if (!IsAlive(now, options_.lease_seconds, worker)) status.state = worker.draining ? "stopped" : "lost";
     fleet.push_back(std::move(status));
   }
   return fleet;

@@ -62,7 +62,7 @@ void CoordinatorMetrics::SetCluster(double now, double lease, const ClusterState
     for (const char* worker_state : kWorkerStates) workers[{kind, worker_state}] = 0;
   }
   for (const auto& [id, worker] : state.workers) {
-    const bool silent = now - worker.last_seen > lease;
+    const bool silent = !IsAlive(now, lease, worker);
     const char* worker_state =
         silent ? (worker.draining ? "stopped" : "lost") : (worker.draining ? "draining" : "alive");
     ++workers[{worker.kind == WorkerKind::kTeacher ? "teacher" : "student", worker_state}];

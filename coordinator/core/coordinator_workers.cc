@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kMaxWorkers = 10000;
 constexpr size_t kMaxModels = 64;
 constexpr size_t kMaxTaps = 10000;
-constexpr size_t kMaxEventsPerHeartbeat = 1000;
+constexpr size_t kMaxJobIdBytes = 256;
 constexpr size_t kMaxEventBytes = 4096;
 
 // ASCII, so that messages may show the first few.
@@ -60,6 +60,10 @@ Status CheckRegistration(const RegisterInput& input) {
   return OkStatus();
 }
 
+std::string IdIsTaken(const std::string& id) {
+  return StrCat("worker id '", id, "' is used by another process now; give each worker its own --id");
+}
+
 // Whether a report says something new, so that a heartbeat per second does not write a point per second.
 bool IsNews(const std::optional<JobProgress>& last, const JobProgress& now) {
   return !last || last->time != now.time || last->total_step != now.total_step || last->phase != now.phase ||
@@ -73,29 +77,32 @@ Status Coordinator::FenceEpoch(const WorkerIdentity& from) const {
   return absl::FailedPreconditionError(
       StrCat("worker '", Shorten(from.worker_id), "' has heard of coordinator epoch ", from.coordinator_epoch,
              ", this coordinator is of epoch ", epoch(),
-             "; if its state was restored from a copy, restart the worker, else correct its --coordinator"));
+             "; if its state was restored from a copy, restart this worker, else correct its --coordinator"));
 }
 
 StatusOr<RegisterResult> Coordinator::Register(const RegisterInput& input) {
   DISTILL_RETURN_IF_ERROR(FenceEpoch(input.from));
   DISTILL_RETURN_IF_ERROR(CheckRegistration(input));
-  Effects effects;
+  const std::string& id = input.from.worker_id;
   {
     absl::MutexLock lock(&mutex_);
-    const double now = clock_.Monotonic();
-    const auto found = state_.workers.find(input.from.worker_id);
-    if (found == state_.workers.end() && state_.workers.size() >= kMaxWorkers) {
+    const double now = NoteCall();
+    const auto found = state_.workers.find(id);
+    const Worker* const before = found == state_.workers.end() ? nullptr : &found->second;
+    if (before == nullptr && state_.workers.size() >= kMaxWorkers) {
       return absl::ResourceExhaustedError(StrCat(kMaxWorkers, " workers are registered already"));
     }
-    if (found != state_.workers.end() && found->second.kind != input.kind &&
-        IsAlive(now, found->second, decide_options())) {
+    const bool same = before != nullptr && before->incarnation == input.from.incarnation;
+    const bool lives = before != nullptr && IsAlive(now, options_.lease_seconds, *before);
+    if (lives && before->kind != input.kind) {
       return absl::InvalidArgumentError(
-          StrCat("worker id '", input.from.worker_id, "' belongs to a live worker of the other kind; choose another --id"));
+          StrCat("worker id '", id, "' belongs to a live worker of the other kind; choose another --id"));
     }
-    const bool same = found != state_.workers.end() && found->second.incarnation == input.from.incarnation;
+    if (lives && !same && input.displaced) return absl::AbortedError(IdIsTaken(id));
     Worker worker;
-    if (same) worker = found->second;
-    worker.id = input.from.worker_id;
+    if (same) worker = *before;
+    if (!same && before != nullptr && before->draining) worker.drained_incarnation = before->incarnation;
+    worker.id = id;
     worker.incarnation = input.from.incarnation;
     worker.kind = input.kind;
     worker.address = input.address;
@@ -103,24 +110,32 @@ StatusOr<RegisterResult> Coordinator::Register(const RegisterInput& input) {
     worker.version = input.version;
     worker.models = input.models;
     worker.last_seen = now;
-    if (!same || worker.job_id != input.current_job) worker.job_since = now;
+    if (!same || worker.job_id != input.current_job || worker.generation != input.current_generation) {
+      worker.job_since = now;
+    }
     worker.job_id = input.current_job;
     worker.generation = input.current_generation;
-    state_.workers[input.from.worker_id] = std::move(worker);
-    LogInfo("worker registered", {{"worker", input.from.worker_id},
-                                  {"kind", input.kind == WorkerKind::kTeacher ? "teacher" : "student"},
-                                  {"address", input.address},
-                                  {"job", input.current_job}});
-    DecideAndStore(&effects);
+    // What the store knows of it from before this coordinator's start.
+    for (const ActiveJob& job : state_.jobs) {
+      for (const SetAside& one : job.status.set_aside) {
+        if (one.worker_id == id && one.incarnation == worker.incarnation) worker.faults[job.id] = one.reason;
+      }
+    }
+    worker.asked = ++asked_;
+    state_.workers[id] = std::move(worker);
   }
-  Perform(effects);
+  LogInfo("worker registered", {{"worker", id},
+                                {"kind", input.kind == WorkerKind::kTeacher ? "teacher" : "student"},
+                                {"address", input.address},
+                                {"job", input.current_job}});
+  AskForDecision();
   return RegisterResult{epoch(), options_.heartbeat_seconds, options_.lease_seconds};
 }
 
 StatusOr<HeartbeatResult> Coordinator::Heartbeat(const HeartbeatInput& input) {
   DISTILL_RETURN_IF_ERROR(FenceEpoch(input.from));
-  Effects effects;
   HeartbeatResult result;
+  bool news = false;
   {
     absl::MutexLock lock(&mutex_);
     if (!health_.ok()) return absl::UnavailableError(StrCat("this coordinator is stopping: ", health_.message()));
@@ -130,59 +145,64 @@ StatusOr<HeartbeatResult> Coordinator::Heartbeat(const HeartbeatInput& input) {
           StrCat("worker '", Shorten(input.from.worker_id), "' is not registered here; register again"));
     }
     Worker& worker = found->second;
-    if (worker.incarnation != input.from.incarnation) {
-      return absl::AbortedError(
-          StrCat("worker id '", input.from.worker_id, "' is used by another process now; give each worker its own --id"));
-    }
-    const double now = clock_.Monotonic();
+    if (worker.incarnation != input.from.incarnation) return absl::AbortedError(IdIsTaken(worker.id));
+    const double now = NoteCall();
+    // A job that waits for students may take one that was lost, or that has called for the first time since its group
+    // broke.
+    const bool was_away = !IsAlive(now, options_.lease_seconds, worker);
+    const bool acts_anew = worker.job_id != input.job_id || worker.generation != input.generation;
+    news = acts_anew || was_away || worker.draining != input.draining || MayBeTaken(worker);
+    if (news) worker.asked = ++asked_;
     worker.last_seen = now;
     worker.draining = input.draining;
     worker.queue_length = input.queue_length;
-    if (worker.job_id != input.job_id) worker.job_since = now;
+    if (acts_anew) worker.job_since = now;
     worker.job_id = input.job_id;
     worker.generation = input.generation;
     metrics_.CountHeartbeat(worker.kind);
-    StoreReports(input, worker, &effects);
-    DecideAndStore(&effects);
-    result = Answer(worker, now);
+    QueueReports(input, now, &worker);
+    result = Answer(worker, input.has_plan, now);
+    result.soon = worker.asked > decided_;
   }
-  Perform(effects);
+  if (news) AskForDecision();
   return result;
 }
 
-void Coordinator::StoreReports(const HeartbeatInput& input, const Worker& worker, Effects* effects) {
-  // By job: late events may belong to another one than the worker acts on now.
-  std::map<std::string, JobChange> changes;
+bool Coordinator::MayBeTaken(const Worker& worker) const {
+  if (worker.kind != WorkerKind::kStudent) return false;
+  return std::any_of(state_.jobs.begin(), state_.jobs.end(), [&](const ActiveJob& job) {
+    return job.status.state == JobState::kQueued && job.lost_at && worker.last_seen <= *job.lost_at;
+  });
+}
+
+void Coordinator::QueueReports(const HeartbeatInput& input, double now, Worker* worker) {
   ActiveJob* job = FindJob(input.job_id);
   const bool leads = job != nullptr && job->status.state == JobState::kRunning &&
                      job->status.generation == input.generation && !job->status.ranks.empty() &&
-                     job->status.ranks[0].worker_id == worker.id;
-  if (leads && input.progress && IsNews(job->progress, *input.progress)) changes[job->id].progress = input.progress;
-  size_t events = 0;
-  for (const EventRecord& given : input.events) {
-    if (++events > kMaxEventsPerHeartbeat || given.job_id.empty()) continue;
-    EventRecord event = given;
-    event.source = worker.id;
-    event.source_incarnation = worker.incarnation;
-    event.text = CutText(event.text, kMaxEventBytes);
-    changes[given.job_id].events.push_back(std::move(event));
+                     job->status.ranks[0].worker_id == worker->id;
+  for (const JobProgress& progress : input.progress) {
+    if (!leads || !IsNews(job->progress, progress)) continue;
+    reports_.AddProgress(job->id, progress);
+    job->progress = progress;
+    job->progress_at = now;
   }
-  for (auto& [job_id, change] : changes) {
-    change.job_id = job_id;
-    // Reports are not worth failing a heartbeat for: newer progress follows, and the failure itself is in the log.
-    if (const Status written = Write({change}); !written.ok()) {
-      LogWarning("reports of a worker were not stored",
-                 {{"worker", worker.id}, {"job", Shorten(job_id)}, {"error", written.message()}});
-      continue;
-    }
-    if (change.progress) job->progress = change.progress;
-    effects->changed_jobs.insert(job_id);
+  for (const EventRecord& given : input.events) {
+    if (given.job_id.empty() || given.job_id.size() > kMaxJobIdBytes) continue;
+    // The worker sends events until it hears that they are stored.
+    if (given.source_sequence > 0 && given.source_sequence <= worker->events_queued) continue;
+    EventRecord event = given;
+    event.source = worker->id;
+    event.source_incarnation = worker->incarnation;
+    event.text = CutText(event.text, kMaxEventBytes);
+    if (!reports_.AddEvent(given.job_id, std::move(event))) break;
+    worker->events_queued = std::max(worker->events_queued, given.source_sequence);
   }
 }
 
-HeartbeatResult Coordinator::Answer(const Worker& worker, double now) {
+HeartbeatResult Coordinator::Answer(const Worker& worker, bool has_plan, double now) {
   HeartbeatResult result;
   result.epoch = epoch();
+  result.events_stored = worker.events_stored;
   if (worker.kind == WorkerKind::kTeacher) {
     result.teacher_jobs = JobsOf(worker, state_);
     return result;
@@ -200,7 +220,8 @@ HeartbeatResult Coordinator::Answer(const Worker& worker, double now) {
       assignment.generation = job.status.generation;
       assignment.rank = static_cast<uint32_t>(rank);
       assignment.world_size = static_cast<uint32_t>(job.status.ranks.size());
-      assignment.plan = *job.plan;
+      const bool known = has_plan && worker.job_id == job.id && worker.generation == job.status.generation;
+      if (!known) assignment.plan = *job.plan;
       assignment.first_stage = job.current_stage();
       assignment.teachers = EndpointsFor(now, options_.lease_seconds, state_, job);
       if (!job.stages.empty()) {

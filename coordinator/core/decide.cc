@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "common/str_cat.h"
 #include "coordinator/core/rank_picker.h"
@@ -10,8 +11,29 @@
 namespace distill {
 namespace {
 
+constexpr size_t kMostNamed = 4;  // students named in a reason
+
 std::string Seconds(double seconds) { return StrCat(std::round(seconds * 10) / 10, " s"); }
 std::string Count(size_t n, std::string_view noun) { return StrCat(n, " ", noun, n == 1 ? "" : "s"); }
+
+void Append(std::string* list, std::string_view one, std::string_view separator) {
+  StrAppend(list, list->empty() ? "" : separator, one);
+}
+
+bool HasGpu(const Worker& worker) { return worker.device.starts_with("cuda"); }
+
+const SetAside* FindSetAside(const JobStatus& status, const Worker& worker) {
+  for (const SetAside& one : status.set_aside) {
+    if (one.worker_id == worker.id && one.incarnation == worker.incarnation) return &one;
+  }
+  return nullptr;
+}
+
+// Why a member does not hold its rank any more.
+struct Loss {
+  std::string why;       // "" while it does
+  bool orderly = false;  // it said that it would leave
+};
 
 class Decider {
  public:
@@ -37,8 +59,8 @@ class Decider {
   }
 
  private:
-  bool Grace() const { return now_ - state_.started <= options_.lease; }
-  bool Alive(const Worker& worker) const { return IsAlive(now_, worker, options_); }
+  bool Grace() const { return now_ <= state_.grace_until; }
+  bool Alive(const Worker& worker) const { return IsAlive(now_, options_.lease, worker); }
   const Worker* Find(const std::string& id) const {
     const auto found = state_.workers.find(id);
     return found == state_.workers.end() ? nullptr : &found->second;
@@ -51,43 +73,69 @@ class Decider {
     decision->events.push_back({level, EventType::kEnded, decision->status.reason});
   }
 
-  // Why the member does not hold its rank any more; "" while it does.
-  std::string Lost(const RankMember& member, const ActiveJob& job) const {
-    const Worker* worker = Find(member.worker_id);
+  Loss Lost(const RankMember& member, const ActiveJob& job) const {
+    const std::string& id = member.worker_id;
+    const Worker* worker = Find(id);
     if (worker == nullptr) {
-      return Grace() ? ""
-                     : StrCat(member.worker_id, " did not return within ", Seconds(options_.lease),
-                              " of the coordinator's restart");
+      if (Grace()) return {};
+      return {StrCat(id, " did not return within ", Seconds(options_.restart_grace), " of the coordinator's restart")};
     }
-    if (worker->incarnation != member.incarnation) return StrCat(member.worker_id, " was restarted");
+    if (worker->incarnation != member.incarnation) {
+      return {StrCat(id, " was restarted"), worker->drained_incarnation == member.incarnation};
+    }
     if (!Alive(*worker)) {
-      return StrCat(member.worker_id, " has been silent for ", Seconds(now_ - worker->last_seen), " (lease ",
-                    Seconds(options_.lease), ")");
+      return {StrCat(id, " has been silent for ", Seconds(now_ - worker->last_seen), " (lease ",
+                     Seconds(options_.lease), ")")};
     }
-    if (worker->draining) return StrCat(member.worker_id, " is shutting down");
-    const double elsewhere = now_ - std::max(worker->job_since, job.assigned_at);
-    if (worker->job_id != job.id && elsewhere > options_.idle_limit) {
-      return StrCat(member.worker_id, " has been ",
-                    worker->job_id.empty() ? "idle" : StrCat("busy with job ", worker->job_id), " for ",
-                    Seconds(elsewhere), " instead of taking its rank");
+    if (worker->draining) return {StrCat(id, " is shutting down"), true};
+    const double since = now_ - std::max(worker->job_since, job.assigned_at);
+    if (worker->job_id != job.id && since > options_.idle_limit) {
+      return {StrCat(id, " has been ", worker->job_id.empty() ? "idle" : StrCat("busy with job ", worker->job_id),
+                     " for ", Seconds(since), " instead of taking its rank")};
     }
-    return "";
+    if (worker->job_id == job.id && worker->generation != job.status.generation && since > options_.stuck_limit) {
+      return {StrCat(id, " has been stuck in generation ", worker->generation, " for ", Seconds(since))};
+    }
+    return {};
   }
 
   void DecideRunning(const ActiveJob& job, JobDecision* decision) const {
     if (job.status.cancel_requested) return DecideCancelling(job, decision);
-    if (job.failure && job.failure->kind == FailureKind::kJob) {
-      return End(JobState::kFailed, StrCat(job.failure->worker_id, ": ", job.failure->message), EventLevel::kError,
-                 decision);
+    for (const FailureReport& failure : job.failures) {
+      if (failure.kind != FailureKind::kJob) continue;
+      return End(JobState::kFailed, StrCat(failure.worker_id, ": ", failure.message), EventLevel::kError, decision);
     }
     std::string lost;
+    bool counts = false;
     for (const RankMember& member : job.status.ranks) {
-      const std::string why = Lost(member, job);
-      if (!why.empty()) StrAppend(&lost, lost.empty() ? "" : "; ", why);
+      const Loss loss = Lost(member, job);
+      if (loss.why.empty()) continue;
+      Append(&lost, loss.why, "; ");
+      counts = counts || !loss.orderly;
     }
-    if (job.failure) StrAppend(&lost, lost.empty() ? "" : "; ", job.failure->worker_id, ": ", job.failure->message);
-    if (!lost.empty()) return LoseGroup(lost, decision);
+    for (const FailureReport& failure : job.failures) {
+      Append(&lost, StrCat(failure.worker_id, ": ", failure.message), "; ");
+      if (failure.kind == FailureKind::kWorker) {
+        PutAside(failure, decision);
+      } else {
+        counts = true;
+      }
+    }
+    if (!lost.empty()) return LoseGroup(job, lost, counts, decision);
     DescribeRunning(job, decision);
+  }
+
+  static void PutAside(const FailureReport& failure, JobDecision* decision) {
+    JobStatus& status = decision->status;
+    for (const RankMember& member : status.ranks) {
+      if (member.worker_id != failure.worker_id) continue;
+      std::erase_if(status.set_aside, [&](const SetAside& one) { return one.worker_id == member.worker_id; });
+      status.set_aside.push_back({member.worker_id, member.incarnation, failure.message});
+    }
+    decision->events.push_back(
+        {EventLevel::kError, EventType::kWorkerSetAside,
+         StrCat(failure.worker_id,
+                " is at fault and gets this job no more (until it is restarted): ", failure.message)});
   }
 
   void DecideCancelling(const ActiveJob& job, JobDecision* decision) const {
@@ -97,9 +145,15 @@ class Decider {
       const bool may_return = worker == nullptr && Grace();
       const bool works =
           worker != nullptr && worker->incarnation == member.incarnation && Alive(*worker) && worker->job_id == job.id;
-      if (may_return || works) StrAppend(&working, working.empty() ? "" : ", ", member.worker_id);
+      if (may_return || works) Append(&working, member.worker_id, ", ");
     }
     if (working.empty()) return End(JobState::kCancelled, CancelReason(job), EventLevel::kInfo, decision);
+    if (job.cancel_at && now_ - *job.cancel_at > options_.cancel_grace) {
+      return End(JobState::kCancelled,
+                 StrCat(CancelReason(job), "; ", working, " did not stop within ", Seconds(options_.cancel_grace),
+                        " and may have written no checkpoint"),
+                 EventLevel::kWarning, decision);
+    }
     decision->status.reason = StrCat("cancelling: ", working, " still to write a checkpoint and stop");
   }
 
@@ -108,12 +162,20 @@ class Decider {
                                             : StrCat("cancelled by a user: ", job.status.cancel_reason);
   }
 
-  void LoseGroup(const std::string& why, JobDecision* decision) const {
+  void LoseGroup(const ActiveJob& job, const std::string& why, bool counts, JobDecision* decision) const {
     JobStatus& status = decision->status;
+    const uint64_t steps = job.progress ? job.progress->total_step : 0;
+    const bool progressed = steps > status.best_step || job.current_stage() > status.best_stage;
+    status.best_step = std::max(status.best_step, steps);
+    status.best_stage = std::max(status.best_stage, job.current_stage());
+    if (progressed) status.fruitless = 0;
+    const bool in_vain = counts && !progressed;
+    if (in_vain) ++status.fruitless;
     ++status.restarts;
-    if (status.restarts > options_.max_restarts) {
+    if (status.fruitless > options_.max_restarts) {
       return End(JobState::kFailed,
-                 StrCat("gave up after re-forming the group ", options_.max_restarts, " times; last: ", why),
+                 StrCat("gave up after re-forming the group ", options_.max_restarts,
+                        " times in a row without any progress; last: ", why),
                  EventLevel::kError, decision);
     }
     const uint64_t lost = status.generation++;
@@ -121,10 +183,11 @@ class Decider {
     status.reason = why;
     status.wait = JobWait::kStudents;
     decision->lost_at = now_;
-    decision->events.push_back({EventLevel::kWarning, EventType::kGroupLost,
-                                StrCat("group lost: ", why, "; re-forming as generation ", status.generation,
-                                       " (restart ", status.restarts, " of at most ", options_.max_restarts, ")"),
-                                lost});
+    std::string text = StrCat("group lost: ", why, "; re-forming as generation ", status.generation);
+    if (in_vain) {
+      StrAppend(&text, " (attempt ", status.fruitless, " without progress, of at most ", options_.max_restarts, ")");
+    }
+    decision->events.push_back({EventLevel::kWarning, EventType::kGroupLost, std::move(text), lost});
   }
 
   // Where a running job is: "stage 2 of 3 ('head')".
@@ -157,8 +220,15 @@ class Decider {
                                     StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
       }
     }
-    status.wait = JobWait::kNothing;
     status.reason = Position(job);
+    const bool stalls = now_ - std::max(job.progress_at, job.assigned_at) > options_.stall_limit;
+    if (stalls) {
+      StrAppend(&status.reason, "; nothing new from its ranks for more than ", Seconds(options_.stall_limit));
+      if (status.wait != JobWait::kProgress) {
+        decision->events.push_back({EventLevel::kWarning, EventType::kStalled, status.reason});
+      }
+    }
+    status.wait = stalls ? JobWait::kProgress : JobWait::kNothing;
   }
 
   void NoteMismatches(const ActiveJob& job, JobDecision* decision) const {
@@ -172,31 +242,84 @@ class Decider {
     }
   }
 
-  // Students the job could be given now.
-  std::vector<const Worker*> FreeStudents(const ActiveJob& job, const JobDecision& decision) const {
-    std::vector<const Worker*> free;
+  // Why a live student cannot do the job, whatever it does now; "" when it could.
+  std::string Unfit(const Worker& worker, const ActiveJob& job, const JobStatus& status) const {
+    if (const SetAside* aside = FindSetAside(status, worker)) return StrCat("is set aside: ", aside->reason);
+    if (worker.cordoned()) return StrCat("is cordoned: ", worker.faults.rbegin()->second);
+    if (IsStuck(now_, worker, options_)) return StrCat("is stuck in job ", worker.job_id);
+    if (job.plan->device == "cuda" && !HasGpu(worker)) return "has no GPU, the job asks for device cuda";
+    return "";
+  }
+
+  // Students the job could have.
+  struct Supply {
+    std::vector<const Worker*> free;  // now, all of one kind of device
+    size_t live = 0;                  // with the others of that kind
+    size_t other_kind = 0;            // live ones with the other kind of device, when both kinds would do
+    std::string unfit;                // who is alive and cannot do it, and why
+  };
+  Supply SupplyFor(const ActiveJob& job, const JobDecision& decision) const {
+    struct Kind {
+      std::vector<const Worker*> free;
+      size_t live = 0;
+    } kinds[2];  // without a GPU, with one
+    Supply supply;
+    size_t unfit = 0;
     for (const auto& [id, worker] : state_.workers) {
-      if (worker.kind != WorkerKind::kStudent || worker.draining || !Alive(worker) || taken_.contains(id)) continue;
+      if (worker.kind != WorkerKind::kStudent || worker.draining || !Alive(worker)) continue;
+      if (const std::string why = Unfit(worker, job, decision.status); !why.empty()) {
+        if (++unfit <= kMostNamed) Append(&supply.unfit, StrCat(id, " ", why), "; ");
+        continue;
+      }
+      Kind& kind = kinds[HasGpu(worker)];
+      ++kind.live;
+      if (taken_.contains(id)) continue;
       // Who has not called since the group broke may be the very one that died: its lease says nothing yet.
       if (decision.lost_at && worker.last_seen <= *decision.lost_at) continue;
       // A student that still unwinds another job is not there yet; one that unwinds this very job takes the new
       // generation as it comes.
-      if (worker.job_id.empty() || worker.job_id == job.id) free.push_back(&worker);
+      if (worker.job_id.empty() || worker.job_id == job.id) kind.free.push_back(&worker);
     }
-    return free;
+    if (unfit > kMostNamed) StrAppend(&supply.unfit, "; and ", unfit - kMostNamed, " more");
+    const size_t needed = job.plan->students;
+    const bool gpu_first = job.plan->device != "cpu";
+    size_t chosen = gpu_first;
+    const auto better = [&](size_t a, size_t b) {  // enough free, then enough alive, then more of them
+      const auto rank = [&](size_t k) {
+        return std::make_tuple(kinds[k].free.size() >= needed, kinds[k].live >= needed, kinds[k].live);
+      };
+      return rank(a) > rank(b);
+    };
+    if (better(1 - chosen, chosen)) chosen = 1 - chosen;
+    supply.free = std::move(kinds[chosen].free);
+    supply.live = kinds[chosen].live;
+    supply.other_kind = kinds[1 - chosen].live;
+    return supply;
   }
 
-  size_t LiveStudents() const {
-    size_t live = 0;
+  // Every student that was here lately has failed the job by a fault of its own: then the job is what they share.
+  bool TriedEverywhere(const ActiveJob& job, const JobStatus& status) const {
+    if (status.set_aside.empty() || Grace()) return false;
+    size_t tried = 0;
     for (const auto& [id, worker] : state_.workers) {
-      live += worker.kind == WorkerKind::kStudent && !worker.draining && Alive(worker);
+      if (worker.kind != WorkerKind::kStudent || now_ - worker.last_seen > options_.hold) continue;
+      if (FindSetAside(status, worker) != nullptr) {
+        ++tried;
+      } else if (job.plan->device != "cuda" || HasGpu(worker)) {
+        return false;
+      }
     }
-    return live;
+    return tried > 0;
   }
 
   void DecideQueued(const ActiveJob& job, JobDecision* decision) {
     JobStatus& status = decision->status;
     if (status.cancel_requested) return End(JobState::kCancelled, CancelReason(job), EventLevel::kInfo, decision);
+    if (TriedEverywhere(job, status)) {
+      std::string said;
+      for (const SetAside& one : status.set_aside) Append(&said, StrCat(one.worker_id, ": ", one.reason), "; ");
+      return End(JobState::kFailed, StrCat("every live student failed it: ", said), EventLevel::kError, decision);
+    }
     if (!line_head_.empty()) {
       status.reason = StrCat("waiting behind job ", line_head_, ", which was submitted earlier");
       status.wait = JobWait::kLine;
@@ -211,24 +334,28 @@ class Decider {
       }
     }
     const size_t needed = job.plan->students;
-    const std::vector<const Worker*> free = FreeStudents(job, *decision);
-    if (free.size() < needed) {
-      const size_t live = LiveStudents();
+    const Supply supply = SupplyFor(job, *decision);
+    if (supply.free.size() < needed) {
       status.wait = JobWait::kStudents;
-      status.reason = StrCat("waiting for ", Count(needed, "student"), ": ", free.size(), " free, ", live, " alive");
-      if (live < needed) {
-        StrAppend(&status.reason, "; start ", needed - live, " more: distill-student --coordinator ADDRESS");
+      status.reason =
+          StrCat("waiting for ", Count(needed, "student"), ": ", supply.free.size(), " free, ", supply.live, " alive");
+      if (supply.other_kind > 0) {
+        StrAppend(&status.reason, " (", supply.other_kind, " more with another kind of device: a group has one kind)");
       }
-      if (live >= needed) line_head_ = job.id;
+      if (!supply.unfit.empty()) StrAppend(&status.reason, "; ", supply.unfit);
+      if (supply.live < needed) {
+        StrAppend(&status.reason, "; start ", needed - supply.live, " more: distill-student --coordinator ADDRESS");
+      }
+      if (supply.live >= needed) line_head_ = job.id;
       KeepStudents(*decision);
       return;
     }
-    status.ranks = PickRanks(status.ranks, free, needed);
+    status.ranks = PickRanks(status.ranks, supply.free, needed);
     status.state = JobState::kRunning;
     std::string names;
     for (const RankMember& member : status.ranks) {
       taken_.insert(member.worker_id);
-      StrAppend(&names, names.empty() ? "" : ", ", member.worker_id);
+      Append(&names, member.worker_id, ", ");
     }
     status.reason = Position(job);
     status.wait = JobWait::kNothing;
@@ -238,10 +365,13 @@ class Decider {
   }
 
   // A job that lost its group a moment ago keeps its old students for itself: a process that restarts is back in
-  // seconds, while a later job could hold them for hours. Jobs behind it may use others.
+  // seconds, while a later job could hold them for hours. Jobs behind it may use others, and those set aside for it.
   void KeepStudents(const JobDecision& decision) {
     if (!decision.lost_at || now_ >= *decision.lost_at + options_.hold) return;
-    for (const RankMember& member : decision.status.ranks) taken_.insert(member.worker_id);
+    for (const RankMember& member : decision.status.ranks) {
+      const Worker* worker = Find(member.worker_id);
+      if (worker == nullptr || FindSetAside(decision.status, *worker) == nullptr) taken_.insert(member.worker_id);
+    }
   }
 
   const double now_;
@@ -253,12 +383,38 @@ class Decider {
 
 }  // namespace
 
-bool IsAlive(double now, const Worker& worker, const DecideOptions& options) {
-  return now - worker.last_seen <= options.lease;
-}
-
 std::vector<JobDecision> Decide(double now, const ClusterState& state, const DecideOptions& options) {
   return Decider(now, state, options).Run();
+}
+
+void NoteAstray(double now, ClusterState* state) {
+  std::map<std::string, const ActiveJob*> holds;  // running job by member
+  for (const ActiveJob& job : state->jobs) {
+    if (job.status.state != JobState::kRunning) continue;
+    for (const RankMember& member : job.status.ranks) holds[member.worker_id] = &job;
+  }
+  for (auto& [id, worker] : state->workers) {
+    const auto held = holds.find(id);
+    const bool right = worker.job_id.empty() || (held != holds.end() && held->second->id == worker.job_id &&
+                                                 held->second->status.generation == worker.generation);
+    if (right) {
+      worker.astray_since.reset();
+    } else if (!worker.astray_since) {
+      worker.astray_since = now;
+    }
+  }
+}
+
+bool IsStuck(double now, const Worker& worker, const DecideOptions& options) {
+  return worker.astray_since && now - *worker.astray_since > options.stuck_limit;
+}
+
+void ExcuseSilence(double now, double lease, ClusterState* state) {
+  for (auto& [id, worker] : state->workers) {
+    if (IsAlive(now, lease, worker) && worker.last_seen >= worker.excused) worker.excused = now;
+  }
+  // Who has not returned yet could not: nobody listened.
+  if (now <= state->grace_until) state->grace_until = std::max(state->grace_until, now + lease);
 }
 
 }  // namespace distill

@@ -1,25 +1,38 @@
 // What should happen to each job now, and why: pure functions over the cluster's state, with time as an argument.
 //
-// States and moves (a job that ended is not looked at again):
-//   from      to         when                                               then
-//   queued    cancelled  a user asked                                       nobody holds a rank, so at once
-//   queued    running    enough free students, and a teacher when the       all ranks at once (a gang); half a group
-//   could only wait
-//                        current stage reads one
-//   running   failed     a rank reported a failure that no retry mends      before losses are looked at: the cause, not
-//   its consequence running   queued     a member is lost, or a retryable failure           generation + 1 at once:
-//   reports of the old group are refused running   failed     that happened more than max_restarts times running
-//   cancelled  a user asked, and no member works on it any more   members write a checkpoint first running   succeeded
-//   (FinishJob; not decided here)
+// clang-format off
+// States and moves (a job that ended is not looked at again, unless a user resumes it: then it is queued):
+//   from      to         when                                              then
+//   queued    cancelled  a user asked                                      nobody holds a rank, so at once
+//   queued    failed     every live student that could do it has failed    the reason names what each said
+//                        it by a fault of its own
+//   queued    running    enough free students, and a teacher when the      all ranks at once (a gang); half a group
+//                        current stage reads one                           could only wait
+//   running   failed     a rank reported that the job itself is at fault   before losses are looked at: the cause, not
+//                                                                          its consequence
+//   running   queued     a member is lost, a passing failure, or a         generation + 1 at once: reports of the old
+//                        worker's own fault                                group are refused; a worker at fault is set
+//                                                                          aside for this job
+//   running   failed     max_restarts attempts in a row were lost          leaving in good order and a worker's own
+//                        without any progress                              fault do not count
+//   running   cancelled  a user asked, and no member works on it any       members write a checkpoint first
+//                        more, or cancel_grace is over                     who did not answer is named, and fenced
+//   running   succeeded  (FinishJob; not decided here)
+// clang-format on
+//
 // A job that lost its group is re-formed from students that have called since: the one that died would otherwise be
 // taken again until its lease runs out. That costs at most one heartbeat.
 //
-// Lost: silent for more than a lease; restarted (another incarnation); shutting down; or doing something else for
-// idle_limit though it holds a rank. After the coordinator's own restart, members that have not called yet count as
-// present for one lease.
+// Lost: silent for more than a lease; restarted (another incarnation); shutting down; doing something else for
+// idle_limit though it holds a rank, or still acting on an older generation of the job after stuck_limit. After the
+// coordinator's own restart, members that have not called yet count as present until grace_until.
+//
+// A student that acts on something that it holds no rank for unwinds it; after stuck_limit it is stuck, and neither free
+// nor counted as live. A student that failed three jobs by its own fault is cordoned, likewise.
 //
 // The queue is first in, first out, where a job that the fleet cannot run at all (more students than are alive, no
-// teacher) does not hold up those behind it.
+// teacher) does not hold up those behind it. Ranks of one job have one kind of device: a plan for "cuda" takes students
+// with a GPU, one for "cpu" those without before others, "auto" those with a GPU before others.
 #ifndef DISTILL_COORDINATOR_CORE_DECIDE_H_
 #define DISTILL_COORDINATOR_CORE_DECIDE_H_
 
@@ -32,9 +45,13 @@ namespace distill {
 
 struct DecideOptions {
   double lease = 5;            // seconds of silence after which a worker is lost
+  double restart_grace = 30;   // seconds members may take to return after the coordinator's restart; for messages
   double idle_limit = 10;      // seconds a member may do something else than its rank
+  double stuck_limit = 60;     // seconds a student may take to leave what it holds no rank for
+  double cancel_grace = 60;    // seconds the ranks of a cancelled job may take to write a checkpoint and stop
+  double stall_limit = 900;    // seconds without any news from the ranks after which a running job is said to stall
   double hold = 60;            // seconds a job that lost its group keeps its students from later jobs
-  uint32_t max_restarts = 10;  // more fail the job
+  uint32_t max_restarts = 10;  // more attempts in a row without progress fail the job
 };
 
 struct DecidedEvent {
@@ -57,8 +74,13 @@ struct JobDecision {
 // One decision per job, in the order of state.jobs.
 std::vector<JobDecision> Decide(double now, const ClusterState& state, const DecideOptions& options);
 
-// True while the worker's last sign of life is at most a lease old.
-bool IsAlive(double now, const Worker& worker, const DecideOptions& options);
+// Brings Worker.astray_since up to date; part of every look at the clock.
+void NoteAstray(double now, ClusterState* state);
+bool IsStuck(double now, const Worker& worker, const DecideOptions& options);
+
+// After `missed` seconds in which the coordinator did not listen: who was alive gets a whole lease to call. Only once for
+// a worker that has not called since, so that one that is dead is found although the coordinator is often late.
+void ExcuseSilence(double now, double lease, ClusterState* state);
 
 }  // namespace distill
 

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "absl/strings/numbers.h"
 #include "common/steady_wait.h"
@@ -54,23 +55,34 @@ void RendezvousStore::Run(const Deferred& deferred) {
   for (const auto& call : deferred) call();
 }
 
-RendezvousStore::Deferred RendezvousStore::Open(const std::string& job_id, uint64_t generation) {
+RendezvousStore::Deferred RendezvousStore::Open(const std::string& job_id, uint64_t generation,
+                                                const std::vector<RankMember>& members) {
   absl::MutexLock lock(&mutex_);
+  Deferred deferred;
+  const auto found = spaces_.find(job_id);
+  if (found == spaces_.end() || found->second.generation < generation) {
+    deferred = TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id; },
+                      [&](const Wait&) {
+                        return absl::AbortedError(StrCat("job ", job_id, " is at generation ", generation,
+                                                         " now; wait for a new assignment"));
+                      });
+    spaces_[job_id] = Space{.generation = generation};
+  }
   Space& space = spaces_[job_id];
-  if (space.closed || space.generation >= generation) return {};
-  space = Space{.generation = generation};
-  return TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id && wait.scope.generation != generation; },
-                [&](const Wait&) {
-                  return absl::AbortedError(
-                      StrCat("job ", job_id, " is at generation ", generation, " now; wait for a new assignment"));
-                });
+  space.members.clear();
+  for (const RankMember& member : members) space.members.emplace(member.worker_id, member.incarnation);
+  return deferred;
 }
 
 RendezvousStore::Deferred RendezvousStore::Close(const std::string& job_id) {
   absl::MutexLock lock(&mutex_);
-  spaces_[job_id] = Space{.closed = true};
-  return TakeIf([&](const Wait& wait) { return wait.scope.job_id == job_id; },
-                [&](const Wait&) { return absl::AbortedError(StrCat("job ", job_id, " has ended")); });
+  Deferred deferred = TakeIf(
+      [&](const Wait& wait) { return wait.scope.job_id == job_id; },
+      [&](const Wait&) {
+        return absl::AbortedError(StrCat("nobody has a rank of job ", job_id, " any more; wait for a new assignment"));
+      });
+  spaces_.erase(job_id);
+  return deferred;
 }
 
 StatusOr<RendezvousStore::Space*> RendezvousStore::Find(const Scope& scope) {
@@ -78,13 +90,19 @@ StatusOr<RendezvousStore::Space*> RendezvousStore::Find(const Scope& scope) {
   if (found == spaces_.end()) {
     return absl::AbortedError(StrCat("job '", scope.job_id, "' is not running here; wait for a new assignment"));
   }
-  if (found->second.closed) return absl::AbortedError(StrCat("job ", scope.job_id, " has ended"));
-  if (found->second.generation == scope.generation) return &found->second;
-  return absl::AbortedError(StrCat("job ", scope.job_id, " is at generation ", found->second.generation, ", not ",
-                                   scope.generation, "; wait for a new assignment"));
+  Space& space = found->second;
+  if (space.generation != scope.generation) {
+    return absl::AbortedError(StrCat("job ", scope.job_id, " is at generation ", space.generation, ", not ",
+                                     scope.generation, "; wait for a new assignment"));
+  }
+  if (!space.members.empty() && !space.members.contains({scope.caller.worker_id, scope.caller.incarnation})) {
+    return absl::AbortedError(StrCat("this process of worker '", scope.caller.worker_id, "' holds no rank of job ",
+                                     scope.job_id, "; wait for a new assignment"));
+  }
+  return &space;
 }
 
-Status RendezvousStore::Put(Space* space, const std::string& key, std::string value) {
+Status RendezvousStore::Put(Space* space, const std::string& key, std::string value, Deferred* deferred) {
   if (value.size() > kMaxValueBytes) {
     return absl::InvalidArgumentError(
         StrCat("rendezvous: a value of ", value.size(), " bytes; at most ", kMaxValueBytes, " are allowed"));
@@ -96,22 +114,36 @@ Status RendezvousStore::Put(Space* space, const std::string& key, std::string va
     return absl::ResourceExhaustedError(StrCat("rendezvous: the job's keys exceed ", kMaxScopeBytes, " bytes"));
   }
   space->bytes = bytes;
+  const bool is_new = found == space->values.end();
   space->values[key] = std::move(value);
+  if (is_new) TakeCompleted(space, key, deferred);
   return OkStatus();
 }
 
-void RendezvousStore::TakeCompleted(const Scope& scope, const Space& space, const std::string& key,
-                                    Deferred* deferred) {
-  for (auto it = waits_.begin(); it != waits_.end();) {
-    const Wait& wait = it->second;
-    const bool about =
-        wait.scope.job_id == scope.job_id && std::find(wait.keys.begin(), wait.keys.end(), key) != wait.keys.end();
-    if (!about || !HasAll(space.values, wait.keys)) {
-      ++it;
-      continue;
+RendezvousStore::Wait RendezvousStore::Remove(std::map<uint64_t, Wait>::iterator wait) {
+  if (const auto space = spaces_.find(wait->second.scope.job_id); space != spaces_.end()) {
+    for (const std::string& key : wait->second.keys) {
+      const auto tickets = space->second.waiting.find(key);
+      if (tickets == space->second.waiting.end()) continue;
+      tickets->second.erase(wait->first);
+      if (tickets->second.empty()) space->second.waiting.erase(tickets);
     }
-    deferred->push_back([done = wait.done, value = space.values.at(wait.keys.front())] { done(value); });
-    it = waits_.erase(it);
+  }
+  Wait removed = std::move(wait->second);
+  waits_.erase(wait);
+  return removed;
+}
+
+void RendezvousStore::TakeCompleted(Space* space, const std::string& key, Deferred* deferred) {
+  const auto tickets = space->waiting.find(key);
+  if (tickets == space->waiting.end()) return;
+  std::vector<uint64_t> complete;
+  for (const uint64_t ticket : tickets->second) {
+    if (--waits_.at(ticket).missing == 0) complete.push_back(ticket);
+  }
+  for (const uint64_t ticket : complete) {
+    Wait wait = Remove(waits_.find(ticket));
+    deferred->push_back([done = std::move(wait.done), value = space->values.at(wait.keys.front())] { done(value); });
   }
 }
 
@@ -119,12 +151,12 @@ RendezvousStore::Deferred RendezvousStore::TakeIf(const std::function<bool(const
                                                   const std::function<Status(const Wait&)>& why) {
   Deferred deferred;
   for (auto it = waits_.begin(); it != waits_.end();) {
-    if (!chosen(it->second)) {
-      ++it;
-      continue;
+    const auto next = std::next(it);
+    if (chosen(it->second)) {
+      Wait wait = Remove(it);
+      deferred.push_back([done = std::move(wait.done), status = why(wait)] { done(status); });
     }
-    deferred.push_back([done = it->second.done, status = why(it->second)] { done(status); });
-    it = waits_.erase(it);
+    it = next;
   }
   return deferred;
 }
@@ -135,8 +167,7 @@ Status RendezvousStore::Set(const Scope& scope, const std::string& key, const st
   {
     absl::MutexLock lock(&mutex_);
     DISTILL_ASSIGN_OR_RETURN(Space * space, Find(scope));
-    DISTILL_RETURN_IF_ERROR(Put(space, key, value));
-    TakeCompleted(scope, *space, key, &deferred);
+    DISTILL_RETURN_IF_ERROR(Put(space, key, value, &deferred));
   }
   Run(deferred);
   return OkStatus();
@@ -166,8 +197,7 @@ StatusOr<int64_t> RendezvousStore::Add(const Scope& scope, const std::string& ke
     if (__builtin_add_overflow(present, amount, &sum)) {
       return absl::InvalidArgumentError(StrCat("rendezvous: '", key, "' overflows"));
     }
-    DISTILL_RETURN_IF_ERROR(Put(space, key, StrCat(sum)));
-    TakeCompleted(scope, *space, key, &deferred);
+    DISTILL_RETURN_IF_ERROR(Put(space, key, StrCat(sum), &deferred));
   }
   Run(deferred);
   return sum;
@@ -183,8 +213,7 @@ StatusOr<std::string> RendezvousStore::CompareSet(const Scope& scope, const std:
     const auto found = space->values.find(key);
     const bool absent = found == space->values.end();
     if (absent ? !expected.empty() : found->second != expected) return absent ? std::string() : found->second;
-    DISTILL_RETURN_IF_ERROR(Put(space, key, desired));
-    TakeCompleted(scope, *space, key, &deferred);
+    DISTILL_RETURN_IF_ERROR(Put(space, key, desired, &deferred));
   }
   Run(deferred);
   return desired;
@@ -205,6 +234,9 @@ StatusOr<bool> RendezvousStore::Delete(const Scope& scope, const std::string& ke
   if (found == space->values.end()) return false;
   space->bytes -= key.size() + found->second.size();
   space->values.erase(found);
+  if (const auto tickets = space->waiting.find(key); tickets != space->waiting.end()) {
+    for (const uint64_t ticket : tickets->second) ++waits_.at(ticket).missing;
+  }
   return true;
 }
 
@@ -232,8 +264,15 @@ uint64_t RendezvousStore::WaitFor(const Scope& scope, const std::vector<std::str
       answer = absl::UnavailableError("the coordinator is stopping");
     } else {
       const uint64_t ticket = next_ticket_++;
-      waits_[ticket] = {scope, keys, SteadyNow() + std::clamp(timeout, absl::ZeroDuration(), kMaxWait),
-                        std::move(done)};
+      Wait& wait = waits_[ticket];
+      wait.scope = scope;
+      for (const std::string& key : keys) {
+        if (!(*space)->waiting[key].insert(ticket).second) continue;  // named twice
+        wait.keys.push_back(key);
+        wait.missing += !(*space)->values.contains(key);
+      }
+      wait.deadline = SteadyNow() + std::clamp(timeout, absl::ZeroDuration(), kMaxWait);
+      wait.done = std::move(done);
       waits_changed_ = true;
       return ticket;
     }
@@ -248,8 +287,7 @@ void RendezvousStore::CancelWait(uint64_t ticket) {
     absl::MutexLock lock(&mutex_);
     const auto found = waits_.find(ticket);
     if (found == waits_.end()) return;
-    done = std::move(found->second.done);
-    waits_.erase(found);
+    done = Remove(found).done;
   }
   done(absl::CancelledError("the caller stopped waiting"));
 }

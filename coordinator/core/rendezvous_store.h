@@ -1,8 +1,9 @@
 // The key-value store through which the ranks of a job's generation find each other. In memory; nothing survives the
 // process.
 //
-// A scope is a job and its present generation. Opening a newer generation drops the older one's keys and ends its waits
-// with kAborted; calls for any other generation get kAborted.
+// A scope is a job and its present generation. Opening a newer generation, or closing the job's scope, drops its keys and
+// ends its waits with kAborted; calls for any other generation get kAborted, and so do calls of processes that hold no
+// rank in it.
 //
 // Thread-safe. Waits cost no thread: the answer comes through a callback, exactly once, never under a lock. One thread,
 // "kv-expire", ends waits whose time is up.
@@ -12,8 +13,10 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -21,6 +24,7 @@
 #include "absl/time/time.h"
 #include "common/rendezvous/kv_client.h"
 #include "common/status.h"
+#include "coordinator/store/job_record.h"
 
 namespace distill {
 
@@ -36,6 +40,7 @@ class RendezvousStore {
   struct Scope {
     std::string job_id;
     uint64_t generation = 0;
+    RankMember caller;  // who calls
   };
   // What is left to call once no lock is held.
   using Deferred = std::vector<std::function<void()>>;
@@ -43,9 +48,10 @@ class RendezvousStore {
   RendezvousStore();
   ~RendezvousStore();  // ends all waits with kUnavailable, joins the thread
 
-  // The job's scope is now that of `generation`. Keys of the same generation stay. Run the result when no lock is held.
-  [[nodiscard]] Deferred Open(const std::string& job_id, uint64_t generation);
-  // The job ended.
+  // The job's scope is now that of `generation`, for its `members`; an empty list lets everybody in. Keys of the same
+  // generation stay. Run the result when no lock is held.
+  [[nodiscard]] Deferred Open(const std::string& job_id, uint64_t generation, const std::vector<RankMember>& members);
+  // Nobody has a rank of the job now.
   [[nodiscard]] Deferred Close(const std::string& job_id);
   static void Run(const Deferred& deferred);
 
@@ -74,22 +80,27 @@ class RendezvousStore {
  private:
   struct Wait {
     Scope scope;
-    std::vector<std::string> keys;
-    absl::Duration deadline;  // on the steady clock
+    std::vector<std::string> keys;  // distinct
+    size_t missing = 0;             // how many of them do not exist
+    absl::Duration deadline;        // on the steady clock
     WaitDone done;
   };
   struct Space {
     uint64_t generation = 0;
-    bool closed = false;
+    std::set<std::pair<std::string, std::string>> members;  // worker and incarnation
     std::map<std::string, std::string> values;
     size_t bytes = 0;
+    std::map<std::string, std::set<uint64_t>> waiting;  // tickets by key that they name
   };
 
   StatusOr<Space*> Find(const Scope& scope) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Status Put(Space* space, const std::string& key, std::string value) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Takes the waits that `key` completes.
-  void TakeCompleted(const Scope& scope, const Space& space, const std::string& key, Deferred* deferred)
+  // Also takes the waits that a new key completes.
+  Status Put(Space* space, const std::string& key, std::string value, Deferred* deferred)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The key has come into being: takes the waits that it completes.
+  void TakeCompleted(Space* space, const std::string& key, Deferred* deferred) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes the wait out of waits_ and of its scope's index.
+  Wait Remove(std::map<uint64_t, Wait>::iterator wait) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes the chosen waits; each will be told why.
   Deferred TakeIf(const std::function<bool(const Wait&)>& chosen, const std::function<Status(const Wait&)>& why)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -98,8 +109,7 @@ class RendezvousStore {
   void ExpireLoop();
 
   absl::Mutex mutex_;
-  std::map<std::string, Space> spaces_
-      ABSL_GUARDED_BY(mutex_);  // by job; closed ones stay as tombstones of a few bytes
+  std::map<std::string, Space> spaces_ ABSL_GUARDED_BY(mutex_);  // by job that has ranks
   std::map<uint64_t, Wait> waits_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;

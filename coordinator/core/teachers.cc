@@ -7,8 +7,6 @@
 namespace distill {
 namespace {
 
-bool IsAlive(double now, double lease, const Worker& worker) { return now - worker.last_seen <= lease; }
-
 // The model the worker serves under the reference's name, or null.
 const ServedModelInfo* FindModel(const Worker& worker, const TeacherRef& ref) {
   for (const ServedModelInfo& model : worker.models) {
@@ -91,8 +89,8 @@ std::string DescribeMismatch(const ActiveJob& job, const Worker& teacher) {
 
 std::string DescribeMissingTeacher(const ActiveJob& job, const TeacherMatch& match) {
   const TeacherRef& ref = job.plan->teachers.front();
-  std::string text = StrCat("waiting for a teacher: none that is alive serves '", ref.model, "' (digest ", ShortDigest(ref.digest),
-                            "); start one: distill-teacher --model ", ref.model, "=FILE");
+  std::string text = StrCat("waiting for a teacher: none that is alive serves '", ref.model, "' (digest ",
+                            ShortDigest(ref.digest), "); start one: distill-teacher --model ", ref.model, "=FILE");
   for (const Worker* worker : match.mismatched) StrAppend(&text, "; ", DescribeMismatch(job, *worker));
   return text;
 }

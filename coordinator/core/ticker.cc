@@ -21,11 +21,19 @@ void Ticker::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+void Ticker::Poke() {
+  absl::MutexLock lock(&mutex_);
+  poked_ = true;
+}
+
 void Ticker::Loop(absl::Duration interval, const std::function<void()>& tick) {
   while (true) {
     {
       absl::MutexLock lock(&mutex_);
-      if (AwaitFor(&mutex_, absl::Condition(&stop_), interval)) return;
+      const auto due = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stop_ || poked_; };
+      AwaitFor(&mutex_, absl::Condition(&due), interval);
+      if (stop_) return;
+      poked_ = false;
     }
     tick();
   }

@@ -1,4 +1,4 @@
-// A thread that does something at intervals. Owns the thread; Stop() or the destructor joins it.
+// A thread that does something at intervals, and sooner when asked. Owns the thread; Stop() or the destructor joins it.
 #ifndef DISTILL_COORDINATOR_CORE_TICKER_H_
 #define DISTILL_COORDINATOR_CORE_TICKER_H_
 
@@ -17,6 +17,8 @@ class Ticker {
   // `name` has at most 15 letters. `tick` must not throw.
   Ticker(const std::string& name, absl::Duration interval, std::function<void()> tick);
   ~Ticker();
+  // The next tick comes now, not at the end of its interval. Any thread; never waits.
+  void Poke();
   // Waits for a running tick. Idempotent; one thread at a time.
   void Stop();
 
@@ -25,6 +27,7 @@ class Ticker {
 
   absl::Mutex mutex_;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  bool poked_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };
 

@@ -1,7 +1,8 @@
 // A server stream that follows a job: writes what is new whenever the job's feed says so, without a thread of its own.
 //
-// Life: Start() -> any number of messages -> Finish(), when NextMessage() says so or the client goes away. At most one
-// write is under way; changes meanwhile are coalesced into one more look. Owned by itself until gRPC is done with it.
+// Life: Start() -> Find() -> any number of messages -> Finish(), when NextMessage() says so or the client goes away. At
+// most one write is under way; changes meanwhile are coalesced into one more look. Looks read the store, so they are
+// taken on a pool's threads. Owned by itself until gRPC and the pool are done with it.
 #ifndef DISTILL_COORDINATOR_SERVICES_FEED_STREAM_H_
 #define DISTILL_COORDINATOR_SERVICES_FEED_STREAM_H_
 
@@ -16,34 +17,20 @@
 #include "absl/synchronization/mutex.h"
 #include "coordinator/core/job_feed.h"
 #include "coordinator/services/rpc_answer.h"
+#include "coordinator/services/worker_pool.h"
 
 namespace distill {
 
 template <typename Message>
 class FeedStream : public grpc::ServerWriteReactor<Message>, public std::enable_shared_from_this<FeedStream<Message>> {
  public:
-  explicit FeedStream(JobFeed* feed) : feed_(feed) {}
+  FeedStream(JobFeed* feed, WorkerPool* pool) : feed_(feed), pool_(pool) {}
 
   // Begins to follow the job and returns what the handler has to return.
-  static grpc::ServerWriteReactor<Message>* Start(std::shared_ptr<FeedStream> stream, const std::string& job_id) {
+  static grpc::ServerWriteReactor<Message>* Start(std::shared_ptr<FeedStream> stream) {
     FeedStream* const raw = stream.get();
-    // Subscribe before the first look: a change in between makes a second look, not a missed one.
-    raw->ticket_ = raw->feed_->Subscribe(job_id, [weak = std::weak_ptr<FeedStream>(stream)] {
-      if (const auto held = weak.lock()) held->Pump();
-    });
-    raw->self_ = std::move(stream);
-    raw->Pump();
-    return raw;
-  }
-  // A stream that ends at once.
-  static grpc::ServerWriteReactor<Message>* Refuse(std::shared_ptr<FeedStream> stream, const Status& status) {
-    FeedStream* const raw = stream.get();
-    raw->self_ = std::move(stream);
-    {
-      absl::MutexLock lock(&raw->mutex_);
-      raw->finished_ = true;
-    }
-    raw->Finish(ToGrpc(status));
+    raw->self_ = stream;
+    raw->pool_->Post([stream = std::move(stream)] { stream->Begin(); });
     return raw;
   }
 
@@ -63,22 +50,70 @@ class FeedStream : public grpc::ServerWriteReactor<Message>, public std::enable_
     Pump();
   }
   void OnDone() override {
-    feed_->Unsubscribe(ticket_);
+    uint64_t ticket = 0;
+    {
+      absl::MutexLock lock(&mutex_);
+      ticket = ticket_;
+    }
+    feed_->Unsubscribe(ticket);
     self_.reset();  // may delete this
   }
 
  protected:
+  // The id of the job to follow, or why there is none. Called once, first.
+  virtual StatusOr<std::string> Find() = 0;
   enum class Next { kMessage, kNothing, kEnd };
   // Fills in the next message, or says that there is none now (kNothing) or ever (kEnd). One call at a time, on any
   // thread.
   virtual StatusOr<Next> NextMessage(Message* message) = 0;
 
  private:
+  void Begin() {
+    StatusOr<std::string> job_id = std::string();
+    const Status found = Guarded([&]() -> Status {
+      job_id = Find();
+      return job_id.status();
+    });
+    if (!found.ok()) {
+      {
+        absl::MutexLock lock(&mutex_);
+        finished_ = true;
+      }
+      this->Finish(ToGrpc(found));
+      return;
+    }
+    // Subscribe before the first look: a change in between makes a second look, not a missed one.
+    const uint64_t ticket = feed_->Subscribe(*job_id, [weak = this->weak_from_this()] {
+      if (const auto held = weak.lock()) held->Pump();
+    });
+    {
+      absl::MutexLock lock(&mutex_);
+      ticket_ = ticket;
+      begun_ = true;
+    }
+    Look();
+  }
+
+  // A look is due.
   void Pump() {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!begun_ || finished_) return;
+      if (busy_ || due_) {
+        again_ = true;
+        return;
+      }
+      due_ = true;
+    }
+    pool_->Post([held = this->shared_from_this()] { held->Look(); });
+  }
+
+  void Look() {
     grpc::Status end;
     while (true) {
       {
         absl::MutexLock lock(&mutex_);
+        due_ = false;
         if (finished_) return;
         if (busy_) {
           again_ = true;
@@ -115,11 +150,14 @@ class FeedStream : public grpc::ServerWriteReactor<Message>, public std::enable_
     this->Finish(end);
   }
 
-  JobFeed* const feed_;  // not owned: outlives the server
-  uint64_t ticket_ = 0;
+  JobFeed* const feed_;               // not owned: outlives the server
+  WorkerPool* const pool_;            // likewise
   std::shared_ptr<FeedStream> self_;  // set while gRPC uses this object
   Message message_;                   // of the thread that set busy_
   absl::Mutex mutex_;
+  uint64_t ticket_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool begun_ ABSL_GUARDED_BY(mutex_) = false;  // Find() has found
+  bool due_ ABSL_GUARDED_BY(mutex_) = false;    // a look is on its way to the pool
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;   // a look or a write is under way
   bool again_ ABSL_GUARDED_BY(mutex_) = false;  // something changed meanwhile
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;

@@ -17,6 +17,7 @@ v1::GetFleetResponse DescribeFleet(Coordinator* coordinator) {
     for (const std::string& job : status.jobs) info->add_jobs(job);
     info->set_device(status.worker.device);
     info->set_version(status.worker.version);
+    info->set_reason(status.reason);
   }
   response.set_coordinator_epoch(coordinator->epoch());
   response.set_coordinator_version(coordinator->options().version);

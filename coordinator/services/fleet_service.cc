@@ -1,6 +1,7 @@
 #include "coordinator/services/fleet_service.h"
 
 #include "coordinator/services/rpc_answer.h"
+#include "coordinator/services/worker_pool.h"
 #include "coordinator/store/record_codec.h"
 #include "distill/v1/fleet.grpc.pb.h"
 
@@ -46,6 +47,7 @@ class FleetService : public v1::FleetService::CallbackService {
       input.version = request->version();
       input.current_job = request->current_job();
       input.current_generation = request->current_generation();
+      input.displaced = request->displaced();
       DISTILL_ASSIGN_OR_RETURN(const RegisterResult result, coordinator_->Register(input));
       response->set_coordinator_epoch(result.epoch);
       response->set_heartbeat_seconds(result.heartbeat_seconds);
@@ -60,12 +62,15 @@ class FleetService : public v1::FleetService::CallbackService {
       input.from = SenderOf(*request);
       input.job_id = request->job_id();
       input.generation = request->generation();
-      if (request->has_progress()) input.progress = Decode(request->progress());
+      input.has_plan = request->has_plan();
+      for (const v1::Progress& progress : request->progress()) input.progress.push_back(Decode(progress));
       for (const v1::JobEvent& event : request->events()) input.events.push_back(DecodeWorkerEvent(event));
       input.draining = request->draining();
       input.queue_length = request->queue_length();
       DISTILL_ASSIGN_OR_RETURN(const HeartbeatResult result, coordinator_->Heartbeat(input));
       response->set_coordinator_epoch(result.epoch);
+      response->set_events_stored(result.events_stored);
+      response->set_soon(result.soon);
       if (result.student) Encode(*result.student, response->mutable_student());
       for (const TeacherJob& job : result.teacher_jobs) {
         v1::TeacherJob* added = response->mutable_teacher()->add_jobs();
@@ -79,21 +84,21 @@ class FleetService : public v1::FleetService::CallbackService {
   }
 
   Reactor* ReportResume(Context* context, const v1::ReportResumeRequest* request, v1::ReportResumeResponse*) override {
-    return AnswerUnary(context, [&] {
+    return AnswerLater(&pool_, context, [this, request] {
       return coordinator_->ReportResume(SenderOf(*request), request->job_id(), request->generation(), request->stage(),
                                         request->step(), request->checkpoint_digest());
     });
   }
 
   Reactor* CommitStage(Context* context, const v1::CommitStageRequest* request, v1::CommitStageResponse*) override {
-    return AnswerUnary(context, [&] {
+    return AnswerLater(&pool_, context, [this, request] {
       return coordinator_->CommitStage(SenderOf(*request), request->job_id(), request->generation(),
                                        Decode(request->result()).result);
     });
   }
 
   Reactor* FinishJob(Context* context, const v1::FinishJobRequest* request, v1::FinishJobResponse*) override {
-    return AnswerUnary(context, [&] {
+    return AnswerLater(&pool_, context, [this, request] {
       return coordinator_->FinishJob(SenderOf(*request), request->job_id(), request->generation(),
                                      Decode(request->artifacts()));
     });
@@ -101,7 +106,7 @@ class FleetService : public v1::FleetService::CallbackService {
 
   Reactor* ReportFailure(Context* context, const v1::ReportFailureRequest* request,
                          v1::ReportFailureResponse*) override {
-    return AnswerUnary(context, [&] {
+    return AnswerLater(&pool_, context, [this, request] {
       return coordinator_->ReportFailure(SenderOf(*request), request->job_id(), request->generation(),
                                          KindOf(request->kind()), request->message());
     });
@@ -109,6 +114,7 @@ class FleetService : public v1::FleetService::CallbackService {
 
  private:
   Coordinator* const coordinator_;  // not owned: outlives the service
+  WorkerPool pool_{"fleet-io", 4};  // for what waits for the disk: registrations and heartbeats do not
 };
 
 }  // namespace

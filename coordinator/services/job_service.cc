@@ -7,6 +7,7 @@
 #include "coordinator/services/feed_stream.h"
 #include "coordinator/services/fleet_codec.h"
 #include "coordinator/services/rpc_answer.h"
+#include "coordinator/services/worker_pool.h"
 #include "coordinator/store/record_codec.h"
 #include "distill/v1/job.grpc.pb.h"
 
@@ -31,13 +32,17 @@ void Encode(const JobProblem& problem, v1::JobFileProblem* proto) {
 // The job now, then at each change, until it ends.
 class WatchStream : public FeedStream<v1::JobUpdate> {
  public:
-  WatchStream(Coordinator* coordinator, std::string job_id)
-      : FeedStream(&coordinator->feed()), coordinator_(coordinator), job_id_(std::move(job_id)) {}
+  WatchStream(Coordinator* coordinator, WorkerPool* pool, std::string job)
+      : FeedStream(&coordinator->feed(), pool), coordinator_(coordinator), job_(std::move(job)) {}
 
  private:
+  StatusOr<std::string> Find() override {
+    DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_));
+    return job_ = job.id;
+  }
   StatusOr<Next> NextMessage(v1::JobUpdate* update) override {
     if (ended_) return Next::kEnd;
-    DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_id_));
+    DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_));
     Encode(job, update->mutable_job());
     ended_ = IsEnded(job.status.state);
     std::string bytes = update->SerializeAsString();
@@ -47,27 +52,31 @@ class WatchStream : public FeedStream<v1::JobUpdate> {
   }
 
   Coordinator* const coordinator_;  // not owned: outlives the server
-  const std::string job_id_;
-  std::string last_;  // as sent
+  std::string job_;                 // as asked for, then its id
+  std::string last_;                // as sent
   bool ended_ = false;
 };
 
 // Stored events, and with `follow` the new ones until the job ends.
 class EventStream : public FeedStream<v1::JobEvent> {
  public:
-  EventStream(Coordinator* coordinator, std::string job_id, uint64_t after, bool follow)
-      : FeedStream(&coordinator->feed()),
+  EventStream(Coordinator* coordinator, WorkerPool* pool, std::string job, uint64_t after, bool follow)
+      : FeedStream(&coordinator->feed(), pool),
         coordinator_(coordinator),
-        job_id_(std::move(job_id)),
+        job_(std::move(job)),
         after_(after),
         follow_(follow) {}
 
  private:
+  StatusOr<std::string> Find() override {
+    DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_));
+    return job_ = job.id;
+  }
   StatusOr<Next> NextMessage(v1::JobEvent* message) override {
     if (ready_.empty()) {
       // The state is read before the events: an ended job has all its own events stored.
-      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_id_));
-      DISTILL_ASSIGN_OR_RETURN(std::vector<EventRecord> events, coordinator_->Events(job_id_, after_, kEventsPerRead));
+      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_));
+      DISTILL_ASSIGN_OR_RETURN(std::vector<EventRecord> events, coordinator_->Events(job_, after_, kEventsPerRead));
       ready_.assign(std::make_move_iterator(events.begin()), std::make_move_iterator(events.end()));
       if (ready_.empty()) return follow_ && !IsEnded(job.status.state) ? Next::kNothing : Next::kEnd;
     }
@@ -78,7 +87,7 @@ class EventStream : public FeedStream<v1::JobEvent> {
   }
 
   Coordinator* const coordinator_;  // not owned: outlives the server
-  const std::string job_id_;
+  std::string job_;                 // as asked for, then its id
   uint64_t after_;
   const bool follow_;
   std::deque<EventRecord> ready_;
@@ -89,7 +98,7 @@ class JobService : public v1::JobService::CallbackService {
   explicit JobService(Coordinator* coordinator) : coordinator_(coordinator) {}
 
   Reactor* SubmitJob(Context* context, const v1::SubmitJobRequest* request, v1::SubmitJobResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       SubmitRequest submit;
       submit.request_id = request->request_id();
       submit.file = {request->yaml(), request->file_name(), {request->overrides().begin(), request->overrides().end()}};
@@ -105,9 +114,10 @@ class JobService : public v1::JobService::CallbackService {
   }
 
   Reactor* ListJobs(Context* context, const v1::ListJobsRequest* request, v1::ListJobsResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       if (request->limit() > kListMost) {
-        return absl::InvalidArgumentError(StrCat("limit: ", request->limit(), " jobs; at most ", kListMost, " are listed"));
+        return absl::InvalidArgumentError(
+            StrCat("limit: ", request->limit(), " jobs; at most ", kListMost, " are listed"));
       }
       std::vector<JobState> states;
       for (const int state : request->states()) states.push_back(static_cast<JobState>(state));
@@ -119,7 +129,7 @@ class JobService : public v1::JobService::CallbackService {
   }
 
   Reactor* GetJob(Context* context, const v1::GetJobRequest* request, v1::GetJobResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(request->job()));
       Encode(job, response->mutable_job());
       return OkStatus();
@@ -128,7 +138,7 @@ class JobService : public v1::JobService::CallbackService {
 
   Reactor* GetJobFile(Context* context, const v1::GetJobFileRequest* request,
                       v1::GetJobFileResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->GetWithFile(request->job()));
       response->set_job_id(job.id);
       response->set_file_name(job.file_name);
@@ -139,35 +149,44 @@ class JobService : public v1::JobService::CallbackService {
   }
 
   Reactor* CancelJob(Context* context, const v1::CancelJobRequest* request, v1::CancelJobResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Cancel(request->job(), request->reason()));
       Encode(job, response->mutable_job());
       return OkStatus();
     });
   }
 
+  Reactor* ResumeJob(Context* context, const v1::ResumeJobRequest* request, v1::ResumeJobResponse* response) override {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
+      DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Resume(request->job()));
+      Encode(job, response->mutable_job());
+      return OkStatus();
+    });
+  }
+
   grpc::ServerWriteReactor<v1::JobUpdate>* WatchJob(Context*, const v1::WatchJobRequest* request) override {
-    const StatusOr<JobRecord> job = coordinator_->Get(request->job());
-    auto stream = std::make_shared<WatchStream>(coordinator_, job.ok() ? job->id : "");
-    return job.ok() ? WatchStream::Start(stream, job->id) : WatchStream::Refuse(stream, job.status());
+    return WatchStream::Start(std::make_shared<WatchStream>(coordinator_, &pool_, request->job()));
   }
 
   grpc::ServerWriteReactor<v1::JobEvent>* StreamEvents(Context*, const v1::StreamEventsRequest* request) override {
-    const StatusOr<JobRecord> job = coordinator_->Get(request->job());
-    auto stream =
-        std::make_shared<EventStream>(coordinator_, job.ok() ? job->id : "", request->after(), request->follow());
-    return job.ok() ? EventStream::Start(stream, job->id) : EventStream::Refuse(stream, job.status());
+    return EventStream::Start(
+        std::make_shared<EventStream>(coordinator_, &pool_, request->job(), request->after(), request->follow()));
+  }
+
+  Reactor* UncordonWorker(Context* context, const v1::UncordonWorkerRequest* request,
+                          v1::UncordonWorkerResponse*) override {
+    return AnswerLater(&pool_, context, [this, request] { return coordinator_->Uncordon(request->worker_id()); });
   }
 
   Reactor* GetFleet(Context* context, const v1::GetFleetRequest*, v1::GetFleetResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, response]() -> Status {
       *response = DescribeFleet(coordinator_);
       return OkStatus();
     });
   }
 
   Reactor* ListTaps(Context* context, const v1::ListTapsRequest* request, v1::ListTapsResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       ModelSpec spec;
       spec.arch = request->model();
       spec.width = request->width();
@@ -184,7 +203,7 @@ class JobService : public v1::JobService::CallbackService {
 
   Reactor* GetHistory(Context* context, const v1::GetHistoryRequest* request,
                       v1::GetHistoryResponse* response) override {
-    return AnswerUnary(context, [&]() -> Status {
+    return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const std::vector<JobProgress> points, coordinator_->History(request->job()));
       for (const JobProgress& point : points) Encode(point, response->add_points());
       return OkStatus();
@@ -193,6 +212,7 @@ class JobService : public v1::JobService::CallbackService {
 
  private:
   Coordinator* const coordinator_;  // not owned: outlives the service
+  WorkerPool pool_{"job-io", 4};    // all calls may wait for the disk
 };
 
 }  // namespace

@@ -6,10 +6,12 @@
 #include <grpcpp/support/server_callback.h>
 
 #include <exception>
+#include <utility>
 
 #include "common/rpc/channel.h"
 #include "common/status.h"
 #include "common/str_cat.h"
+#include "coordinator/services/worker_pool.h"
 
 namespace distill {
 
@@ -27,6 +29,14 @@ template <typename Body>
 grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context, const Body& body) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();  // owned by gRPC
   reactor->Finish(ToGrpc(Guarded(body)));
+  return reactor;
+}
+
+// The same on one of the pool's threads. `body` holds what it needs by value; request and response live until it is done.
+template <typename Body>
+grpc::ServerUnaryReactor* AnswerLater(WorkerPool* pool, grpc::CallbackServerContext* context, Body body) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();  // owned by gRPC
+  pool->Post([reactor, body = std::move(body)] { reactor->Finish(ToGrpc(Guarded(body))); });
   return reactor;
 }
 

@@ -10,8 +10,8 @@
 
 namespace distill {
 
-// `store` is not owned and outlives the service.
-std::unique_ptr<grpc::Service> MakeStoreService(RendezvousStore* store);
+// `store` is not owned and outlives the service; `epoch` is the coordinator's.
+std::unique_ptr<grpc::Service> MakeStoreService(RendezvousStore* store, uint64_t epoch);
 
 }  // namespace distill
 

@@ -14,13 +14,13 @@
 namespace distill {
 
 // Values equal those of v1.JobState. queued -> running -> succeeded | failed | cancelled; running -> queued when
-// members are lost.
+// members are lost; failed | cancelled -> queued when a user resumes the job.
 enum class JobState { kQueued = 1, kRunning = 2, kSucceeded = 3, kFailed = 4, kCancelled = 5 };
 std::string_view Name(JobState state);  // "queued", ...
 inline bool IsEnded(JobState state) { return state != JobState::kQueued && state != JobState::kRunning; }
 
 // What a job that has not ended waits for; values equal those of v1.JobWait.
-enum class JobWait { kNothing = 0, kStudents = 1, kTeacher = 2, kLine = 3 };
+enum class JobWait { kNothing = 0, kStudents = 1, kTeacher = 2, kLine = 3, kProgress = 4 };
 
 // Who holds a rank.
 struct RankMember {
@@ -29,14 +29,26 @@ struct RankMember {
   bool operator==(const RankMember&) const = default;
 };
 
+// A worker that failed the job by its own fault and is not given it again, until another process takes its id.
+struct SetAside {
+  std::string worker_id;
+  std::string incarnation;
+  std::string reason;  // what it said
+  bool operator==(const SetAside&) const = default;
+};
+
 // What changes while a job lives.
 struct JobStatus {
   JobState state = JobState::kQueued;
-  std::string reason;             // in words
+  std::string reason;  // in words
   JobWait wait = JobWait::kNothing;
   uint64_t generation = 0;        // bumped at each change of membership
   uint32_t restarts = 0;          // times the job lost its members' group
+  uint32_t fruitless = 0;         // of these, how many in a row without any progress; 0 after some
+  uint64_t best_step = 0;         // furthest the job was when it lost a group: steps over all stages,
+  uint32_t best_stage = 0;        // and committed stages
   std::vector<RankMember> ranks;  // by rank; while queued: the last ones, so that they can get their ranks back
+  std::vector<SetAside> set_aside;
   bool cancel_requested = false;
   std::string cancel_reason;
   double started_time = 0;   // seconds since 1970; 0: not yet
@@ -65,6 +77,7 @@ struct JobRecord {
   std::vector<StageRecord> stages;
   bool has_artifacts = false;
   JobArtifacts artifacts;
+  std::string damage;  // what of the row could not be read, in words; "" when all is well
 };
 
 // A point of a job's curve.

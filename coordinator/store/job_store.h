@@ -57,6 +57,7 @@ class JobStore {
   // All or nothing. kNotFound: no such job.
   virtual Status Apply(const std::vector<JobChange>& changes) = 0;
 
+  // A job whose row cannot be read whole comes with JobRecord.damage: here, in List() and in Active().
   // By id, else the job of that name that has not ended, else the newest of that name. kNotFound; kInvalidArgument:
   // several of that name have not ended (their ids are in the message).
   virtual StatusOr<JobRecord> Get(const std::string& id_or_name) = 0;
@@ -74,10 +75,11 @@ class JobStore {
   StatusOr<std::vector<JobProgress>> History(const std::string& job_id);
 };
 
-// SQLite (WAL, synchronous=FULL) in `path`, made when absent (its folder must exist); ":memory:" for tests.
+// SQLite (WAL, synchronous=FULL) in `path`, made when absent (its folder must exist); ":memory:" for tests. Once open, a
+// call waits at most `busy_seconds` for a lock that another process holds.
 // kFailedPrecondition: written by a newer version of this program. kPermissionDenied: names the path. kDataLoss: not a
 // database, or damaged.
-StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path);
+StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path, double busy_seconds = 1);
 
 }  // namespace distill
 

@@ -135,7 +135,7 @@ void Encode(const JobRecord& job, v1::Job* proto) {
   proto->set_id(job.id);
   proto->set_name(job.name);
   proto->set_state(static_cast<v1::JobState>(job.status.state));
-  proto->set_reason(job.status.reason);
+  proto->set_reason(job.damage.empty() ? job.status.reason : job.damage);
   proto->set_submitted_time(job.submitted_time);
   proto->set_started_time(job.status.started_time);
   proto->set_finished_time(job.status.finished_time);

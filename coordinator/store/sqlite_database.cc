@@ -67,7 +67,7 @@ StatusOr<std::unique_ptr<SqliteDatabase>> SqliteDatabase::Open(const std::string
                                    SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_FULLMUTEX, nullptr);
   if (code != SQLITE_OK) return db->Error(code, "cannot be opened");
   sqlite3_extended_result_codes(db->db_, 1);
-  sqlite3_busy_timeout(db->db_, 5000);
+  db->SetBusyTimeout(5);
   DISTILL_RETURN_IF_ERROR(db->Execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"));
   SqliteQuery check = db->Query("PRAGMA quick_check(1)");
   DISTILL_ASSIGN_OR_RETURN(const bool row, check.Step());
@@ -92,6 +92,8 @@ SqliteQuery SqliteDatabase::Query(const char* sql) {
   statements_[sql] = statement;
   return SqliteQuery(this, statement, OkStatus());
 }
+
+void SqliteDatabase::SetBusyTimeout(double seconds) { sqlite3_busy_timeout(db_, static_cast<int>(1000 * seconds)); }
 
 Status SqliteDatabase::Execute(const char* sql) {
   const int code = sqlite3_exec(db_, sql, nullptr, nullptr, nullptr);

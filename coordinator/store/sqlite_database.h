@@ -60,6 +60,8 @@ class SqliteDatabase {
 
   // `sql` must be a literal: statements are prepared once and kept. One query per statement at a time.
   SqliteQuery Query(const char* sql);
+  // How long a statement waits for a lock that another process holds.
+  void SetBusyTimeout(double seconds);
   // Several statements without parameters.
   Status Execute(const char* sql);
   // Rows changed by the last statement.

@@ -19,13 +19,13 @@ std::string Serialize(const Plain& plain) {
   return proto.SerializeAsString();
 }
 
+// False, and said in job->damage, when the bytes are not of that message: one broken row must not hide the others.
 template <typename Proto>
-StatusOr<Proto> Parse(const std::string& bytes, std::string_view what, const std::string& job_id) {
-  Proto proto;
-  if (!proto.ParseFromString(bytes)) {
-    return absl::DataLossError(StrCat("job store: the ", what, " of job ", job_id, " cannot be parsed"));
-  }
-  return proto;
+bool Parse(const std::string& bytes, std::string_view what, Proto* proto, JobRecord* job) {
+  if (proto->ParseFromString(bytes)) return true;
+  proto->Clear();
+  StrAppend(&job->damage, job->damage.empty() ? "the job store is damaged: " : ", ", "its ", what, " cannot be parsed");
+  return false;
 }
 
 }  // namespace
@@ -53,13 +53,17 @@ Status InsertJob(SqliteDatabase* db, const JobRecord& job) {
 
 Status WriteStatus(SqliteDatabase* db, const std::string& job_id, const JobStatus& status) {
   DISTILL_RETURN_IF_ERROR(
-      db->Query("UPDATE jobs SET state = ?, reason = ?, wait = ?, generation = ?, restarts = ?, cancel_requested = ?, "
-                "cancel_reason = ?, started = ?, finished = ? WHERE id = ?")
+      db->Query("UPDATE jobs SET state = ?, reason = ?, wait = ?, generation = ?, restarts = ?, fruitless = ?, "
+                "best_step = ?, "
+                "best_stage = ?, cancel_requested = ?, cancel_reason = ?, started = ?, finished = ? WHERE id = ?")
           .Int(static_cast<int>(status.state))
           .Text(status.reason)
           .Int(static_cast<int>(status.wait))
           .Int(static_cast<int64_t>(status.generation))
           .Int(status.restarts)
+          .Int(status.fruitless)
+          .Int(static_cast<int64_t>(status.best_step))
+          .Int(status.best_stage)
           .Int(status.cancel_requested)
           .Text(status.cancel_reason)
           .Double(status.started_time)
@@ -74,6 +78,15 @@ Status WriteStatus(SqliteDatabase* db, const std::string& job_id, const JobStatu
                                 .Int(static_cast<int64_t>(rank))
                                 .Text(status.ranks[rank].worker_id)
                                 .Text(status.ranks[rank].incarnation)
+                                .Run());
+  }
+  DISTILL_RETURN_IF_ERROR(db->Query("DELETE FROM set_aside WHERE job_id = ?").Text(job_id).Run());
+  for (const SetAside& one : status.set_aside) {
+    DISTILL_RETURN_IF_ERROR(db->Query("INSERT INTO set_aside (job_id, worker_id, incarnation, reason) VALUES (?,?,?,?)")
+                                .Text(job_id)
+                                .Text(one.worker_id)
+                                .Text(one.incarnation)
+                                .Text(one.reason)
                                 .Run());
   }
   return OkStatus();
@@ -127,19 +140,20 @@ Status AddEvents(SqliteDatabase* db, const std::string& job_id, const std::vecto
   }
   for (const EventRecord& event : events) {
     // The unique index over the source's numbering makes a repeated delivery a no-op.
-    DISTILL_RETURN_IF_ERROR(db->Query("INSERT OR IGNORE INTO events (job_id, sequence, time, level, type, generation, source, "
-                                      "text, source_incarnation, source_sequence) VALUES (?,?,?,?,?,?,?,?,?,?)")
-                                .Text(job_id)
-                                .Int(last + 1)
-                                .Double(event.time)
-                                .Int(static_cast<int>(event.level))
-                                .Int(static_cast<int>(event.type))
-                                .Int(static_cast<int64_t>(event.generation))
-                                .Text(event.source)
-                                .Text(event.text)
-                                .Text(event.source_incarnation)
-                                .Int(static_cast<int64_t>(event.source_sequence))
-                                .Run());
+    DISTILL_RETURN_IF_ERROR(
+        db->Query("INSERT OR IGNORE INTO events (job_id, sequence, time, level, type, generation, source, "
+                  "text, source_incarnation, source_sequence) VALUES (?,?,?,?,?,?,?,?,?,?)")
+            .Text(job_id)
+            .Int(last + 1)
+            .Double(event.time)
+            .Int(static_cast<int>(event.level))
+            .Int(static_cast<int>(event.type))
+            .Int(static_cast<int64_t>(event.generation))
+            .Text(event.source)
+            .Text(event.text)
+            .Text(event.source_incarnation)
+            .Int(static_cast<int64_t>(event.source_sequence))
+            .Run());
     if (db->Changes() > 0) ++last;
   }
   DISTILL_RETURN_IF_ERROR(db->Query("UPDATE jobs SET last_event = ? WHERE id = ?").Int(last).Text(job_id).Run());
@@ -173,17 +187,19 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
   {
     SqliteQuery query = db->Query(
         "SELECT name, submitted, plan, overrides, file_name, state, reason, generation, restarts, cancel_requested, "
-        "cancel_reason, started, finished, progress, artifacts, wait FROM jobs WHERE id = ?");
+        "cancel_reason, started, finished, progress, artifacts, wait, fruitless, best_step, best_stage FROM jobs "
+        "WHERE id = ?");
     query.Text(id);
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return absl::NotFoundError(StrCat("job ", id, " is not in the store"));
     job.id = id;
     job.name = query.TextAt(0);
     job.submitted_time = query.DoubleAt(1);
-    DISTILL_ASSIGN_OR_RETURN(const v1::JobPlan plan, Parse<v1::JobPlan>(query.TextAt(2), "plan", id));
+    v1::JobPlan plan;
+    Parse(query.TextAt(2), "plan", &plan, &job);
     job.plan = FromProto(plan);
-    DISTILL_ASSIGN_OR_RETURN(const v1::SubmitJobRequest request,
-                             Parse<v1::SubmitJobRequest>(query.TextAt(3), "overrides", id));
+    v1::SubmitJobRequest request;
+    Parse(query.TextAt(3), "overrides", &request, &job);
     job.overrides.assign(request.overrides().begin(), request.overrides().end());
     job.file_name = query.TextAt(4);
     job.status.state = static_cast<JobState>(query.IntAt(5));
@@ -195,13 +211,14 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
     job.status.started_time = query.DoubleAt(11);
     job.status.finished_time = query.DoubleAt(12);
     job.status.wait = static_cast<JobWait>(query.IntAt(15));
-    if (!query.IsNull(13)) {
-      DISTILL_ASSIGN_OR_RETURN(const v1::Progress progress, Parse<v1::Progress>(query.TextAt(13), "progress", id));
+    job.status.fruitless = static_cast<uint32_t>(query.IntAt(16));
+    job.status.best_step = static_cast<uint64_t>(query.IntAt(17));
+    job.status.best_stage = static_cast<uint32_t>(query.IntAt(18));
+    if (v1::Progress progress; !query.IsNull(13) && Parse(query.TextAt(13), "progress", &progress, &job)) {
       job.has_progress = true;
       job.progress = Decode(progress);
     }
-    if (!query.IsNull(14)) {
-      DISTILL_ASSIGN_OR_RETURN(const v1::Artifacts artifacts, Parse<v1::Artifacts>(query.TextAt(14), "artifacts", id));
+    if (v1::Artifacts artifacts; !query.IsNull(14) && Parse(query.TextAt(14), "artifacts", &artifacts, &job)) {
       job.has_artifacts = true;
       job.artifacts = Decode(artifacts);
     }
@@ -213,14 +230,20 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
     if (!row) break;
     job.status.ranks.push_back({ranks.TextAt(0), ranks.TextAt(1)});
   }
+  SqliteQuery set_aside = db->Query("SELECT worker_id, incarnation, reason FROM set_aside WHERE job_id = ?");
+  set_aside.Text(id);
+  while (true) {
+    DISTILL_ASSIGN_OR_RETURN(const bool row, set_aside.Step());
+    if (!row) break;
+    job.status.set_aside.push_back({set_aside.TextAt(0), set_aside.TextAt(1), set_aside.TextAt(2)});
+  }
   SqliteQuery stages = db->Query("SELECT result FROM stages WHERE job_id = ? ORDER BY stage");
   stages.Text(id);
   while (true) {
     DISTILL_ASSIGN_OR_RETURN(const bool row, stages.Step());
     if (!row) break;
-    DISTILL_ASSIGN_OR_RETURN(const v1::StageResult stage,
-                             Parse<v1::StageResult>(stages.TextAt(0), "stage results", id));
-    job.stages.push_back(Decode(stage));
+    v1::StageResult stage;
+    if (Parse(stages.TextAt(0), "stage results", &stage, &job)) job.stages.push_back(Decode(stage));
   }
   return job;
 }
@@ -228,7 +251,8 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
 StatusOr<std::vector<EventRecord>> LoadEvents(SqliteDatabase* db, const std::string& job_id, uint64_t after,
                                               size_t limit) {
   SqliteQuery query = db->Query(
-      "SELECT sequence, time, level, source, text, type, generation FROM events WHERE job_id = ? AND sequence > ? ORDER BY sequence "
+      "SELECT sequence, time, level, source, text, type, generation FROM events WHERE job_id = ? AND sequence > ? "
+      "ORDER BY sequence "
       "LIMIT ?");
   query.Text(job_id).Int(static_cast<int64_t>(std::min<uint64_t>(after, INT64_MAX))).Int(static_cast<int64_t>(limit));
   std::vector<EventRecord> events;
@@ -256,7 +280,8 @@ StatusOr<std::vector<CurvePoint>> LoadPoints(SqliteDatabase* db, const std::stri
   while (true) {
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return points;
-    DISTILL_ASSIGN_OR_RETURN(const v1::Progress proto, Parse<v1::Progress>(query.TextAt(1), "curve", job_id));
+    v1::Progress proto;
+    if (!proto.ParseFromString(query.TextAt(1))) continue;  // a damaged point leaves a gap in the curve
     points.push_back({static_cast<uint64_t>(query.IntAt(0)), Decode(proto)});
   }
 }

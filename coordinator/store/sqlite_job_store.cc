@@ -177,9 +177,10 @@ StatusOr<std::vector<JobProgress>> JobStore::History(const std::string& job_id) 
   return history;
 }
 
-StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path) {
+StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path, double busy_seconds) {
   DISTILL_ASSIGN_OR_RETURN(std::unique_ptr<SqliteDatabase> db, SqliteDatabase::Open(path));
   DISTILL_ASSIGN_OR_RETURN(const uint64_t epoch, PrepareSchema(db.get(), path));
+  db->SetBusyTimeout(busy_seconds);
   return std::unique_ptr<JobStore>(std::make_unique<SqliteJobStore>(std::move(db), epoch));
 }
 

@@ -25,6 +25,9 @@ CREATE TABLE jobs (
   wait INTEGER NOT NULL DEFAULT 0,
   generation INTEGER NOT NULL DEFAULT 0,
   restarts INTEGER NOT NULL DEFAULT 0,
+  fruitless INTEGER NOT NULL DEFAULT 0,
+  best_step INTEGER NOT NULL DEFAULT 0,
+  best_stage INTEGER NOT NULL DEFAULT 0,
   cancel_requested INTEGER NOT NULL DEFAULT 0,
   cancel_reason TEXT NOT NULL DEFAULT '',
   started REAL NOT NULL DEFAULT 0,
@@ -46,6 +49,12 @@ CREATE TABLE ranks (
   worker_id TEXT NOT NULL,
   incarnation TEXT NOT NULL,
   PRIMARY KEY (job_id, rank)) WITHOUT ROWID;
+CREATE TABLE set_aside (
+  job_id TEXT NOT NULL REFERENCES jobs (id),
+  worker_id TEXT NOT NULL,
+  incarnation TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  PRIMARY KEY (job_id, worker_id)) WITHOUT ROWID;
 CREATE TABLE stages (
   job_id TEXT NOT NULL REFERENCES jobs (id),
   stage INTEGER NOT NULL,

@@ -132,8 +132,10 @@ int Serve(const Flags& flags) {
   JobEnvironment environment;
   environment.metrics = &metrics;
   environment.registry = &registry;
-  environment.make_store = [&flags](const std::string& job_id, uint64_t generation) {
-    return MakeCoordinatorKvClient(flags.coordinator, flags.service.security, job_id, generation);
+  const FleetClient* fleet_or_null = nullptr;  // set before the first job can run
+  environment.make_store = [&](const std::string& job_id, uint64_t generation) {
+    return MakeCoordinatorKvClient(
+        flags.coordinator, flags.service.security, [&] { return fleet_or_null->identity(); }, job_id, generation);
   };
   environment.security = flags.service.security;
   environment.worker_id = flags.id;
@@ -160,6 +162,7 @@ int Serve(const Flags& flags) {
   auto fleet = Register(options, agent.callbacks());
   if (fleet.status().code() == StatusCode::kCancelled) return kExitTerminated;
   if (!fleet.ok()) return Fail(fleet.status(), ExitCodeFor(fleet.status()));
+  fleet_or_null = fleet->get();
   agent.Start(fleet->get());
   not_ready.store("");
   LogInfo("registered", {{"coordinator", flags.coordinator}, {"device", *device}, {"work_dir", flags.work_dir}});

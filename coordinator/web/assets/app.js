@@ -106,7 +106,9 @@ const WORKERS = {
   training: 'run',
   draining: 'wait',
   stopped: 'wait',
-  lost: 'bad'
+  lost: 'bad',
+  stuck: 'bad',
+  cordoned: 'bad'
 };
 
 // What a worker that is going or gone serves is nothing that a job can name.

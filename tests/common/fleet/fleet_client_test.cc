@@ -38,10 +38,14 @@ class FakeCoordinator : public v1::FleetService::Service {
     absl::MutexLock lock(&mutex_);
     registrations_.push_back(*request);
     if (!register_answer_.ok()) return register_answer_;
+    if (!owner_.empty() && owner_ != request->incarnation()) {
+      if (request->displaced()) return {grpc::StatusCode::ABORTED, "used by another process"};
+      owner_ = request->incarnation();
+    }
     known_.insert(request->worker_id());
     response->set_coordinator_epoch(epoch_);
     response->set_heartbeat_seconds(heartbeat_seconds_);
-    response->set_lease_seconds(5);
+    response->set_lease_seconds(lease_seconds_);
     return grpc::Status::OK;
   }
   grpc::Status Heartbeat(grpc::ServerContext*, const v1::HeartbeatRequest* request,
@@ -49,8 +53,11 @@ class FakeCoordinator : public v1::FleetService::Service {
     absl::MutexLock lock(&mutex_);
     ++beats_;
     if (!known_.contains(request->worker_id())) return {grpc::StatusCode::NOT_FOUND, "unknown worker"};
+    if (!owner_.empty() && owner_ != request->incarnation()) {
+      return {grpc::StatusCode::ABORTED, "used by another process"};
+    }
     last_beat_ = *request;
-    if (request->has_progress()) progress_.push_back(request->progress());
+    for (const v1::Progress& progress : request->progress()) progress_.push_back(progress);
     for (const v1::JobEvent& event : request->events()) {
       ++events_received_;
       if (event.sequence() <= highest_event_) continue;  // as the protocol asks
@@ -62,6 +69,7 @@ class FakeCoordinator : public v1::FleetService::Service {
       return {grpc::StatusCode::UNAVAILABLE, "answer lost"};
     }
     *response = answer_;
+    response->set_events_stored(store_events_ ? highest_event_ : 0);
     response->set_coordinator_epoch(epoch_);
     return grpc::Status::OK;
   }
@@ -110,7 +118,9 @@ class FakeCoordinator : public v1::FleetService::Service {
   absl::Mutex mutex_;
   // Guarded by mutex_; tests look at them when the client is stopped, or inside ChangeAndSettle/Await.
   uint64_t epoch_ = 1;
-  double heartbeat_seconds_ = 0.01;
+  double heartbeat_seconds_ = 0.01, lease_seconds_ = 5;
+  bool store_events_ = true;
+  std::string owner_;  // incarnation that has the id; "": whoever calls
   int beats_ = 0, lose_answers_ = 0, events_received_ = 0;
   grpc::Status register_answer_;
   v1::HeartbeatResponse answer_;
@@ -487,7 +497,7 @@ TEST_F(FleetClientTest, ComesBackToARestartedCoordinatorOverTls) {
   StartClient();
   server_.reset();
   client_->SetCurrent("j1", 1);  // is told with a heartbeat at once, which fails
-  RefuseConnections(6);  // by which the client surely knows that the coordinator is away, and has slowed down
+  RefuseConnections(6);          // by which the client surely knows that the coordinator is away, and has slowed down
   {
     absl::MutexLock lock(&coordinator_.mutex_);
     coordinator_.known_.clear();
@@ -539,7 +549,8 @@ TEST_F(FleetClientTest, EventsArriveOnceInOrderThoughAnswersAreLost) {
   StartClient();
   coordinator_.ChangeAndSettle([&] { coordinator_.lose_answers_ = 3; }, 1);
   for (int i = 0; i < 5; ++i)
-    client_->ReportEvent(StrCat("j", i), i == 0 ? EventLevel::kError : EventLevel::kInfo, EventType::kData, StrCat("event ", i));
+    client_->ReportEvent(StrCat("j", i), i == 0 ? EventLevel::kError : EventLevel::kInfo, EventType::kData,
+                         StrCat("event ", i));
   coordinator_.Await([&] { return coordinator_.events_.size() == 5 && coordinator_.lose_answers_ == 0; });
   coordinator_.Settle();
   int received = 0;
@@ -554,6 +565,79 @@ TEST_F(FleetClientTest, EventsArriveOnceInOrderThoughAnswersAreLost) {
     EXPECT_EQ(coordinator_.events_[i].level(), i == 0 ? v1::EVENT_LEVEL_ERROR : v1::EVENT_LEVEL_INFO);
     EXPECT_GT(coordinator_.events_[i].time(), 1e9);
   }
+}
+
+TEST_F(FleetClientTest, EventsAreKeptUntilTheyAreStored) {
+  coordinator_.store_events_ = false;
+  StartClient();
+  client_->ReportEvent("j", EventLevel::kInfo, EventType::kData, "one");
+  coordinator_.Await([&] { return coordinator_.events_received_ >= 3; });
+  coordinator_.ChangeAndSettle([&] { coordinator_.store_events_ = true; });
+  int received = 0;
+  coordinator_.ChangeAndSettle([&] { received = coordinator_.events_received_; });
+  client_->Stop();
+  EXPECT_EQ(coordinator_.events_received_, received) << "stored, and sent no more";
+  EXPECT_THAT(coordinator_.events_, SizeIs(1));
+}
+
+TEST_F(FleetClientTest, EveryReportOfProgressArrivesOnce) {
+  coordinator_.heartbeat_seconds_ = 0.05;
+  StartClient();
+  client_->SetCurrent("j1", 1);
+  for (uint64_t step = 1; step <= 100; ++step) client_->ReportProgress({.step = step, .total_step = step});
+  coordinator_.Await([&] { return coordinator_.progress_.size() >= 100; });
+  coordinator_.Settle();
+  client_->Stop();
+  ASSERT_THAT(coordinator_.progress_, SizeIs(100));
+  EXPECT_EQ(coordinator_.progress_[0].step(), 1u);
+  EXPECT_EQ(coordinator_.progress_[99].step(), 100u);
+}
+
+TEST_F(FleetClientTest, APlanIsAskedForOnlyOnce) {
+  v1::StudentAssignment* const student = coordinator_.answer_.mutable_student();
+  student->set_job_id("j1");
+  student->set_generation(3);
+  StartClient();
+  coordinator_.Settle();
+  EXPECT_FALSE(coordinator_.last_beat_.has_plan()) << "it acts on nothing yet";
+  client_->SetCurrent("j1", 3);
+  coordinator_.Settle();
+  client_->Stop();
+  EXPECT_TRUE(coordinator_.last_beat_.has_plan());
+}
+
+// Another process has taken the id: the work is given up, and the id comes back within a lease of the other's end.
+TEST_F(FleetClientTest, ADisplacedWorkerComesBackWhenTheOtherIsGone) {
+  coordinator_.lease_seconds_ = 0.05;
+  coordinator_.answer_.mutable_student()->set_job_id("j1");
+  StartClient();
+  coordinator_.Settle();
+  size_t registrations = 0;
+  {
+    absl::MutexLock lock(&coordinator_.mutex_);
+    coordinator_.owner_ = "the other";
+    registrations = coordinator_.registrations_.size();
+  }
+  coordinator_.Await([&] { return coordinator_.registrations_.size() >= registrations + 3; });
+  {
+    absl::MutexLock lock(&coordinator_.mutex_);
+    EXPECT_EQ(coordinator_.owner_, "the other") << "no turns are taken";
+    for (size_t i = registrations; i < coordinator_.registrations_.size(); ++i) {
+      EXPECT_TRUE(coordinator_.registrations_[i].displaced());
+    }
+    coordinator_.owner_.clear();  // it is lost
+  }
+  coordinator_.Settle();
+  client_->Stop();
+  EXPECT_THAT(told_.all(), testing::Contains("revoked"));
+}
+
+TEST_F(FleetClientTest, ItCallsAgainSoonWhenADecisionIsDue) {
+  coordinator_.heartbeat_seconds_ = 10;
+  coordinator_.answer_.set_soon(true);
+  StartClient();
+  coordinator_.Settle(3);  // within 30 s at 10 s a heartbeat only because it was asked to hurry
+  client_->Stop();
 }
 
 TEST_F(FleetClientTest, EventsAreBoundedAndMadeValid) {

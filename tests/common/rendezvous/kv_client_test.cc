@@ -104,6 +104,9 @@ class StoreServer : public v1::StoreService::Service {
       --refuse_calls;
       return grpc::Status(grpc::StatusCode::UNAVAILABLE, "starting");
     }
+    if (scope.worker_id() != "s0" || scope.incarnation() != "a" || scope.coordinator_epoch() != 7) {
+      return grpc::Status(grpc::StatusCode::INTERNAL, "the caller does not say who it is");
+    }
     if (scope.job_id() != "job-1") return grpc::Status(grpc::StatusCode::INTERNAL, "wrong job " + scope.job_id());
     if (scope.generation() != generation)
       return grpc::Status(grpc::StatusCode::ABORTED, "the job is at another generation");
@@ -118,7 +121,12 @@ class GrpcHarness : public KvHarness {
  public:
   GrpcHarness() { Start("127.0.0.1:0"); }
   std::shared_ptr<KvClient> Client() override {
-    auto client = MakeCoordinatorKvClient(address_, {}, "job-1", 3);
+    auto client = MakeCoordinatorKvClient(
+        address_, {},
+        [] {
+          return WorkerIdentity{"s0", "a", 7};
+        },
+        "job-1", 3);
     EXPECT_TRUE(client.ok()) << client.status();
     return *client;
   }
@@ -210,7 +218,11 @@ TEST(CoordinatorKvClientTest, AnAbsentCoordinatorIsUnavailableWhenTheTimeIsUp) {
   harness.Stop();
   const Status status = client->Get("k", milliseconds(200)).status();
   EXPECT_EQ(status.code(), StatusCode::kUnavailable) << status;
-  EXPECT_EQ(MakeCoordinatorKvClient("nonsense", {}, "job-1", 3).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(MakeCoordinatorKvClient(
+                "nonsense", {}, [] { return WorkerIdentity(); }, "job-1", 3)
+                .status()
+                .code(),
+            StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -66,6 +66,7 @@ inline ActiveJob MakeQueued(const std::string& id, const JobPlan& plan) {
 inline ActiveJob MakeRunning(const std::string& id, const JobPlan& plan, const std::vector<std::string>& students) {
   ActiveJob job = MakeQueued(id, plan);
   job.status.state = JobState::kRunning;
+  job.progress_at = kNow;
   for (const std::string& student : students) job.status.ranks.push_back({student, student + "-inc"});
   return job;
 }

@@ -1,5 +1,7 @@
 #include "coordinator/core/decide.h"
 
+#include "coordinator/core/attention.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -36,7 +38,7 @@ class DecideTest : public testing::Test {
   }
 
   ClusterState state_;
-  DecideOptions options_{.lease = kLease, .idle_limit = 10, .hold = 60, .max_restarts = 3};
+  DecideOptions options_{.lease = kLease, .max_restarts = 3};
 };
 
 // --- queued
@@ -64,6 +66,8 @@ TEST_F(DecideTest, AGangStartsWithAllItsStudentsOrNone) {
   EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
   ASSERT_EQ(decision.events.size(), 1u);
   EXPECT_EQ(decision.events[0].text, "generation 1: s0, s1");
+  EXPECT_EQ(decision.events[0].type, EventType::kGroupFormed);
+  EXPECT_EQ(decision.events[0].generation, 1u);
 }
 
 struct UnusableCase {
@@ -172,6 +176,7 @@ struct LossCase {
   const char* name;
   std::function<void(ClusterState*)> happen;
   const char* reason;
+  bool counts = true;  // towards max_restarts
 };
 void PrintTo(const LossCase& c, std::ostream* out) { *out << c.name; }
 class MemberLossTest : public DecideTest, public testing::WithParamInterface<LossCase> {};
@@ -187,8 +192,10 @@ TEST_P(MemberLossTest, BreaksTheGroupUnderANewGeneration) {
   EXPECT_THAT(Ranks(decision), ElementsAre("s0", "s1"));  // kept, so that ranks stay stable
   ASSERT_GE(decision.events.size(), 1u);
   EXPECT_EQ(decision.events[0].level, EventLevel::kWarning);
-  EXPECT_THAT(decision.events[0].text,
-              AllOf(HasSubstr(GetParam().reason), HasSubstr("generation 2 (restart 1 of at most 3)")));
+  EXPECT_EQ(decision.events[0].type, EventType::kGroupLost);
+  EXPECT_EQ(decision.events[0].generation, 1u);
+  EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr(GetParam().reason), HasSubstr("re-forming as generation 2")));
+  EXPECT_EQ(decision.status.fruitless, GetParam().counts ? 1u : 0u);
 }
 INSTANTIATE_TEST_SUITE_P(
     All, MemberLossTest,
@@ -197,8 +204,20 @@ INSTANTIATE_TEST_SUITE_P(
                  "s1 has been silent for 6 s (lease 5 s)"},
         LossCase{"Restarted", [](ClusterState* s) { s->workers["s1"].incarnation = "new"; }, "s1 was restarted"},
         LossCase{"Gone", [](ClusterState* s) { s->workers.erase("s1"); },
-                 "s1 did not return within 5 s of the coordinator's restart"},
-        LossCase{"Draining", [](ClusterState* s) { s->workers["s0"].draining = true; }, "s0 is shutting down"},
+                 "s1 did not return within 30 s of the coordinator's restart"},
+        LossCase{"Draining", [](ClusterState* s) { s->workers["s0"].draining = true; }, "s0 is shutting down", false},
+        LossCase{"RestartedAfterDraining",
+                 [](ClusterState* s) {
+                   s->workers["s0"].incarnation = "new";
+                   s->workers["s0"].drained_incarnation = "s0-inc";
+                 },
+                 "s0 was restarted", false},
+        LossCase{"StuckInAnOlderGeneration",
+                 [](ClusterState* s) {
+                   s->workers["s1"].generation = 0;
+                   s->workers["s1"].job_since = kNow - 61;
+                 },
+                 "s1 has been stuck in generation 0 for 61 s"},
         LossCase{"Idle",
                  [](ClusterState* s) {
                    s->workers["s1"].job_id = "";
@@ -213,7 +232,7 @@ INSTANTIATE_TEST_SUITE_P(
                  "s1 has been busy with job other"},
         LossCase{"Reported",
                  [](ClusterState* s) {
-                   s->jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
+                   s->jobs[0].failures = {FailureReport{"s0", "peer closed", FailureKind::kPassing}};
                  },
                  "s0: peer closed"}),
     [](const auto& info) { return info.param.name; });
@@ -222,7 +241,7 @@ TEST_F(DecideTest, SeveralLossesAreOneRestartWithAllReasons) {
   RunTwo();
   state_.workers["s0"].incarnation = "new";
   state_.workers["s1"].draining = true;
-  state_.jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
+  state_.jobs[0].failures = {FailureReport{"s0", "peer closed", FailureKind::kPassing}};
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.restarts, 1u);
   EXPECT_THAT(decision.events[0].text,
@@ -241,7 +260,7 @@ TEST_F(DecideTest, AMemberMayTakeAMomentToTakeItsRank) {
 
 TEST_F(DecideTest, AnUnmendableFailureEndsTheJobWithItsCause) {
   RunTwo();
-  state_.jobs[0].failure = FailureReport{"s1", "data folder 'x' is missing", FailureKind::kJob};
+  state_.jobs[0].failures = {FailureReport{"s1", "data folder 'x' is missing", FailureKind::kJob}};
   state_.workers["s1"].draining = true;  // its consequence
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kFailed);
@@ -251,11 +270,195 @@ TEST_F(DecideTest, AnUnmendableFailureEndsTheJobWithItsCause) {
 
 TEST_F(DecideTest, TooManyRestartsFailTheJob) {
   RunTwo();
-  state_.jobs[0].status.restarts = 3;
-  state_.jobs[0].failure = FailureReport{"s0", "again", FailureKind::kPassing};
+  state_.jobs[0].status.fruitless = 3;
+  state_.jobs[0].failures = {FailureReport{"s0", "again", FailureKind::kPassing}};
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kFailed);
-  EXPECT_EQ(decision.status.reason, "gave up after re-forming the group 3 times; last: s0: again");
+  EXPECT_EQ(decision.status.reason,
+            "gave up after re-forming the group 3 times in a row without any progress; last: s0: again");
+}
+
+TEST_F(DecideTest, ProgressRefillsTheBudget) {
+  RunTwo();
+  const auto lose = [&] {
+    state_.jobs[0].failures = {FailureReport{"s0", "again", FailureKind::kPassing}};
+    const JobStatus status = One().status;
+    state_.jobs[0].status.fruitless = status.fruitless;
+    state_.jobs[0].status.best_step = status.best_step;
+    state_.jobs[0].status.best_stage = status.best_stage;
+    return status;
+  };
+  EXPECT_EQ(lose().fruitless, 1u);
+  EXPECT_EQ(lose().fruitless, 2u);
+  state_.jobs[0].progress = JobProgress{.total_step = 10};
+  EXPECT_EQ(lose().fruitless, 0u);
+  EXPECT_EQ(lose().fruitless, 1u) << "it went no further than the time before";
+  state_.jobs[0].progress->total_step = 9;
+  EXPECT_EQ(lose().fruitless, 2u);
+  state_.jobs[0].stages.resize(1);
+  EXPECT_EQ(lose().fruitless, 0u) << "a stage was committed";
+  for (uint64_t step = 11; step < 100; ++step) {
+    state_.jobs[0].progress->total_step = step;
+    ASSERT_EQ(lose().state, JobState::kQueued) << "a long job may lose its group as often as it likes";
+  }
+}
+
+TEST_F(DecideTest, LeavingInGoodOrderNeverFailsAJob) {
+  RunTwo();
+  state_.jobs[0].status.fruitless = 3;
+  state_.workers["s0"].draining = true;
+  EXPECT_EQ(One().status.state, JobState::kQueued);
+  EXPECT_THAT(One().events[0].text, Not(HasSubstr("attempt")));
+}
+
+// --- a worker's own fault
+// ---------------------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, AWorkerAtFaultIsSetAsideForThisJob) {
+  RunTwo();
+  Add(&state_, MakeStudent("s2"));
+  state_.jobs[0].status.fruitless = 3;
+  state_.jobs[0].failures = {FailureReport{"s1", "no data here", FailureKind::kWorker}};
+  JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kQueued) << "nobody's budget";
+  ASSERT_EQ(decision.status.set_aside.size(), 1u);
+  EXPECT_EQ(decision.status.set_aside[0], (SetAside{"s1", "s1-inc", "no data here"}));
+  EXPECT_EQ(decision.events[0].type, EventType::kWorkerSetAside);
+  EXPECT_EQ(decision.events[0].text, "s1 is at fault and gets this job no more (until it is restarted): no data here");
+  state_.jobs[0].status = decision.status;
+  state_.jobs[0].lost_at = decision.lost_at;
+  state_.jobs[0].failures.clear();
+  state_.jobs.push_back(MakeQueued("other", MakePlan(1)));
+  for (auto& [id, worker] : state_.workers) worker.last_seen = kNow + 1;
+  state_.workers["s0"].job_id = state_.workers["s1"].job_id = "";
+  const std::vector<JobDecision> all = All(kNow + 1);
+  EXPECT_THAT(Ranks(all[0]), ElementsAre("s0", "s2"));
+  EXPECT_THAT(Ranks(all[1]), ElementsAre("s1")) << "other jobs may have it";
+  // Another process of that id has another chance.
+  state_.workers["s1"].incarnation = "new";
+  state_.workers.erase("s2");
+  EXPECT_THAT(Ranks(All(kNow + 1)[0]), ElementsAre("s0", "s1"));
+}
+
+TEST_F(DecideTest, AJobWaitsForStudentsThatHaveNotFailedIt) {
+  state_.jobs = {MakeQueued("j", MakePlan(2)), MakeQueued("small", MakePlan(1))};
+  state_.jobs[0].status.set_aside = {{"s1", "s1-inc", "disk full"}};
+  Add(&state_, MakeStudent("s0"));
+  Add(&state_, MakeStudent("s1"));
+  const std::vector<JobDecision> all = All();
+  EXPECT_EQ(all[0].status.reason,
+            "waiting for 2 students: 1 free, 1 alive; s1 is set aside: disk full; start 1 more: distill-student "
+            "--coordinator ADDRESS");
+  EXPECT_EQ(all[1].status.state, JobState::kRunning) << "the fleet cannot serve the first: it holds up nobody";
+}
+
+TEST_F(DecideTest, AJobThatEveryStudentFailedEnds) {
+  state_.jobs = {MakeQueued("j", MakePlan(1))};
+  state_.jobs[0].status.set_aside = {{"s0", "s0-inc", "no data"}, {"s1", "s1-inc", "no data either"}};
+  Add(&state_, MakeStudent("s0"));
+  Add(&state_, MakeStudent("s1"));
+  Worker away = MakeStudent("s2", kNow - 30);
+  Add(&state_, away);
+  EXPECT_EQ(One().status.state, JobState::kQueued) << "s2 was here a moment ago and may be back";
+  state_.workers["s2"].last_seen = kNow - 61;
+  EXPECT_EQ(One().status.state, JobState::kFailed);
+  EXPECT_EQ(One().status.reason, "every live student failed it: s0: no data; s1: no data either");
+  state_.workers["s1"].incarnation = "new";
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+}
+
+TEST_F(DecideTest, ACordonedStudentGetsNothing) {
+  state_.jobs = {MakeQueued("j", MakePlan(1))};
+  Worker worker = MakeStudent("s0");
+  worker.faults = {{"a", "no"}, {"b", "no"}};
+  Add(&state_, worker);
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+  state_.workers["s0"].faults["c"] = "no";
+  EXPECT_EQ(One().status.state, JobState::kQueued);
+  EXPECT_THAT(One().status.reason, HasSubstr("s0 is cordoned: no"));
+}
+
+// --- devices
+// --------------------------------------------------------------------------------------------------------------------
+
+class DeviceTest : public DecideTest {
+ protected:
+  void SetUp() override {
+    Add(&state_, MakeStudent("a-cpu"));
+    Add(&state_, MakeStudent("b-gpu"));
+    Add(&state_, MakeStudent("c-cpu"));
+    Add(&state_, MakeStudent("d-gpu"));
+    state_.workers["a-cpu"].device = state_.workers["c-cpu"].device = "cpu";
+    state_.workers["b-gpu"].device = state_.workers["d-gpu"].device = "cuda:0 NVIDIA H200";
+  }
+  JobDecision For(const std::string& device, uint32_t students) {
+    JobPlan plan = MakePlan(students);
+    plan.device = device;
+    state_.jobs = {MakeQueued("j", plan)};
+    return One();
+  }
+};
+
+TEST_F(DeviceTest, AJobGetsTheDeviceItAsksFor) {
+  EXPECT_THAT(Ranks(For("cuda", 1)), ElementsAre("b-gpu"));
+  EXPECT_THAT(Ranks(For("cuda", 2)), ElementsAre("b-gpu", "d-gpu"));
+  EXPECT_EQ(
+      For("cuda", 3).status.reason,
+      "waiting for 3 students: 2 free, 2 alive; a-cpu has no GPU, the job asks for device cuda; c-cpu has no GPU, "
+      "the job asks for device cuda; start 1 more: distill-student --coordinator ADDRESS");
+  EXPECT_THAT(Ranks(For("cpu", 2)), ElementsAre("a-cpu", "c-cpu"));
+  EXPECT_THAT(Ranks(For("auto", 2)), ElementsAre("b-gpu", "d-gpu"));
+}
+
+TEST_F(DeviceTest, AGroupHasOneKindOfDevice) {
+  state_.workers.erase("d-gpu");
+  EXPECT_THAT(Ranks(For("auto", 2)), ElementsAre("a-cpu", "c-cpu"));
+  EXPECT_THAT(For("auto", 3).status.reason,
+              HasSubstr("2 free, 2 alive (1 more with another kind of device: a group has one kind)"));
+}
+
+// --- stuck, stalled
+// -------------------------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, AStudentThatDoesNotLeaveAJobIsStuck) {
+  state_.jobs = {MakeQueued("big", MakePlan(2)), MakeQueued("small", MakePlan(1))};
+  Add(&state_, Working("s0", "ghost"));
+  Add(&state_, MakeStudent("s1"));
+  NoteAstray(kNow, &state_);
+  std::vector<JobDecision> all = All();
+  EXPECT_EQ(all[0].status.reason, "waiting for 2 students: 1 free, 2 alive");
+  EXPECT_EQ(all[1].status.wait, JobWait::kLine);
+  for (auto& [id, worker] : state_.workers) worker.last_seen = kNow + 61;
+  NoteAstray(kNow + 61, &state_);
+  all = All(kNow + 61);
+  EXPECT_THAT(all[0].status.reason, HasSubstr("1 free, 1 alive; s0 is stuck in job ghost; start 1 more"));
+  EXPECT_EQ(all[1].status.state, JobState::kRunning);
+  state_.workers["s0"].job_id = "";  // it has left at last
+  NoteAstray(kNow + 61, &state_);
+  EXPECT_EQ(All(kNow + 61)[0].status.state, JobState::kRunning);
+}
+
+TEST_F(DecideTest, AStudentAtWorkIsNotAstray) {
+  RunTwo();
+  NoteAstray(kNow, &state_);
+  EXPECT_FALSE(state_.workers["s0"].astray_since);
+  state_.workers["s0"].generation = 0;
+  NoteAstray(kNow, &state_);
+  EXPECT_EQ(state_.workers["s0"].astray_since, kNow);
+}
+
+TEST_F(DecideTest, AJobWithoutNewsIsSaidToStall) {
+  RunTwo();
+  state_.jobs[0].progress_at = kNow - 901;
+  JobDecision decision = One();
+  EXPECT_EQ(decision.status.wait, JobWait::kProgress);
+  EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0'); nothing new from its ranks for more than 900 s");
+  ASSERT_EQ(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].type, EventType::kStalled);
+  state_.jobs[0].status = decision.status;
+  EXPECT_THAT(One(kNow + 1).events, IsEmpty()) << "said once";
+  state_.jobs[0].progress_at = kNow;
+  EXPECT_EQ(One(kNow + 1).status.wait, JobWait::kNothing);
 }
 
 // --- re-forming
@@ -266,10 +469,10 @@ class ReformTest : public DecideTest {
   // The group broke at kNow because s0 reported that its peer closed; nobody knows yet that s1 is dead.
   void SetUp() override {
     RunTwo();
-    state_.jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
+    state_.jobs[0].failures = {FailureReport{"s0", "peer closed", FailureKind::kPassing}};
     Take(One());
     ASSERT_EQ(state_.jobs[0].status.state, JobState::kQueued);
-    state_.jobs[0].failure.reset();
+    state_.jobs[0].failures.clear();
   }
   void Take(const JobDecision& decision) {
     state_.jobs[0].status = decision.status;
@@ -341,7 +544,7 @@ class RestartTest : public DecideTest {
  protected:
   // The coordinator started at kNow and found "j" running in its store; nobody has called yet.
   void SetUp() override {
-    state_.started = kNow;
+    state_.grace_until = kNow + 30;
     state_.jobs = {MakeRunning("j", MakePlan(2), {"s0", "s1"})};
     state_.jobs[0].assigned_at = kNow;
     state_.jobs[0].status.reason = "stage 1 of 3 ('stage-0')";
@@ -350,11 +553,11 @@ class RestartTest : public DecideTest {
 
 TEST_F(RestartTest, MembersMayReturnUnderTheSameGeneration) {
   EXPECT_EQ(One(kNow).status.state, JobState::kRunning);
-  EXPECT_EQ(One(kNow + kLease).status.state, JobState::kRunning);
+  EXPECT_EQ(One(kNow + 30).status.state, JobState::kRunning);
   Add(&state_, Working("s0", "j"));
   Add(&state_, Working("s1", "j"));
-  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 6;
-  const JobDecision decision = One(kNow + 6);
+  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 31;
+  const JobDecision decision = One(kNow + 31);
   EXPECT_EQ(decision.status.state, JobState::kRunning);
   EXPECT_EQ(decision.status.generation, 1u);
   EXPECT_EQ(decision.status.restarts, 0u);
@@ -362,9 +565,9 @@ TEST_F(RestartTest, MembersMayReturnUnderTheSameGeneration) {
 
 TEST_F(RestartTest, WhoDoesNotReturnInTimeIsLost) {
   Worker back = Working("s0", "j");
-  back.last_seen = kNow + 5.1;
+  back.last_seen = kNow + 30.1;
   Add(&state_, back);
-  const JobDecision decision = One(kNow + 5.1);
+  const JobDecision decision = One(kNow + 30.1);
   EXPECT_EQ(decision.status.state, JobState::kQueued);
   EXPECT_THAT(decision.events[0].text, AllOf(HasSubstr("s1 did not return"), Not(HasSubstr("s0"))));
 }
@@ -390,14 +593,42 @@ TEST_F(RestartTest, TeachersGetTheSameGrace) {
   JobDecision decision = One(kNow + 1);
   EXPECT_EQ(decision.status.reason, "stage 1 of 3 ('stage-0')");
   EXPECT_THAT(decision.events, IsEmpty());
-  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 6;
-  EXPECT_THAT(One(kNow + 6).status.reason, StartsWith("waiting for a teacher"));
+  state_.workers["s0"].last_seen = state_.workers["s1"].last_seen = kNow + 31;
+  EXPECT_THAT(One(kNow + 31).status.reason, StartsWith("waiting for a teacher"));
 }
 
 TEST_F(RestartTest, ACancelledJobWaitsForMembersThatMayReturn) {
   state_.jobs[0].status.cancel_requested = true;
   EXPECT_EQ(One(kNow + 1).status.state, JobState::kRunning);
-  EXPECT_EQ(One(kNow + 5.1).status.state, JobState::kCancelled);
+  EXPECT_EQ(One(kNow + 30.1).status.state, JobState::kCancelled);
+}
+
+// --- the coordinator's own silence
+// ----------------------------------------------------------------------------------------------
+
+TEST_F(DecideTest, WhoWasAliveGetsALeaseAfterTheCoordinatorsSilence) {
+  Add(&state_, MakeStudent("alive", kNow - 4));
+  Add(&state_, MakeStudent("dead", kNow - 60));
+  ExcuseSilence(kNow, kLease, &state_);
+  EXPECT_TRUE(IsAlive(kNow + 5, kLease, state_.workers["alive"]));
+  EXPECT_FALSE(IsAlive(kNow + 5.1, kLease, state_.workers["alive"]));
+  EXPECT_FALSE(IsAlive(kNow, kLease, state_.workers["dead"]));
+  ExcuseSilence(kNow + 3, kLease, &state_);
+  EXPECT_FALSE(IsAlive(kNow + 5.1, kLease, state_.workers["alive"])) << "it has not called since: it is excused once";
+  state_.workers["alive"].last_seen = kNow + 4;
+  ExcuseSilence(kNow + 6, kLease, &state_);
+  EXPECT_TRUE(IsAlive(kNow + 11, kLease, state_.workers["alive"]));
+}
+
+TEST(AttentionTest, TimeStandsStillWhileNobodyLooks) {
+  Attention attention(100, 0.5);
+  EXPECT_EQ(attention.At(100.25).now, 100.25);
+  EXPECT_EQ(attention.At(100.75).missed, 0);
+  const Attention::Look look = attention.At(130.75);
+  EXPECT_EQ(look.now, 101.25);
+  EXPECT_EQ(look.missed, 29.5);
+  EXPECT_EQ(attention.At(130).now, 101.25) << "readings of two threads may come out of order";
+  EXPECT_EQ(attention.At(131).now, 101.5);
 }
 
 // --- cancelling
@@ -418,10 +649,22 @@ TEST_F(DecideTest, ACancelledJobEndsWhenItsMembersHaveStopped) {
   EXPECT_EQ(decision.status.reason, "cancelled by a user");
 }
 
+TEST_F(DecideTest, ACancelledJobEndsAfterItsGraceWhateverItsMembersDo) {
+  RunTwo();
+  state_.jobs[0].status.cancel_requested = true;
+  state_.jobs[0].cancel_at = kNow - 60;
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+  state_.jobs[0].cancel_at = kNow - 60.1;
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kCancelled);
+  EXPECT_EQ(decision.status.reason,
+            "cancelled by a user; s0, s1 did not stop within 60 s and may have written no checkpoint");
+}
+
 TEST_F(DecideTest, AFailureWhileCancellingDoesNotReformTheGroup) {
   RunTwo();
   state_.jobs[0].status.cancel_requested = true;
-  state_.jobs[0].failure = FailureReport{"s0", "peer closed", FailureKind::kPassing};
+  state_.jobs[0].failures = {FailureReport{"s0", "peer closed", FailureKind::kPassing}};
   state_.workers["s1"].incarnation = "new";
   const JobDecision decision = One();
   EXPECT_EQ(decision.status.state, JobState::kRunning);

@@ -17,7 +17,7 @@ using Scope = RendezvousStore::Scope;
 
 class RendezvousStoreTest : public testing::Test {
  protected:
-  void SetUp() override { RendezvousStore::Run(store_.Open("j", 1)); }
+  void SetUp() override { RendezvousStore::Run(store_.Open("j", 1, {})); }
   // Waits for keys "k" in generation 1; the answer comes into `answer_`.
   uint64_t Wait(absl::Duration timeout = absl::Seconds(60)) {
     return store_.WaitFor(kOne, {"k"}, timeout, [this](StatusOr<std::string> value) {
@@ -35,7 +35,7 @@ TEST_F(RendezvousStoreTest, OnlyThePresentGenerationIsServed) {
   EXPECT_TRUE(store_.Set(kOne, "k", "v").ok());
   EXPECT_EQ(store_.Set(kTwo, "k", "v").code(), StatusCode::kAborted);
   EXPECT_EQ(store_.Get({"other", 1}, "k").status().code(), StatusCode::kAborted);
-  RendezvousStore::Run(store_.Open("j", 2));
+  RendezvousStore::Run(store_.Open("j", 2, {}));
   const Status old = store_.Get(kOne, "k").status();
   EXPECT_EQ(old.code(), StatusCode::kAborted);
   EXPECT_THAT(std::string(old.message()), HasSubstr("is at generation 2, not 1"));
@@ -43,18 +43,47 @@ TEST_F(RendezvousStoreTest, OnlyThePresentGenerationIsServed) {
 }
 
 TEST_F(RendezvousStoreTest, OpeningTheSameOrAnOlderGenerationChangesNothing) {
-  RendezvousStore::Run(store_.Open("j", 2));
+  RendezvousStore::Run(store_.Open("j", 2, {}));
   ASSERT_TRUE(store_.Set(kTwo, "k", "v").ok());
-  RendezvousStore::Run(store_.Open("j", 2));
-  RendezvousStore::Run(store_.Open("j", 1));
+  RendezvousStore::Run(store_.Open("j", 2, {}));
+  RendezvousStore::Run(store_.Open("j", 1, {}));
   EXPECT_EQ(store_.Get(kTwo, "k").value(), "v");
 }
 
-TEST_F(RendezvousStoreTest, AnEndedJobStaysClosed) {
+TEST_F(RendezvousStoreTest, AClosedScopeCanBeOpenedForANewerGeneration) {
+  ASSERT_TRUE(store_.Set(kOne, "k", "v").ok());
   RendezvousStore::Run(store_.Close("j"));
   EXPECT_EQ(store_.Set(kOne, "k", "v").code(), StatusCode::kAborted);
-  RendezvousStore::Run(store_.Open("j", 5));
-  EXPECT_EQ(store_.Set({"j", 5}, "k", "v").code(), StatusCode::kAborted);
+  RendezvousStore::Run(store_.Open("j", 2, {}));  // a user has resumed the job
+  EXPECT_EQ(store_.Get(kTwo, "k").status().code(), StatusCode::kNotFound);
+  EXPECT_TRUE(store_.Set(kTwo, "k", "v").ok());
+}
+
+TEST_F(RendezvousStoreTest, OnlyMembersAreServed) {
+  RendezvousStore::Run(store_.Open("j", 2, {{"s0", "a"}, {"s1", "b"}}));
+  EXPECT_TRUE(store_.Set({"j", 2, {"s0", "a"}}, "k", "v").ok());
+  EXPECT_EQ(store_.Get({"j", 2, {"s1", "b"}}, "k").value(), "v");
+  for (const RankMember& other : {RankMember{"s0", "another process"}, RankMember{"s2", "a"}, RankMember{}}) {
+    const Status status = store_.Set({"j", 2, other}, "k", "x");
+    EXPECT_EQ(status.code(), StatusCode::kAborted);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("holds no rank of job j"));
+  }
+}
+
+// The wait wants all its keys at one time, in whatever order they come and go.
+TEST_F(RendezvousStoreTest, AWaitForManyKeysEndsWhenAllAreThere) {
+  store_.WaitFor(kOne, {"a", "b", "a"}, absl::Seconds(60), [this](StatusOr<std::string> value) {
+    answer_ = std::move(value);
+    answered_.Notify();
+  });
+  ASSERT_TRUE(store_.Set(kOne, "a", "1").ok());
+  ASSERT_TRUE(store_.Set(kOne, "a", "2").ok());
+  ASSERT_TRUE(store_.Delete(kOne, "a").value());
+  ASSERT_TRUE(store_.Set(kOne, "b", "3").ok());
+  EXPECT_FALSE(answered_.HasBeenNotified());
+  ASSERT_EQ(store_.Add(kOne, "a", 7).value(), 7);
+  ASSERT_TRUE(answered_.HasBeenNotified());
+  EXPECT_EQ(answer_.value(), "7");
 }
 
 TEST_F(RendezvousStoreTest, AWaitIsAnsweredOnceByTheKey) {
@@ -96,7 +125,7 @@ TEST_F(RendezvousStoreTest, AWallClockThatIsSetBackDelaysNoWait) {
 
 TEST_F(RendezvousStoreTest, ANewGenerationEndsTheWaitsOfTheOld) {
   Wait();
-  RendezvousStore::Run(store_.Open("j", 2));
+  RendezvousStore::Run(store_.Open("j", 2, {}));
   ASSERT_TRUE(answered_.HasBeenNotified());
   EXPECT_EQ(answer_.status().code(), StatusCode::kAborted);
 }
@@ -128,7 +157,7 @@ TEST(RendezvousStoreEndTest, TheEndAnswersWaits) {
   Status status;
   {
     RendezvousStore store;
-    RendezvousStore::Run(store.Open("j", 1));
+    RendezvousStore::Run(store.Open("j", 1, {}));
     store.WaitFor({"j", 1}, {"k"}, absl::Seconds(60), [&](StatusOr<std::string> value) { status = value.status(); });
   }
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);

@@ -28,7 +28,7 @@ class TestCoordinator {
     coordinator = Coordinator::Create(options, OpenSqliteJobStore(":memory:").value(), SystemClock(), &metrics).value();
     jobs_ = MakeJobService(coordinator.get());
     fleet_ = MakeFleetService(coordinator.get());
-    store_ = MakeStoreService(&coordinator->rendezvous());
+    store_ = MakeStoreService(&coordinator->rendezvous(), coordinator->epoch());
     server = RpcServer::Start({.listen = "127.0.0.1:0"}, {jobs_.get(), fleet_.get(), store_.get()}).value();
     ticker_ = std::make_unique<Ticker>("test-tick", absl::Milliseconds(20), [this] { coordinator->Tick(); });
   }

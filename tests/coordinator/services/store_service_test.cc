@@ -10,9 +10,15 @@ namespace {
 
 class CoordinatorHarness : public KvHarness {
  public:
-  CoordinatorHarness() { RendezvousStore::Run(coordinator_.coordinator->rendezvous().Open("job", 1)); }
+  CoordinatorHarness() { RendezvousStore::Run(coordinator_.coordinator->rendezvous().Open("job", 1, {})); }
   std::shared_ptr<KvClient> Client() override {
-    return MakeCoordinatorKvClient(coordinator_.server->address(), {}, "job", 1).value();
+    return MakeCoordinatorKvClient(
+               coordinator_.server->address(), {},
+               [] {
+                 return WorkerIdentity{"s0", "a", 1};
+               },
+               "job", 1)
+        .value();
   }
 
  private:
@@ -26,7 +32,7 @@ INSTANTIATE_TEST_SUITE_P(Coordinator, KvSuite,
 class StoreServiceTest : public testing::Test {
  protected:
   StoreServiceTest() : stub_(v1::StoreService::NewStub(coordinator_.Channel())) {
-    RendezvousStore::Run(store().Open("job", 1));
+    RendezvousStore::Run(store().Open("job", 1, {}));
   }
   RendezvousStore& store() { return coordinator_.coordinator->rendezvous(); }
   static v1::StoreGetRequest GetRequest(const std::string& key, uint32_t timeout_ms, uint64_t generation = 1) {
@@ -54,6 +60,16 @@ TEST_F(StoreServiceTest, AnotherGenerationIsAborted) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED) << status.error_message();
 }
 
+TEST_F(StoreServiceTest, WhoHeardOfANewerCoordinatorIsSentAway) {
+  for (const uint32_t timeout_ms : {0, 60000}) {
+    v1::StoreGetRequest request = GetRequest("k", timeout_ms);
+    request.mutable_scope()->set_coordinator_epoch(coordinator_.coordinator->epoch() + 1);
+    grpc::ClientContext context;
+    v1::StoreGetResponse response;
+    EXPECT_EQ(stub_->Get(&context, request, &response).error_code(), grpc::StatusCode::UNAVAILABLE);
+  }
+}
+
 TEST_F(StoreServiceTest, ANewGenerationWakesWaitersOfTheOld) {
   grpc::Status status;
   std::thread waiter([&] {
@@ -62,7 +78,7 @@ TEST_F(StoreServiceTest, ANewGenerationWakesWaitersOfTheOld) {
     status = stub_->Get(&context, GetRequest("never", 60000), &response);
   });
   // Whether the call waits already or not, it is of the old generation.
-  RendezvousStore::Run(store().Open("job", 2));
+  RendezvousStore::Run(store().Open("job", 2, {}));
   waiter.join();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED) << status.error_message();
 }

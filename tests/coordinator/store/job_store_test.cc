@@ -145,6 +145,10 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   status.wait = JobWait::kTeacher;
   status.generation = 3;
   status.restarts = 2;
+  status.fruitless = 1;
+  status.best_step = 70;
+  status.best_stage = 1;
+  status.set_aside = {{"student-9", "inc-z", "no data there"}};
   status.ranks = {{"student-1", "inc-b"}, {"student-0", "inc-a"}};
   status.cancel_requested = true;
   status.cancel_reason = "why not";

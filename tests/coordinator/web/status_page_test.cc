@@ -126,9 +126,10 @@ class StatusPageTest : public testing::Test {
     input.from = {id, "1"};
     input.job_id = job;
     input.generation = generation;
-    input.progress = std::move(progress);
+    if (progress) input.progress = {*std::move(progress)};
     input.events = std::move(events);
     ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+    coordinator_->Tick();
   }
   static JobProgress Report(uint32_t stage, uint64_t step, uint64_t total, double loss) {
     JobProgress progress;
@@ -209,7 +210,8 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   Beat("s0", id, 1, Report(0, 30, 30, 0.5));
   EXPECT_EQ(Api("jobs")["jobs"].at(0)["done_steps"], 30);
   ASSERT_TRUE(
-      coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4}).ok());
+      coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4})
+          .ok());
   job = Api("jobs")["jobs"].at(0);
   EXPECT_EQ(job["done_steps"], 117);
   EXPECT_EQ(job["stage"], 1);
@@ -233,7 +235,8 @@ TEST_F(StatusPageTest, TellsAllAboutOneJob) {
   const std::string id = RunJob();
   Beat("s0", id, 1, Report(0, 30, 30, 0.5));
   ASSERT_TRUE(
-      coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4}).ok());
+      coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 0, .checkpoint = "c0", .digest = "d0", .loss = 0.4})
+          .ok());
   const json job = Api("jobs/" + id);
   EXPECT_EQ(job["id"], id);
   EXPECT_EQ(job["state"], "JOB_STATE_RUNNING");

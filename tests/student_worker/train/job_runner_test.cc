@@ -42,6 +42,7 @@ class RecordedFleet : public FleetClient {
     absl::MutexLock lock(&mutex_);
     events_.push_back(text);
   }
+  WorkerIdentity identity() const override { return {"worker", "1", 1}; }
   Status ReportResume(const std::string&, uint64_t, uint32_t, uint64_t, const std::string&) override {
     return OkStatus();
   }
