@@ -19,6 +19,7 @@
 #include "coordinator/cli/plan_view.h"
 #include "coordinator/cli/printing.h"
 #include "coordinator/cli/progress_view.h"
+#include "coordinator/cli/repair_commands.h"
 #include "coordinator/cli/report.h"
 #include "coordinator/cli/results_view.h"
 #include "coordinator/cli/terminal.h"
@@ -62,8 +63,7 @@ std::string ProblemText(const v1::JobFileProblem& problem, const v1::SubmitJobRe
     return StrCat(request.file_name(), ":", problem.line(), ":", problem.column(), ": ", problem.text());
   }
   const int index = static_cast<int>(problem.override_index());
-  return StrCat("override '", index < request.overrides_size() ? request.overrides(index) : "?",
-                "': ", problem.text());
+  return StrCat("override '", index < request.overrides_size() ? request.overrides(index) : "?", "': ", problem.text());
 }
 
 // What is wrong with the file and how much of it.
@@ -384,9 +384,10 @@ struct Command {
   ExitCode (*run)(JobClient& client, const Options& options);
 };
 constexpr Command kCommands[] = {
-    {"submit", RunSubmit},   {"list", RunList},       {"describe", RunDescribe}, {"file", RunFile},
-    {"watch", RunWatch},     {"logs", RunLogs},       {"cancel", RunCancel},     {"fleet", RunFleet},
-    {"taps", RunTaps},       {"history", RunHistory}, {"results", RunResults},   {"report", RunReport},
+    {"submit", RunSubmit},   {"list", RunList},         {"describe", RunDescribe}, {"file", RunFile},
+    {"watch", RunWatch},     {"logs", RunLogs},         {"cancel", RunCancel},     {"resume", RunResume},
+    {"fleet", RunFleet},     {"uncordon", RunUncordon}, {"taps", RunTaps},         {"history", RunHistory},
+    {"results", RunResults}, {"report", RunReport},
 };
 
 }  // namespace

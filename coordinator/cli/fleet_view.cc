@@ -10,7 +10,7 @@ namespace distill::cli {
 namespace {
 
 Style WorkerStyle(const std::string& state) {
-  if (state == "lost") return Style::kRed;
+  if (state == "lost" || state == "stuck" || state == "cordoned") return Style::kRed;
   if (state == "draining" || state == "stopped") return Style::kYellow;
   if (state == "serving" || state == "training") return Style::kCyan;
   return Style::kNone;
@@ -48,6 +48,11 @@ std::string RenderFleet(const v1::GetFleetResponse& fleet, const TextOptions& op
       }
     }
     out = workers.Render(options);
+    for (const v1::WorkerInfo& worker : fleet.workers()) {
+      if (worker.reason().empty()) continue;
+      StrAppend(&out, "\n", Printable(worker.id()), " is ", Printable(worker.state()), ": ", Printable(worker.reason()),
+                "\n");
+    }
     if (!models.empty()) StrAppend(&out, "\n", models.Render(options));
   }
   StrAppend(&out, "\ncoordinator ", Printable(fleet.coordinator_version()), ", start number ",

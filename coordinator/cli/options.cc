@@ -135,7 +135,9 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
       ->check(CLI::IsMember({"queued", "running", "succeeded", "failed", "cancelled"}));
 
   const auto add_job = [options](CLI::App* command) {
-    command->add_option("JOB", options->job, "Id of the job, or its name (then the one that has not ended, else the newest)")
+    command
+        ->add_option("JOB", options->job,
+                     "Id of the job, or its name (then the one that has not ended, else the newest)")
         ->required();
   };
   CLI::App* describe = app->add_subcommand("describe", "Show a job: state, progress, results, files, plan");
@@ -152,7 +154,14 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
   cancel->add_option("--reason", options->reason, "Kept with the job");
   cancel->add_flag("--wait", options->wait, "Return when the job has stopped");
 
+  CLI::App* resume =
+      app->add_subcommand("resume", "Queue a failed or cancelled job again; it goes on from its newest checkpoint");
+  add_job(resume);
+  resume->add_flag("--watch", options->watch, "Follow the job until it ends");
+
   app->add_subcommand("fleet", "List teachers and students");
+  CLI::App* uncordon = app->add_subcommand("uncordon", "Give jobs again to a worker that failed some by its own fault");
+  uncordon->add_option("WORKER", options->worker, "Id of the worker, as distillctl fleet shows it")->required();
 
   CLI::App* taps =
       app->add_subcommand("taps", "List the taps of a network of the zoo or of a served teacher, with shapes");

@@ -29,8 +29,9 @@ struct Options {
   // Of the commands; each reads only what it declares.
   std::string job;                                // id or name
   std::vector<std::string> jobs;                  // results
+  std::string worker;                             // uncordon
   std::string file;                               // submit; "-" is standard input
-  bool watch = false;                             // submit
+  bool watch = false;                             // submit, resume
   bool dry_run = false;                           // submit
   std::vector<std::string> overrides;             // submit --set
   std::string request_id;                         // submit; empty: a random one

@@ -156,6 +156,26 @@ grpc::Status CannedJobService::CancelJob(ServerContext*, const v1::CancelJobRequ
   return Find(request->job(), response->mutable_job());
 }
 
+grpc::Status CannedJobService::ResumeJob(ServerContext*, const v1::ResumeJobRequest* request,
+                                         v1::ResumeJobResponse* response) {
+  absl::MutexLock lock(&mutex_);
+  if (grpc::Status failure = TakeFailure(); !failure.ok()) return failure;
+  if (grpc::Status found = Find(request->job(), response->mutable_job()); !found.ok()) return found;
+  v1::Job& job = *response->mutable_job();
+  if (job.state() == v1::JOB_STATE_SUCCEEDED) {
+    return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "it has succeeded: there is nothing left to do");
+  }
+  job.set_state(v1::JOB_STATE_QUEUED);
+  job.set_generation(job.generation() + 1);
+  return grpc::Status::OK;
+}
+
+grpc::Status CannedJobService::UncordonWorker(ServerContext*, const v1::UncordonWorkerRequest* request,
+                                              v1::UncordonWorkerResponse*) {
+  if (request->worker_id() == "s0") return grpc::Status::OK;
+  return grpc::Status(grpc::StatusCode::NOT_FOUND, "no worker has the id '" + request->worker_id() + "'");
+}
+
 grpc::Status CannedJobService::StreamEvents(ServerContext* context, const v1::StreamEventsRequest* request,
                                             grpc::ServerWriter<v1::JobEvent>* writer) {
   absl::MutexLock lock(&mutex_);

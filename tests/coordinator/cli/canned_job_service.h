@@ -47,6 +47,11 @@ class CannedJobService : public v1::JobService::Service {
   grpc::Status GetJobFile(grpc::ServerContext*, const v1::GetJobFileRequest*, v1::GetJobFileResponse*) override;
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*, grpc::ServerWriter<v1::JobUpdate>*) override;
   grpc::Status CancelJob(grpc::ServerContext*, const v1::CancelJobRequest*, v1::CancelJobResponse*) override;
+  // Puts the job back into the queue; refuses a succeeded one.
+  grpc::Status ResumeJob(grpc::ServerContext*, const v1::ResumeJobRequest*, v1::ResumeJobResponse*) override;
+  // Knows the worker "s0" alone.
+  grpc::Status UncordonWorker(grpc::ServerContext*, const v1::UncordonWorkerRequest*,
+                              v1::UncordonWorkerResponse*) override;
   grpc::Status StreamEvents(grpc::ServerContext*, const v1::StreamEventsRequest*,
                             grpc::ServerWriter<v1::JobEvent>*) override;
   grpc::Status GetFleet(grpc::ServerContext*, const v1::GetFleetRequest*, v1::GetFleetResponse*) override;

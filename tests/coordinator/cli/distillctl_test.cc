@@ -194,9 +194,11 @@ TEST_F(DistillctlTest, ARefusedJobFilePrintsAllProblemsWithTheirPlaces) {
   const ChildResult result = Run({"submit", file, "--set", "seed=1", "--name", "x"});
   EXPECT_EQ(result.exit_code, kExitInvalidJob);
   EXPECT_THAT(result.err, StartsWith(file + ":3:5: unknown key 'wieght'; did you mean 'weight'?\n" + file + ":4:5: "));
-  EXPECT_THAT(result.err, HasSubstr("\n" + file + ":302:5: unknown key 'wieght'; did you mean 'weight'?\n"
+  EXPECT_THAT(result.err, HasSubstr("\n" + file +
+                                    ":302:5: unknown key 'wieght'; did you mean 'weight'?\n"
                                     "override 'name=x': bad\\x1b[31m\n"
-                                    "error: " + file + " was refused (301 problems); nothing was submitted\n"));
+                                    "error: " +
+                                    file + " was refused (301 problems); nothing was submitted\n"));
   EXPECT_THAT(result.out, IsEmpty());
   const ChildResult as_json = Run({"submit", file, "-o", "json"});
   EXPECT_EQ(as_json.exit_code, kExitInvalidJob);
@@ -266,8 +268,7 @@ TEST_F(DistillctlTest, FilePrintsTheJobsFileWithItsOverrides) {
   service_.file.add_overrides("seed=3");
   service_.file.add_overrides("a=\x1b[2J\nforged: 1");
   StartServer();
-  EXPECT_EQ(Run({"file", "j-1"}).out,
-            "# --set seed=3\n# --set a=\\x1b[2J\\nforged: 1\nname: fashion\nseed: 1\n");
+  EXPECT_EQ(Run({"file", "j-1"}).out, "# --set seed=3\n# --set a=\\x1b[2J\\nforged: 1\nname: fashion\nseed: 1\n");
   const json answer = json::parse(Run({"file", "fashion", "-o", "json"}).out);
   EXPECT_EQ(answer["yaml"], "name: fashion\nseed: 1");
   EXPECT_EQ(answer["overrides"][0], "seed=3");
@@ -636,6 +637,36 @@ TEST_F(DistillctlTest, CancelAsksAndMayWait) {
   EXPECT_EQ(json::parse(Run({"cancel", "j-1", "--wait", "-o", "json"}).out)["state"], "JOB_STATE_CANCELLED");
 }
 
+TEST_F(DistillctlTest, ResumeQueuesAnEndedJobAgain) {
+  v1::Job job = RunningJob();
+  job.set_state(v1::JOB_STATE_CANCELLED);
+  job.set_generation(3);
+  service_.Put(job);
+  StartServer();
+  ChildResult result = Run({"resume", "j-1"});
+  EXPECT_EQ(result.exit_code, kExitOk) << result.err;
+  EXPECT_EQ(result.out, "job j-1 (fashion) is queued as generation 4\n");
+  EXPECT_THAT(result.err, HasSubstr("distillctl watch j-1"));
+  EXPECT_EQ(Run({"resume", "j-1", "-q"}).out, "j-1\n");
+  EXPECT_EQ(json::parse(Run({"resume", "j-1", "-o", "json"}).out)["generation"], "4");
+  EXPECT_EQ(Run({"resume", "nobody"}).exit_code, kExitNotFound);
+  job.set_state(v1::JOB_STATE_SUCCEEDED);
+  service_.Put(job);
+  result = Run({"resume", "j-1"});
+  EXPECT_EQ(result.exit_code, kExitUsage);
+  EXPECT_THAT(result.err, HasSubstr("nothing left to do"));
+  EXPECT_EQ(Run({"resume", "j-1", "--watch"}).exit_code, kExitUsage);
+}
+
+TEST_F(DistillctlTest, UncordonNamesTheWorker) {
+  StartServer();
+  EXPECT_EQ(Run({"uncordon", "s0"}).out, "worker s0 takes jobs again\n");
+  const ChildResult result = Run({"uncordon", "nobody"});
+  EXPECT_EQ(result.exit_code, kExitNotFound);
+  EXPECT_THAT(result.err, HasSubstr("no worker has the id 'nobody'"));
+  EXPECT_EQ(Run({"uncordon"}).exit_code, kExitUsage);
+}
+
 TEST_F(DistillctlTest, InterruptedCancelStillCancels) {
   service_.Put(RunningJob());
   StartServer();
@@ -831,12 +862,29 @@ TEST_F(DistillctlTest, OutputThatDoesNotArriveIsAnErrorWithItsCause) {
   tap->set_path("layer1");
   StartServer();
   const std::string file = Write("job.yaml", "name: fashion\n");
-  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{
-           {"submit", file}, {"submit", file, "--dry-run"}, {"submit", file, "-q"}, {"submit", file, "--watch"},
-           {"list"}, {"list", "-q"}, {"describe", "j-1"}, {"watch", "j-1"}, {"logs", "j-1"}, {"logs", "-f", "j-1"},
-           {"cancel", "j-1"}, {"file", "j-1"}, {"fleet"}, {"taps", "fashion"}, {"history", "j-1"}, {"history", "--csv", "j-1"},
-           {"results", "j-1"}, {"report", "-o", "-", "j-1"}, {"completion", "bash"}, {"--help"}, {"--help-all"},
-           {"--version"}, {"watch", "--help"}}) {
+  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{{"submit", file},
+                                                                                       {"submit", file, "--dry-run"},
+                                                                                       {"submit", file, "-q"},
+                                                                                       {"submit", file, "--watch"},
+                                                                                       {"list"},
+                                                                                       {"list", "-q"},
+                                                                                       {"describe", "j-1"},
+                                                                                       {"watch", "j-1"},
+                                                                                       {"logs", "j-1"},
+                                                                                       {"logs", "-f", "j-1"},
+                                                                                       {"cancel", "j-1"},
+                                                                                       {"file", "j-1"},
+                                                                                       {"fleet"},
+                                                                                       {"taps", "fashion"},
+                                                                                       {"history", "j-1"},
+                                                                                       {"history", "--csv", "j-1"},
+                                                                                       {"results", "j-1"},
+                                                                                       {"report", "-o", "-", "j-1"},
+                                                                                       {"completion", "bash"},
+                                                                                       {"--help"},
+                                                                                       {"--help-all"},
+                                                                                       {"--version"},
+                                                                                       {"watch", "--help"}}) {
     for (const char* output : {"table", "json"}) {
       std::vector<std::string> words = {"-o", output};
       words.insert(words.end(), command.begin(), command.end());
