@@ -248,8 +248,6 @@ TEST_F(CoordinatorFaultTest, AStudentWithoutTheDataHurtsNoJob) {
     }
     return {};
   };
-  AwaitFor([&] { return s0().state() == "cordoned"; }, "s0 is cordoned");
-  EXPECT_THAT(s0().reason(), HasSubstr("the data is not here"));
   // The others do all of them, two at a time.
   for (int ended = 0; ended < 8;) {
     for (const std::string& id : jobs) {
@@ -267,6 +265,8 @@ TEST_F(CoordinatorFaultTest, AStudentWithoutTheDataHurtsNoJob) {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
+  AwaitFor([&] { return s0().state() == "cordoned"; }, "s0 is cordoned");
+  EXPECT_THAT(s0().reason(), HasSubstr("the data is not here"));
 }
 
 // Two processes with one id: the newest start has it, the other comes back when that one is gone.
