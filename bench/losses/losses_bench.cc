@@ -53,7 +53,8 @@ void BenchChannelKl(Bench* bench, const std::string& name, at::IntArrayRef shape
   if (!bench->Wants(name)) return;
   const Tensor student = RandomMap(shape).to(type).contiguous(format).set_requires_grad(true);
   const Tensor teacher = RandomMap(shape).to(type).contiguous(format);
-  const ChannelKlOptions options{.temperature = kTemperature};
+  const double rows = static_cast<double>(shape[0] * shape[1]);
+  const ChannelKlOptions options{.temperature = kTemperature, .weight = kTemperature * kTemperature / rows};
   ChannelKlMaps maps{shape[0],
                      shape[1],
                      shape[2] * shape[3],
@@ -81,7 +82,7 @@ void BenchChannelKl(Bench* bench, const std::string& name, at::IntArrayRef shape
   first.n = 1;
   const ChannelKlReferenceResult reference = Value(ChannelKlReference<double>(first, options));
   const Tensor got = gradient[0].contiguous(torch::MemoryFormat::Contiguous);
-  Tensor want = torch::tensor(reference.gradient, torch::kDouble) / shape[0];
+  Tensor want = torch::tensor(reference.gradient, torch::kDouble);
   want = format == torch::MemoryFormat::ChannelsLast ? want.view({shape[2], shape[3], shape[1]}).permute({2, 0, 1})
                                                      : want.view({shape[1], shape[2], shape[3]});
   CheckClose(name + ": gradient of the first image, against the reference", got, want, narrow ? 4e-3 : 1e-5);

@@ -151,7 +151,7 @@ std::string ChannelKlCuda(const ChannelKlMaps& maps, const ChannelKlOptions& opt
                           void* stream) {
   ChannelKlCudaPlan plan;
   if (std::string problem = PlanForDevice(maps, &plan); !problem.empty()) return problem;
-  const double scale = ChannelKlScale(maps, options);
+  const double scale = options.weight;
   double* const divergence = static_cast<double*>(output.scratch);
   Launch launch;
   launch.plan = plan;
@@ -167,7 +167,7 @@ std::string ChannelKlCuda(const ChannelKlMaps& maps, const ChannelKlOptions& opt
                  maps.c,
                  maps.hw,
                  maps.layout == MapLayout::kChannelsLast,
-                 options.divergence == Divergence::kCrossEntropy,
+                 options.cross_entropy,
                  options.temperature,
                  scale / options.temperature,
                  plan.segment,

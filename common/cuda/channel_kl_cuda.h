@@ -41,14 +41,11 @@ struct ChannelKlCudaPlan {
 // shared_limit: bytes that a block may use; team_limit: largest cluster, 1 where there are none.
 ChannelKlCudaPlan PlanChannelKlCuda(const ChannelKlMaps& maps, int64_t shared_limit, int team_limit);
 
-// kl_t_s and ce; the others run through torch's operators.
-bool ChannelKlCudaSupports(const ChannelKlOptions& options);
-
 // Both return "", or what went wrong in CUDA's words.
 // On the current device.
 std::string ChannelKlCudaScratchBytes(const ChannelKlMaps& maps, int64_t* bytes);
 // Enqueues on `stream` (a cudaStream_t) of the current device and returns; the host never waits. All pointers are the
-// device's. REQUIRES: ValidateChannelKl() is OK, ChannelKlCudaSupports(), n, c and hw at least 1.
+// device's. REQUIRES: ValidateChannelKl() is OK, n, c and hw at least 1.
 std::string ChannelKlCuda(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlCudaOutput& output,
                           void* stream);
 

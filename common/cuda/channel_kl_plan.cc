@@ -5,10 +5,6 @@
 
 namespace distill {
 
-bool ChannelKlCudaSupports(const ChannelKlOptions& options) {
-  return options.divergence == Divergence::kTeacherStudent || options.divergence == Divergence::kCrossEntropy;
-}
-
 ChannelKlCudaPlan PlanChannelKlCuda(const ChannelKlMaps& maps, int64_t shared_limit, int team_limit) {
   using cuda_channel_kl::SharedBytes;
   ChannelKlCudaPlan plan;

@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kThreads) StatsKernel(Args args) {
   cuda_tat::Stats(args, &shared);
 }
 template <Kind kKind>
-__global__ void __launch_bounds__(kThreads) AccumulateKernel(Args args, Side side, bool add) {
+__global__ void __launch_bounds__(kThreads) AccumulateKernel(Args args, Side side) {
   __shared__ Shared shared;
-  cuda_tat::Accumulate<kKind>(args, side, add, &shared);
+  cuda_tat::Accumulate<kKind>(args, side, &shared);
 }
 __global__ void __launch_bounds__(kThreads)
     FinishKernel(Args args, int64_t n, Reduction reduction, double weight, double elements, double queries,
@@ -61,8 +61,8 @@ struct StreamDevice {
     StatsKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
   }
   template <Kind kKind>
-  void Accumulate(const Args& args, const Side& side, bool add, int64_t blocks) const {
-    AccumulateKernel<kKind><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args, side, add);
+  void Accumulate(const Args& args, const Side& side, int64_t blocks) const {
+    AccumulateKernel<kKind><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args, side);
   }
   void Finish(const Args& args, int64_t n, Reduction reduction, double weight, double elements, double queries,
               float* factors, Results results) const {

@@ -217,9 +217,9 @@ DISTILL_DEVICE void WeightTile(const Args& args, int64_t group, int64_t own0, in
 }
 
 // Block b owns tokens [kTile * (b % tiles), ...) of group b / tiles. `side`: the map whose gradient this is (not read
-// by kOutput); `add`: onto what is there.
+// by kOutput).
 template <Kind kKind>
-DISTILL_DEVICE void Accumulate(const Args& args, const Side& side, bool add, Shared* shared) {
+DISTILL_DEVICE void Accumulate(const Args& args, const Side& side, Shared* shared) {
   constexpr bool kOwnQueries = kKind == Kind::kOutput || kKind == Kind::kQueries;
   const int64_t own = kOwnQueries ? args.queries : args.keys, other = kOwnQueries ? args.keys : args.queries;
   const int64_t features = kKind == Kind::kOutput || kKind == Kind::kValues ? args.c : args.d;
@@ -298,7 +298,7 @@ DISTILL_DEVICE void Accumulate(const Args& args, const Side& side, bool add, Sha
           for (int64_t dy = 0; dy < side.window_height; ++dy) {
             for (int64_t dx = 0; dx < side.window_width; ++dx) {
               float* const out = side.gradient + window.offset + dy * window.row + dx * window.column;
-              *out = (add ? *out : 0.0f) + factor * sum[i][j];
+              *out = factor * sum[i][j];
             }
           }
         }

@@ -98,7 +98,7 @@ inline Steps PlanSteps(const TatMaps& maps, const TatOptions& options, const Tat
   return steps;
 }
 
-// Device: offers Pack(side, groups, out, threads), Stats(args, blocks), Accumulate<Kind>(args, side, add, blocks),
+// Device: offers Pack(side, groups, out, threads), Stats(args, blocks), Accumulate<Kind>(args, side, blocks),
 // Finish(...), Zero(pointer, floats); each runs after the one before.
 template <typename Device>
 void RunSteps(const Steps& steps, const TatMaps& maps, const TatOptions& options, const TatTokenPlan& plan,
@@ -111,17 +111,16 @@ void RunSteps(const Steps& steps, const TatMaps& maps, const TatOptions& options
   const int64_t query_blocks = steps.groups * ((args.queries + kTile - 1) / kTile);
   const int64_t key_blocks = steps.groups * ((args.keys + kTile - 1) / kTile);
   device.Stats(args, query_blocks);
-  device.template Accumulate<Kind::kOutput>(args, steps.value, false, query_blocks);
+  device.template Accumulate<Kind::kOutput>(args, steps.value, query_blocks);
   const Reduction reduction = options.reduction == TatReduction::kMeanAll       ? Reduction::kMeanAll
                               : options.reduction == TatReduction::kSumPerImage ? Reduction::kSumPerImage
                                                                                 : Reduction::kL2Norm;
   device.Finish(args, maps.n, reduction, options.weight, steps.elements, steps.queries, steps.factors,
                 Results{output.loss, output.mean_entropy, output.mean_largest_weight});
-  const bool add = output.gradients.add;
   // Pixels without a token keep these zeros.
   const auto zero = [&](const FeatureMap& map, float* gradient, const TatTokens& tokens) {
     const int64_t used = plan.groups * plan.patches * tokens.count() * tokens.window.count();
-    if (gradient != nullptr && !add && used < map.height * map.width) {
+    if (gradient != nullptr && used < map.height * map.width) {
       device.Zero(gradient, maps.n * map.channels * map.height * map.width);
     }
   };
@@ -129,10 +128,10 @@ void RunSteps(const Steps& steps, const TatMaps& maps, const TatOptions& options
   zero(maps.phi, output.gradients.phi, plan.student);
   zero(maps.theta, output.gradients.theta, plan.teacher);
   if (steps.query.gradient != nullptr) {
-    device.template Accumulate<Kind::kQueries>(args, steps.query, add, query_blocks);
+    device.template Accumulate<Kind::kQueries>(args, steps.query, query_blocks);
   }
-  if (steps.value.gradient != nullptr) device.template Accumulate<Kind::kValues>(args, steps.value, add, key_blocks);
-  if (steps.key.gradient != nullptr) device.template Accumulate<Kind::kKeys>(args, steps.key, add, key_blocks);
+  if (steps.value.gradient != nullptr) device.template Accumulate<Kind::kValues>(args, steps.value, key_blocks);
+  if (steps.key.gradient != nullptr) device.template Accumulate<Kind::kKeys>(args, steps.key, key_blocks);
 }
 
 }  // namespace distill::cuda_tat

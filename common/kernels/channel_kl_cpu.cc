@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "common/kernels/channel_kl.h"
-#include "common/kernels/channel_kl_reference.h"
 #include "common/kernels/channel_kl_simd.h"
 #include "common/kernels/float_array.h"
 #include "common/kernels/flush_denormals.h"
@@ -131,9 +130,9 @@ class RowWorker {
       : kernels_(kernels),
         hw_(maps.hw),
         temperature_(options.temperature),
-        divergence_(options.divergence),
+        cross_entropy_(options.cross_entropy),
         stream_(stream),
-        gradient_factor_(ChannelKlScale(maps, options) / options.temperature),
+        gradient_factor_(options.weight / options.temperature),
         p_(NewFloats(RoundUp(hw_, kMaxLanes))),
         u_(NewFloats(RoundUp(hw_, kMaxLanes))),
         blocks_((hw_ + kBlock - 1) / kBlock),
@@ -157,7 +156,7 @@ class RowWorker {
     double divergence = 0;
     // A single position: p = q = 1, and rounding must not say otherwise.
     if (hw_ == 1 || !Near(row, first, &divergence)) divergence = Far(row);
-    if (divergence_ == Divergence::kCrossEntropy && std::isfinite(divergence)) {
+    if (cross_entropy_ && std::isfinite(divergence)) {
       kernels_.row_to_float(row.teacher, row.teacher_type, row.mask, hw_, p_.get());
       divergence += kernels_.row_entropy(p_.get(), hw_, scale_);
     }
@@ -219,7 +218,7 @@ class RowWorker {
   const Kernels& kernels_;
   const int64_t hw_;
   const double temperature_;
-  const Divergence divergence_;
+  const bool cross_entropy_;
   const bool stream_;
   const double gradient_factor_;  // of q - p
   Scale scale_;
@@ -308,7 +307,7 @@ void RunColumns(const Job& job, int64_t fold) {
   const int64_t segment = block * std::max<int64_t>(1, kSegmentValues / (channels * block));
   const int64_t segments = (hw + segment - 1) / segment;
   const int64_t group = std::clamp<int64_t>(kGroupValues / (channels * hw), 1, maps.n);
-  const double factor = ChannelKlScale(maps, job.options) / job.options.temperature;
+  const double factor = job.options.weight / job.options.temperature;
   const Scale scale = RowWorker(job.kernels, maps, job.options, false).scale();
 
   // Sums [group][segments][6][C]; the merged ones replace segment 0's. Zeroed because whole vectors reach beyond C.
@@ -426,39 +425,6 @@ void RunColumns(const Job& job, int64_t fold) {
   if (!far_rows.empty()) RunGatheredRows(job, far_rows);
 }
 
-// Any divergence, by the reference's code in double.
-void RunReferenceRows(const Job& job) {
-  const ChannelKlMaps& maps = job.maps;
-  const double factor = ChannelKlScale(maps, job.options);
-  const bool last = maps.layout == MapLayout::kChannelsLast;
-  job.parallel_for(0, maps.n * maps.c, std::max<int64_t>(1, 1024 / maps.hw), [&](int64_t begin, int64_t end) {
-    std::vector<double> teacher(maps.hw), student(maps.hw), gradient(maps.hw);
-    std::vector<int64_t> index(maps.hw);
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t n = r / maps.c;
-      const int64_t first = last ? n * maps.hw * maps.c + r % maps.c : r * maps.hw, step = last ? maps.c : 1;
-      int64_t count = 0;
-      bool finite = true;
-      for (int64_t i = 0; i < maps.hw; ++i) {
-        const int64_t at = first + i * step;
-        if (job.output.gradient != nullptr) SetValue(job.output.gradient, job.output.gradient_type, at, 0);
-        if (maps.mask != nullptr && maps.mask[n * maps.hw + i] == 0) continue;
-        teacher[count] = Value(maps.teacher, maps.teacher_type, at);
-        student[count] = Value(maps.student, maps.student_type, at);
-        finite = finite && std::isfinite(teacher[count]) && std::isfinite(student[count]);
-        index[count++] = at;
-      }
-      job.row_divergence[r] = !finite ? kNan
-                                      : RowDivergence<double>(job.options.divergence, job.options.temperature,
-                                                              teacher.data(), student.data(), count, gradient.data());
-      if (!finite || job.output.gradient == nullptr) continue;
-      for (int64_t i = 0; i < count; ++i) {
-        SetValue(job.output.gradient, job.output.gradient_type, index[i], static_cast<float>(factor * gradient[i]));
-      }
-    }
-  });
-}
-
 }  // namespace
 
 Status ValidateChannelKl(const ChannelKlMaps& maps, const ChannelKlOptions& options, const ChannelKlOutput& output) {
@@ -495,13 +461,11 @@ StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOp
                 row_divergence};
   if (rows == 0 || maps.hw == 0) {
     std::fill(row_divergence, row_divergence + rows, 0.0);
-  } else if (options.divergence != Divergence::kTeacherStudent && options.divergence != Divergence::kCrossEntropy) {
-    RunReferenceRows(job);
   } else if (maps.layout == MapLayout::kChannelsFirst || maps.c == 1) {
     RunRows(job);
   } else {
     const int64_t fold = Fold(maps, kernels.lanes);
-    if (fold * maps.c < kernels.lanes || maps.hw == 1 || options.divergence == Divergence::kCrossEntropy) {
+    if (fold * maps.c < kernels.lanes || maps.hw == 1 || options.cross_entropy) {
       std::vector<int64_t> all(rows);
       std::iota(all.begin(), all.end(), 0);
       RunGatheredRows(job, all);
@@ -518,7 +482,7 @@ StatusOr<ChannelKlResult> ChannelKl(const ChannelKlMaps& maps, const ChannelKlOp
     }
     sum += row_divergence[r];
   }
-  result.loss = result.nonfinite_rows > 0 ? kNan : ChannelKlScale(maps, options) * sum;
+  result.loss = result.nonfinite_rows > 0 ? kNan : options.weight * sum;
   return result;
 }
 

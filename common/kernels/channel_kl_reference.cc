@@ -29,50 +29,17 @@ float Element(const void* map, ElementType type, int64_t index) {
 }  // namespace
 
 template <typename Real>
-Real RowDivergence(Divergence divergence, Real temperature, const Real* teacher, const Real* student, int64_t count,
+Real RowDivergence(bool cross_entropy, Real temperature, const Real* teacher, const Real* student, int64_t count,
                    Real* gradient) {
   if (count == 0) return 0;
   const std::vector<Real> log_p = LogSoftmax(teacher, count, temperature);
   const std::vector<Real> log_q = LogSoftmax(student, count, temperature);
-  Real sum = 0;                   // the divergence
-  std::vector<Real> by_q(count);  // its derivative by q_i, each q_i taken as free
+  Real sum = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Real p = std::exp(log_p[i]);
     const Real q = std::exp(log_q[i]);
-    switch (divergence) {
-      case Divergence::kTeacherStudent:
-        sum += p * (log_p[i] - log_q[i]);
-        break;
-      case Divergence::kCrossEntropy:
-        sum -= p * log_q[i];
-        break;
-      case Divergence::kStudentTeacher:
-        sum += q * (log_q[i] - log_p[i]);
-        by_q[i] = log_q[i] - log_p[i];  // + 1, a constant that the softmax's derivative removes
-        break;
-      case Divergence::kJensenShannon: {
-        // log(m) = log(p + q) - log 2, relative to the larger of the two so that it stays finite where both vanish.
-        const Real larger = std::max(log_p[i], log_q[i]);
-        const Real log_m = larger + std::log1p(std::exp(std::min(log_p[i], log_q[i]) - larger)) - std::log(Real{2});
-        sum += (p * (log_p[i] - log_m) + q * (log_q[i] - log_m)) / 2;
-        by_q[i] = (log_q[i] - log_m) / 2;
-        break;
-      }
-      case Divergence::kSquaredError:
-        sum += (q - p) * (q - p);
-        by_q[i] = 2 * (q - p);
-        break;
-    }
-  }
-  if (gradient == nullptr) return sum;
-  Real mean = 0;  // E_q[by_q]
-  for (int64_t i = 0; i < count; ++i) mean += std::exp(log_q[i]) * by_q[i];
-  for (int64_t i = 0; i < count; ++i) {
-    if (divergence == Divergence::kTeacherStudent || divergence == Divergence::kCrossEntropy) {
-      gradient[i] = (std::exp(log_q[i]) - std::exp(log_p[i])) / temperature;  // (q - p) / T
-    } else {
-      gradient[i] = std::exp(log_q[i]) * (by_q[i] - mean) / temperature;  // chain rule through q = softmax(s / T)
-    }
+    sum += cross_entropy ? -p * log_q[i] : p * (log_p[i] - log_q[i]);
+    if (gradient != nullptr) gradient[i] = (q - p) / temperature;
   }
   return sum;
 }
@@ -83,7 +50,7 @@ StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps,
   ChannelKlReferenceResult out;
   out.gradient.assign(maps.n * maps.c * maps.hw, 0.0);
   out.row_divergence.assign(maps.n * maps.c, 0.0);
-  const double scale = ChannelKlScale(maps, options);
+  const double scale = options.weight;
   Real sum = 0;
   for (int64_t n = 0; n < maps.n; ++n) {
     for (int64_t c = 0; c < maps.c; ++c) {
@@ -106,7 +73,7 @@ StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps,
         if (out.result.nonfinite_rows++ == 0) out.result.first_nonfinite_row = row;
         continue;
       }
-      const Real divergence = RowDivergence<Real>(options.divergence, static_cast<Real>(options.temperature),
+      const Real divergence = RowDivergence<Real>(options.cross_entropy, static_cast<Real>(options.temperature),
                                                   teacher.data(), student.data(), index.size(), gradient.data());
       out.row_divergence[row] = static_cast<double>(divergence);
       sum += divergence;
@@ -118,9 +85,8 @@ StatusOr<ChannelKlReferenceResult> ChannelKlReference(const ChannelKlMaps& maps,
   return out;
 }
 
-template double RowDivergence(Divergence, double, const double*, const double*, int64_t, double*);
-template long double RowDivergence(Divergence, long double, const long double*, const long double*, int64_t,
-                                   long double*);
+template double RowDivergence(bool, double, const double*, const double*, int64_t, double*);
+template long double RowDivergence(bool, long double, const long double*, const long double*, int64_t, long double*);
 template StatusOr<ChannelKlReferenceResult> ChannelKlReference<double>(const ChannelKlMaps&, const ChannelKlOptions&);
 template StatusOr<ChannelKlReferenceResult> ChannelKlReference<long double>(const ChannelKlMaps&,
                                                                             const ChannelKlOptions&);

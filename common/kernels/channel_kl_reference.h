@@ -9,12 +9,12 @@
 
 namespace distill {
 
-// The divergence of one row and its gradient by the student's values.
+// KL(p || q) of one row, or with `cross_entropy` -sum p log q, and its gradient by the student's values.
 //   teacher, student: `count` finite values; temperature > 0; Real is double or long double.
-//   gradient: `count` values, d divergence / d student (no T^2, no mean), or null.
+//   gradient: `count` values, d divergence / d student (no weight), or null.
 // REQUIRES: count >= 0; 0 gives 0.
 template <typename Real>
-Real RowDivergence(Divergence divergence, Real temperature, const Real* teacher, const Real* student, int64_t count,
+Real RowDivergence(bool cross_entropy, Real temperature, const Real* teacher, const Real* student, int64_t count,
                    Real* gradient);
 
 struct ChannelKlReferenceResult {

@@ -88,7 +88,6 @@ struct TatGradients {
   float* gamma = nullptr;
   float* phi = nullptr;
   float* theta = nullptr;
-  bool add = false;  // add to what is there instead of overwriting
 };
 
 struct TatResult {

@@ -646,8 +646,7 @@ bool AnyWanted(const TatGradients& gradients) {
   return gradients.gamma != nullptr || gradients.phi != nullptr || gradients.theta != nullptr;
 }
 
-WriteMode ModeOf(const TatMaps& maps, const TatGradients& gradients) {
-  if (gradients.add) return WriteMode::kAdd;
+WriteMode ModeOf(const TatMaps& maps) {
   const int64_t bytes = maps.n * maps.phi.channels * maps.phi.height * maps.phi.width * SizeOf(ElementType::kFloat32);
   return bytes >= kStreamBytes ? WriteMode::kStream : WriteMode::kSet;
 }
@@ -701,7 +700,7 @@ StatusOr<TatResult> TatAttention(const TatMaps& maps, const TatOptions& options,
   DISTILL_ASSIGN_OR_RETURN(const TatTokenPlan plan, PlanTat(maps, options));
   if (maps.n == 0) return TatResult();
   const Kernels& kernels = KernelsFor(level);
-  const WriteMode mode = ModeOf(maps, gradients);
+  const WriteMode mode = ModeOf(maps);
   Term term(maps, options, plan);
   if (options.mode == TatMode::kAnchor) {
     RunImages(maps, gradients, mode, parallel_for, kernels, nullptr, &term);
@@ -723,7 +722,7 @@ StatusOr<TatHierarchicalResult> TatHierarchical(const TatMaps& maps, const TatOp
   DISTILL_ASSIGN_OR_RETURN(const TatTokenPlan anchor_plan, PlanTat(maps, anchor));
   if (maps.n == 0) return TatHierarchicalResult();
   Term patch_term(maps, patch_group, patch_plan), anchor_term(maps, anchor, anchor_plan);
-  RunImages(maps, gradients, ModeOf(maps, gradients), parallel_for, KernelsFor(level), &patch_term, &anchor_term);
+  RunImages(maps, gradients, ModeOf(maps), parallel_for, KernelsFor(level), &patch_term, &anchor_term);
   return TatHierarchicalResult{patch_term.Finish(maps), anchor_term.Finish(maps)};
 }
 

@@ -13,9 +13,8 @@ namespace distill::tat {
 inline constexpr int64_t kPad = 16;    // tokens per row are rounded up to this
 inline constexpr int64_t kPanel = 32;  // columns of b that gemm packs at a time
 
-// What becomes of what is there: overwritten; overwritten past the caches, for maps that these do not hold (the line
-// need not be fetched first); added to.
-enum class WriteMode : uint8_t { kSet, kStream, kAdd };
+// kStream: past the caches, for maps that these do not hold (the line need not be fetched first).
+enum class WriteMode : uint8_t { kSet, kStream };
 
 struct Kernels {
   int64_t lanes;

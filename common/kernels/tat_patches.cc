@@ -307,7 +307,6 @@ void WriteRest(const Kernels& kernels, const Side& side, int64_t image, int64_t 
   const Strides strides(map);
   const AnchorGradient& anchor = side.anchor;
   float* const gradient = side.gradient + image * strides.image;
-  if (mode == WriteMode::kAdd && anchor.values == nullptr) return;
   const bool first = map.layout == MapLayout::kChannelsFirst;
   const FloatArray line = NewFloats(map.width);
   const FloatArray zeros = NewFloats(std::max(map.width, map.channels));

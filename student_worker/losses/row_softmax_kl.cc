@@ -52,9 +52,7 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
     if (mask.numel() > 0) maps.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     ChannelKlOptions options;
     options.temperature = temperature;
-    options.divergence = cross_entropy ? Divergence::kCrossEntropy : Divergence::kTeacherStudent;
-    options.reduction = MapReduction::kSum;
-    options.scale_t2 = false;
+    options.cross_entropy = cross_entropy;
     options.weight = scale;
     const torch::Tensor gradient = torch::empty_like(student);
     context->save_for_backward({gradient});

@@ -71,7 +71,7 @@ ElementType TypeOf() {
 // As channel_kl_cuda.cu enqueues it, with the sizes that a device with so much shared memory would get.
 template <int kLanes, typename S, typename T>
 Outcome RunLanes(const Case& k, const ChannelKlMaps& maps, const ChannelKlCudaPlan& plan) {
-  const double scale = ChannelKlScale(maps, k.options);
+  const double scale = k.options.weight;
   const int64_t size = k.n * k.c * k.hw;
   std::vector<S> gradient(size);
   for (S& value : gradient) FromFloat(1e4f, &value);  // to see what is not written
@@ -86,7 +86,7 @@ Outcome RunLanes(const Case& k, const ChannelKlMaps& maps, const ChannelKlCudaPl
                   k.c,
                   k.hw,
                   k.layout == MapLayout::kChannelsLast,
-                  k.options.divergence == Divergence::kCrossEntropy,
+                  k.options.cross_entropy,
                   k.options.temperature,
                   scale / k.options.temperature,
                   plan.segment,
@@ -264,13 +264,9 @@ TEST(ChannelKlEmulatedTest, RowsThatAreNotFiniteAreCounted) {
   }
 }
 
-TEST(ChannelKlEmulatedTest, CrossEntropyReductionsAndWeight) {
+TEST(ChannelKlEmulatedTest, CrossEntropyAndWeight) {
   Case k = Random(2, 3, 700, kFirst, 100);
-  k.options = {.temperature = 2,
-               .divergence = Divergence::kCrossEntropy,
-               .reduction = MapReduction::kSumChannels,
-               .scale_t2 = false,
-               .weight = -3};
+  k.options = {.temperature = 2, .cross_entropy = true, .weight = -3};
   for (const Device& device : Devices(kFirst)) ExpectReference(k, device.limit, device.team, device.name);
   k.student[5] += 900;
   for (const Device& device : Devices(kFirst)) ExpectReference(k, device.limit, device.team, device.name, 5e-6);
