@@ -4,8 +4,11 @@
 // Source: Lin et al., "Knowledge Distillation via the Target-aware Transformer", CVPR 2022, arXiv:2205.10793. The text
 // of the paper was not available; formulas and settings come from its released code and notes. With embeddings a =
 // gamma(student), v = phi(student), b = theta(teacher), target f = the raw teacher map, rows = pixels:
-//     teacher_query (the paper's definition):  W = softmax_j(scale <b_i, a_j>),  loss = mean over elements of (W v -
-//     f)^2 student_query (the released code):       W = softmax_j(scale <a_i, b_j>), v taken at the teacher's index j
+// clang-format off
+//     W = softmax_j(scale * <b_i, a_j>)      teacher_query, the paper's definition
+//     W = softmax_j(scale * <a_i, b_j>)      student_query, the released code; v taken at the teacher's index j
+//     loss = mean over elements of (W v - f)^2
+// clang-format on
 // Modes: plain, all pixels against all; hierarchical, patch_weight * patch groups + anchor_weight * anchors from the
 // same a, b, v (common/plan/tat_geometry.h says how maps are cut):
 //     patch group   the p patches of a group share one attention whose logits are the sum of theirs
@@ -67,7 +70,6 @@ struct Part {
 };
 
 // ---- Dense
-// -----------------------------------------------------------------------------------------------------------
 
 // [N, C, H, W] -> [N * groups, h * w, patches * C]: tokens are places in a patch, with the features of the group's
 // patches one after the other. REQUIRES: the map is a whole number of patches.
@@ -127,15 +129,16 @@ torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel, bool rest) {
 }
 
 // ---- Tiled
-// -----------------------------------------------------------------------------------------------------------
 
 struct KernelCall {
   TatOptions options;
   std::optional<TatOptions> anchor;  // then `options` is of the patch groups, and both are done in one go; CPU only
   bool in_bfloat16 = false;
-  torch::Tensor entropy, largest_weight;         // out, of `options`
-  double patch_group_loss = 0, anchor_loss = 0;  // out, with `anchor`
 };
+
+// What a call of the kernel gives, scalars: the loss, with gradient; and for the log its shares of the patch groups and
+// of the anchors, where both were done, and entropy and largest weight of `options`.
+enum KernelOutput : size_t { kLoss, kPatchGroupLoss, kAnchorLoss, kEntropy, kLargestWeight, kKernelOutputs };
 
 FeatureMap Describe(const torch::Tensor& map) {
   FeatureMap out;
@@ -148,14 +151,13 @@ FeatureMap Describe(const torch::Tensor& map) {
   return out;
 }
 
-// Loss and gradients in one go; backward multiplies by the incoming scalar.
+// Loss and gradients in one go; backward multiplies by the loss's incoming scalar.
 class TiledTat : public torch::autograd::Function<TiledTat> {
  public:
-  static torch::Tensor forward(AutogradContext* context, const torch::Tensor& gamma, const torch::Tensor& phi,
-                               const torch::Tensor& theta, const torch::Tensor& target, int64_t call_address) {
-    auto* call = reinterpret_cast<KernelCall*>(call_address);  // alive: the caller waits for us
+  static variable_list forward(AutogradContext* context, const torch::Tensor& gamma, const torch::Tensor& phi,
+                               const torch::Tensor& theta, const torch::Tensor& target, const KernelCall& call) {
     std::array<torch::Tensor, 4> read = {gamma, phi, theta, target};
-    if (call->in_bfloat16) {
+    if (call.in_bfloat16) {
       for (torch::Tensor& map : read) map = map.to(torch::kBFloat16);
     }
     TatMaps maps;
@@ -175,49 +177,56 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
     gradients.phi = d_phi.data_ptr<float>();
     gradients.theta = learns_theta ? d_theta.data_ptr<float>() : nullptr;
     context->save_for_backward({d_gamma, d_phi, d_theta});
-    if (gamma.is_cuda()) {
-      const StatusOr<TatTokenPlan> plan = PlanTat(maps, call->options);
-      TORCH_CHECK(plan.ok(), plan.status().ToString());
-      const torch::Tensor numbers = torch::empty({3}, d_gamma.options());
-      const std::vector<torch::Tensor> number = numbers.unbind();  // loss, entropy, largest weight
-      TatCudaOutput output;
-      output.gradients = gradients;
-      output.loss = number[0].data_ptr<float>();
-      output.mean_entropy = number[1].data_ptr<float>();
-      output.mean_largest_weight = number[2].data_ptr<float>();
-      const std::string error = LoadedCudaPlugin()->tat_attention(maps, call->options, *plan, output);
-      TORCH_CHECK(error.empty(), "tat on the GPU: ", error);
-      call->entropy = number[1];
-      call->largest_weight = number[2];
-      return number[0].clone();  // a tensor of its own, not a view: autograd marks it
-    }
-    StatusOr<TatResult> result;
-    if (call->anchor) {
-      const StatusOr<TatHierarchicalResult> both =
-          TatHierarchical(maps, call->options, *call->anchor, gradients, ParallelForOfTorch);
-      TORCH_CHECK(both.ok(), both.status().ToString());
-      call->patch_group_loss = both->patch_group.loss;
-      call->anchor_loss = both->anchor.loss;
-      result = both->patch_group;
-      result->loss += both->anchor.loss;
-    } else {
-      result = TatAttention(maps, call->options, gradients, ParallelForOfTorch);
-      TORCH_CHECK(result.ok(), result.status().ToString());
-    }
-    call->entropy = torch::scalar_tensor(result->mean_entropy);
-    call->largest_weight = torch::scalar_tensor(result->mean_largest_weight);
-    return torch::scalar_tensor(result->loss, torch::kFloat32);
+    variable_list out =
+        gamma.is_cuda() ? OnGpu(maps, call, gradients, d_gamma.options()) : OnCpu(maps, call, gradients);
+    context->mark_non_differentiable({out.begin() + kPatchGroupLoss, out.end()});
+    return out;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor theta = saved[2].defined() ? saved[2] * grads[0] : torch::Tensor();
-    return {saved[0] * grads[0], saved[1] * grads[0], theta, {}, {}};
+    const torch::Tensor theta = saved[2].defined() ? saved[2] * grads[kLoss] : torch::Tensor();
+    return {saved[0] * grads[kLoss], saved[1] * grads[kLoss], theta, {}, {}};
+  }
+
+ private:
+  static variable_list OnGpu(const TatMaps& maps, const KernelCall& call, const TatGradients& gradients,
+                             const torch::TensorOptions& single) {
+    const StatusOr<TatTokenPlan> plan = PlanTat(maps, call.options);
+    TORCH_CHECK(plan.ok(), plan.status().ToString());
+    variable_list out(kKernelOutputs);
+    for (torch::Tensor& number : out) number = torch::zeros({}, single);
+    TatCudaOutput output;
+    output.gradients = gradients;
+    output.loss = out[kLoss].data_ptr<float>();
+    output.mean_entropy = out[kEntropy].data_ptr<float>();
+    output.mean_largest_weight = out[kLargestWeight].data_ptr<float>();
+    const std::string error = LoadedCudaPlugin()->tat_attention(maps, call.options, *plan, output);
+    TORCH_CHECK(error.empty(), "tat on the GPU: ", error);
+    return out;
+  }
+
+  static variable_list OnCpu(const TatMaps& maps, const KernelCall& call, const TatGradients& gradients) {
+    TatHierarchicalResult result;  // without anchors the first one is all
+    if (call.anchor) {
+      const auto both = TatHierarchical(maps, call.options, *call.anchor, gradients, ParallelForOfTorch);
+      TORCH_CHECK(both.ok(), both.status().ToString());
+      result = *both;
+    } else {
+      const auto one = TatAttention(maps, call.options, gradients, ParallelForOfTorch);
+      TORCH_CHECK(one.ok(), one.status().ToString());
+      result.patch_group = *one;
+    }
+    variable_list out;
+    for (double number : {result.patch_group.loss + result.anchor.loss, result.patch_group.loss, result.anchor.loss,
+                          result.patch_group.mean_entropy, result.patch_group.mean_largest_weight}) {
+      out.push_back(torch::scalar_tensor(number, torch::kFloat32));
+    }
+    return out;
   }
 };
 
 // ---- The loss
-// --------------------------------------------------------------------------------------------------------
 
 class TatLoss : public Loss {
  public:
@@ -337,23 +346,18 @@ class TatLoss : public Loss {
     return options;
   }
 
-  torch::Tensor CallKernel(const Maps& maps, KernelCall* call) const {
-    call->in_bfloat16 = in_bfloat16_;
+  // By KernelOutput.
+  variable_list CallKernel(const Maps& maps, KernelCall call) const {
+    call.in_bfloat16 = in_bfloat16_;
     const auto dense = [](const torch::Tensor& map) {
       return LayoutOf(map) == MapLayout::kChannelsLast ? map : map.contiguous();
     };
-    return TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target),
-                           reinterpret_cast<int64_t>(call));
+    return TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target), call);
   }
 
   Part AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
-    KernelCall call;
-    call.options = OptionsFor(maps, geometry, mode);
-    Part part;
-    part.loss = CallKernel(maps, &call);
-    part.entropy = call.entropy;
-    part.largest_weight = call.largest_weight;
-    return part;
+    const variable_list out = CallKernel(maps, {.options = OptionsFor(maps, geometry, mode)});
+    return {out[kLoss], out[kEntropy], out[kLargestWeight]};
   }
 
   // Patch groups and anchors in one call, which reads and writes less than two. Neither weight is 0.
@@ -363,11 +367,10 @@ class TatLoss : public Loss {
     call.options.weight = patch_weight_ * (summed_patches_ ? static_cast<double>(geometry.groups) : 1);
     call.anchor = OptionsFor(maps, geometry, TatMode::kAnchor);
     call.anchor->weight = anchor_weight_;
-    const torch::Tensor total = CallKernel(maps, &call);
-    details_ = {torch::scalar_tensor(call.patch_group_loss / patch_weight_, torch::kFloat32),
-                torch::scalar_tensor(call.anchor_loss / anchor_weight_, torch::kFloat32), call.entropy,
-                call.largest_weight};
-    return total;
+    const variable_list out = CallKernel(maps, std::move(call));
+    details_ = {out[kPatchGroupLoss] / patch_weight_, out[kAnchorLoss] / anchor_weight_, out[kEntropy],
+                out[kLargestWeight]};
+    return out[kLoss];
   }
 
   // `inside`: the maps before they were fitted to the grid; patch groups only.
