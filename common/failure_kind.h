@@ -5,10 +5,15 @@
 
 #include <optional>
 
-#include "common/fleet/fleet_client.h"  // FailureKind
 #include "common/status.h"
 
 namespace distill {
+
+enum class FailureKind {
+  kJob,      // it fails everywhere the same way: the job ends
+  kWorker,   // this worker's data, device or disk: the job goes on without this worker
+  kPassing,  // a lost peer, no teacher, the coordinator away: the same workers try again
+};
 
 // The same error, marked; an earlier mark is replaced. OK stays as it is. Annotate() keeps marks.
 Status WithKind(Status status, FailureKind kind);

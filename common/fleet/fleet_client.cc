@@ -164,6 +164,7 @@ class GrpcFleetClient : public FleetClient {
   Status FinishJob(const std::string& job_id, uint64_t generation, const JobArtifacts& artifacts) override {
     auto request = Begin<v1::FinishJobRequest>(job_id, generation);
     ToProto(artifacts, request.mutable_artifacts());
+    DeliverProgress();
     return Report<v1::FinishJobResponse>("FinishJob", &v1::FleetService::Stub::FinishJob, request,
                                          absl::InfiniteDuration());
   }
@@ -366,6 +367,14 @@ class GrpcFleetClient : public FleetClient {
       teacher_jobs_.clear();
       if (callbacks_.on_teacher_jobs) callbacks_.on_teacher_jobs(teacher_jobs_);
     }
+  }
+
+  // The last reports of a job are lost once it has ended.
+  void DeliverProgress() {
+    absl::MutexLock lock(&mutex_);
+    beat_now_ = true;
+    const auto delivered = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_ || progress_.empty(); };
+    AwaitFor(&mutex_, absl::Condition(&delivered), kDrainTimeout);
   }
 
   bool Stopped() {

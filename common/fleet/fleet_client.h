@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "common/failure_kind.h"
 #include "common/fleet/worker_identity.h"
 #include "common/plan/plan.h"
 #include "common/rpc/rpc_options.h"
@@ -70,6 +71,7 @@ struct NamedNumber {
 struct JobProgress {
   uint32_t stage = 0;
   uint64_t step = 0, total_step = 0;
+  uint64_t skipped_steps = 0;  // of `step`
   double loss = 0, learning_rate = 0, images_per_second = 0;
   std::vector<NamedNumber> terms, step_seconds;
   double accuracy = -1, teacher_accuracy = -1;  // negative: not measured
@@ -81,6 +83,7 @@ struct JobStageResult {
   uint32_t stage = 0;
   std::string checkpoint, digest;
   double accuracy = -1, mean_iou = -1, loss = 0, seconds = 0;
+  uint64_t skipped_steps = 0;
 };
 struct JobArtifacts {
   std::string safetensors, torchscript;
@@ -113,13 +116,6 @@ enum class EventType {
   kData = 18,        // what is odd about the data set
   kSteps = 19,       // steps skipped, a stage that ended early
   kTeacher = 20,     // a teacher that answers wrongly or late
-};
-
-// Whose fault a failure is, as far as the rank can tell; decides what becomes of the job.
-enum class FailureKind {
-  kJob,      // it fails everywhere the same way: the job ends
-  kWorker,   // this worker's data, device or disk: the job goes on without this worker
-  kPassing,  // a lost peer, no teacher, the coordinator away: the same workers try again
 };
 
 // Thread-safe.
@@ -164,9 +160,10 @@ class FleetClient {
   // Kept (at most 1000, oldest dropped; texts are cut at 4 KiB) until the coordinator has stored it; goes to the job's
   // event log, once, even if an answer was lost. Events of jobs in which the worker never held a rank are dropped there.
   virtual void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) = 0;
-  // Blocking, all four. Rank 0, before a generation's first step: where it really starts, in that `step` steps of `stage`
-  // are done (a stage whose checkpoint is complete counts as the next stage's step 0), and the digest of the checkpoint
-  // it starts from ("" for none). The coordinator forgets committed stages from `stage` on. Errors as CommitStage.
+  // Blocking, all four. Rank 0, before a generation's first step: where it really starts, in that `step` steps of
+  // `stage` are done (a stage whose checkpoint is complete counts as the next stage's step 0), and the digest of the
+  // checkpoint it starts from ("" for none). The coordinator forgets committed stages from `stage` on. Errors as
+  // CommitStage.
   virtual Status ReportResume(const std::string& job_id, uint64_t generation, uint32_t stage, uint64_t step,
                               const std::string& checkpoint_digest) = 0;
   // kAborted: the generation is over. kCancelled: stopped. kNotFound: the coordinator knows neither worker

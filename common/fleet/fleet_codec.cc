@@ -44,6 +44,7 @@ void ToProto(const JobProgress& progress, v1::Progress* proto) {
   if (progress.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(progress.teacher_mean_iou);
   proto->set_time(progress.time);
   proto->set_total_step(progress.total_step);
+  proto->set_skipped_steps(progress.skipped_steps);
   proto->set_phase(progress.phase);
 }
 
@@ -55,6 +56,7 @@ void ToProto(const JobStageResult& result, v1::StageResult* proto) {
   if (result.mean_iou >= 0) proto->set_mean_iou(result.mean_iou);
   proto->set_loss(result.loss);
   proto->set_seconds(result.seconds);
+  proto->set_skipped_steps(result.skipped_steps);
 }
 
 void ToProto(const JobArtifacts& artifacts, v1::Artifacts* proto) {

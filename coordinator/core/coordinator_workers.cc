@@ -15,6 +15,7 @@ constexpr size_t kMaxWorkers = 10000;
 constexpr size_t kMaxModels = 64;
 constexpr size_t kMaxTaps = 10000;
 constexpr size_t kMaxJobIdBytes = 256;
+constexpr size_t kMaxProgressPerHeartbeat = 1000;
 constexpr size_t kMaxEventBytes = 4096;
 
 // ASCII, so that messages may show the first few.
@@ -68,6 +69,13 @@ std::string IdIsTaken(const std::string& id) {
 bool IsNews(const std::optional<JobProgress>& last, const JobProgress& now) {
   return !last || last->time != now.time || last->total_step != now.total_step || last->phase != now.phase ||
          last->stage != now.stage;
+}
+
+// What of a heartbeat's reports is new: a heartbeat whose answer was lost brings the same ones again.
+std::vector<JobProgress> NewsOf(const std::optional<JobProgress>& last, const std::vector<JobProgress>& reports) {
+  size_t first = reports.size();
+  while (first > 0 && reports.size() - first < kMaxProgressPerHeartbeat && IsNews(last, reports[first - 1])) --first;
+  return {reports.begin() + static_cast<std::ptrdiff_t>(first), reports.end()};
 }
 
 }  // namespace
@@ -180,11 +188,12 @@ void Coordinator::QueueReports(const HeartbeatInput& input, double now, Worker* 
   const bool leads = job != nullptr && job->status.state == JobState::kRunning &&
                      job->status.generation == input.generation && !job->status.ranks.empty() &&
                      job->status.ranks[0].worker_id == worker->id;
-  for (const JobProgress& progress : input.progress) {
-    if (!leads || !IsNews(job->progress, progress)) continue;
-    reports_.AddProgress(job->id, progress);
-    job->progress = progress;
-    job->progress_at = now;
+  if (leads) {
+    for (JobProgress& progress : NewsOf(job->progress, input.progress)) {
+      reports_.AddProgress(job->id, progress);
+      job->progress = std::move(progress);
+      job->progress_at = now;
+    }
   }
   for (const EventRecord& given : input.events) {
     if (given.job_id.empty() || given.job_id.size() > kMaxJobIdBytes) continue;

@@ -23,7 +23,7 @@ namespace distill {
 struct JobChange {
   std::string job_id;
   std::optional<JobStatus> status;
-  std::optional<JobProgress> progress;  // newest, and a point of the job's curve
+  std::vector<JobProgress> progress;    // points of the job's curve, oldest first; the last is its newest
   std::optional<uint32_t> drop_stages;  // this one and later ones are not committed any more
   std::optional<StageRecord> stage;     // a stage that is stored already stays as it is
   std::optional<JobArtifacts> artifacts;

@@ -45,6 +45,7 @@ void Encode(const JobProgress& progress, v1::Progress* proto) {
   proto->set_stage(progress.stage);
   proto->set_step(progress.step);
   proto->set_total_step(progress.total_step);
+  proto->set_skipped_steps(progress.skipped_steps);
   proto->set_loss(progress.loss);
   proto->set_learning_rate(progress.learning_rate);
   proto->set_images_per_second(progress.images_per_second);
@@ -63,6 +64,7 @@ JobProgress Decode(const v1::Progress& proto) {
   progress.stage = proto.stage();
   progress.step = proto.step();
   progress.total_step = proto.total_step();
+  progress.skipped_steps = proto.skipped_steps();
   progress.loss = proto.loss();
   progress.learning_rate = proto.learning_rate();
   progress.images_per_second = proto.images_per_second();
@@ -85,6 +87,7 @@ void Encode(const StageRecord& stage, v1::StageResult* proto) {
   if (stage.result.mean_iou >= 0) proto->set_mean_iou(stage.result.mean_iou);
   proto->set_loss(stage.result.loss);
   proto->set_seconds(stage.result.seconds);
+  proto->set_skipped_steps(stage.result.skipped_steps);
   proto->set_committed_time(stage.committed_time);
 }
 
@@ -97,6 +100,7 @@ StageRecord Decode(const v1::StageResult& proto) {
   if (proto.has_mean_iou()) stage.result.mean_iou = proto.mean_iou();
   stage.result.loss = proto.loss();
   stage.result.seconds = proto.seconds();
+  stage.result.skipped_steps = proto.skipped_steps();
   stage.committed_time = proto.committed_time();
   return stage;
 }

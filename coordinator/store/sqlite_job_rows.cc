@@ -92,7 +92,8 @@ Status WriteStatus(SqliteDatabase* db, const std::string& job_id, const JobStatu
   return OkStatus();
 }
 
-Status WriteProgress(SqliteDatabase* db, const std::string& job_id, const JobProgress& progress) {
+Status WriteProgress(SqliteDatabase* db, const std::string& job_id, const std::vector<JobProgress>& progress) {
+  if (progress.empty()) return OkStatus();
   int64_t seen = 0, stride = 1, kept = 0;
   {
     SqliteQuery query = db->Query(
@@ -105,24 +106,26 @@ Status WriteProgress(SqliteDatabase* db, const std::string& job_id, const JobPro
     stride = std::max<int64_t>(1, query.IntAt(1));
     kept = query.IntAt(2);
   }
-  const std::string bytes = Serialize<v1::Progress>(progress);
-  if (seen % stride == 0) {
+  for (const JobProgress& point : progress) {
+    const int64_t number = seen++;
+    if (number % stride != 0) continue;
     if (kept >= static_cast<int64_t>(JobStore::kMaxProgressPoints)) {
       stride *= 2;
       DISTILL_RETURN_IF_ERROR(
           db->Query("DELETE FROM points WHERE job_id = ? AND number % ? != 0").Text(job_id).Int(stride).Run());
+      kept -= db->Changes();
     }
-    if (seen % stride == 0) {
-      DISTILL_RETURN_IF_ERROR(db->Query("INSERT INTO points (job_id, number, point) VALUES (?,?,?)")
-                                  .Text(job_id)
-                                  .Int(seen)
-                                  .Blob(bytes)
-                                  .Run());
-    }
+    if (number % stride != 0) continue;
+    DISTILL_RETURN_IF_ERROR(db->Query("INSERT INTO points (job_id, number, point) VALUES (?,?,?)")
+                                .Text(job_id)
+                                .Int(number)
+                                .Blob(Serialize<v1::Progress>(point))
+                                .Run());
+    ++kept;
   }
   return db->Query("UPDATE jobs SET progress = ?, progress_seen = ?, progress_stride = ? WHERE id = ?")
-      .Blob(bytes)
-      .Int(seen + 1)
+      .Blob(Serialize<v1::Progress>(progress.back()))
+      .Int(seen)
       .Int(stride)
       .Text(job_id)
       .Run();

@@ -15,7 +15,7 @@ namespace distill {
 Status InsertJob(SqliteDatabase* db, const JobRecord& job);
 Status WriteStatus(SqliteDatabase* db, const std::string& job_id, const JobStatus& status);
 // The newest progress, and a point of the curve unless thinning leaves it out.
-Status WriteProgress(SqliteDatabase* db, const std::string& job_id, const JobProgress& progress);
+Status WriteProgress(SqliteDatabase* db, const std::string& job_id, const std::vector<JobProgress>& progress);
 // A stage that is there already stays as it is.
 Status WriteStage(SqliteDatabase* db, const std::string& job_id, const StageRecord& stage);
 // Forgets stages from `first` on.

@@ -141,7 +141,7 @@ class SqliteJobStore : public JobStore {
   Status ApplyOne(const JobChange& change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     SqliteDatabase* const db = db_.get();
     if (change.status) DISTILL_RETURN_IF_ERROR(WriteStatus(db, change.job_id, *change.status));
-    if (change.progress) DISTILL_RETURN_IF_ERROR(WriteProgress(db, change.job_id, *change.progress));
+    DISTILL_RETURN_IF_ERROR(WriteProgress(db, change.job_id, change.progress));
     if (change.drop_stages) DISTILL_RETURN_IF_ERROR(DropStages(db, change.job_id, *change.drop_stages));
     if (change.stage) DISTILL_RETURN_IF_ERROR(WriteStage(db, change.job_id, *change.stage));
     if (change.artifacts) DISTILL_RETURN_IF_ERROR(WriteArtifacts(db, change.job_id, *change.artifacts));

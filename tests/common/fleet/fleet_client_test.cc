@@ -387,6 +387,30 @@ TEST_F(FleetClientTest, TeacherJobsAreToldOnChangeAndReleasedWhenNoneIsLeft) {
   EXPECT_THAT(told_.all(), ElementsAre("jobs j1/m/1", "jobs j1/m/1 j2/m/2", "jobs j1/m/2 j2/m/2", "jobs"));
 }
 
+TEST_F(FleetClientTest, EachReportedStepIsDeliveredOnceAndInOrderBeforeTheJobIsFinished) {
+  auto client = Start();
+  ASSERT_TRUE(client.ok()) << client.status();
+  (*client)->SetCurrent("job-1", 1);
+  JobProgress progress;
+  for (uint64_t step = 1; step <= 100; ++step) {
+    progress.total_step = step;
+    progress.phase = "training";
+    (*client)->ReportProgress(progress);
+    progress.phase = "checkpointing";  // of the same step
+    (*client)->ReportProgress(progress);
+  }
+  ASSERT_TRUE((*client)->FinishJob("job-1", 1, JobArtifacts()).ok());
+  std::vector<uint64_t> steps;
+  coordinator_.Await([&] {
+    for (const v1::Progress& sent : coordinator_.progress_) {
+      if (steps.empty() || steps.back() != sent.total_step()) steps.push_back(sent.total_step());
+    }
+    return true;
+  });
+  ASSERT_THAT(steps, SizeIs(100));
+  for (uint64_t i = 0; i < steps.size(); ++i) EXPECT_EQ(steps[i], i + 1);
+}
+
 TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
   FleetClient::Callbacks callbacks = told_.Callbacks();
   callbacks.queue_length = [] { return 9u; };
@@ -759,8 +783,8 @@ TEST_F(FleetClientTest, DrainGivesUpWithoutACoordinator) {
   EXPECT_LT(SteadyNow() - start, kLong);
 }
 
-// NTP corrects a clock that was an hour ahead: leases must not end for it. In a process of its own, because gRPC's timers
-// (which no heartbeat needs as long as there is an answer) do believe the clock.
+// NTP corrects a clock that was an hour ahead: leases must not end for it. In a process of its own, because gRPC's
+// timers (which no heartbeat needs as long as there is an answer) do believe the clock.
 TEST_F(FleetClientTest, AWallClockThatIsSetBackDelaysNoHeartbeat) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto beat = [this] {

@@ -371,6 +371,30 @@ TEST_F(CoordinatorTest, ProgressComesFromRankZeroOfThisGeneration) {
   EXPECT_EQ(coordinator_->History(job)->size(), 5u);
 }
 
+TEST_F(CoordinatorTest, AllReportsOfAHeartbeatArePointsAndThoseThatComeAgainAreNot) {
+  const std::string job = RunJob();
+  HeartbeatInput input;
+  input.from.worker_id = "s0";
+  input.from.incarnation = "1";
+  input.job_id = job;
+  input.generation = 1;
+  const auto report = [](uint64_t step) {
+    return JobProgress{.step = step, .total_step = step, .time = static_cast<double>(step)};
+  };
+  input.progress = {report(1), report(2), report(3)};
+  ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+  input.progress = {report(1), report(2), report(3), report(4)};  // the answer was lost
+  ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+  ASSERT_TRUE(coordinator_->Heartbeat(input).ok());
+  coordinator_->Tick();
+  std::vector<uint64_t> steps;
+  const StatusOr<std::vector<JobProgress>> history = coordinator_->History(job);
+  ASSERT_TRUE(history.ok()) << history.status();
+  for (const JobProgress& point : *history) steps.push_back(point.step);
+  EXPECT_EQ(steps, (std::vector<uint64_t>{1, 2, 3, 4}));
+  EXPECT_EQ(coordinator_->Get(job)->progress.step, 4u);
+}
+
 TEST_F(CoordinatorTest, WorkersEventsAreStoredOnceAndCut) {
   const std::string job = RunJob();
   HeartbeatInput input;

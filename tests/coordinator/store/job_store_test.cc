@@ -165,7 +165,7 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   progress.accuracy = 0.9;
   progress.mean_iou = 0.7;
   progress.phase = "training";
-  change.progress = progress;
+  change.progress = {progress};
   change.stage = StageRecord{
       {.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .mean_iou = 0.6, .loss = 1, .seconds = 2},
       77};
@@ -274,7 +274,7 @@ TEST_P(JobStoreSuite, ThinsACurveEvenly) {
   for (uint64_t i = 0; i < reports; ++i) {
     JobChange change;
     change.job_id = "job";
-    change.progress = JobProgress{.total_step = i};
+    change.progress = {JobProgress{.total_step = i}};
     changes.push_back(std::move(change));
   }
   ASSERT_TRUE(store_->Apply(changes).ok());
@@ -294,7 +294,7 @@ TEST_P(JobStoreSuite, ACurveIsReadInPages) {
   for (uint64_t i = 0; i < 5; ++i) {
     JobChange change;
     change.job_id = "job";
-    change.progress = JobProgress{.total_step = 10 * i};
+    change.progress = {JobProgress{.total_step = 10 * i}};
     ASSERT_TRUE(Apply(std::move(change)).ok());
   }
   const auto numbers = [&](uint64_t from, size_t limit) {
