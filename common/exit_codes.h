@@ -1,4 +1,5 @@
-// Exit codes of all programs, documented in docs/cli.md and docs/services.md. Kubernetes' pod failure policy and scripts read them.
+// Exit codes of all programs, documented in docs/cli.md and docs/services.md. Kubernetes' pod failure policy and
+// scripts read them.
 #ifndef DISTILL_COMMON_EXIT_CODES_H_
 #define DISTILL_COMMON_EXIT_CODES_H_
 

@@ -37,7 +37,7 @@ Status MeasureFiles(JobArtifacts* artifacts) {
 }
 
 Status WriteResult(const std::string& path, const std::string& job_id, const JobPlan& plan,
-                   const std::string& plan_digest, const JobArtifacts& artifacts) {
+                   const std::string& plan_digest, const JobArtifacts& artifacts, const StepCounts& steps) {
   json safetensors, torchscript;
   DISTILL_RETURN_IF_ERROR(Describe(artifacts.safetensors, artifacts.safetensors_bytes, &safetensors));
   DISTILL_RETURN_IF_ERROR(Describe(artifacts.torchscript, artifacts.torchscript_bytes, &torchscript));
@@ -48,6 +48,8 @@ Status WriteResult(const std::string& path, const std::string& job_id, const Job
                  {"arch", plan.student.arch},
                  {"width", plan.student.width},
                  {"num_classes", plan.student.num_classes},
+                 {"steps", steps.total},
+                 {"skipped_steps", steps.skipped},
                  {"student_parameters", artifacts.student_parameters},
                  {"student_accuracy", Ratio(artifacts.student_accuracy)},
                  {"student_mean_iou", Ratio(artifacts.student_mean_iou)},

@@ -9,8 +9,8 @@
 #include <cinttypes>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <system_error>
 
 #include "common/hash/sha256.h"
@@ -26,7 +26,8 @@ constexpr char kModelFile[] = "model.safetensors";
 constexpr char kOptimizerFile[] = "optimizer.safetensors";
 constexpr char kStateFile[] = "state.json";
 constexpr char kManifestFile[] = "manifest.json";
-constexpr int kFormatVersion = 1;
+constexpr char kFenceFile[] = "generation";
+constexpr int kFormatVersion = 2;
 constexpr size_t kKeepNewest = 2;
 
 // A failed file operation as a Status that says what a person can do about it.
@@ -45,6 +46,8 @@ Status FileError(int error, std::string_view what, const std::string& path) {
     case ENOTDIR:
     case EEXIST:
       return absl::InvalidArgumentError(StrCat(text, "; choose another --work-dir"));
+    case EIO:
+      return absl::DataLossError(StrCat(text, "; the disk fails: choose another --work-dir"));
     default:
       return absl::UnavailableError(text);
   }
@@ -60,11 +63,9 @@ Status SyncFolder(const std::string& path) {
 }
 
 StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::DataLossError(StrCat(path, " is missing or unreadable"));
-  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  if (in.bad()) return absl::DataLossError(StrCat("cannot read ", path));
-  return text;
+  const StatusOr<Buffer> bytes = ReadRegularFile(path);
+  if (!bytes.ok()) return absl::DataLossError(bytes.status().message());
+  return std::string(reinterpret_cast<const char*>(bytes->data), bytes->size);
 }
 
 std::string StateToJson(const CheckpointState& s) {
@@ -75,6 +76,8 @@ std::string StateToJson(const CheckpointState& s) {
                        {"step", s.step},
                        {"total_step", s.total_step},
                        {"stage_end", s.stage_end},
+                       {"skipped_steps", s.skipped_steps},
+                       {"total_skipped_steps", s.total_skipped_steps},
                        {"seed", s.seed},
                        {"world_size", s.world_size},
                        {"threads", s.threads},
@@ -102,13 +105,14 @@ StatusOr<CheckpointState> StateFromJson(const std::string& text, const std::stri
     s.step = object.at("step").get<uint64_t>();
     s.total_step = object.at("total_step").get<uint64_t>();
     s.stage_end = object.at("stage_end").get<bool>();
+    s.skipped_steps = object.at("skipped_steps").get<uint64_t>();
+    s.total_skipped_steps = object.at("total_skipped_steps").get<uint64_t>();
     s.seed = object.at("seed").get<uint64_t>();
     s.world_size = object.at("world_size").get<uint32_t>();
     s.threads = object.at("threads").get<uint32_t>();
     s.generation = object.at("generation").get<uint64_t>();
-    // A program of before the mean IoU may have begun the job.
-    s.score = {object.at("accuracy").get<double>(), object.value("mean_iou", -1.0)};
-    s.teacher_score = {object.at("teacher_accuracy").get<double>(), object.value("teacher_mean_iou", -1.0)};
+    s.score = {object.at("accuracy").get<double>(), object.at("mean_iou").get<double>()};
+    s.teacher_score = {object.at("teacher_accuracy").get<double>(), object.at("teacher_mean_iou").get<double>()};
     s.loss = object.at("loss").get<double>();
     return s;
   } catch (const json::exception& error) {
@@ -119,20 +123,25 @@ StatusOr<CheckpointState> StateFromJson(const std::string& text, const std::stri
 struct FolderName {
   uint32_t stage = 0;
   uint64_t step = 0;
+  uint64_t writer = 0;
   std::string name;
 };
 
-std::string NameOf(uint32_t stage, uint64_t step) { return StrCat("stage-", stage, "-step-", step); }
+std::string NameOf(uint32_t stage, uint64_t step, uint64_t writer) {
+  return StrCat("stage-", stage, "-step-", step, "-gen-", writer);
+}
 
 bool ParseName(const std::string& name, FolderName* out) {
   char rest = 0;
-  if (std::sscanf(name.c_str(), "stage-%" SCNu32 "-step-%" SCNu64 "%c", &out->stage, &out->step, &rest) != 2)
+  if (std::sscanf(name.c_str(), "stage-%" SCNu32 "-step-%" SCNu64 "-gen-%" SCNu64 "%c", &out->stage, &out->step,
+                  &out->writer, &rest) != 3) {
     return false;
+  }
   out->name = name;
-  return NameOf(out->stage, out->step) == name;
+  return NameOf(out->stage, out->step, out->writer) == name;
 }
 
-// Newest first.
+// Newest first: what a later writer made goes on from what it found, whatever an older one added to it since.
 StatusOr<std::vector<FolderName>> ListFolders(const std::string& root) {
   std::vector<FolderName> folders;
   std::error_code error;
@@ -142,9 +151,15 @@ StatusOr<std::vector<FolderName>> ListFolders(const std::string& root) {
   }
   if (error) return FileError(error.value(), "cannot list", root);
   std::sort(folders.begin(), folders.end(), [](const FolderName& a, const FolderName& b) {
-    return std::tie(a.stage, a.step) > std::tie(b.stage, b.step);
+    return std::tie(a.writer, a.stage, a.step) > std::tie(b.writer, b.stage, b.step);
   });
   return folders;
+}
+
+// The writer's number in a fence's text; 0: there is no fence, or it is damaged.
+uint64_t WriterIn(const std::string& fence) {
+  uint64_t writer = 0;
+  return std::sscanf(fence.c_str(), "%" SCNu64, &writer) == 1 ? writer : 0;
 }
 
 // Whether the folder's own state says that its stage is complete. Unreadable ones count as not.
@@ -183,32 +198,67 @@ StatusOr<CheckpointStore> CheckpointStore::Open(const std::string& root) {
   return CheckpointStore(root);
 }
 
-StatusOr<StoredCheckpoint> CheckpointStore::Write(const Checkpoint& checkpoint) {
-  const CheckpointState& state = checkpoint.state;
-  const std::string temporary = StrCat(root_, "/.tmp-", state.generation);
-  const std::string final_path = StrCat(root_, "/", NameOf(state.stage, state.step));
-  std::error_code error;
-  fs::remove_all(temporary, error);
-  if (mkdir(temporary.c_str(), 0777) != 0) return FileError(errno, "cannot make the folder", temporary);
+Status CheckpointStore::WriteFence() const { return WriteFileAtomically(StrCat(root_, "/", kFenceFile), fence_); }
 
-  Status status = WriteFiles(temporary, checkpoint);
-  if (status.ok()) status = SyncFolder(temporary);
-  if (status.ok()) {
-    // rename() replaces only empty folders. A crash between the two calls costs this checkpoint, not its predecessor;
-    // an equal one can only be here when the same step was trained again.
-    fs::remove_all(final_path, error);
-    if (rename(temporary.c_str(), final_path.c_str()) != 0) status = FileError(errno, "cannot rename to", final_path);
+Status CheckpointStore::Claim(uint64_t generation) {
+  // The number is above that of all folders too, should the fence's file have been lost.
+  uint64_t last = 0;
+  if (const auto fence = ReadText(StrCat(root_, "/", kFenceFile)); fence.ok()) last = WriterIn(*fence);
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<FolderName> folders, ListFolders(root_));
+  if (!folders.empty()) last = std::max(last, folders[0].writer);
+  std::random_device random;
+  writer_ = std::max(generation, last + 1);
+  fence_ = StrCat(writer_, " ", random(), "-", random(), "\n");
+  const Status written = WriteFence();
+  if (!written.ok()) writer_ = 0;
+  return Annotate(written, "the checkpoints' folder could not be taken over");
+}
+
+Status CheckpointStore::CheckClaim() const {
+  if (writer_ == 0) return absl::FailedPreconditionError(StrCat(root_, " was not claimed"));
+  std::error_code error;
+  if (!fs::exists(StrCat(root_, "/", kFenceFile), error)) {
+    fs::create_directories(root_, error);
+    if (error) return FileError(error.value(), "cannot make the folder", root_);
+    return WriteFence();
   }
-  if (!status.ok()) {
+  DISTILL_ASSIGN_OR_RETURN(const std::string fence, ReadText(StrCat(root_, "/", kFenceFile)));
+  if (fence == fence_) return OkStatus();
+  return absl::AbortedError(StrCat("generation ", WriterIn(fence), " of the job writes to ", root_, " now; this one, ",
+                                   writer_, ", is over"));
+}
+
+StatusOr<StoredCheckpoint> CheckpointStore::Write(const Checkpoint& checkpoint) {
+  DISTILL_RETURN_IF_ERROR(CheckClaim());
+  const CheckpointState& state = checkpoint.state;
+  const std::string temporary = StrCat(root_, "/.tmp-", writer_);
+  StoredCheckpoint stored;
+  stored.path = StrCat(root_, "/", NameOf(state.stage, state.step, writer_));
+  std::error_code error;
+  // A stop at a step whose checkpoint was due anyway. The name bears this writer's number: nobody else made it.
+  if (const auto same = Load(stored.path); same.ok()) {
+    stored.digest = same->digest;
+    return stored;
+  }
+  fs::remove_all(temporary, error);
+  const auto not_written = [&](const Status& status) {
     fs::remove_all(temporary, error);
     return Annotate(status, StrCat("checkpoint of stage ", state.stage, " step ", state.step, " was not written"));
+  };
+  if (mkdir(temporary.c_str(), 0777) != 0) return not_written(FileError(errno, "cannot make the folder", temporary));
+  if (Status status = WriteFiles(temporary, checkpoint); !status.ok()) return not_written(status);
+  if (Status status = SyncFolder(temporary); !status.ok()) return not_written(status);
+  const StatusOr<std::string> digest = Sha256File(StrCat(temporary, "/", kManifestFile));
+  if (!digest.ok()) return not_written(digest.status());
+  stored.digest = *digest;
+  if (Status status = CheckClaim(); !status.ok()) return not_written(status);
+  // rename() replaces only empty folders; what lies there is damaged.
+  fs::remove_all(stored.path, error);
+  if (rename(temporary.c_str(), stored.path.c_str()) != 0) {
+    return not_written(FileError(errno, "cannot rename to", stored.path));
   }
   DISTILL_RETURN_IF_ERROR(SyncFolder(root_));
-
-  StoredCheckpoint stored;
-  stored.path = final_path;
-  DISTILL_ASSIGN_OR_RETURN(stored.digest, Sha256File(StrCat(final_path, "/", kManifestFile)));
-  Prune(state.generation);
+  Prune();
   return stored;
 }
 
@@ -271,20 +321,35 @@ StatusOr<std::optional<StoredCheckpoint>> CheckpointStore::LoadNewest(const std:
   return std::optional<StoredCheckpoint>();
 }
 
-void CheckpointStore::Prune(uint64_t generation) const {
+std::optional<std::string> CheckpointStore::Find(uint32_t stage, const std::string& digest) const {
+  const auto folders = ListFolders(root_);
+  if (!folders.ok()) return std::nullopt;
+  for (const FolderName& folder : *folders) {
+    if (folder.stage != stage) continue;
+    std::string path = StrCat(root_, "/", folder.name);
+    const auto manifest = ReadText(StrCat(path, "/", kManifestFile));
+    if (manifest.ok() && Sha256Hex(*manifest) == digest) return path;
+  }
+  return std::nullopt;
+}
+
+void CheckpointStore::Prune() const {
   // Best effort: what cannot be removed now is removed after a later checkpoint.
   std::error_code error;
   if (const auto folders = ListFolders(root_); folders.ok()) {
-    for (size_t i = kKeepNewest; i < folders->size(); ++i) {
-      const std::string path = StrCat(root_, "/", (*folders)[i].name);
-      if (!IsStageEnd(path)) fs::remove_all(path, error);
+    size_t kept = 0;
+    for (const FolderName& folder : *folders) {
+      const std::string path = StrCat(root_, "/", folder.name);
+      if (folder.writer > writer_ || kept++ < kKeepNewest || IsStageEnd(path)) continue;
+      if (!CheckClaim().ok()) return;  // a later writer may have begun to go on from one of these
+      fs::remove_all(path, error);
     }
   }
   for (fs::directory_iterator it(root_, error), end; !error && it != end; it.increment(error)) {
     uint64_t other = 0;
     char rest = 0;
     const std::string name = it->path().filename().string();
-    if (std::sscanf(name.c_str(), ".tmp-%" SCNu64 "%c", &other, &rest) == 1 && other < generation) {
+    if (std::sscanf(name.c_str(), ".tmp-%" SCNu64 "%c", &other, &rest) == 1 && other < writer_) {
       std::error_code ignored;
       fs::remove_all(it->path(), ignored);
     }

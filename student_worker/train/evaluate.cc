@@ -12,7 +12,9 @@ namespace distill {
 namespace {
 
 constexpr uint64_t kMaxBatch = 256;
-constexpr uint64_t kPixelsOfDenseBatch = 4 << 20;  // logits for every pixel take room
+// A rank looks up from its work between batches, so a batch must not take long: 256 images of 64x64, 20 of 224x224, one
+// or two of 512x1024.
+constexpr uint64_t kPixelsOfBatch = 1 << 20;
 
 // (n, K, ...) logits -> classes, one for each label.
 std::vector<int64_t> Classes(const torch::Tensor& logits) {
@@ -22,24 +24,29 @@ std::vector<int64_t> Classes(const torch::Tensor& logits) {
 
 }  // namespace
 
-StatusOr<Score> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
-                         const JobControl& control, torch::Device device) {
+StatusOr<std::optional<Score>> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
+                                        const JobControl& control, torch::Device device) {
   const uint64_t rank = lockstep->group()->rank(), ranks = lockstep->group()->world_size();
   const uint64_t begin = test.size() * rank / ranks, end = test.size() * (rank + 1) / ranks;
+  const uint64_t batch = std::clamp<uint64_t>(kPixelsOfBatch / test.label_map_bytes(), 1, kMaxBatch);
   const bool dense = test.has_label_maps();
-  const uint64_t batch =
-      dense ? std::clamp<uint64_t>(kPixelsOfDenseBatch / test.label_map_bytes(), 1, kMaxBatch) : kMaxBatch;
   ScoreTally tally(spec.num_classes, dense);
-  Status status;
-  if (dense != net->architecture().dense()) {
-    status = absl::InvalidArgumentError(StrCat(spec.arch, " answers for every ", dense ? "image" : "pixel",
+  bool stopped = false;
+  const int threads = at::get_num_threads();
+  const Status counted = lockstep->Together("evaluate", [&]() -> Status {
+    if (dense != net->architecture().dense()) {
+      return absl::InvalidArgumentError(StrCat(spec.arch, " answers for every ", dense ? "image" : "pixel",
                                                ", but the test set has a label for every ", dense ? "pixel" : "image"));
-  }
-  {
-    torch::NoGradGuard no_grad;
+    }
+    at::set_num_threads(threads);  // this may be a thread of its own
+    const torch::NoGradGuard no_grad;
     const EvalModeGuard eval_mode(net);
-    for (uint64_t start = begin; start < end && status.ok(); start += batch) {
+    for (uint64_t start = begin; start < end; start += batch) {
       if (control.revoked()) return absl::CancelledError("the assignment was revoked");
+      if (lockstep->stopping()) {
+        stopped = true;
+        return OkStatus();
+      }
       const uint64_t n = std::min(batch, end - start);
       torch::Tensor pixels =
           torch::empty({static_cast<int64_t>(n), test.channels(), test.height(), test.width()}, torch::kUInt8);
@@ -47,18 +54,21 @@ StatusOr<Score> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec
         test.CopyImage(start + i, pixels.data_ptr<uint8_t>() + i * test.image_bytes());
       }
       // (n, K), or (n, K, H, W)
-      auto logits = net->Forward(NormalizePixels(pixels.to(device), spec, /*channels_last=*/true), {""});
-      status = logits.status();
-      if (status.ok()) tally.Add(Classes((*logits)[0]), LabelsOf(test, start, n));
+      DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> logits,
+                               net->Forward(NormalizePixels(pixels.to(device), spec, /*channels_last=*/true), {""}));
+      tally.Add(Classes(logits[0]), LabelsOf(test, start, n));
     }
-  }
-  // A rank that failed meets the others all the same, so that nobody waits for it.
-  auto round = lockstep->Meet({.failed = !status.ok(), .waiting = false, .values = tally.counts()});
-  DISTILL_RETURN_IF_ERROR(status);
-  DISTILL_RETURN_IF_ERROR(round.status());
-  if (round->failed > 0) return absl::AbortedError("evaluation: another rank failed; it reports why");
-  tally.SetCounts(std::move(round->sums));
-  return tally.Result();
+    return OkStatus();
+  });
+  DISTILL_RETURN_IF_ERROR(Annotate(counted, "evaluation"));
+  std::vector<double> values = tally.counts();
+  values.push_back(stopped ? 1 : 0);
+  DISTILL_ASSIGN_OR_RETURN(Lockstep::Round round,
+                           lockstep->Meet({.failed = false, .waiting = false, .values = std::move(values)}));
+  if (round.sums.back() > 0) return std::optional<Score>();
+  round.sums.pop_back();
+  tally.SetCounts(std::move(round.sums));
+  return std::optional<Score>(tally.Result());
 }
 
 }  // namespace distill

@@ -4,6 +4,8 @@
 
 #include <torch/types.h>
 
+#include <optional>
+
 #include "common/collective/collective_group.h"
 #include "common/plan/plan.h"
 #include "common/status.h"
@@ -15,11 +17,14 @@
 namespace distill {
 
 // Scores the classes of the largest logits against the labels of `test`. All ranks call it together, with equal nets;
-// each takes a contiguous part, the counts are summed. Runs in eval mode and leaves the modules' modes, parameters and
-// buffers as they were. kCancelled: revoked meanwhile; kAborted: a peer is lost; kInvalidArgument: the net answers once
-// per image and the labels are for pixels, or the other way round.
-StatusOr<Score> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
-                         const JobControl& control, torch::Device device);
+// each takes a contiguous part, the counts are summed. A rank's part runs through Lockstep::Together, so that a slow
+// rank keeps the others waiting and is not taken for a dead one. Runs in eval mode and leaves the modules' modes,
+// parameters and buffers as they were.
+// nullopt: some rank was asked to stop meanwhile; all ranks learn it. kCancelled: revoked meanwhile; kAborted: a peer
+// failed or is lost; kInvalidArgument: the net answers once per image and the labels are for pixels, or the other way
+// round; otherwise what this rank met with, an exception (memory) included.
+StatusOr<std::optional<Score>> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
+                                        const JobControl& control, torch::Device device);
 
 }  // namespace distill
 

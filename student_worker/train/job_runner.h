@@ -1,9 +1,11 @@
 // One assignment from start to end: data, network, group, newest checkpoint, stages, export.
 //
 // The ranks stay in lock-step (lockstep.h). Rank 0 alone reads and writes checkpoints; what it resumed from is
-// broadcast, so the other ranks need no access to the work folder. After each stage: statistics of batch norm made
-// equal, evaluation, checkpoint, commit at the coordinator, and only then the next stage. While rank 0 waits for the
-// coordinator the others keep meeting it, so a restart of the coordinator costs nothing but time.
+// broadcast, so the other ranks need no access to the work folder (job_checkpoints.h). Each stage is a StageLoop; after
+// it: evaluation, checkpoint, commit at the coordinator, and only then the next stage. While rank 0 waits for the
+// coordinator the others keep meeting it, so a restart of the coordinator costs nothing but time: ranks that have lost
+// it train on, up to the end of the stage, which it has to confirm. Should it meanwhile have given the job to others,
+// this generation ends at its next checkpoint, where it finds their mark (checkpoint_store.h).
 //
 // Headers of torch stay in the .cc.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_JOB_RUNNER_H_
@@ -41,33 +43,32 @@ struct JobEnvironment {
   std::string host = "127.0.0.1";  // at which other ranks reach this one
   std::string device = "auto";     // "auto": as the plan says; "cpu", "cuda", "cuda:N"
   std::chrono::milliseconds collective_timeout{20000};
-  // Called by the agent after a job that this process cannot follow with another one (EndsProcess(), a GPU whose context
-  // is lost, say), when it has been reported. Null: nothing.
+  // Called by the agent after a job that this process cannot follow with another one (EndsProcess(), a GPU whose
+  // context is lost, say), when it has been reported. Null: nothing.
   std::function<void(const Status& why)> on_unusable;
   // What the job uses in place of the group that was formed; null: that itself. For tests, which break groups.
   std::function<std::shared_ptr<CollectiveGroup>(std::shared_ptr<CollectiveGroup>)> wrap_group;
+  // How long rank 0 tries to write what the job cannot go on without: the checkpoint at a stage's end, the results.
+  std::chrono::milliseconds write_patience{300000};
 };
 
 enum class JobEnd {
   kFinished,    // all stages committed, student exported, FinishJob acknowledged
-  kCancelled,   // by a user; checkpoint written
-  kTerminated,  // some rank is exiting; checkpoint written. The next assignment goes on from there
+  kCancelled,   // by a user; checkpoint written, if the disk let it
+  kTerminated,  // some rank is exiting; likewise. The next assignment goes on from the newest checkpoint
   kRevoked,     // the assignment is over; nothing to report
   kPeerFailed,  // another rank failed and reports why
   kFailed,      // this rank failed; JobOutcome says how
 };
 struct JobOutcome {
   JobEnd end = JobEnd::kFailed;
-  Status status;           // kFailed: why, with the remedy; otherwise OK or a remark
-  bool retryable = false;  // kFailed: a new generation may succeed (lost peer, coordinator or teachers away)
+  Status status;                            // kFailed: why, with the remedy; otherwise OK or a remark
+  FailureKind kind = FailureKind::kWorker;  // kFailed: whose fault it is
 };
 
 // Blocks until the job ends for this rank. Runs on the caller's thread (the training thread) and sets the process's
 // number of arithmetic threads and torch's determinism switches from the plan. Never throws.
 JobOutcome RunJob(const StudentAssignment& assignment, const JobEnvironment& environment, JobControl* control);
-
-// Whether a new attempt with the same input can help.
-bool IsRetryable(const Status& status);
 
 // What jobs would run on that leave it to the worker: "cpu", or "cuda:0 NVIDIA H200". Errors as ChooseDevice()
 // (common/cuda/cuda_runtime.h).

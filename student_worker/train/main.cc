@@ -35,6 +35,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// After --grace: what a job that is broken off gets to leave, and once more when the coordinator is not waited for any
+// longer. All of it together, with the default grace, stays below Kubernetes' 30 s.
+constexpr std::chrono::milliseconds kUnwind{3000}, kLastUnwind{2000};
+
 struct Flags {
   ServiceFlags service;
   std::string coordinator;
@@ -169,17 +173,22 @@ int Serve(const Flags& flags) {
   if (const Status written = WriteReadyFile(flags.service.ready_file,
                                             {{"id", flags.id}, {"http", http == nullptr ? "off" : http->address()}});
       !written.ok()) {
-    agent.Shutdown(std::chrono::milliseconds(0));
     (*fleet)->Stop();
+    if (!agent.Shutdown(std::chrono::milliseconds(0), kUnwind)) _exit(kExitConfiguration);
     return Fail(written, kExitConfiguration);
   }
 
   const int signal = WaitForSignal();
   LogInfo("stopping", {{"signal", signal == SIGINT ? "SIGINT" : "SIGTERM"}, {"grace_seconds", flags.grace}});
   not_ready.store("stopping");
-  agent.Shutdown(std::chrono::milliseconds(static_cast<int64_t>(flags.grace * 1000)));
+  bool stopped = agent.Shutdown(std::chrono::milliseconds(static_cast<int64_t>(flags.grace * 1000)), kUnwind);
   (*fleet)->Drain();
-  (*fleet)->Stop();
+  (*fleet)->Stop();  // a job that waits for an answer of the coordinator learns of its end here
+  if (!stopped) stopped = agent.Shutdown(std::chrono::milliseconds(0), kLastUnwind);
+  if (!stopped) {
+    LogError("the trainer hangs, perhaps in a disk that does not answer; the process ends without it");
+    _exit(kExitTemporary);
+  }
   LogInfo("stopped");
   return signal == SIGINT ? kExitInterrupted : kExitTerminated;
 }
@@ -211,7 +220,8 @@ int Main(int argc, char** argv) {
                                         CLI::AsNumberWithUnit::CASE_SENSITIVE, "SECONDS"))
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();
-  app.add_option("--grace", flags.grace, "Seconds that a running job gets after SIGTERM to write its checkpoint")
+  app.add_option("--grace", flags.grace,
+                 "Seconds that a running job gets after SIGTERM to write its checkpoint; about 5 s later it is left")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
   AddServiceFlags(&app, &flags.service);

@@ -131,12 +131,16 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
 
   std::unique_ptr<StageRunner> runner(new StageRunner(options, std::move(*objective), std::move(*schedule)));
   runner->optimizer_ = std::move(*optimizer);
-  DISTILL_ASSIGN_OR_RETURN(runner->reducer_, options.lockstep->group()->MakeReducer(tensors));
-  if (Status status = runner->SettleReducer(); !status.ok()) return Annotate(status, where);
+  runner->parameters_ = std::move(tensors);
   return runner;
 }
 
-Status StageRunner::SettleReducer() {
+Status StageRunner::JoinRanks() {
+  DISTILL_ASSIGN_OR_RETURN(reducer_, options_.lockstep->group()->MakeReducer(parameters_));
+  return Annotate(LayOutBuckets(), StrCat("stage '", stage_.name, "'"));
+}
+
+Status StageRunner::LayOutBuckets() {
   if (options_.lockstep->group()->world_size() == 1) return OkStatus();
   try {
     const EvalModeGuard eval_mode(options_.net);
@@ -293,6 +297,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
   result.skipped = round.sums.back() > 0;
   if (result.skipped) {
     RestoreBuffers();
+    result.skipped_tap = forwarded->not_finite;
     DISTILL_RETURN_IF_ERROR(CountSkipped(forwarded->not_finite, step));
     result.stepped = true;
     return result;
@@ -326,11 +331,9 @@ StatusOr<double> StageRunner::Measure(StepSource* source, uint64_t batches, uint
   double sum = 0;
   uint64_t count = 0;
   for (uint64_t batch = 0; batch < batches;) {
+    if (!tick()) return absl::CancelledError("stopped while measuring on held-out images");
     auto input = source->Next(options_.lockstep->beat());
-    if (input.status().code() == StatusCode::kDeadlineExceeded) {
-      if (!tick()) return absl::CancelledError("stopped while measuring on held-out images");
-      continue;
-    }
+    if (input.status().code() == StatusCode::kDeadlineExceeded) continue;
     DISTILL_RETURN_IF_ERROR(input.status());
     ++batch;
     try {

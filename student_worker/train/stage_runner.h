@@ -45,6 +45,7 @@ struct StepSeconds {
 struct StepResult {
   bool stepped = false;       // false: the ranks agreed to stop before this step, nothing moved
   bool skipped = false;       // a rank's teacher map held NaN or infinity: the step counts as done, nothing was learnt
+  std::string skipped_tap;    // when skipped: this rank's bad tap, "" when it was another rank's
   bool cancel = false;        // agreed by all ranks: checkpoint and stop after this step
   bool terminate = false;     // likewise
   std::vector<double> terms;  // unweighted losses and details of the whole batch, as names(); empty when skipped
@@ -64,9 +65,12 @@ class StageRunner {
     torch::Device device = torch::kCPU;
   };
   // Freezes and unfreezes the net's modules; trainable parameters that no loss reaches stay frozen (a warning names the
-  // first). All ranks call it together. kInvalidArgument: the stage contradicts the student (module or tap that does
-  // not exist, unknown loss, optimizer or schedule); the message names the stage.
+  // first). Does not talk to the other ranks. kInvalidArgument: the stage contradicts the student (module or tap that
+  // does not exist, unknown loss, optimizer or schedule); the message names the stage.
   static StatusOr<std::unique_ptr<StageRunner>> Create(const Options& options);
+  // Makes the gradient reducer. All ranks call it together, once, before the first step and when they know that
+  // Create() succeeded on each of them: a rank that is missing here would be waited for.
+  Status JoinRanks();
 
   // What the teacher must deliver; empty: the stage needs no teacher.
   const std::vector<TapRequest>& teacher_taps() const { return objective_.teacher_taps(); }
@@ -82,7 +86,8 @@ class StageRunner {
   // The objective's weighted sum over `batches` inputs of the source, in eval mode, without gradients; mean over the
   // batches that were not skipped. Changes nothing. `step` is where the stage stands, for schedules. No meeting of
   // ranks: one of them may call it alone, on any thread while the others wait. Errors as Step; kCancelled also when
-  // `tick` returns false, which is called while the source is late. NaN when every batch was skipped.
+  // `tick` returns false, which is called before each batch and while the source is late. NaN when every batch was
+  // skipped.
   StatusOr<double> Measure(StepSource* source, uint64_t batches, uint64_t step, const std::function<bool()>& tick);
 
   // Optimizer state and the losses' own parameters, by name, for a checkpoint.
@@ -103,7 +108,7 @@ class StageRunner {
   // does once, after its first backward. Now, because the ranks talk then, and in a step a late rank would be
   // elsewhere. And because with three or more ranks the order of additions hangs on the layout: a resumed stage, whose
   // reducer is new, would differ in the last bit from one that went on.
-  Status SettleReducer();
+  Status LayOutBuckets();
   double Progress(uint64_t step) const;               // share of the stage's steps that are done
   std::vector<size_t> AsleepAt(uint64_t step) const;  // the optimizer's groups of losses with weight 0
   StatusOr<Forwarded> Forward(StepInput input, uint64_t step, StepSeconds* seconds);
@@ -120,6 +125,7 @@ class StageRunner {
   Objective objective_;
   LrSchedule schedule_;
   std::unique_ptr<StageOptimizer> optimizer_;
+  std::vector<torch::Tensor> parameters_;  // that train
   std::unique_ptr<GradientReducer> reducer_;
   std::vector<torch::Tensor> kept_buffers_;  // the net's, as they were before this step
   uint32_t skipped_in_a_row_ = 0;

@@ -1,12 +1,15 @@
 #include "student_worker/train/student_agent.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include "absl/time/time.h"
+#include "common/exit_codes.h"
 #include "common/failure_kind.h"
 #include "common/log.h"
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
+#include "student_worker/train/failure_class.h"
 
 namespace distill {
 namespace {
@@ -26,8 +29,12 @@ const char* Name(JobEnd end) {
 
 }  // namespace
 
+StudentAgent::StudentAgent(JobEnvironment environment, StudentAgentOptions options)
+    : environment_(std::move(environment)), options_(std::move(options)) {}
+
 StudentAgent::~StudentAgent() {
-  if (trainer_.joinable()) Shutdown(std::chrono::milliseconds(0));
+  // A test that failed half-way gets here with a job that runs.
+  if (trainer_.joinable()) (void)Shutdown(std::chrono::milliseconds(0), std::chrono::hours(1));
 }
 
 FleetClient::Callbacks StudentAgent::callbacks() {
@@ -49,7 +56,10 @@ FleetClient::Callbacks StudentAgent::callbacks() {
         auto control = std::make_shared<JobControl>(assignment->teachers);
         next_ = Work{std::move(*assignment), std::move(control)};
       }
-      if (running_.has_value()) old = running_->control;
+      if (running_.has_value()) {
+        old = running_->control;
+        unwinding_ = true;
+      }
     }
     if (old != nullptr) old->Revoke();
   };
@@ -74,6 +84,35 @@ void StudentAgent::Start(FleetClient* fleet) {
     pthread_setname_np(pthread_self(), "trainer");
     Run();
   });
+  watch_ = std::thread([this] {
+    pthread_setname_np(pthread_self(), "unwind-watch");
+    Watch();
+  });
+}
+
+void StudentAgent::Watch() {
+  while (true) {
+    std::string job;
+    {
+      absl::MutexLock lock(&mutex_);
+      auto something = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_ || unwinding_; };
+      mutex_.Await(absl::Condition(&something));
+      if (stopped_) return;
+      const uint64_t before = ended_;
+      auto left = [this, before]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ended_ != before; };
+      if (AwaitFor(&mutex_, absl::Condition(&left), absl::FromChrono(options_.unwind_limit))) continue;
+      unwinding_ = false;  // told once
+      job = running_->assignment.job_id;
+    }
+    const std::string reason = StrCat("the trainer has not left job ", job, " ", options_.unwind_limit.count() / 1000.0,
+                                      " s after it was taken away; it hangs, perhaps in a disk that does not answer");
+    if (options_.on_stuck) {
+      options_.on_stuck(reason);
+      continue;
+    }
+    LogError(StrCat(reason, ". The process ends, to be started anew"), {{"job", job}});
+    _exit(kExitTemporary);
+  }
 }
 
 void StudentAgent::Run() {
@@ -106,6 +145,8 @@ void StudentAgent::Run() {
       absl::MutexLock lock(&mutex_);
       last_ = {assignment.job_id, assignment.generation};
       running_.reset();
+      unwinding_ = false;
+      ++ended_;
     }
     environment_.fleet->SetCurrent("", 0);
   }
@@ -121,18 +162,18 @@ void StudentAgent::Report(const StudentAssignment& assignment, const JobOutcome&
   }
   LogError("job fails", {{"job", assignment.job_id},
                          {"generation", assignment.generation},
-                         {"retryable", outcome.retryable},
+                         {"fault", Name(outcome.kind)},
                          {"reason", ToStd(outcome.status.message())}});
-  const Status reported = environment_.fleet->ReportFailure(
-      assignment.job_id, assignment.generation, outcome.retryable ? FailureKind::kPassing : FailureKind::kJob,
-      StrCat("rank ", assignment.rank, ": ", outcome.status.message()));
+  const Status reported =
+      environment_.fleet->ReportFailure(assignment.job_id, assignment.generation, outcome.kind,
+                                        StrCat("rank ", assignment.rank, ": ", outcome.status.message()));
   if (!reported.ok()) {
     LogWarning("the failure could not be reported; the coordinator will notice that this worker is idle",
                {{"job", assignment.job_id}, {"reason", ToStd(reported.message())}});
   }
 }
 
-void StudentAgent::Shutdown(std::chrono::milliseconds grace) {
+bool StudentAgent::Shutdown(std::chrono::milliseconds grace, std::chrono::milliseconds unwind) {
   std::shared_ptr<JobControl> control;
   {
     absl::MutexLock lock(&mutex_);
@@ -140,16 +181,21 @@ void StudentAgent::Shutdown(std::chrono::milliseconds grace) {
     if (running_.has_value()) control = running_->control;
   }
   if (control != nullptr) control->Terminate();
-  {
+  bool stopped = !trainer_.joinable();
+  if (!stopped) {
     absl::MutexLock lock(&mutex_);
-    AwaitFor(&mutex_, absl::Condition(&stopped_), absl::FromChrono(grace));
-    if (stopped_) control.reset();
+    stopped = AwaitFor(&mutex_, absl::Condition(&stopped_), absl::FromChrono(grace));
   }
-  if (control != nullptr) {
+  if (!stopped) {
     LogWarning("the job did not stop in time and is broken off", {});
-    control->Revoke();
+    if (control != nullptr) control->Revoke();
+    absl::MutexLock lock(&mutex_);
+    stopped = AwaitFor(&mutex_, absl::Condition(&stopped_), absl::FromChrono(unwind));
   }
+  if (!stopped) return false;
   if (trainer_.joinable()) trainer_.join();
+  if (watch_.joinable()) watch_.join();
+  return true;
 }
 
 }  // namespace distill

@@ -24,8 +24,8 @@ class Cluster {
   explicit Cluster(std::string lease = "3") : lease_(std::move(lease)) {}
   ~Cluster();
 
-  // Start a program and wait for its ready file. Fail the test (and return false) when it exits or does not become ready.
-  // Starting the coordinator again uses the first one's port and state.
+  // Start a program and wait for its ready file. Fail the test (and return false) when it exits or does not become
+  // ready. Starting the coordinator again uses the first one's port and state.
   bool StartCoordinator(std::vector<std::string> flags = {});
   bool StartTeacher(const std::string& id, std::vector<std::string> flags = {});
   bool StartStudent(const std::string& id, std::vector<std::string> flags = {});

@@ -6,6 +6,8 @@
 
 #include <atomic>
 #include <cstdio>
+#include <map>
+#include <optional>
 
 #include "common/failure_kind.h"
 #include "common/hash/sha256.h"
@@ -43,8 +45,11 @@ class RecordedFleet : public FleetClient {
     events_.push_back(text);
   }
   WorkerIdentity identity() const override { return {"worker", "1", 1}; }
-  Status ReportResume(const std::string&, uint64_t, uint32_t, uint64_t, const std::string&) override {
-    return OkStatus();
+  Status ReportResume(const std::string&, uint64_t, uint32_t stage, uint64_t step, const std::string& digest) override {
+    absl::MutexLock lock(&mutex_);
+    resumes_.push_back({stage, step, digest});
+    known_stages = std::min(known_stages, stage);
+    return resume_status;
   }
   Status CommitStage(const std::string&, uint64_t, const JobStageResult& result) override {
     absl::MutexLock lock(&mutex_);
@@ -72,7 +77,14 @@ class RecordedFleet : public FleetClient {
   void Drain() override {}
   void Stop() override {}
 
+  struct Resumed {
+    uint32_t stage;
+    uint64_t step;
+    std::string digest;
+  };
+
   std::function<void(const JobProgress&)> on_progress;
+  Status resume_status;         // what ReportResume answers; set before the job starts
   Status commit_status;         // what CommitStage answers; set before the job starts
   uint32_t known_stages = 0;    // committed in earlier generations; set before the job starts
   uint32_t forgets_before = 0;  // all commits are forgotten when this stage's comes: a store restored from a copy
@@ -82,6 +94,7 @@ class RecordedFleet : public FleetClient {
   std::vector<JobStageResult> commits() const { return Copy(commits_); }
   std::vector<JobArtifacts> finished() const { return Copy(finished_); }
   std::vector<std::string> failures() const { return Copy(failures_); }
+  std::vector<Resumed> resumes() const { return Copy(resumes_); }
   // Waits until the worker is idle again after `jobs` jobs were finished or failed.
   void AwaitIdle(size_t jobs) const {
     absl::MutexLock lock(&mutex_);
@@ -102,6 +115,7 @@ class RecordedFleet : public FleetClient {
   std::vector<JobStageResult> commits_;
   std::vector<JobArtifacts> finished_;
   std::vector<std::string> failures_;
+  std::vector<Resumed> resumes_;
 };
 
 void AppendBigEndian(std::string* out, uint32_t value) {
@@ -168,6 +182,7 @@ class JobRunnerTest : public testing::Test {
         MetricsRegistry registry;
         TrainMetrics metrics(&registry);
         JobEnvironment environment = Environment(work, &registry, &metrics);
+        if (data_roots_.contains(rank)) environment.data_root = data_roots_.at(rank);
         environment.fleet = ended.fleets[rank].get();
         environment.make_store = [&store](const std::string&, uint64_t) {
           return StatusOr<std::shared_ptr<KvClient>>(store);
@@ -187,6 +202,7 @@ class JobRunnerTest : public testing::Test {
     assignment.world_size = plan.students;
     assignment.plan = plan;
     assignment.first_stage = first_stage;
+    if (first_stage > 0) assignment.checkpoint_digest = committed_digest_;
     return assignment;
   }
   JobEnvironment Environment(const std::string& work, MetricsRegistry* registry, TrainMetrics* metrics) {
@@ -199,19 +215,33 @@ class JobRunnerTest : public testing::Test {
     environment.model_root = folder_ / "models";
     environment.device = "cpu";
     environment.collective_timeout = std::chrono::seconds(20);
+    environment.write_patience = write_patience_;
     return environment;
   }
   std::string Student(const std::string& work) { return ReadAll(folder_ / (work + "/job-1/student.safetensors")); }
+  // Stage and step of those in the work folder: "stage-1-step-40".
   std::vector<std::string> Checkpoints(const std::string& work) {
     std::vector<std::string> names;
-    for (const auto& entry : fs::directory_iterator(folder_ / (work + "/job-1/checkpoints")))
-      names.push_back(entry.path().filename());
+    for (const auto& entry : fs::directory_iterator(folder_ / (work + "/job-1/checkpoints"))) {
+      const std::string name = entry.path().filename();
+      if (name != "generation") names.push_back(name.substr(0, name.find("-gen-")));
+    }
     std::sort(names.begin(), names.end());
     return names;
+  }
+  // The folder of one of them.
+  std::string CheckpointPath(const std::string& work, const std::string& checkpoint) {
+    for (const auto& entry : fs::directory_iterator(folder_ / (work + "/job-1/checkpoints"))) {
+      if (entry.path().filename().string().starts_with(checkpoint + "-gen-")) return entry.path();
+    }
+    return "";
   }
 
   TempFolder folder_;
   uint64_t generation_ = 0;
+  std::chrono::milliseconds write_patience_{300};
+  std::map<uint32_t, std::string> data_roots_;  // of ranks that have one of their own
+  std::string committed_digest_;                // as the coordinator knows it
   decltype(JobEnvironment::wrap_group) wrap_group_;
 };
 
@@ -252,7 +282,7 @@ TEST_F(JobRunnerTest, TrainsCommitsEvaluatesAndExports) {
   ASSERT_EQ(fleet.commits().size(), 2u);
   EXPECT_EQ(fleet.commits()[0].stage, 0u);
   EXPECT_EQ(fleet.commits()[1].stage, 1u);
-  EXPECT_THAT(fleet.commits()[1].checkpoint, testing::EndsWith("/job-1/checkpoints/stage-1-step-40"));
+  EXPECT_THAT(fleet.commits()[1].checkpoint, testing::EndsWith("/job-1/checkpoints/stage-1-step-40-gen-1"));
   EXPECT_EQ(fleet.commits()[1].digest.size(), 64u);
   ASSERT_EQ(fleet.finished().size(), 1u);
   const JobArtifacts artifacts = fleet.finished()[0];
@@ -367,7 +397,7 @@ TEST_F(JobRunnerTest, ADamagedCheckpointFallsBackAndTheResultIsTheSame) {
   ASSERT_EQ(Run(plan, "straight").outcomes[0].end, JobEnd::kFinished);
   ASSERT_EQ(Run(plan, "broken", StopAt(1, 8, [](JobControl* control) { control->Terminate(); })).outcomes[0].end,
             JobEnd::kTerminated);
-  const std::string damaged = folder_ / "broken/job-1/checkpoints/stage-1-step-9/model.safetensors";
+  const std::string damaged = CheckpointPath("broken", "stage-1-step-9") + "/model.safetensors";
   std::string bytes = ReadAll(damaged);
   ASSERT_FALSE(bytes.empty());
   bytes[bytes.size() / 2] ^= 0x40;
@@ -375,7 +405,7 @@ TEST_F(JobRunnerTest, ADamagedCheckpointFallsBackAndTheResultIsTheSame) {
   const Ended resumed = Run(plan, "broken", nullptr, 1);
   ASSERT_EQ(resumed.outcomes[0].end, JobEnd::kFinished) << resumed.outcomes[0].status;
   EXPECT_THAT(resumed.fleets[0]->events(),
-              Contains(testing::AllOf(HasSubstr("stage-1-step-9/model.safetensors"), HasSubstr("sha256"))));
+              Contains(testing::AllOf(HasSubstr("stage-1-step-9-gen-2/model.safetensors"), HasSubstr("sha256"))));
   EXPECT_THAT(resumed.fleets[0]->events(),
               Contains(HasSubstr("resuming from " + (folder_ / "broken/job-1/checkpoints/stage-1-step-5"))));
   EXPECT_EQ(Student("straight"), Student("broken"));
@@ -478,7 +508,7 @@ TEST_F(JobRunnerTest, NoStepFollowsAnAbortedAllReduce) {
   EXPECT_EQ(step, 3u);
 }
 
-TEST_F(JobRunnerTest, ALostRankEndsTheOthersWithARetryableFailure) {
+TEST_F(JobRunnerTest, ALostRankEndsTheOthersWithAPassingFailure) {
   const JobPlan plan = Plan(2, 1000);
   JobControl* second = nullptr;
   const Ended ended = Run(plan, "work", [&](uint32_t rank, RecordedFleet* fleet, JobControl* control) {
@@ -492,18 +522,18 @@ TEST_F(JobRunnerTest, ALostRankEndsTheOthersWithARetryableFailure) {
   });
   EXPECT_EQ(ended.outcomes[1].end, JobEnd::kRevoked) << ended.outcomes[1].status;
   EXPECT_EQ(ended.outcomes[0].end, JobEnd::kFailed);
-  EXPECT_TRUE(ended.outcomes[0].retryable) << ended.outcomes[0].status;
+  EXPECT_EQ(ended.outcomes[0].kind, FailureKind::kPassing) << ended.outcomes[0].status;
   EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kAborted) << ended.outcomes[0].status;
 }
 
-TEST_F(JobRunnerTest, MissingDataIsNotRetryableAndOneReportIsEnough) {
+TEST_F(JobRunnerTest, MissingDataIsTheWorkersFaultAndOneReportIsEnough) {
   JobPlan plan = Plan(2);
   plan.data.path = "no-such-data";
   const Ended ended = Run(plan, "work");
   for (const JobOutcome& outcome : ended.outcomes) {
     ASSERT_TRUE(outcome.end == JobEnd::kFailed || outcome.end == JobEnd::kPeerFailed) << outcome.status;
     if (outcome.end == JobEnd::kFailed) {
-      EXPECT_FALSE(outcome.retryable);
+      EXPECT_EQ(outcome.kind, FailureKind::kWorker) << outcome.status;
       EXPECT_THAT(outcome.status.ToString(), HasSubstr("no-such-data"));
     }
   }
@@ -514,11 +544,12 @@ TEST_F(JobRunnerTest, InitialWeightsAreReadBelowTheModelRootAndDamageIsNamed) {
   plan.student.weights = "start.safetensors";
   const Ended missing = Run(plan, "work");
   EXPECT_EQ(missing.outcomes[0].end, JobEnd::kFailed);
+  EXPECT_EQ(missing.outcomes[0].kind, FailureKind::kWorker) << missing.outcomes[0].status;
   EXPECT_THAT(missing.outcomes[0].status.ToString(), HasSubstr("start.safetensors"));
   WriteAll(folder_ / "models/start.safetensors", "not a safetensors file");
   const Ended damaged = Run(plan, "work");
   EXPECT_EQ(damaged.outcomes[0].end, JobEnd::kFailed);
-  EXPECT_FALSE(damaged.outcomes[0].retryable);
+  EXPECT_EQ(damaged.outcomes[0].kind, FailureKind::kWorker) << damaged.outcomes[0].status;
   EXPECT_THAT(damaged.outcomes[0].status.ToString(), HasSubstr("start.safetensors"));
 
   ASSERT_EQ(Run(Plan(1), "teacher").outcomes[0].end, JobEnd::kFinished);
@@ -581,7 +612,7 @@ TEST_F(JobRunnerTest, ATeachersHeadComesFromTheFileThatTheTeachersServeAndNoOthe
   plan.teachers[0].digest = std::string(64, 'a');
   const Ended wrong = Run(plan, "wrong");
   EXPECT_EQ(wrong.outcomes[0].end, JobEnd::kFailed);
-  EXPECT_FALSE(wrong.outcomes[0].retryable);
+  EXPECT_EQ(wrong.outcomes[0].kind, FailureKind::kWorker) << wrong.outcomes[0].status;
   EXPECT_THAT(wrong.outcomes[0].status.ToString(),
               testing::AllOf(HasSubstr("start.safetensors' is not the file of the teacher 'shapes'"),
                              HasSubstr("sskd.head.init: random")));
@@ -594,7 +625,7 @@ TEST_F(JobRunnerTest, WithoutAnyLabelAStageThatReadsThemIsRefusedByNameBeforeAny
   plan.data.unlabelled = "extra";
   const Ended ended = Run(plan, "work");
   EXPECT_EQ(ended.outcomes[0].end, JobEnd::kFailed);
-  EXPECT_FALSE(ended.outcomes[0].retryable);
+  EXPECT_EQ(ended.outcomes[0].kind, FailureKind::kJob) << ended.outcomes[0].status;
   EXPECT_THAT(ended.outcomes[0].status.ToString(),
               HasSubstr("stage 'head' reads labels, but no training image has one"));
   EXPECT_EQ(ended.fleets[0]->commits().size(), 0u);
@@ -684,15 +715,198 @@ TEST_P(BestWeightsTest, AreThoseWithTheLowestHeldOutLossAlsoAfterAResume) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, BestWeightsTest, testing::Values(1u, 2u));
 
-TEST_F(JobRunnerTest, AFullDiskFailsTheJobWithThePathAndLeavesNothingHalfWritten) {
+// Fills a small disk to the last byte and gives it back.
+class Ballast {
+ public:
+  explicit Ballast(const std::string& folder) : path_(folder + "/ballast") {
+    std::ofstream out(path_, std::ios::binary);
+    const std::string block(1 << 16, 'x');
+    while (out.write(block.data(), static_cast<std::streamsize>(block.size())) && out.flush()) {
+    }
+  }
+  void Remove() { fs::remove(path_); }
+
+ private:
+  const std::string path_;
+};
+
+TEST_F(JobRunnerTest, ADiskThatIsFullAtAStagesEndFailsTheRankAndNotTheJob) {
   const SmallDisk disk(folder_ / "disk", "24k");
   if (!disk.ok()) GTEST_SKIP() << "this process may not mount a tmpfs";
   const Ended ended = Run(Plan(1), "disk");
   EXPECT_EQ(ended.outcomes[0].end, JobEnd::kFailed);
-  EXPECT_FALSE(ended.outcomes[0].retryable);
+  EXPECT_EQ(ended.outcomes[0].kind, FailureKind::kWorker);
   EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kResourceExhausted) << ended.outcomes[0].status;
   EXPECT_THAT(ended.outcomes[0].status.ToString(), HasSubstr(folder_ / "disk"));
+  EXPECT_THAT(ended.fleets[0]->events(), Contains(HasSubstr("tried again for")));
   EXPECT_THAT(Checkpoints("disk"), testing::IsEmpty());
+}
+
+TEST_F(JobRunnerTest, ADiskThatIsFullInsideAStageCostsACheckpointAndNothingElse) {
+  JobPlan plan = Plan(2, 24);
+  ASSERT_EQ(Run(plan, "straight").outcomes[0].end, JobEnd::kFinished);
+  const SmallDisk disk(folder_ / "disk", "4m");
+  if (!disk.ok()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  std::optional<Ballast> ballast;
+  const Ended ended = Run(plan, "disk", [&](uint32_t rank, RecordedFleet* fleet, JobControl*) {
+    if (rank != 0) return;
+    fleet->on_progress = [&](const JobProgress& progress) {
+      if (progress.stage != 1) return;
+      if (progress.step >= 7 && !ballast.has_value()) ballast.emplace(folder_ / "disk");  // 10 and 15 fail
+      if (progress.step >= 17) ballast->Remove();
+    };
+  });
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  std::vector<std::string> told;
+  for (const std::string& event : ended.fleets[0]->events()) {
+    if (event.find("No space left") != std::string::npos || event.find("written again") != std::string::npos) {
+      told.push_back(event);
+    }
+  }
+  ASSERT_EQ(told.size(), 2u) << testing::PrintToString(ended.fleets[0]->events());
+  EXPECT_THAT(told[0],
+              testing::AllOf(HasSubstr("stage 1 step 10"), HasSubstr("Training goes on"), HasSubstr("stage-1-step-5")));
+  EXPECT_THAT(told[1], HasSubstr("stage-1-step-20"));
+  EXPECT_EQ(Student("straight"), Student("disk"));
+}
+
+TEST_F(JobRunnerTest, ADiskThatIsFullForAMomentAtAStagesEndIsWaitedFor) {
+  const SmallDisk disk(folder_ / "disk", "4m");
+  if (!disk.ok()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  write_patience_ = std::chrono::hours(1);
+  std::optional<Ballast> ballast;
+  JobPlan plan = Plan(2);
+  plan.checkpoint_every = 0;
+  const Ended ended = Run(plan, "disk", [&](uint32_t rank, RecordedFleet* fleet, JobControl*) {
+    if (rank != 0) return;
+    fleet->on_progress = [&](const JobProgress& progress) {
+      if (progress.stage == 1 && progress.step >= 7 && !ballast.has_value()) ballast.emplace(folder_ / "disk");
+      if (progress.phase == "waiting for the work folder") ballast->Remove();
+    };
+  });
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  EXPECT_THAT(ended.fleets[0]->events(),
+              Contains(testing::AllOf(HasSubstr("No space left"), HasSubstr("tried again"))));
+  EXPECT_THAT(ended.fleets[0]->events(), Contains(HasSubstr("written now")));
+}
+
+TEST_F(JobRunnerTest, ACancelledJobStopsThoughTheDiskIsFull) {
+  const SmallDisk disk(folder_ / "disk", "4m");
+  if (!disk.ok()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  std::optional<Ballast> ballast;
+  const Ended ended = Run(Plan(1, 1000), "disk", [&](uint32_t, RecordedFleet* fleet, JobControl* control) {
+    fleet->on_progress = [&, control](const JobProgress& progress) {
+      if (progress.stage != 1 || progress.step < 7 || ballast.has_value()) return;
+      ballast.emplace(folder_ / "disk");
+      control->Cancel();
+    };
+  });
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kCancelled) << ended.outcomes[0].status;
+  EXPECT_THAT(ended.fleets[0]->events(), Contains(testing::AllOf(HasSubstr("cancelled; "), HasSubstr("No space left"),
+                                                                 HasSubstr("stage-1-step-5"))));
+}
+
+TEST_F(JobRunnerTest, TheCoordinatorLearnsFromWhereAJobReallyGoesOn) {
+  const JobPlan plan = Plan(1);
+  const Ended first = Run(plan, "work", StopAt(1, 3, [](JobControl* control) { control->Terminate(); }));
+  ASSERT_EQ(first.outcomes[0].end, JobEnd::kTerminated) << first.outcomes[0].status;
+  ASSERT_EQ(first.fleets[0]->resumes().size(), 1u);
+  EXPECT_EQ(first.fleets[0]->resumes()[0].stage, 0u);
+  EXPECT_EQ(first.fleets[0]->resumes()[0].step, 0u);
+  EXPECT_EQ(first.fleets[0]->resumes()[0].digest, "");
+  const Ended second = Run(plan, "work", StopAt(1, 6, [](JobControl* control) { control->Terminate(); }), 1);
+  ASSERT_EQ(second.fleets[0]->resumes().size(), 1u);
+  EXPECT_EQ(second.fleets[0]->resumes()[0].stage, 1u);
+  EXPECT_EQ(second.fleets[0]->resumes()[0].step, 4u);
+  EXPECT_EQ(second.fleets[0]->resumes()[0].digest.size(), 64u);
+  // The work folder is lost: the first stage is trained and committed again.
+  fs::remove_all(folder_ / "work");
+  const Ended third = Run(plan, "work", nullptr, 1);
+  ASSERT_EQ(third.outcomes[0].end, JobEnd::kFinished) << third.outcomes[0].status;
+  EXPECT_EQ(third.fleets[0]->resumes()[0].stage, 0u);
+  EXPECT_THAT(third.fleets[0]->events(), Contains(HasSubstr("training starts over")));
+  ASSERT_EQ(third.fleets[0]->commits().size(), 2u);
+  EXPECT_EQ(third.fleets[0]->commits()[0].stage, 0u);
+}
+
+TEST_F(JobRunnerTest, AGenerationThatIsOverDoesNotTakeTheFolder) {
+  const Ended ended = Run(Plan(1), "work", [](uint32_t, RecordedFleet* fleet, JobControl*) {
+    fleet->resume_status = absl::AbortedError("the job is at generation 2");
+  });
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kRevoked) << ended.outcomes[0].status;
+  EXPECT_FALSE(fs::exists(folder_ / "work/job-1/checkpoints/generation"));
+}
+
+TEST_F(JobRunnerTest, ACommittedCheckpointThatIsGoneIsTold) {
+  const JobPlan plan = Plan(1);
+  const Ended first = Run(plan, "work", StopAt(1, 6, [](JobControl* control) { control->Terminate(); }));
+  ASSERT_EQ(first.fleets[0]->commits().size(), 1u);
+  committed_digest_ = first.fleets[0]->commits()[0].digest;
+  const Ended fine = Run(plan, "work", StopAt(1, 8, [](JobControl* control) { control->Terminate(); }), 1);
+  EXPECT_THAT(fine.fleets[0]->events(), testing::Not(Contains(HasSubstr("that was committed"))));
+  fs::remove_all(CheckpointPath("work", "stage-0-step-6"));
+  const Ended gone = Run(plan, "work", nullptr, 1);
+  ASSERT_EQ(gone.outcomes[0].end, JobEnd::kFinished) << gone.outcomes[0].status;
+  EXPECT_THAT(gone.fleets[0]->events(),
+              Contains(testing::AllOf(HasSubstr("that was committed for stage 'head'"), HasSubstr("is gone on from"))));
+}
+
+// Rank 0 of an older generation that was stopped or cut off, and wakes up while the next one trains.
+TEST_F(JobRunnerTest, AnOlderGenerationThatWakesUpEndsAtItsNextCheckpointAndSpoilsNothing) {
+  const JobPlan plan = Plan(1, 40);
+  ASSERT_EQ(Run(plan, "straight").outcomes[0].end, JobEnd::kFinished);
+  Ended next;
+  const Ended zombie = Run(plan, "work", [&](uint32_t, RecordedFleet* fleet, JobControl*) {
+    fleet->on_progress = [&](const JobProgress& progress) {
+      if (progress.stage != 1 || progress.step != 22 || !next.outcomes.empty()) return;
+      // It stands still here until the next generation is past it.
+      std::thread([&] { next = Run(plan, "work", StopAt(1, 28, [](JobControl* c) { c->Terminate(); }), 1); }).join();
+    };
+  });
+  ASSERT_EQ(next.outcomes[0].end, JobEnd::kTerminated) << next.outcomes[0].status;
+  EXPECT_EQ(zombie.outcomes[0].end, JobEnd::kRevoked) << zombie.outcomes[0].status;
+  EXPECT_THAT(zombie.outcomes[0].status.ToString(), HasSubstr("generation 3"));
+  EXPECT_EQ(Checkpoints("work"), (std::vector<std::string>{"stage-0-step-6", "stage-1-step-25", "stage-1-step-29"}));
+  ASSERT_EQ(Run(plan, "work", nullptr, 1).outcomes[0].end, JobEnd::kFinished);
+  EXPECT_EQ(Student("straight"), Student("work"));
+}
+
+TEST_F(JobRunnerTest, AStopDuringTheLastEvaluationOfAStageLosesNothing) {
+  for (const uint32_t ranks : {1u, 2u}) {
+    const std::string straight = "straight-" + std::to_string(ranks), broken = "broken-" + std::to_string(ranks);
+    const JobPlan plan = Plan(ranks);
+    ASSERT_EQ(Run(plan, straight).outcomes[0].end, JobEnd::kFinished);
+    const Ended first = Run(plan, broken, [&](uint32_t rank, RecordedFleet* fleet, JobControl* control) {
+      if (rank != 0) return;
+      fleet->on_progress = [=](const JobProgress& progress) {
+        if (progress.stage == 1 && progress.phase == "evaluating") control->Terminate();
+      };
+    });
+    for (const JobOutcome& outcome : first.outcomes) EXPECT_EQ(outcome.end, JobEnd::kTerminated) << outcome.status;
+    EXPECT_EQ(first.fleets[0]->commits().size(), 1u);
+    EXPECT_THAT(Checkpoints(broken), Contains("stage-1-step-12"));
+    const Ended second = Run(plan, broken, nullptr, 1);
+    ASSERT_EQ(second.outcomes[0].end, JobEnd::kFinished) << second.outcomes[0].status;
+    ASSERT_EQ(second.fleets[0]->commits().size(), 1u);
+    EXPECT_GE(second.fleets[0]->commits()[0].accuracy, 0);
+    EXPECT_EQ(Student(straight), Student(broken));
+  }
+}
+
+TEST_F(JobRunnerTest, RanksWithOtherDataAreNamedBeforeTheFirstStep) {
+  fs::create_directories(folder_ / "other/shapes");
+  WriteIdx(folder_ / "other/shapes", "train", 1, 256);
+  WriteIdx(folder_ / "other/shapes", "t10k", 2, 128);
+  std::string labels = ReadAll(folder_ / "other/shapes/train-labels-idx1-ubyte");
+  labels.back() = static_cast<char>((labels.back() + 1) % 4);  // one image has another label
+  WriteAll(folder_ / "other/shapes/train-labels-idx1-ubyte", labels);
+  data_roots_[1] = folder_ / "other";
+  const Ended ended = Run(Plan(2), "work");
+  EXPECT_EQ(ended.outcomes[0].end, JobEnd::kPeerFailed) << ended.outcomes[0].status;
+  EXPECT_EQ(ended.outcomes[1].end, JobEnd::kFailed);
+  EXPECT_EQ(ended.outcomes[1].kind, FailureKind::kWorker);
+  EXPECT_THAT(ended.outcomes[1].status.ToString(), HasSubstr("this worker's data set is not that of rank 0"));
+  EXPECT_TRUE(ended.fleets[0]->commits().empty());
 }
 
 TEST_F(JobRunnerTest, ImpossibleAssignmentsAreRefused) {
@@ -732,7 +946,7 @@ TEST_F(StudentAgentTest, RunsOneJobAfterTheOtherAndIgnoresRepetitions) {
   ASSERT_EQ(fleet.failures().size(), 1u);
   EXPECT_THAT(fleet.failures()[0], HasSubstr("rank 0: "));
   EXPECT_THAT(fleet.failures()[0], HasSubstr("no-such-data"));
-  agent.Shutdown(std::chrono::seconds(30));
+  EXPECT_TRUE(agent.Shutdown(std::chrono::seconds(30), std::chrono::seconds(30)));
   const std::string text = registry.Serialize();
   EXPECT_THAT(text, HasSubstr("distill_student_steps_total 18"));
   EXPECT_THAT(text, HasSubstr("distill_student_jobs_total{outcome=\"finished\"} 1"));
@@ -770,7 +984,7 @@ TEST_F(StudentAgentTest, AProcessThatCannotGoOnSaysSoAfterItsReport) {
   generation_ = 1;
   callbacks.on_student_assignment(Assignment(Plan(1), 0));
   fleet.AwaitIdle(1);
-  agent.Shutdown(std::chrono::seconds(30));
+  EXPECT_TRUE(agent.Shutdown(std::chrono::seconds(30), std::chrono::seconds(30)));
   EXPECT_THAT(reports, testing::ElementsAre(1u));
 }
 
@@ -786,7 +1000,7 @@ TEST_F(StudentAgentTest, CountsLossesThatAreNotFinite) {
   generation_ = 1;
   callbacks.on_student_assignment(Assignment(plan, 0));
   fleet.AwaitIdle(1);
-  agent.Shutdown(std::chrono::seconds(30));
+  EXPECT_TRUE(agent.Shutdown(std::chrono::seconds(30), std::chrono::seconds(30)));
   ASSERT_EQ(fleet.failures().size(), 1u);
   EXPECT_THAT(fleet.failures()[0], HasSubstr("lower the learning rate"));
   EXPECT_THAT(registry.Serialize(), HasSubstr("distill_student_not_finite_losses_total 1"));
@@ -827,10 +1041,83 @@ TEST_F(StudentAgentTest, ShutdownChecksPointAndANewGenerationReplacesTheOld) {
     second_given = true;
   }
   await(2);
-  agent.Shutdown(std::chrono::seconds(60));
+  EXPECT_TRUE(agent.Shutdown(std::chrono::seconds(60), std::chrono::seconds(30)));
   EXPECT_THAT(fleet.events(), Contains(HasSubstr("resuming from")));
   EXPECT_THAT(fleet.events(), Contains(HasSubstr("shutting down; checkpoint")));
   EXPECT_TRUE(fleet.failures().empty());
+}
+
+// A trainer that is inside a call which does not return: here one to the coordinator.
+class StuckTrainerTest : public StudentAgentTest {
+ protected:
+  ~StuckTrainerTest() override { Release(); }
+  void Release() {
+    absl::MutexLock lock(&stuck_mutex_);
+    released_ = true;
+  }
+  void AwaitStuck() {
+    absl::MutexLock lock(&stuck_mutex_);
+    stuck_mutex_.Await(absl::Condition(&stuck_));
+  }
+  // Hangs when the job's second stage is under way.
+  void Hang(RecordedFleet* fleet) {
+    fleet->on_progress = [this](const JobProgress& progress) {
+      if (progress.stage != 1) return;
+      absl::MutexLock lock(&stuck_mutex_);
+      stuck_ = true;
+      stuck_mutex_.Await(absl::Condition(&released_));
+    };
+  }
+
+ private:
+  absl::Mutex stuck_mutex_;
+  bool stuck_ = false, released_ = false;
+};
+
+TEST_F(StuckTrainerTest, ARevocationThatIsNotObeyedIsReportedOnceAndNotWhenItIs) {
+  MetricsRegistry registry;
+  TrainMetrics metrics(&registry);
+  RecordedFleet fleet;
+  Hang(&fleet);
+  absl::Mutex mutex;
+  std::vector<std::string> reasons;
+  StudentAgent agent(Environment("work", &registry, &metrics),
+                     {.unwind_limit = std::chrono::milliseconds(50), .on_stuck = [&](const std::string& reason) {
+                        absl::MutexLock lock(&mutex);
+                        reasons.push_back(reason);
+                      }});
+  const FleetClient::Callbacks callbacks = agent.callbacks();
+  agent.Start(&fleet);
+  generation_ = 1;
+  callbacks.on_student_assignment(Assignment(Plan(1, 1000), 0));
+  AwaitStuck();
+  callbacks.on_student_assignment(std::nullopt);
+  {
+    absl::MutexLock lock(&mutex);
+    auto told = [&] { return !reasons.empty(); };
+    mutex.Await(absl::Condition(&told));
+    EXPECT_THAT(reasons[0], HasSubstr("has not left job job-1"));
+  }
+  Release();
+  EXPECT_TRUE(agent.Shutdown(std::chrono::seconds(60), std::chrono::seconds(60)));
+  absl::MutexLock lock(&mutex);
+  EXPECT_EQ(reasons.size(), 1u);
+}
+
+TEST_F(StuckTrainerTest, ShutdownGivesUpOnATrainerThatHangs) {
+  MetricsRegistry registry;
+  TrainMetrics metrics(&registry);
+  RecordedFleet fleet;
+  Hang(&fleet);
+  StudentAgent agent(Environment("work", &registry, &metrics));
+  const FleetClient::Callbacks callbacks = agent.callbacks();
+  agent.Start(&fleet);
+  generation_ = 1;
+  callbacks.on_student_assignment(Assignment(Plan(1, 1000), 0));
+  AwaitStuck();
+  EXPECT_FALSE(agent.Shutdown(std::chrono::milliseconds(10), std::chrono::milliseconds(10)));
+  Release();
+  EXPECT_TRUE(agent.Shutdown(std::chrono::seconds(60), std::chrono::seconds(60)));
 }
 
 }  // namespace

@@ -204,13 +204,14 @@ class SyntheticSource : public StepSource {
 
 // One rank: a group, its lock-step and a net of the plan's seed.
 struct Rank {
-  Rank(const JobPlan& job_plan, uint32_t rank, uint32_t ranks, std::shared_ptr<KvClient> store)
+  Rank(const JobPlan& job_plan, uint32_t rank, uint32_t ranks, std::shared_ptr<KvClient> store,
+       std::chrono::milliseconds timeout = std::chrono::seconds(30))
       : plan(job_plan), control({}) {
     at::set_num_threads(1);
     CollectiveGroup::Options options;
     options.rank = rank;
     options.world_size = ranks;
-    options.timeout = std::chrono::seconds(30);
+    options.timeout = timeout;
     group = Take(CollectiveGroup::Create(options, std::move(store)));
     if (const Status connected = group->Connect(); !connected.ok()) throw std::runtime_error(connected.ToString());
     lockstep = std::make_unique<Lockstep>(group.get(), &control, torch::kCPU, std::chrono::milliseconds(10));
@@ -220,8 +221,10 @@ struct Rank {
   explicit Rank(const JobPlan& job_plan) : Rank(job_plan, 0, 1, nullptr) {}
 
   std::unique_ptr<StageRunner> Runner(uint32_t stage = 0) {
-    return Take(StageRunner::Create(
+    auto runner = Take(StageRunner::Create(
         {.plan = &plan, .stage = stage, .net = net.get(), .lockstep = lockstep.get(), .device = torch::kCPU}));
+    if (const Status joined = runner->JoinRanks(); !joined.ok()) throw std::runtime_error(joined.ToString());
+    return runner;
   }
 
   JobPlan plan;

@@ -1,4 +1,5 @@
-// Part of gloo_compat (see README.md there). Never constructed here: only functions that libtorch_cpu exports are declared.
+// Part of gloo_compat (see README.md there). Never constructed here: only functions that libtorch_cpu exports are
+// declared.
 #pragma once
 
 #include <chrono>

@@ -1,0 +1,94 @@
+#include "student_worker/train/evaluate.h"
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "tests/student_worker/train/train_fixtures.h"
+
+namespace distill {
+namespace {
+
+// Blank images of four classes; `on_copy` runs before an image is handed out.
+class ScriptedDataset : public Dataset {
+ public:
+  ScriptedDataset(uint64_t size, std::function<void(uint64_t)> on_copy) : size_(size), on_copy_(std::move(on_copy)) {}
+  uint64_t size() const override { return size_; }
+  uint32_t channels() const override { return 1; }
+  uint32_t height() const override { return 12; }
+  uint32_t width() const override { return 12; }
+  uint32_t classes() const override { return 4; }
+  void CopyImage(uint64_t index, uint8_t* out) const override {
+    on_copy_(index);
+    std::fill(out, out + image_bytes(), uint8_t{0});
+  }
+  int64_t label(uint64_t index) const override { return static_cast<int64_t>(index % 4); }
+  bool has_label_maps() const override { return false; }
+  void CopyLabelMap(uint64_t, uint8_t*) const override {}
+
+ private:
+  const uint64_t size_;
+  const std::function<void(uint64_t)> on_copy_;
+};
+
+JobPlan Plan() { return SmallPlan({Stage("head", {"fc"}, {CrossEntropy()}, 1)}); }
+
+StatusOr<std::optional<Score>> EvaluateOn(Rank* rank, const Dataset& data) {
+  return Evaluate(rank->net.get(), data, rank->plan.student, rank->lockstep.get(), rank->control, torch::kCPU);
+}
+
+// One of four classes is right for blank images, whichever it is.
+TEST(EvaluateTest, ARankThatTakesLongerThanTheCollectiveTimeoutIsWaitedFor) {
+  constexpr std::chrono::seconds kTimeout{3};
+  OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
+    Rank rank(Plan(), number, 2, std::move(store), kTimeout);
+    const ScriptedDataset data(64, [&](uint64_t index) {
+      if (index == 40) std::this_thread::sleep_for(2 * kTimeout);  // of rank 1's part
+    });
+    const auto score = EvaluateOn(&rank, data);
+    ASSERT_TRUE(score.ok()) << score.status();
+    ASSERT_TRUE(score->has_value());
+    EXPECT_EQ((*score)->accuracy, 0.25);
+  });
+}
+
+// Without the stop the test would run for hours.
+TEST(EvaluateTest, AStopThatOneRankIsAskedForEndsItOnAll) {
+  for (const bool cancel : {true, false}) {
+    OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
+      Rank rank(Plan(), number, 2, std::move(store));
+      const ScriptedDataset data(uint64_t{1} << 30, [&](uint64_t index) {
+        if (index != (uint64_t{1} << 29) + 1000) return;  // of rank 1's part
+        cancel ? rank.control.Cancel() : rank.control.Terminate();
+      });
+      const auto score = EvaluateOn(&rank, data);
+      ASSERT_TRUE(score.ok()) << score.status();
+      EXPECT_FALSE(score->has_value());
+      EXPECT_TRUE(rank.lockstep->stopping());
+      EXPECT_EQ(rank.lockstep->cancel_asked(), cancel);
+    });
+  }
+}
+
+TEST(EvaluateTest, ARevocationEndsIt) {
+  Rank rank(Plan());
+  const ScriptedDataset data(uint64_t{1} << 30, [&](uint64_t index) {
+    if (index == 1000) rank.control.Revoke();
+  });
+  EXPECT_EQ(EvaluateOn(&rank, data).status().code(), StatusCode::kCancelled);
+}
+
+TEST(EvaluateTest, AnExceptionOnOneRankReachesTheOthersAsAFailure) {
+  OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
+    Rank rank(Plan(), number, 2, std::move(store));
+    const ScriptedDataset data(64, [&](uint64_t index) {
+      if (index == 40) throw std::bad_alloc();
+    });
+    const Status status = EvaluateOn(&rank, data).status();
+    EXPECT_EQ(status.code(), number == 0 ? StatusCode::kAborted : StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(rank.lockstep->peer_failed(), number == 0);
+  });
+}
+
+}  // namespace
+}  // namespace distill
