@@ -875,7 +875,7 @@ TEST_F(DistillctlTest, OutputThatDoesNotArriveIsAnErrorWithItsCause) {
                                                                                        {"cancel", "j-1"},
                                                                                        {"file", "j-1"},
                                                                                        {"fleet"},
-                                                                                       {"taps", "fashion"},
+                                                                                       {"taps", "cifar_resnet8"},
                                                                                        {"history", "j-1"},
                                                                                        {"history", "--csv", "j-1"},
                                                                                        {"results", "j-1"},
