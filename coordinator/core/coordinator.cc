@@ -277,7 +277,7 @@ void Coordinator::FlushReports(Effects* effects) {
     for (const QueuedReport& report : reports) {
       JobChange change;
       change.job_id = report.job_id;
-      change.progress = report.progress;
+      if (report.progress) change.progress.push_back(*report.progress);
       if (report.event) {
         const auto key = std::pair(report.event->source, report.job_id);
         if (!allowed.contains(key) && !refused.contains(key)) {

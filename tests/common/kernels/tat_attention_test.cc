@@ -493,14 +493,14 @@ struct Hierarchical {
     TatHierarchicalResult result;
     std::vector<double> gamma, phi, theta;
   };
-  // `before`: what the gradients hold; `add`: to be added to.
-  Outcome Run(SimdLevel level = BestSimdLevel(), const ParallelFor& parallel_for = SerialFor, float before = 1e9f,
-              bool add = false) const {
+  // `before`: what the gradients hold.
+  Outcome Run(SimdLevel level = BestSimdLevel(), const ParallelFor& parallel_for = SerialFor,
+              float before = 1e9f) const {
     const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
     std::vector<float> da(k.gamma.size(), before), dv(k.phi.size(), before), db(k.theta.size(), before);
     const StatusOr<TatHierarchicalResult> result =
-        TatHierarchical({k.gamma.n, a.map, v.map, b.map, f.map}, k.options, anchor,
-                        {da.data(), dv.data(), db.data(), add}, parallel_for, level);
+        TatHierarchical({k.gamma.n, a.map, v.map, b.map, f.map}, k.options, anchor, {da.data(), dv.data(), db.data()},
+                        parallel_for, level);
     EXPECT_TRUE(result.ok()) << result.status();
     return {*result, k.Plain(k.gamma, da), k.Plain(k.phi, dv), k.Plain(k.theta, db)};
   }
@@ -590,18 +590,15 @@ TEST(TatHierarchicalTest, ResultDoesNotDependOnThreads) {
   }
 }
 
-// Gradients of 16 MiB are written past the caches, rows that begin anywhere in a line; added ones are not.
-TEST(TatHierarchicalTest, LargeGradientsAreTheSameAsAdded) {
+// Gradients of 16 MiB are written past the caches, rows that begin anywhere in a line.
+TEST(TatHierarchicalTest, LargeGradientsAreTheReferences) {
   for (MapLayout layout : {MapLayout::kChannelsFirst, MapLayout::kChannelsLast}) {
     Hierarchical h{NewCase(1, 3, 17, 515, 517, 35, 34, 32), {}};
     h.k.layout = layout;
     h.k.options = {TatOrientation::kTeacherQuery, TatMode::kPatchGroup, 32, 32, 256};
     h.anchor = {TatOrientation::kTeacherQuery, TatMode::kAnchor, 1, 1, 1, {5, 5}, {53, 61}};
     for (SimdLevel level : AvailableSimdLevels()) {
-      const Hierarchical::Outcome set = h.Run(level), added = h.Run(level, SerialFor, 0, true);
-      EXPECT_EQ(set.gamma, added.gamma) << Describe(h.k, level);
-      EXPECT_EQ(set.phi, added.phi) << Describe(h.k, level);
-      EXPECT_EQ(set.theta, added.theta) << Describe(h.k, level);
+      h.ExpectReference(h.Run(level), Describe(h.k, level));
     }
   }
 }
@@ -641,25 +638,6 @@ TEST(TatHierarchicalTest, RefusesOtherModesAndTakesAnEmptyBatch) {
   const StatusOr<TatHierarchicalResult> empty = TatHierarchical({}, patch_group, anchor, {}, SerialFor);
   ASSERT_TRUE(empty.ok()) << empty.status();
   EXPECT_EQ(empty->patch_group.loss + empty->anchor.loss, 0);
-}
-
-TEST(TatAttentionTest, GradientsAdd) {
-  for (TatMode mode : {TatMode::kPlain, TatMode::kPatchGroup, TatMode::kAnchor}) {
-    Case k = NewCase(2, 6, 5, 17, 18, 17, 18, 19);
-    k.options.mode = mode;
-    k.options.grid_rows = k.options.grid_columns = 4;
-    k.options.groups = 8;
-    const Case::Stored a = k.Store(k.gamma), v = k.Store(k.phi), b = k.Store(k.theta), f = k.Store(k.target);
-    std::vector<float> da(k.gamma.size(), 2), dv(k.phi.size(), 3), db(k.theta.size(), 4);
-    ASSERT_TRUE(
-        TatAttention({2, a.map, v.map, b.map, f.map}, k.options, {da.data(), dv.data(), db.data(), true}, SerialFor)
-            .ok());
-    const Outcome want = k.Reference();
-    for (const auto& [got, exact, before] :
-         {std::tuple{&da, &want.gamma, 2}, {&dv, &want.phi, 3}, {&db, &want.theta, 4}}) {
-      for (size_t i = 0; i < got->size(); ++i) EXPECT_NEAR((*got)[i], (*exact)[i] + before, 1e-6) << i;
-    }
-  }
 }
 
 TEST(TatAttentionTest, UnwantedGradientsAreSkippedAndOthersUnchanged) {  // T13: theta = identity
