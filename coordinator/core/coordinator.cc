@@ -224,6 +224,10 @@ void Coordinator::TakeOver(const JobDecision& decision, double now, ActiveJob* j
   if (IsEnded(decision.status.state)) {
     calls = rendezvous_.Close(job->id);
     metrics_.CountEnded(decision.status.state);
+    // What no student could do was no fault of theirs: three mistyped paths must not cordon everybody.
+    if (decision.status.state == JobState::kFailed) {
+      for (auto& [id, worker] : state_.workers) worker.faults.erase(job->id);
+    }
     RememberEnded(*job);
   } else if (decision.assigned) {
     calls = rendezvous_.Open(job->id, decision.status.generation, decision.status.ranks);

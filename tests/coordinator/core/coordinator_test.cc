@@ -659,21 +659,30 @@ TEST_F(CoordinatorTest, AWorkersFaultSetsItAsideAndAfterThreeJobsAltogether) {
 TEST_F(CoordinatorTest, WhatFailsOnEveryStudentIsTheJobsFault) {
   ASSERT_TRUE(Register("t0", WorkerKind::kTeacher).ok());
   for (const char* id : {"s0", "s1"}) ASSERT_TRUE(Register(id).ok());
-  const std::string job = Submit("r", With(kExplicitJob, "students: 2", "students: 1"))->job_id;
-  for (int i = 0; i < 40 && !IsEnded(StatusOf(job).state); ++i) {
-    Pass(0.25);
-    (void)Beat("t0");
-    for (const char* id : {"s0", "s1"}) {
-      const auto beat = Beat(id);
-      if (!beat->student) continue;
-      ASSERT_TRUE(
-          coordinator_
-              ->ReportFailure(Id(id), job, beat->student->generation, FailureKind::kWorker, StrCat("no data at ", id))
-              .ok());
+  const auto fail_everywhere = [this](const std::string& request) {
+    const std::string job = Submit(request, With(kExplicitJob, "students: 2", "students: 1"))->job_id;
+    for (int i = 0; i < 40 && !IsEnded(StatusOf(job).state); ++i) {
+      Pass(0.25);
+      (void)Beat("t0");
+      for (const char* id : {"s0", "s1"}) {
+        const auto beat = Beat(id);
+        if (!beat->student) continue;
+        EXPECT_TRUE(
+            coordinator_
+                ->ReportFailure(Id(id), job, beat->student->generation, FailureKind::kWorker, StrCat("no data at ", id))
+                .ok());
+      }
     }
-  }
+    return job;
+  };
+  const std::string job = fail_everywhere("r");
   EXPECT_EQ(StatusOf(job).state, JobState::kFailed);
   EXPECT_EQ(StatusOf(job).reason, "every live student failed it: s0: no data at s0; s1: no data at s1");
+  // More of the kind cordon nobody.
+  for (const char* request : {"r2", "r3", "r4"}) {
+    EXPECT_EQ(StatusOf(fail_everywhere(request)).state, JobState::kFailed) << request;
+  }
+  for (const auto& one : coordinator_->Fleet()) EXPECT_NE(one.state, "cordoned") << one.worker.id;
   Start();
   EXPECT_EQ(StatusOf(job).set_aside.size(), 2u);
 }
