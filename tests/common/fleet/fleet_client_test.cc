@@ -388,18 +388,17 @@ TEST_F(FleetClientTest, TeacherJobsAreToldOnChangeAndReleasedWhenNoneIsLeft) {
 }
 
 TEST_F(FleetClientTest, EachReportedStepIsDeliveredOnceAndInOrderBeforeTheJobIsFinished) {
-  auto client = Start();
-  ASSERT_TRUE(client.ok()) << client.status();
-  (*client)->SetCurrent("job-1", 1);
+  StartClient();
+  client_->SetCurrent("job-1", 1);
   JobProgress progress;
   for (uint64_t step = 1; step <= 100; ++step) {
     progress.total_step = step;
     progress.phase = "training";
-    (*client)->ReportProgress(progress);
+    client_->ReportProgress(progress);
     progress.phase = "checkpointing";  // of the same step
-    (*client)->ReportProgress(progress);
+    client_->ReportProgress(progress);
   }
-  ASSERT_TRUE((*client)->FinishJob("job-1", 1, JobArtifacts()).ok());
+  ASSERT_TRUE(client_->FinishJob("job-1", 1, JobArtifacts()).ok());
   std::vector<uint64_t> steps;
   coordinator_.Await([&] {
     for (const v1::Progress& sent : coordinator_.progress_) {
