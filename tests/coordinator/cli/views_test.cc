@@ -76,7 +76,7 @@ TEST(JobViewTest, ListGolden) {
             "is idle\n");
   jobs.mutable_jobs(2)->set_reason(std::string(200, 'x'));
   EXPECT_THAT(RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
-              HasSubstr("  " + std::string(57, 'x') + "...\n"));
+              HasSubstr("  " + std::string(59, 'x') + "…\n"));
   EXPECT_THAT(RenderJobList(v1::ListJobsResponse(), 0, kPlain), HasSubstr("no jobs"));
 }
 
