@@ -225,8 +225,8 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   EXPECT_EQ(Api("jobs")["jobs"].size(), 2u);
   EXPECT_EQ(Api("jobs?limit=1")["jobs"].size(), 1u);
   EXPECT_NE(Api("jobs?limit=1")["jobs"].at(0)["id"], id) << "newest first";
-  ASSERT_EQ(Api("jobs?state=running")["jobs"].size(), 1u);
-  EXPECT_EQ(Api("jobs?state=running&limit=9")["jobs"].at(0)["id"], id);
+  ASSERT_EQ(Api("jobs?state=succeeded")["jobs"].size(), 1u);
+  EXPECT_EQ(Api("jobs?state=succeeded&limit=9")["jobs"].at(0)["id"], id);
   EXPECT_EQ(Api("jobs?state=failed")["jobs"].size(), 0u);
 }
 
