@@ -49,6 +49,7 @@ struct Flags {
   std::string host = "127.0.0.1";
   std::string device = "auto";
   double collective_timeout = 20;  // seconds
+  double write_patience = 300;     // seconds
   double grace = 20;               // seconds; below Kubernetes' default of 30
 };
 
@@ -148,6 +149,7 @@ int Serve(const Flags& flags) {
   environment.model_root = flags.model_root;
   environment.host = flags.host;
   environment.device = flags.device;
+  environment.write_patience = std::chrono::milliseconds(static_cast<int64_t>(flags.write_patience * 1000));
   environment.collective_timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.collective_timeout * 1000));
   environment.on_unusable = [](const Status& why) {
     LogError("this process is of no use any more and ends, to be started anew", {{"reason", ToStd(why.message())}});
@@ -219,6 +221,10 @@ int Main(int argc, char** argv) {
       ->transform(CLI::AsNumberWithUnit(std::map<std::string, double>{{"ms", 1e-3}, {"s", 1}, {"m", 60}},
                                         CLI::AsNumberWithUnit::CASE_SENSITIVE, "SECONDS"))
       ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  app.add_option("--write-patience", flags.write_patience,
+                 "Seconds for which a stage's last checkpoint and the results are tried again when the disk takes none")
+      ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   app.add_option("--grace", flags.grace,
                  "Seconds that a running job gets after SIGTERM to write its checkpoint; about 5 s later it is left")

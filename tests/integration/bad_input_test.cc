@@ -126,7 +126,7 @@ TEST_F(BadInputTest, UnwritableWorkFolderFailsTheJobAndLeavesNothingHalfWritten)
   }
   JobText text;
   text.students = 1;
-  if (cluster.StartStudent("s0", {"--work-dir", disk})) {
+  if (cluster.StartStudent("s0", {"--work-dir", disk, "--write-patience", "2"})) {
     const auto job = cluster.WaitEnd(cluster.Submit(text.Yaml()));
     EXPECT_EQ(job.value("state", ""), "JOB_STATE_FAILED");
     EXPECT_NE(job.value("reason", "").find(disk), std::string::npos) << job.value("reason", "");
