@@ -225,6 +225,9 @@ class Coordinator {
   // The running job if the process holds a rank in its `generation`; else kAborted with what is the case.
   StatusOr<ActiveJob*> Fence(const WorkerIdentity& from, const std::string& job_id, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(deciding_, mutex_);
+  // Whether the process held a rank in `generation`, which was the job's last group: it waits for another one now.
+  bool JustLeft(const WorkerIdentity& from, const std::string& job_id, uint64_t generation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Status FenceRankZero(const ActiveJob& job, const std::string& worker_id) const;
   // Puts progress and events of a heartbeat into the queue.
   void QueueReports(const HeartbeatInput& input, double now, Worker* worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -50,6 +50,15 @@ StatusOr<ActiveJob*> Coordinator::Fence(const WorkerIdentity& from, const std::s
       StrCat("this process of worker '", Shorten(from.worker_id), "' holds no rank of job ", job_id));
 }
 
+bool Coordinator::JustLeft(const WorkerIdentity& from, const std::string& job_id, uint64_t generation) {
+  const ActiveJob* const job = FindJob(job_id);
+  if (job == nullptr || job->status.state != JobState::kQueued || job->status.generation != generation + 1)
+    return false;
+  return std::any_of(job->status.ranks.begin(), job->status.ranks.end(), [&](const RankMember& member) {
+    return member.worker_id == from.worker_id && member.incarnation == from.incarnation;
+  });
+}
+
 Status Coordinator::FenceRankZero(const ActiveJob& job, const std::string& worker_id) const {
   if (job.status.ranks[0].worker_id == worker_id) return OkStatus();
   return absl::FailedPreconditionError(
@@ -233,7 +242,12 @@ Status Coordinator::ReportFailure(const WorkerIdentity& from, const std::string&
     absl::MutexLock deciding(&deciding_);
     {
       absl::MutexLock lock(&mutex_);
-      DISTILL_ASSIGN_OR_RETURN(ActiveJob * job, Fence(from, job_id, generation));
+      StatusOr<ActiveJob*> fenced = Fence(from, job_id, generation);
+      // Where all ranks fail alike (a mistyped path), the first report ends the group, and the others' count all the same.
+      if (absl::IsAborted(fenced.status()) && kind == FailureKind::kWorker && JustLeft(from, job_id, generation)) {
+        fenced = FindJob(job_id);
+      }
+      DISTILL_ASSIGN_OR_RETURN(ActiveJob * job, fenced);
       (void)NoteCall();
       std::string text = CutText(message, kMaxFailureBytes);
       LogWarning("a rank reported a failure",

@@ -315,6 +315,15 @@ class Decider {
   void DecideQueued(const ActiveJob& job, JobDecision* decision) {
     JobStatus& status = decision->status;
     if (status.cancel_requested) return End(JobState::kCancelled, CancelReason(job), EventLevel::kInfo, decision);
+    // Of ranks that failed by a fault of their own in the group that another one's report had ended already.
+    for (const FailureReport& failure : job.failures) {
+      const auto known = [&](const SetAside& one) { return one.worker_id == failure.worker_id; };
+      if (failure.kind != FailureKind::kWorker ||
+          std::any_of(status.set_aside.begin(), status.set_aside.end(), known)) {
+        continue;
+      }
+      PutAside(failure, decision);
+    }
     if (TriedEverywhere(job, status)) {
       std::string said;
       for (const SetAside& one : status.set_aside) Append(&said, StrCat(one.worker_id, ": ", one.reason), "; ");

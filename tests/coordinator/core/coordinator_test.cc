@@ -687,6 +687,19 @@ TEST_F(CoordinatorTest, WhatFailsOnEveryStudentIsTheJobsFault) {
   EXPECT_EQ(StatusOf(job).set_aside.size(), 2u);
 }
 
+TEST_F(CoordinatorTest, FaultsOfAllRanksCountThoughTheFirstReportEndsTheGroup) {
+  const std::string job = RunJob();
+  const auto report = [&](const char* id) {
+    return coordinator_->ReportFailure(Id(id), job, 1, FailureKind::kWorker, StrCat("no data at ", id));
+  };
+  ASSERT_TRUE(report("s0").ok());
+  EXPECT_EQ(StatusOf(job).state, JobState::kQueued);
+  EXPECT_EQ(coordinator_->ReportFailure(Id("s1"), job, 1, FailureKind::kPassing, "late").code(), StatusCode::kAborted);
+  ASSERT_TRUE(report("s1").ok());
+  EXPECT_EQ(StatusOf(job).state, JobState::kFailed);
+  EXPECT_EQ(StatusOf(job).reason, "every live student failed it: s0: no data at s0; s1: no data at s1");
+}
+
 TEST_F(CoordinatorTest, AnEndedJobCanGoOn) {
   const std::string job = RunJob();
   ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 0, .digest = "d0"}).ok());
