@@ -127,7 +127,7 @@ student: {arch: cifar_resnet8, width: 8, num_classes: 10, in_channels: 1, image:
 teacher: fashion
 data: {path: fashion-mnist, train_size: 60000, train_limit: 12800}
 checkpoint: {every: 25}
-stages: [{name: all, steps: $2, losses: [{type: cross_entropy}, {type: kd, weight: 1}, {type: cwd, pairs: [[layer3, layer3]]}]}]
+stages: [{name: all, steps: $2, losses: [{type: cross_entropy}, {type: kd, weight: 1}, {type: cwd, student: layer3, teacher: layer3, adapter: auto}]}]
 YAML
 }
 final_loss() { "$here/bin/distillctl" describe "$1" --output json | sed -n 's/.*"loss": *\([0-9.e+-]*\).*/\1/p' | tail -n 1; }

@@ -229,11 +229,11 @@ class Chaos:
         elif kind == "lock":
             self.note("foreign lock on the store")
             try:
-                with sqlite3.connect(next((cluster.dir / "state").glob("*.db*")), timeout=5, isolation_level=None) as store:
+                with sqlite3.connect(cluster.dir / "state" / "coordinator.db", timeout=5, isolation_level=None) as store:
                     store.execute("BEGIN IMMEDIATE")
                     time.sleep(rng.uniform(2, 15))
                     store.execute("ROLLBACK")
-            except (sqlite3.Error, StopIteration) as error:
+            except sqlite3.Error as error:
                 print(f"  no lock taken: {error}")
 
     def tamper(self, job):
