@@ -3,6 +3,7 @@
 #include <torch/version.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include <cstdlib>
 #include <stdexcept>
 
 #include "absl/base/thread_annotations.h"
@@ -17,6 +18,12 @@ static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11,
 
 namespace distill {
 namespace {
+
+// LibTorch records every collective in a map of the whole process, into which it inserts without a lock (2.11,
+// FlightRecorder::recordWithResetEnabled): two groups in one process corrupt it. Its switch is read from the environment
+// when the first group is made; before main() no other thread reads or writes that. Somebody who wants the record sets
+// the variable.
+const bool recorder_is_off = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0) == 0;
 
 // Reaches the protected list of contexts without making an object of a class of our own.
 struct GlooAccess : c10d::ProcessGroupGloo {

@@ -84,6 +84,24 @@ TEST(CollectiveGroupTest, AllReduceSumsTensorsOfEveryLayoutAndType) {
   });
 }
 
+// LibTorch keeps one record of collectives for all groups of a process, and wrote it without a lock.
+TEST(CollectiveGroupTest, GroupsOfOneProcessDoNotDisturbEachOther) {
+  constexpr uint32_t kGroups = 4, kRanks = 2;
+  for (int round = 0; round < 20; ++round) {
+    std::vector<std::shared_ptr<KvClient>> stores;
+    for (uint32_t i = 0; i < kGroups; ++i) stores.push_back(MakeLocalKvClient());
+    std::atomic<uint32_t> connected{0};
+    OnRanks(kGroups * kRanks, [&](uint32_t i) {
+      auto group = Form(RankOptions(i % kRanks, kRanks), stores[i / kRanks]);
+      EXPECT_TRUE(group.ok()) << group.status();
+      ++connected;
+      while (connected < kGroups * kRanks) std::this_thread::yield();  // so that the first operations run at once
+      if (!group.ok()) return;
+      EXPECT_TRUE(Barrier(**group).ok());
+    });
+  }
+}
+
 TEST(CollectiveGroupTest, BroadcastComesFromTheRootAndBarrierWaitsForAll) {
   std::atomic<int> before{0};
   InGroup(3, [&](CollectiveGroup& group) {
