@@ -5,8 +5,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/data/gzip_file.h"
 #include "student_worker/data/loaded_split.h"
@@ -30,8 +30,8 @@ StatusOr<std::unique_ptr<GzipFile>> OpenIdx(const std::string& root, const std::
     if (path.ok()) return GzipFile::Open(*path);
     if (!absl::IsNotFound(path.status())) return path.status();
   }
-  return absl::NotFoundError(absl::StrCat("no file '", stem, "' or '", stem, ".gz' in '", folder,
-                                          "'; put the IDX files there or correct ", key, " (data.format is idx)"));
+  return absl::NotFoundError(StrCat("no file '", stem, "' or '", stem, ".gz' in '", folder,
+                                    "'; put the IDX files there or correct ", key, " (data.format is idx)"));
 }
 
 // Reads and checks magic and sizes.
@@ -46,11 +46,11 @@ StatusOr<std::vector<uint32_t>> ReadHeader(GzipFile* file, uint32_t magic) {
   }
   std::vector<uint32_t> sizes;
   for (uint32_t i = 0; i < rank; ++i) sizes.push_back(BigEndian(bytes + 4 + 4 * i));
-  if (sizes[0] == 0) return absl::DataLossError(absl::StrCat("'", file->path(), "' holds no entries"));
+  if (sizes[0] == 0) return absl::DataLossError(StrCat("'", file->path(), "' holds no entries"));
   for (uint32_t i = 1; i < rank; ++i) {
     if (sizes[i] == 0 || sizes[i] > kMaxSide) {
       return absl::DataLossError(
-          absl::StrCat("'", file->path(), "' gives an image side of ", sizes[i], " pixels, need 1 to ", kMaxSide));
+          StrCat("'", file->path(), "' gives an image side of ", sizes[i], " pixels, need 1 to ", kMaxSide));
     }
   }
   return sizes;
@@ -61,19 +61,18 @@ StatusOr<std::vector<uint32_t>> ReadHeader(GzipFile* file, uint32_t magic) {
 StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size) {
   if (size > kMaxDatasetBytes) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("'", file->path(), "' holds ", size, " bytes of pixels, over the limit of ", kMaxDatasetBytes));
+        StrCat("'", file->path(), "' holds ", size, " bytes of pixels, over the limit of ", kMaxDatasetBytes));
   }
   if (size > file->MaxDataBytes()) {
-    return absl::DataLossError(absl::StrCat("'", file->path(), "' is truncated: its header announces ", size,
-                                            " bytes, the file has ", file->file_bytes(), "; fetch it again"));
+    return absl::DataLossError(StrCat("'", file->path(), "' is truncated: its header announces ", size,
+                                      " bytes, the file has ", file->file_bytes(), "; fetch it again"));
   }
   std::vector<uint8_t> bytes(size);
   DISTILL_RETURN_IF_ERROR(file->ReadExact(bytes.data(), size, "the data announced by the header"));
   uint8_t more;
   DISTILL_ASSIGN_OR_RETURN(const size_t extra, file->Read(&more, 1));  // also makes zlib check the stream's end
   if (extra != 0) {
-    return absl::DataLossError(
-        absl::StrCat("'", file->path(), "' goes on after the ", size, " bytes its header announces"));
+    return absl::DataLossError(StrCat("'", file->path(), "' goes on after the ", size, " bytes its header announces"));
   }
   return bytes;
 }
@@ -83,8 +82,8 @@ StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size) {
 StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   LoadedSplit split;
   if (request.shrink != 1) {
-    return absl::InvalidArgumentError(absl::StrCat("data.shrink is ", request.shrink,
-                                                   ", but images of data.format idx stay as they are; leave it out"));
+    return absl::InvalidArgumentError(
+        StrCat("data.shrink is ", request.shrink, ", but images of data.format idx stay as they are; leave it out"));
   }
   const bool labelled = request.kind != SplitKind::kUnlabelled;
   const char* const key = labelled ? "data.path" : "data.unlabelled";
@@ -107,9 +106,9 @@ StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   if (label_file != nullptr) {
     DISTILL_ASSIGN_OR_RETURN(label_sizes, ReadHeader(label_file.get(), kLabelMagic));
     if (image_sizes[0] != label_sizes[0]) {
-      return absl::FailedPreconditionError(absl::StrCat("'", image_file->path(), "' has ", image_sizes[0],
-                                                        " images, but '", label_file->path(), "' has ", label_sizes[0],
-                                                        " labels; they do not belong together"));
+      return absl::FailedPreconditionError(StrCat("'", image_file->path(), "' has ", image_sizes[0], " images, but '",
+                                                  label_file->path(), "' has ", label_sizes[0],
+                                                  " labels; they do not belong together"));
     }
   }
   const uint32_t count = image_sizes[0];
@@ -125,9 +124,9 @@ StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   if (label_file != nullptr && request.want.classes > 0) {
     for (uint32_t i = 0; i < count; ++i) {
       if (labels[i] >= request.want.classes) {
-        return absl::InvalidArgumentError(absl::StrCat("label ", int{labels[i]}, " of image ", i, " in '",
-                                                       label_file->path(), "' is not below the student's ",
-                                                       request.want.classes, " classes; set num_classes"));
+        return absl::InvalidArgumentError(StrCat("label ", int{labels[i]}, " of image ", i, " in '", label_file->path(),
+                                                 "' is not below the student's ", request.want.classes,
+                                                 " classes; set num_classes"));
       }
     }
   }

@@ -7,8 +7,8 @@
 #include <thread>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/str_cat.h"
 
 namespace distill {
 namespace {
@@ -23,13 +23,13 @@ Status ParallelFor(size_t count, const std::function<Status(size_t)>& fn) {
   Status first;
   size_t first_index = count;
   auto run = [&](int number) {
-    pthread_setname_np(pthread_self(), absl::StrCat("data-dec-", number).c_str());
+    pthread_setname_np(pthread_self(), StrCat("data-dec-", number).c_str());
     for (size_t i = next++; i < count; i = next++) {
       Status status;
       try {
         status = fn(i);
       } catch (const std::exception& error) {  // out of memory
-        status = absl::ResourceExhaustedError(absl::StrCat("loading images: ", error.what()));
+        status = absl::ResourceExhaustedError(StrCat("loading images: ", error.what()));
       }
       if (status.ok()) continue;
       absl::MutexLock lock(&mutex);

@@ -2,7 +2,7 @@
 
 #include <numeric>
 
-#include "absl/strings/str_cat.h"
+#include "common/str_cat.h"
 #include "student_worker/data/counter_rng.h"
 
 namespace distill {
@@ -29,20 +29,20 @@ std::vector<uint32_t> SubsetOrder(uint64_t seed, uint32_t size, uint32_t count) 
 
 StatusOr<Sampler> Sampler::Create(const SamplerOptions& options) {
   if (options.batch_size == 0 || options.world_size == 0 || options.batch_size % options.world_size != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "batch size ", options.batch_size, " is not a positive multiple of the ", options.world_size, " ranks"));
+    return absl::InvalidArgumentError(
+        StrCat("batch size ", options.batch_size, " is not a positive multiple of the ", options.world_size, " ranks"));
   }
   if (options.rank >= options.world_size) {
     return absl::InvalidArgumentError(
-        absl::StrCat("rank ", options.rank, " is not below the world size ", options.world_size));
+        StrCat("rank ", options.rank, " is not below the world size ", options.world_size));
   }
   if (options.dataset_size < options.batch_size) {
-    return absl::InvalidArgumentError(absl::StrCat("batch size ", options.batch_size, " is larger than the ",
-                                                   options.dataset_size,
-                                                   " training images; lower batch_size or raise data.train_limit"));
+    return absl::InvalidArgumentError(StrCat("batch size ", options.batch_size, " is larger than the ",
+                                             options.dataset_size,
+                                             " training images; lower batch_size or raise data.train_limit"));
   }
   if (options.dataset_size > UINT32_MAX) {
-    return absl::InvalidArgumentError(absl::StrCat(options.dataset_size, " training images; at most ", UINT32_MAX));
+    return absl::InvalidArgumentError(StrCat(options.dataset_size, " training images; at most ", UINT32_MAX));
   }
   return Sampler(options);
 }

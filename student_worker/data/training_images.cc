@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "common/str_cat.h"
 #include "student_worker/data/sampler.h"
 
 namespace distill {
@@ -59,8 +59,8 @@ class JoinedDataset : public Dataset {
 
 StatusOr<HeldOutSplit> HoldOut(std::shared_ptr<const Dataset> whole, uint64_t count, uint64_t seed) {
   if (count >= whole->size()) {
-    return absl::InvalidArgumentError(absl::StrCat("data.holdout is ", count, ", but there are only ", whole->size(),
-                                                   " training images; hold out fewer"));
+    return absl::InvalidArgumentError(
+        StrCat("data.holdout is ", count, ", but there are only ", whole->size(), " training images; hold out fewer"));
   }
   std::vector<bool> held(whole->size(), false);
   for (const uint32_t id : SubsetOrder(seed, whole->size(), count)) held[id] = true;
@@ -93,7 +93,7 @@ StatusOr<TrainingImages> PrepareTrainingImages(const DataSplits& splits, uint64_
 StatusOr<std::shared_ptr<const Dataset>> ImagesOfStage(const TrainingImages& images, const StagePlan& stage,
                                                        uint32_t batch_size) {
   const auto refuse = [&](const std::string& text) {
-    return absl::InvalidArgumentError(absl::StrCat("stage '", stage.name, "' ", text));
+    return absl::InvalidArgumentError(StrCat("stage '", stage.name, "' ", text));
   };
   if (stage.unlabelled_ok && stage.uses_labels) return refuse("reads labels and may not use images without them");
   if (stage.steps == 0) return images.all;
@@ -106,8 +106,8 @@ StatusOr<std::shared_ptr<const Dataset>> ImagesOfStage(const TrainingImages& ima
   }
   std::shared_ptr<const Dataset> chosen = stage.unlabelled_ok ? images.all : images.labelled;
   if (chosen->size() < batch_size) {
-    return refuse(absl::StrCat("has ", chosen->size(), " training images", stage.unlabelled_ok ? "" : " with labels",
-                               ", fewer than a batch of ", batch_size, "; lower batch_size or raise data.train_limit"));
+    return refuse(StrCat("has ", chosen->size(), " training images", stage.unlabelled_ok ? "" : " with labels",
+                         ", fewer than a batch of ", batch_size, "; lower batch_size or raise data.train_limit"));
   }
   return chosen;
 }

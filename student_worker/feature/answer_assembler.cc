@@ -3,17 +3,17 @@
 #include <algorithm>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/str_cat.h"
 
 namespace distill {
 namespace {
 
-std::string ShapeText(const std::vector<uint32_t>& shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
+std::string ShapeText(const std::vector<uint32_t>& shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 template <typename... Args>
 Status Broken(const Args&... args) {
-  return absl::DataLossError(absl::StrCat(args...));
+  return absl::DataLossError(StrCat(args...));
 }
 
 // product(shape) * element bytes, or nothing when it exceeds `limit` (also by overflow).
@@ -82,14 +82,13 @@ Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
   }
   const std::string& digest = index == 0 ? expect_.digest : batch_.model_digest;
   if ((index > 0 || !digest.empty()) && chunk.model_digest != digest) {
-    return absl::FailedPreconditionError(absl::StrCat("the teacher computes with the model of digest '",
-                                                      chunk.model_digest, "', the job was submitted for '", digest,
-                                                      "'"));
+    return absl::FailedPreconditionError(StrCat("the teacher computes with the model of digest '", chunk.model_digest,
+                                                "', the job was submitted for '", digest, "'"));
   }
   if (index == 0) batch_.model_digest = chunk.model_digest;
   FillableBuffer memory = allocate_(size);
   if (memory.bytes == nullptr)
-    return absl::ResourceExhaustedError(absl::StrCat("no memory for ", size, " bytes of tap '", tap.tap, "'"));
+    return absl::ResourceExhaustedError(StrCat("no memory for ", size, " bytes of tap '", tap.tap, "'"));
   fill_ = memory.bytes;
   filled_ = 0;
   total_ += size;

@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/steady_wait.h"
+#include "common/str_cat.h"
 
 namespace distill {
 namespace {
@@ -49,7 +49,7 @@ StatusOr<std::unique_ptr<StepPipeline>> StepPipeline::Create(Options options) {
       raw->Load();
     } catch (const std::exception& error) {  // out of memory
       absl::MutexLock lock(&raw->state_->mu);
-      raw->state_->loader_error = absl::ResourceExhaustedError(absl::StrCat("loading images: ", error.what()));
+      raw->state_->loader_error = absl::ResourceExhaustedError(StrCat("loading images: ", error.what()));
     }
   });
   return pipeline;
@@ -162,7 +162,7 @@ StatusOr<StepInput> StepPipeline::Next(std::chrono::milliseconds timeout) {
   const double data_seconds = SecondsSince(start);
   data_seconds_ += data_seconds;
   if (!in_time) {
-    return absl::DeadlineExceededError(absl::StrCat("the images of step ", next_step_, " are not there yet"));
+    return absl::DeadlineExceededError(StrCat("the images of step ", next_step_, " are not there yet"));
   }
   if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
   if (!state_->ring.contains(next_step_)) return state_->loader_error;
@@ -171,7 +171,7 @@ StatusOr<StepInput> StepPipeline::Next(std::chrono::milliseconds timeout) {
   const bool complete_in_time = AwaitFor(&state_->mu, absl::Condition(&complete), deadline - SteadyNow());
   feature_seconds_ += SecondsSince(start) - data_seconds;
   if (!complete_in_time) {
-    return absl::DeadlineExceededError(absl::StrCat("the features of step ", next_step_, " are not there yet"));
+    return absl::DeadlineExceededError(StrCat("the features of step ", next_step_, " are not there yet"));
   }
   if (state_->stopped) return absl::CancelledError("the step pipeline was stopped");
   if (!slot->error.ok()) return slot->error;

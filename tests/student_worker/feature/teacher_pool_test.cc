@@ -10,8 +10,8 @@
 #include <map>
 #include <optional>
 
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/str_cat.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
 namespace distill {
@@ -120,7 +120,7 @@ class TeacherPoolTest : public ::testing::Test {
     pool_ = *std::move(pool);
   }
   TestTeacher* AddTeacher(TestTeacher::Options options = {}) {
-    options.name = absl::StrCat("t", teachers_.size());
+    options.name = StrCat("t", teachers_.size());
     teachers_.push_back(TestTeacher::Start(std::move(options)));
     EXPECT_NE(teachers_.back(), nullptr);
     return teachers_.back().get();
@@ -185,8 +185,7 @@ TEST_F(TeacherPoolTest, OneTwoAndThreeTeachersGiveTheSameFeatures) {
     std::vector<std::unique_ptr<TestTeacher>> teachers;
     std::vector<TeacherEndpoint> endpoints;
     for (int i = 0; i < count; ++i) {
-      teachers.push_back(
-          TestTeacher::Start({.name = absl::StrCat("t", i), .chunk_bytes = static_cast<size_t>(1 + 50 * i)}));
+      teachers.push_back(TestTeacher::Start({.name = StrCat("t", i), .chunk_bytes = static_cast<size_t>(1 + 50 * i)}));
       endpoints.push_back(teachers.back()->endpoint());
     }
     MakePool();
@@ -567,7 +566,7 @@ TEST_F(TeacherPoolTest, NumbersThatAreNoneAreDeliveredWhenNobodySaysOtherwise) {
     std::vector<std::unique_ptr<TestTeacher>> teachers;
     std::vector<TeacherEndpoint> endpoints;
     for (int i = 0; i < count; ++i) {
-      teachers.push_back(TestTeacher::Start({.name = absl::StrCat("t", i), .fault = Fault::kNotFinite}));
+      teachers.push_back(TestTeacher::Start({.name = StrCat("t", i), .fault = Fault::kNotFinite}));
       endpoints.push_back(teachers.back()->endpoint());
     }
     MakePool(Told());

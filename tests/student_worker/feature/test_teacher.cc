@@ -7,9 +7,9 @@
 #include <cstring>
 #include <thread>
 
-#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/rpc/server.h"
+#include "common/str_cat.h"
 #include "distill/v1/features.grpc.pb.h"
 
 namespace distill::testing {
@@ -37,16 +37,14 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
   ~TestTeacherImpl() override { Kill(); }
 
   bool Listen() {
-    auto server = RpcServer::Start({.listen = absl::StrCat("127.0.0.1:", options_.port)}, {this});
+    auto server = RpcServer::Start({.listen = StrCat("127.0.0.1:", options_.port)}, {this});
     if (!server.ok()) return false;
     server_ = *std::move(server);
     port_ = server_->port();
     return true;
   }
 
-  TeacherEndpoint endpoint() const override {
-    return {options_.name, absl::StrCat("127.0.0.1:", port_), kModel, kDigest};
-  }
+  TeacherEndpoint endpoint() const override { return {options_.name, StrCat("127.0.0.1:", port_), kModel, kDigest}; }
   int port() const override { return port_; }
 
   void Kill() override {
@@ -135,8 +133,7 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       uint64_t bytes = 0;
       for (const auto& chunk : answer) bytes += chunk.payload().size();
       // The client grants before it asks; an answer without credit would be a fault of the client.
-      if (bytes > credit)
-        return {grpc::StatusCode::INTERNAL, absl::StrCat("no credit: answer ", bytes, ", credit ", credit)};
+      if (bytes > credit) return {grpc::StatusCode::INTERNAL, StrCat("no credit: answer ", bytes, ", credit ", credit)};
       grpc::Status end = Answer(fault, stream, answer, &credit);
       if (!end.ok()) return end;
       Count(&answered_);
@@ -333,7 +330,7 @@ class BabblingServerImpl final : public BabblingServer, public grpc::CallbackGen
     return server_ != nullptr;
   }
   ~BabblingServerImpl() override { server_->Shutdown(std::chrono::system_clock::now()); }
-  TeacherEndpoint endpoint() const override { return {"babbler", absl::StrCat("127.0.0.1:", port_), kModel, kDigest}; }
+  TeacherEndpoint endpoint() const override { return {"babbler", StrCat("127.0.0.1:", port_), kModel, kDigest}; }
 
   grpc::ServerGenericBidiReactor* CreateReactor(grpc::GenericCallbackServerContext*) override {
     class Reactor final : public grpc::ServerGenericBidiReactor {

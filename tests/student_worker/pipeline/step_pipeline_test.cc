@@ -7,7 +7,7 @@
 #include <cstring>
 #include <set>
 
-#include "absl/strings/str_cat.h"
+#include "common/str_cat.h"
 #include "student_worker/data/training_images.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
@@ -169,7 +169,7 @@ TEST(StepPipelineTest, TeachersSeeTheSamePixelsHoweverManyThereAreAndWhateverHap
       std::vector<std::unique_ptr<TestTeacher>> teachers;
       std::vector<TeacherEndpoint> endpoints;
       for (int i = 0; i < count; ++i) {
-        teachers.push_back(TestTeacher::Start({.name = absl::StrCat("t", i),
+        teachers.push_back(TestTeacher::Start({.name = StrCat("t", i),
                                                .chunk_bytes = 1000,
                                                .fault = killed && i == 0 ? Fault::kDieMidAnswer : Fault::kNone,
                                                .fault_at = 2}));
