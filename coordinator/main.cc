@@ -40,6 +40,7 @@ struct Flags {
   double heartbeat = 1;
   uint32_t max_restarts = 10;
   double hold = 60;
+  double set_aside_limit = 3600;
   double cancel_grace = 60;
   ServiceFlags service;
 };
@@ -79,6 +80,7 @@ StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, Metri
   options.lease_seconds = flags.lease;
   options.max_restarts = flags.max_restarts;
   options.hold_seconds = flags.hold;
+  options.set_aside_limit_seconds = flags.set_aside_limit;
   options.cancel_grace_seconds = flags.cancel_grace;
   options.decision_due = std::move(decision_due);
   options.version = VersionString();
@@ -161,6 +163,10 @@ int Main(int argc, char** argv) {
   app.add_option("--hold", flags.hold, "seconds a job that lost a student keeps the others from later jobs")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 86400.0));
+  app.add_option("--set-aside-limit", flags.set_aside_limit,
+                 "seconds a queued job waits for others than the students that failed it by a fault of their own")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e7));
   app.add_option("--cancel-grace", flags.cancel_grace,
                  "seconds the students of a cancelled job may take to write a checkpoint and stop")
       ->capture_default_str()

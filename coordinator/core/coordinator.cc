@@ -164,6 +164,7 @@ DecideOptions Coordinator::decide_options() const {
   options.restart_grace = std::max(options_.lease_seconds, kLeastRestartGrace);
   options.idle_limit = 2 * options_.lease_seconds;
   options.hold = options_.hold_seconds;
+  options.set_aside_limit = options_.set_aside_limit_seconds;
   options.cancel_grace = options_.cancel_grace_seconds;
   options.max_restarts = options_.max_restarts;
   return options;
@@ -243,6 +244,7 @@ void Coordinator::TakeOver(const JobDecision& decision, double now, ActiveJob* j
     for (const RankMember& member : decision.status.ranks) job->members.insert(member.worker_id);
   }
   job->lost_at = decision.lost_at;
+  job->short_since = decision.short_since;
   job->noted.insert(decision.noted.begin(), decision.noted.end());
   job->status = decision.status;
 }

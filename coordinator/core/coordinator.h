@@ -110,6 +110,7 @@ class Coordinator {
     double heartbeat_seconds = 1;
     double lease_seconds = 5;
     double hold_seconds = 60;
+    double set_aside_limit_seconds = 3600;
     double cancel_grace_seconds = 60;
     uint32_t max_restarts = 10;
     // Called, on any thread and under no lock, when a decision may be due before the next Tick().

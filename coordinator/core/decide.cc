@@ -43,7 +43,7 @@ class Decider {
   std::vector<JobDecision> Run() {
     std::vector<JobDecision> decisions;
     for (const ActiveJob& job : state_.jobs) {
-      JobDecision decision{job.id, job.status, job.lost_at};
+      JobDecision decision{job.id, job.status, job.lost_at, job.short_since};
       if (job.status.state == JobState::kRunning) DecideRunning(job, &decision);
       NoteMismatches(job, &decision);
       decisions.push_back(std::move(decision));
@@ -52,8 +52,13 @@ class Decider {
       if (decision.status.state != JobState::kRunning) continue;
       for (const RankMember& member : decision.status.ranks) taken_.insert(member.worker_id);
     }
+    for (const auto& [id, worker] : state_.workers) {
+      if (worker.kind == WorkerKind::kStudent && !worker.draining && Alive(worker)) spare_.push_back(&worker);
+    }
     for (size_t i = 0; i < decisions.size(); ++i) {
-      if (decisions[i].status.state == JobState::kQueued) DecideQueued(state_.jobs[i], &decisions[i]);
+      JobDecision& decision = decisions[i];
+      if (decision.status.state == JobState::kQueued) DecideQueued(i, &decision);
+      if (decision.status.state != JobState::kQueued) decision.short_since.reset();
     }
     return decisions;
   }
@@ -253,15 +258,16 @@ class Decider {
 
   // Students the job could have.
   struct Supply {
-    std::vector<const Worker*> free;  // now, all of one kind of device
-    size_t live = 0;                  // with the others of that kind
-    size_t other_kind = 0;            // live ones with the other kind of device, when both kinds would do
-    std::string unfit;                // who is alive and cannot do it, and why
+    std::vector<const Worker*> free;      // now, all of one kind of device
+    size_t live = 0;                      // with the others of that kind
+    size_t other_kind = 0;                // live ones with the other kind of device, when both kinds would do
+    std::vector<const Worker*> could_do;  // live ones of each kind of which there are enough
+    size_t set_aside = 0;                 // live ones that would do, had they not failed it
+    std::string unfit;                    // who is alive and cannot do it, and why
   };
   Supply SupplyFor(const ActiveJob& job, const JobDecision& decision) const {
     struct Kind {
-      std::vector<const Worker*> free;
-      size_t live = 0;
+      std::vector<const Worker*> free, live;
     } kinds[2];  // without a GPU, with one
     Supply supply;
     size_t unfit = 0;
@@ -269,11 +275,12 @@ class Decider {
       if (worker.kind != WorkerKind::kStudent || worker.draining || !Alive(worker)) continue;
       if (const std::string why = Unfit(worker, job, decision.status); !why.empty()) {
         if (++unfit <= kMostNamed) Append(&supply.unfit, StrCat(id, " ", why), "; ");
+        if (FindSetAside(decision.status, worker) != nullptr) ++supply.set_aside;
         continue;
       }
       Kind& kind = kinds[HasGpu(worker)];
-      ++kind.live;
-      if (taken_.contains(id)) continue;
+      kind.live.push_back(&worker);
+      if (taken_.contains(id) || reserved_.contains(id)) continue;
       // Who has not called since the group broke may be the very one that died: its lease says nothing yet.
       if (decision.lost_at && worker.last_seen <= *decision.lost_at) continue;
       // A student that still unwinds another job is not there yet; one that unwinds this very job takes the new
@@ -286,14 +293,18 @@ class Decider {
     size_t chosen = gpu_first;
     const auto better = [&](size_t a, size_t b) {  // enough free, then enough alive, then more of them
       const auto rank = [&](size_t k) {
-        return std::make_tuple(kinds[k].free.size() >= needed, kinds[k].live >= needed, kinds[k].live);
+        return std::make_tuple(kinds[k].free.size() >= needed, kinds[k].live.size() >= needed, kinds[k].live.size());
       };
       return rank(a) > rank(b);
     };
     if (better(1 - chosen, chosen)) chosen = 1 - chosen;
     supply.free = std::move(kinds[chosen].free);
-    supply.live = kinds[chosen].live;
-    supply.other_kind = kinds[1 - chosen].live;
+    supply.live = kinds[chosen].live.size();
+    supply.other_kind = kinds[1 - chosen].live.size();
+    for (const Kind& kind : kinds) {
+      if (kind.live.size() < needed) continue;
+      supply.could_do.insert(supply.could_do.end(), kind.live.begin(), kind.live.end());
+    }
     return supply;
   }
 
@@ -312,7 +323,55 @@ class Decider {
     return tried > 0;
   }
 
-  void DecideQueued(const ActiveJob& job, JobDecision* decision) {
+  // Whether a student is neither taken nor reserved. Each is looked at once over all jobs, so that a long queue behind a
+  // fleet at work costs nothing.
+  bool AnySpare() {
+    while (!spare_.empty() && (taken_.contains(spare_.back()->id) || reserved_.contains(spare_.back()->id))) {
+      spare_.pop_back();
+    }
+    return !spare_.empty();
+  }
+
+  // The job that this one waits behind: the earliest of those that students it could have are reserved for.
+  std::optional<size_t> AheadOf(const Supply& supply) const {
+    std::optional<size_t> first;
+    for (const Worker* worker : supply.could_do) {
+      const auto found = reserved_.find(worker->id);
+      if (found != reserved_.end() && (!first || found->second < *first)) first = found->second;
+    }
+    return first;
+  }
+
+  void WaitBehind(size_t ahead, JobStatus* status) const {
+    status->reason = StrCat("waiting behind job ", state_.jobs[ahead].id, ", which was submitted earlier");
+    status->wait = JobWait::kLine;
+  }
+
+  // The job lacks students, and would not if it had not set some aside. True: that has lasted too long, and it has ended.
+  bool LacksThoseSetAside(const Supply& supply, size_t needed, JobDecision* decision) const {
+    JobStatus& status = decision->status;
+    if (supply.live >= needed || supply.live + supply.set_aside < needed || Grace()) {
+      decision->short_since.reset();
+      return false;
+    }
+    if (!decision->short_since) decision->short_since = now_;
+    if (now_ - *decision->short_since <= options_.set_aside_limit) {
+      StrAppend(&status.reason, ", or restart those set aside; the job fails when that has lasted ",
+                Seconds(options_.set_aside_limit));
+      return false;
+    }
+    std::string said;
+    for (const SetAside& one : status.set_aside) Append(&said, StrCat(one.worker_id, ": ", one.reason), "; ");
+    End(JobState::kFailed,
+        StrCat("needs ", Count(needed, "student"), ", and for ", Seconds(options_.set_aside_limit),
+               " there were not enough but for those that failed it (", said,
+               "); mend and restart them or start others, then: distillctl resume ", decision->job_id),
+        EventLevel::kError, decision);
+    return true;
+  }
+
+  void DecideQueued(size_t index, JobDecision* decision) {
+    const ActiveJob& job = state_.jobs[index];
     JobStatus& status = decision->status;
     if (status.cancel_requested) return End(JobState::kCancelled, CancelReason(job), EventLevel::kInfo, decision);
     // Of ranks that failed by a fault of their own in the group that another one's report had ended already.
@@ -329,11 +388,7 @@ class Decider {
       for (const SetAside& one : status.set_aside) Append(&said, StrCat(one.worker_id, ": ", one.reason), "; ");
       return End(JobState::kFailed, StrCat("every live student failed it: ", said), EventLevel::kError, decision);
     }
-    if (!line_head_.empty()) {
-      status.reason = StrCat("waiting behind job ", line_head_, ", which was submitted earlier");
-      status.wait = JobWait::kLine;
-      return;
-    }
+    if (line_head_ && status.set_aside.empty() && !AnySpare()) return WaitBehind(*line_head_, &status);
     if (NeedOf(job).now) {
       const TeacherMatch match = MatchTeachers(now_, options_.lease, state_, job);
       if (match.usable.empty()) {
@@ -355,7 +410,12 @@ class Decider {
       if (supply.live < needed) {
         StrAppend(&status.reason, "; start ", needed - supply.live, " more: distill-student --coordinator ADDRESS");
       }
-      if (supply.live >= needed) line_head_ = job.id;
+      if (LacksThoseSetAside(supply, needed, decision)) return;
+      if (supply.live >= needed) {
+        if (const auto ahead = AheadOf(supply)) WaitBehind(*ahead, &status);
+        if (!line_head_) line_head_ = index;
+        for (const Worker* worker : supply.could_do) reserved_.emplace(worker->id, index);
+      }
       KeepStudents(*decision);
       return;
     }
@@ -386,8 +446,10 @@ class Decider {
   const double now_;
   const ClusterState& state_;
   const DecideOptions& options_;
-  std::set<std::string> taken_;  // students that hold a rank, or are kept for somebody
-  std::string line_head_;        // the queued job that the others wait behind; "" while none
+  std::set<std::string> taken_;             // students that hold a rank, or are kept for somebody
+  std::map<std::string, size_t> reserved_;  // students that a queued job waits for: the first such job's index
+  std::optional<size_t> line_head_;         // the first queued job that waits for students, of which there are enough
+  std::vector<const Worker*> spare_;        // live students; AnySpare() drops those that are taken or reserved
 };
 
 }  // namespace

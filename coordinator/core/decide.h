@@ -6,6 +6,8 @@
 //   queued    cancelled  a user asked                                      nobody holds a rank, so at once
 //   queued    failed     every live student that could do it has failed    the reason names what each said
 //                        it by a fault of its own
+//   queued    failed     for set_aside_limit nothing but students that     whoever mends those may resume it
+//                        it has set aside was missing
 //   queued    running    enough free students, and a teacher when the      all ranks at once (a gang); half a group
 //                        current stage reads one                           could only wait
 //   running   failed     a rank reported that the job itself is at fault   before losses are looked at: the cause, not
@@ -30,9 +32,11 @@
 // A student that acts on something that it holds no rank for unwinds it; after stuck_limit it is stuck, and neither free
 // nor counted as live. A student that failed three jobs by its own fault is cordoned, likewise.
 //
-// The queue is first in, first out, where a job that the fleet cannot run at all (more students than are alive, no
-// teacher) does not hold up those behind it. Ranks of one job have one kind of device: a plan for "cuda" takes students
-// with a GPU, one for "cpu" those without before others, "auto" those with a GPU before others.
+// The queue is first in, first out for each student: a job that waits for students reserves all that it could have, free
+// or at work, and those behind it may use the others (which are set aside for it, or of the wrong device). So nobody
+// overtakes a job that this would delay. One that the fleet cannot run at all (more students than are alive, no teacher)
+// reserves nothing. Ranks of one job have one kind of device: a plan for "cuda" takes students with a GPU, one for "cpu"
+// those without before others, "auto" those with a GPU before others.
 #ifndef DISTILL_COORDINATOR_CORE_DECIDE_H_
 #define DISTILL_COORDINATOR_CORE_DECIDE_H_
 
@@ -44,14 +48,15 @@
 namespace distill {
 
 struct DecideOptions {
-  double lease = 5;            // seconds of silence after which a worker is lost
-  double restart_grace = 30;   // seconds members may take to return after the coordinator's restart; for messages
-  double idle_limit = 10;      // seconds a member may do something else than its rank
-  double stuck_limit = 60;     // seconds a student may take to leave what it holds no rank for
-  double cancel_grace = 60;    // seconds the ranks of a cancelled job may take to write a checkpoint and stop
-  double stall_limit = 900;    // seconds without any news from the ranks after which a running job is said to stall
-  double hold = 60;            // seconds a job that lost its group keeps its students from later jobs
-  uint32_t max_restarts = 10;  // more attempts in a row without progress fail the job
+  double lease = 5;               // seconds of silence after which a worker is lost
+  double restart_grace = 30;      // seconds members may take to return after the coordinator's restart; for messages
+  double idle_limit = 10;         // seconds a member may do something else than its rank
+  double stuck_limit = 60;        // seconds a student may take to leave what it holds no rank for
+  double cancel_grace = 60;       // seconds the ranks of a cancelled job may take to write a checkpoint and stop
+  double stall_limit = 900;       // seconds without any news from the ranks after which a running job is said to stall
+  double set_aside_limit = 3600;  // seconds a job waits for others than the students that it has set aside
+  double hold = 60;               // seconds a job that lost its group keeps its students from later jobs
+  uint32_t max_restarts = 10;     // more attempts in a row without progress fail the job
 };
 
 struct DecidedEvent {
@@ -63,8 +68,9 @@ struct DecidedEvent {
 
 struct JobDecision {
   std::string job_id;
-  JobStatus status;               // what it should be now, reason included; times are filled in by the caller
-  std::optional<double> lost_at;  // when the job last lost its group
+  JobStatus status;                   // what it should be now, reason included; times are filled in by the caller
+  std::optional<double> lost_at;      // when the job last lost its group
+  std::optional<double> short_since;  // since when only students that it has set aside are missing
   std::vector<DecidedEvent> events;
   std::vector<std::string> noted;  // additions to ActiveJob.noted
   // True when ranks were given in this decision.

@@ -348,8 +348,74 @@ TEST_F(DecideTest, AJobWaitsForStudentsThatHaveNotFailedIt) {
   const std::vector<JobDecision> all = All();
   EXPECT_EQ(all[0].status.reason,
             "waiting for 2 students: 1 free, 1 alive; s1 is set aside: disk full; start 1 more: distill-student "
-            "--coordinator ADDRESS");
+            "--coordinator ADDRESS, or restart those set aside; the job fails when that has lasted 3600 s");
   EXPECT_EQ(all[1].status.state, JobState::kRunning) << "the fleet cannot serve the first: it holds up nobody";
+}
+
+TEST_F(DecideTest, AJobDoesNotWaitForEverForStudentsSetAside) {
+  options_.set_aside_limit = 100;
+  state_.jobs = {MakeQueued("j", MakePlan(2))};
+  state_.jobs[0].status.set_aside = {{"s1", "s1-inc", "disk full"}};
+  Add(&state_, MakeStudent("s0"));
+  Add(&state_, MakeStudent("s1"));
+  const auto look = [&](double now) {
+    for (auto& [id, worker] : state_.workers) worker.last_seen = now;
+    const JobDecision decision = One(now);
+    state_.jobs[0].short_since = decision.short_since;
+    return decision;
+  };
+  EXPECT_EQ(look(kNow).status.state, JobState::kQueued);
+  EXPECT_EQ(look(kNow + 90).status.reason, look(kNow).status.reason) << "no change of the status at every look";
+  EXPECT_EQ(look(kNow + 100).status.state, JobState::kQueued);
+  const JobDecision failed = look(kNow + 101);
+  EXPECT_EQ(failed.status.state, JobState::kFailed);
+  EXPECT_EQ(failed.status.reason,
+            "needs 2 students, and for 100 s there were not enough but for those that failed it (s1: disk full); mend "
+            "and restart them or start others, then: distillctl resume j");
+  // Meanwhile it is short of more than those, which are nobody's fault: the time begins anew.
+  state_.jobs[0].short_since = kNow;
+  state_.workers["s0"].draining = true;
+  EXPECT_EQ(look(kNow + 200).short_since, std::nullopt);
+  state_.workers["s0"].draining = false;
+  EXPECT_EQ(look(kNow + 201).status.state, JobState::kQueued);
+  // A student that was mended.
+  state_.workers["s1"].incarnation = "new";
+  EXPECT_EQ(look(kNow + 400).status.state, JobState::kRunning);
+}
+
+TEST_F(DecideTest, AStudentSetAsideForTheFirstJobServesThoseBehindIt) {
+  state_.jobs = {MakeRunning("long", MakePlan(1), {"s0"}), MakeQueued("j", MakePlan(1)), MakeQueued("b", MakePlan(1)),
+                 MakeQueued("c", MakePlan(1))};
+  state_.jobs[1].status.set_aside = {{"s1", "s1-inc", "disk full"}};
+  Add(&state_, Working("s0", "long"));
+  Add(&state_, MakeStudent("s1"));
+  std::vector<JobDecision> all = All();
+  EXPECT_EQ(all[1].status.reason, "waiting for 1 student: 0 free, 1 alive; s1 is set aside: disk full");
+  EXPECT_THAT(Ranks(all[2]), ElementsAre("s1")) << "that delays the first by nothing";
+  EXPECT_EQ(all[3].status.reason, "waiting behind job j, which was submitted earlier");
+  // The first has its place: what comes free of those it can use is its own.
+  state_.jobs[0].status.ranks = {{"s9", "s9-inc"}};
+  Add(&state_, Working("s9", "long"));
+  state_.workers["s0"] = MakeStudent("s0");
+  state_.jobs[1].plan = std::make_shared<const JobPlan>(MakePlan(2));
+  all = All();
+  EXPECT_EQ(all[1].status.state, JobState::kQueued);
+  EXPECT_THAT(Ranks(all[2]), ElementsAre("s1"));
+  EXPECT_EQ(all[3].status.wait, JobWait::kLine) << "s0 is kept for the first, which needs s9 too";
+}
+
+TEST_F(DecideTest, NobodyOvertakesAJobThatWaitsForTheSameStudents) {
+  state_.jobs = {MakeRunning("long", MakePlan(1), {"s0"}), MakeQueued("a", MakePlan(2)), MakeQueued("b", MakePlan(2)),
+                 MakeQueued("c", MakePlan(1))};
+  state_.jobs[1].status.set_aside = {{"s3", "s3-inc", "disk full"}};
+  Add(&state_, Working("s0", "long"));
+  Add(&state_, MakeStudent("s1"));
+  Add(&state_, MakeStudent("s3"));
+  // a has s1 and waits for s0. b could use s3, and waits for a second one: it reserves s3, so that c does not take it.
+  const std::vector<JobDecision> all = All();
+  EXPECT_EQ(all[1].status.reason, "waiting for 2 students: 1 free, 2 alive; s3 is set aside: disk full");
+  EXPECT_EQ(all[2].status.reason, "waiting behind job a, which was submitted earlier");
+  EXPECT_EQ(all[3].status.reason, "waiting behind job a, which was submitted earlier");
 }
 
 TEST_F(DecideTest, AJobThatEveryStudentFailedEnds) {
