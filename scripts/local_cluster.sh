@@ -1,4 +1,4 @@
-# Sourced by demo.sh, train_teacher.sh and results.sh: a cluster of real processes on loopback. Not run by itself.
+# Sourced by distill_demo.sh, train_teacher.sh and results.sh: a cluster of real processes on loopback. Not run by itself.
 #
 #   start_cluster FOLDER TEACHERS STUDENTS [MODEL=FILE]   one coordinator, teachers and students; sets DISTILL_COORDINATOR
 #                                                         (students find data below CLUSTER_DATA_ROOT, default Debian's data sets)
