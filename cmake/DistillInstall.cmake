@@ -1,12 +1,14 @@
 # `cmake --install BUILD --prefix FOLDER` makes a tree that runs wherever it is put, on a machine with libc and libstdc++ alone:
 #   bin/   the programs            lib/  the shared libraries that they load, LibTorch's included
-# Components: `runtime` is complete for CPUs, `cuda` adds the plugin and what it loads (when it was built).
+# Components: `runtime` is complete for CPUs, `cuda` adds the plugin and what it loads (when it was built). `wheel`, which only who
+# asks for it gets, is the programs and the plugin alone: scripts/wheel.sh lets them find LibTorch in the package torch.
 set(distill_programs distill-coordinator distillctl)
 if(DISTILL_TORCH)
   list(APPEND distill_programs distill-teacher distill-student)
 endif()
 set_target_properties(${distill_programs} PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
 install(TARGETS ${distill_programs} RUNTIME DESTINATION bin COMPONENT runtime)
+install(TARGETS ${distill_programs} RUNTIME DESTINATION bin COMPONENT wheel EXCLUDE_FROM_ALL)
 install(FILES ${distill_prometheus_real} DESTINATION lib RENAME libprometheus-cpp-core.so.1.0 COMPONENT runtime)
 
 # Follows what the programs need (as ldd does) and installs what does not belong to the system. LibTorch's own libraries find one
@@ -31,6 +33,7 @@ endif()
 if(DISTILL_WITH_CUDA)
   set_target_properties(distill_cuda PROPERTIES INSTALL_RPATH "$ORIGIN")
   install(TARGETS distill_cuda LIBRARY DESTINATION lib COMPONENT cuda)
+  install(TARGETS distill_cuda LIBRARY DESTINATION lib COMPONENT wheel EXCLUDE_FROM_ALL)
   # cuDNN loads its parts when a convolution first needs them, and compiles some kernels with NVRTC; LibTorch reaches NVRTC, which
   # joins the operations of TorchScript archives to kernels, through a library of its own. Left out: libtorch_cuda_linalg.so with
   # cuSOLVER (200 MB), which only torch.linalg loads.
