@@ -24,7 +24,7 @@ done
 if [ -z "$build" ]; then
   build=$BUILD/$preset
   "$ROOT/scripts/setup.sh"
-  "$ROOT/scripts/build.sh" --preset "$preset" distill-coordinator distill-teacher distill-student distillctl
+  "$ROOT/scripts/build.sh" --preset "$preset" programs
 fi
 [ -f "$build/cmake_install.cmake" ] || die "$build is no build folder: it has no cmake_install.cmake; scripts/build.sh makes one"
 for tool in auditwheel patchelf; do

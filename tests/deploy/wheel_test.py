@@ -23,7 +23,7 @@ PROGRAMS = ["distill-coordinator", "distill-student", "distill-teacher", "distil
 SYSTEM = re.compile(r"(libc|libm|libdl|libpthread|librt|libutil|ld-linux-x86-64|libstdc\+\+|libgcc_s)\.so\.\d+")
 
 
-def run(*argv, fails=False, env=None, cwd=None, timeout=300):
+def run(*argv, fails=False, env=None, cwd=None, timeout=600):
     # No variable of the caller's: neither search paths nor settings of the programs.
     clean = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), **(env or {})}
     done = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=timeout, env=clean, cwd=cwd)
@@ -67,6 +67,17 @@ def check_needs(file, site):
         inside = any(path.startswith(f"{site}/{folder}/") for folder in ("distillery", "distillery.libs", "torch", "nvidia")) or \
             path.startswith(tuple(f"{(site / folder).resolve()}/" for folder in ("torch", "nvidia")))
         assert inside or SYSTEM.fullmatch(name), f"{file.name} finds {name} at {path}"
+
+
+def check_plugin(commands, scratch):
+    """The plugin is found, loads with all it needs, and is asked for devices: none with an empty driver, whatever this machine has."""
+    driver = scratch / "driver"
+    driver.mkdir()
+    (driver / "empty.c").write_text("int distill_no_driver;\n")
+    run("cc", "-shared", "-fPIC", driver / "empty.c", "-o", driver / "libcuda.so.1")
+    told = run(commands / "distill-teacher", "--listen", "127.0.0.1:0", "--model", "none=none.safetensors", "--device", "cuda",
+               env={"LD_LIBRARY_PATH": str(driver)}, fails=True).stderr
+    assert "no NVIDIA GPU or driver is visible" in told, told
 
 
 def main():
@@ -128,6 +139,10 @@ def check(args, pin, scratch):
         check_needs(file, site)
     for program in PROGRAMS:
         run(site / "distillery/bin" / program, "--version")
+    if (site / "distillery/lib/libdistill_cuda.so").exists():
+        check_plugin(commands, scratch)
+    else:
+        print("this build has no CUDA plugin: its loading is not checked")
 
     # The demo: what is wrong is told before anything starts, and a short run goes through.
     told = run(commands / "distill-demo", "--data", scratch / "nowhere", fails=True).stderr
@@ -138,7 +153,7 @@ def check(args, pin, scratch):
     assert "was not made by this program" in told, told
     for wrong in ("0", "few", "-1"):
         assert "--steps is a number" in run(commands / "distill-demo", "--steps", wrong, fails=True).stderr
-    shown = run(commands / "distill-demo", "--data", data, "--steps", "2", cwd=scratch, timeout=600)
+    shown = run(commands / "distill-demo", "--data", data, "--steps", "2", cwd=scratch)
     print(shown.stdout[-1500:])
     for job in ("fashion-distill", "fashion-scratch"):
         assert re.search(rf"^{job} \(\S+\) +cifar_resnet8 width 8 +succeeded ", shown.stdout, re.M), shown.stdout + shown.stderr
