@@ -41,6 +41,8 @@ struct Flags {
   uint32_t max_restarts = 10;
   double hold = 60;
   double set_aside_limit = 3600;
+  double stuck_limit = 60;
+  double stall_limit = 900;
   double cancel_grace = 60;
   ServiceFlags service;
 };
@@ -82,6 +84,8 @@ StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, Metri
   options.hold_seconds = flags.hold;
   options.set_aside_limit_seconds = flags.set_aside_limit;
   options.cancel_grace_seconds = flags.cancel_grace;
+  options.stuck_limit_seconds = flags.stuck_limit;
+  options.stall_limit_seconds = flags.stall_limit;
   options.decision_due = std::move(decision_due);
   options.version = VersionString();
   return Coordinator::Create(options, std::move(store), SystemClock(), metrics);
@@ -171,6 +175,14 @@ int Main(int argc, char** argv) {
                  "seconds the students of a cancelled job may take to write a checkpoint and stop")
       ->capture_default_str()
       ->check(CLI::Range(1.0, 86400.0));
+  app.add_option("--stuck-limit", flags.stuck_limit,
+                 "seconds a student may take to leave a job that it holds no rank of; then it counts as stuck")
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 86400.0));
+  app.add_option("--stall-limit", flags.stall_limit,
+                 "seconds without any news from the ranks of a running job after which it is said to stall")
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 1e7));
   AddServiceFlags(&app, &flags.service);
   try {
     app.parse(argc, argv);

@@ -166,6 +166,8 @@ DecideOptions Coordinator::decide_options() const {
   options.hold = options_.hold_seconds;
   options.set_aside_limit = options_.set_aside_limit_seconds;
   options.cancel_grace = options_.cancel_grace_seconds;
+  options.stuck_limit = options_.stuck_limit_seconds;
+  options.stall_limit = options_.stall_limit_seconds;
   options.max_restarts = options_.max_restarts;
   return options;
 }
@@ -354,7 +356,7 @@ void Coordinator::Tick() {
     FlushReports(&effects);
     (void)DecideAndStore(&effects);
     absl::MutexLock lock(&mutex_);
-    metrics_.SetCluster(Look(), options_.lease_seconds, state_);
+    metrics_.SetCluster(Look(), decide_options(), state_);
   }
   Perform(effects);
 }

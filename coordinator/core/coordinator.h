@@ -112,6 +112,8 @@ class Coordinator {
     double hold_seconds = 60;
     double set_aside_limit_seconds = 3600;
     double cancel_grace_seconds = 60;
+    double stuck_limit_seconds = 60;
+    double stall_limit_seconds = 900;
     uint32_t max_restarts = 10;
     // Called, on any thread and under no lock, when a decision may be due before the next Tick().
     std::function<void()> decision_due;

@@ -10,7 +10,7 @@ namespace distill {
 namespace {
 
 constexpr const char* kKinds[] = {"teacher", "student"};
-constexpr const char* kWorkerStates[] = {"alive", "draining", "stopped", "lost"};
+constexpr const char* kWorkerStates[] = {"alive", "stuck", "cordoned", "draining", "stopped", "lost"};
 
 }  // namespace
 
@@ -41,7 +41,8 @@ void CoordinatorMetrics::SetEpoch(uint64_t epoch) {
       .Set(static_cast<double>(epoch));
 }
 
-void CoordinatorMetrics::SetCluster(double now, double lease, const ClusterState& state) {
+void CoordinatorMetrics::SetCluster(double now, const DecideOptions& options, const ClusterState& state) {
+  const double lease = options.lease;
   std::map<JobState, int> jobs = {{JobState::kQueued, 0}, {JobState::kRunning, 0}};
   for (const ActiveJob& job : state.jobs) ++jobs[job.status.state];
   for (const auto& [job_state, count] : jobs) {
@@ -63,8 +64,11 @@ void CoordinatorMetrics::SetCluster(double now, double lease, const ClusterState
   }
   for (const auto& [id, worker] : state.workers) {
     const bool silent = !IsAlive(now, lease, worker);
-    const char* worker_state =
-        silent ? (worker.draining ? "stopped" : "lost") : (worker.draining ? "draining" : "alive");
+    const char* worker_state = worker.draining                 ? (silent ? "stopped" : "draining")
+                               : silent                        ? "lost"
+                               : IsStuck(now, worker, options) ? "stuck"
+                               : worker.cordoned()             ? "cordoned"
+                                                               : "alive";
     ++workers[{worker.kind == WorkerKind::kTeacher ? "teacher" : "student", worker_state}];
   }
   for (const auto& [key, count] : workers) {

@@ -6,6 +6,7 @@
 
 #include "common/metrics/metrics.h"
 #include "coordinator/core/cluster_state.h"
+#include "coordinator/core/decide.h"
 
 namespace distill {
 
@@ -14,8 +15,8 @@ class CoordinatorMetrics {
   explicit CoordinatorMetrics(MetricsRegistry* registry);
 
   void SetEpoch(uint64_t epoch);
-  // Gauges of jobs by state and workers by kind and state. `lease`: seconds.
-  void SetCluster(double now, double lease, const ClusterState& state);
+  // Gauges of jobs by state and workers by kind and state.
+  void SetCluster(double now, const DecideOptions& options, const ClusterState& state);
   void CountSubmission(const std::string& result);  // accepted, existed, dry_run, refused
   void CountHeartbeat(WorkerKind kind);
   void CountGeneration();

@@ -114,7 +114,8 @@ def fleet():
         stat("Coordinator starts", "Times a coordinator was started on this store.", "short", Query("max(distill_coordinator_epoch{@})", "epoch")),
         stat("Certificate that ends first", "Time until the first certificate or authority in use ends. No value without TLS. Renew with scripts/make_certs.sh.",
              "s", Query("min(distill_tls_certificate_expiry_timestamp_seconds{@}) - time()", "left"), [(None, "red"), (14 * 86400, "green")]),
-        Panel("Workers", "Registered workers by kind and state. `lost`: silent for longer than a lease; listed for ten minutes.", "short",
+        Panel("Workers", "Registered workers by kind and state. `lost`: silent for longer than a lease; listed for ten minutes. `stuck`: hangs in a job that"
+              " was taken away. `cordoned`: three jobs failed by its own fault. Alerts: DistillWorkerStuck, DistillWorkerCordoned.", "short",
               Query("sum by (kind, state) (distill_coordinator_workers{@})", "{{kind}} {{state}}")),
         Panel("Jobs", "Jobs that have not ended. Long queues: too few students, or a job that waits for a teacher.", "short",
               Query("sum by (state) (distill_coordinator_jobs{@})", "{{state}}")),
@@ -175,7 +176,7 @@ def job():
               quantiles("distill_student_checkpoint_seconds", "instance", "{{instance}}")),
         Panel("Checkpoint failures", "Checkpoints that could not be written, within the interval. Alert: DistillCheckpointFailing.", "short",
               Query("sum by (instance) (increase(distill_student_checkpoint_failures_total{@}[$__rate_interval]))", "{{instance}}")),
-        Panel("Steps skipped", "Steps skipped within the interval because a teacher's map held NaN or infinity.", "short",
+        Panel("Steps skipped", "Steps skipped within the interval because a teacher's map held NaN or infinity. Alert: DistillStepsSkipped.", "short",
               Query("sum by (instance) (increase(distill_student_skipped_steps_total{@}[$__rate_interval]))", "{{instance}}")),
         Panel("Assignments ended", "Assignments that students ended within the interval, by outcome.", "short",
               Query("sum by (outcome) (increase(distill_student_jobs_total{@}[$__rate_interval]))", "{{outcome}}")),
@@ -245,6 +246,16 @@ def wire():
               Query("sum by (result) (rate(distill_student_feature_requests_total{@}[$__rate_interval]))", "{{result}}")),
         Panel("Requests sent again", "Requests that a teacher left unanswered.", "ops",
               Query("sum by (instance) (rate(distill_student_feature_resends_total{@}[$__rate_interval]))", "{{instance}}")),
+        Panel("Second teachers asked", "Share of the requests that a second teacher was asked too, because the first was late or is tried out. Alert:"
+              " DistillSecondTeachersAsked.", "percentunit",
+              Query("sum by (instance) (rate(distill_student_feature_seconds_asked_total{@}[$__rate_interval]))"
+                    " / (sum by (instance) (rate(distill_student_feature_requests_total{@}[$__rate_interval])) > 0)", "{{instance}}"), max=1),
+        Panel("Teachers set aside", "Times within the interval that a student set a teacher aside. `silent`: no answer in its time; `wrong`: errors, or NaN"
+              " where another teacher has none. The job's events name it. Alert: DistillTeacherSetAside.", "short",
+              Query("sum by (instance, reason) (increase(distill_student_teachers_set_aside_total{@}[$__rate_interval]))", "{{instance}} {{reason}}")),
+        Panel("Waiting for features", "Share of its step time that each student waits for features. Alert: DistillStudentStalledOnFeatures.", "percentunit",
+              Query('sum by (instance) (rate(distill_student_step_seconds_sum{@, part="wait_features"}[$__rate_interval]))'
+                    " / (sum by (instance) (rate(distill_student_step_seconds_sum{@}[$__rate_interval])) > 0)", "{{instance}}"), max=1),
         Panel("Latency, all", "Distribution of the latencies of all students.", "s",
               Query("sum by (le) (increase(distill_student_feature_latency_seconds_bucket{@}[$__rate_interval]))", "{{le}}", "heatmap"), "heatmap"),
     ])

@@ -776,6 +776,8 @@ TEST_F(CoordinatorTest, AStuckStudentHoldsUpNobody) {
             "--coordinator ADDRESS");
   EXPECT_EQ(StatusOf(one).state, JobState::kRunning);
   EXPECT_EQ(coordinator_->Fleet()[0].state, "stuck");
+  coordinator_->Tick();
+  EXPECT_THAT(metrics_.Serialize(), HasSubstr("distill_coordinator_workers{kind=\"student\",state=\"stuck\"} 1"));
   EXPECT_THAT(coordinator_->Fleet()[0].reason, HasSubstr("has not left job ghost"));
 }
 
