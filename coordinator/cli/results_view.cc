@@ -27,6 +27,14 @@ std::string StudentText(const v1::ModelSpec& spec) {
   return spec.width() == 0 ? spec.arch() : StrCat(spec.arch(), " width ", spec.width());
 }
 
+// Of the committed stages and the one that runs.
+uint64_t SkippedSteps(const v1::Job& job) {
+  uint64_t skipped = 0;
+  for (const v1::StageResult& stage : job.stages_done()) skipped += stage.skipped_steps();
+  const bool running = job.has_progress() && job.progress().stage() >= static_cast<uint32_t>(job.stages_done_size());
+  return skipped + (running ? job.progress().skipped_steps() : 0);
+}
+
 int FirstPoint(const v1::GetHistoryResponse& history, size_t limit) {
   const size_t points = static_cast<size_t>(history.points_size());
   return limit == 0 || points <= limit ? 0 : static_cast<int>(points - limit);
@@ -103,6 +111,14 @@ std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& o
   }
   std::string out = table.Render(options);
   for (const v1::Job& job : jobs) {
+    const uint64_t skipped = SkippedSteps(job);
+    if (skipped == 0) continue;
+    StrAppend(&out, "\n", Printable(job.name()), " (", Printable(job.id()), "): ", skipped,
+              skipped == 1 ? " step was" : " steps were",
+              " skipped, because a teacher's map held NaN or infinity; distillctl logs ", Printable(job.id()),
+              " names the tap\n");
+  }
+  for (const v1::Job& job : jobs) {
     if (!HasArtifacts(job)) continue;
     StrAppend(&out, "\nFiles of ", Printable(job.name()), " (", Printable(job.id()), ")\n");
     if (!job.artifacts().safetensors().empty()) {
@@ -148,6 +164,7 @@ std::string ResultsJson(const std::vector<v1::Job>& jobs) {
     entry["torchscript_bytes"] = known(artifacts.torchscript_bytes());
     entry["teacher_bytes"] = known(artifacts.teacher_bytes());
     entry["wall_seconds"] = measured(WallSeconds(job));
+    entry["skipped_steps"] = SkippedSteps(job);
     entry["safetensors"] = path(artifacts.safetensors());
     entry["torchscript"] = path(artifacts.torchscript());
     results.push_back(std::move(entry));

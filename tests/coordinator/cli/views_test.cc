@@ -222,6 +222,19 @@ TEST(ResultsViewTest, TeachersOnceThenEveryJobThenFiles) {
             "  program  /work/j-1/student.pt (416 KiB)\n");
 }
 
+TEST(ResultsViewTest, StepsThatWereSkippedAreTold) {
+  v1::Job job = SucceededJob();
+  EXPECT_THAT(RenderResults({job}, kPlain), ::testing::Not(HasSubstr("skipped")));
+  job.mutable_stages_done(0)->set_skipped_steps(3);
+  job.mutable_progress()->set_stage(0);
+  job.mutable_progress()->set_skipped_steps(3);  // the same three
+  EXPECT_THAT(RenderResults({job}, kPlain),
+              HasSubstr("\nfashion (j-1): 3 steps were skipped, because a teacher's map held NaN or infinity; "
+                        "distillctl logs j-1 names the tap\n"));
+  job.mutable_progress()->set_stage(static_cast<uint32_t>(job.stages_done_size()));
+  EXPECT_EQ(nlohmann::json::parse(ResultsJson({job}))["results"][0]["skipped_steps"], 6);
+}
+
 TEST(ResultsViewTest, JsonHasNumbersAndNulls) {
   const auto json = nlohmann::json::parse(ResultsJson({SucceededJob(), QueuedJob()}));
   ASSERT_EQ(json["results"].size(), 2u);
