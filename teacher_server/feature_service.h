@@ -1,5 +1,5 @@
-// The gRPC shell around a TeacherEngine: FeatureService of proto/distill/v1/features.proto, tensors spliced in and out
-// as slices.
+// The gRPC shell around the streams of a TeacherEngine (stream_core.h, which knows no gRPC): FeatureService of
+// proto/distill/v1/features.proto, tensors spliced in and out as slices.
 //
 // What a client may rely on, beyond the comments in the .proto:
 // * Every batch gets exactly one end: a response with `last`, or one with `error`. Cancelled ones end with error code
@@ -25,45 +25,19 @@
 #include <grpcpp/impl/service_type.h>
 
 #include <chrono>
-#include <cstdint>
 #include <memory>
 
 #include "common/metrics/metrics.h"
-#include "common/wire/limits.h"
+#include "teacher_server/stream_limits.h"
 #include "teacher_server/teacher_engine.h"
 
 namespace distill {
 
-// Payload bytes of one FeatureResponse. Large enough that per-message work does not count, small enough that a stream's
-// pixels and credits are not stuck behind it.
-inline constexpr uint64_t kChunkBytes = 1 << 20;
-// Most taps of one stream.
-inline constexpr int kMaxTaps = 256;
-// Longest model name, digest, client name and tap path, in bytes: they go into logs and messages.
-inline constexpr size_t kMaxNameBytes = 256;
-
 // Thread-safe.
 class FeatureService {
  public:
-  struct Options {
-    // Limits of one stream.
-    uint32_t max_unanswered = 256;           // batches; one more gets RESOURCE_EXHAUSTED in band
-    uint64_t max_waiting_bytes = 256 << 20;  // pixels of unanswered batches; more gets RESOURCE_EXHAUSTED in band
-    // Feature bytes being computed or computed and unsent. Batches beyond it wait before they are computed (unless the
-    // stream has nothing else under way), so a client that grants no credit does not fill the server's memory.
-    uint64_t max_unsent_bytes = 256 << 20;
-    uint64_t max_answer_bytes = kMaxAnswerBytes;  // one batch's features; more gets RESOURCE_EXHAUSTED in band
-    // Limits of all streams together. Raising the budget lets more clients be ahead of their readers at once.
-    uint64_t memory_budget = uint64_t{2} << 30;  // pixels and features, as above
-    uint32_t max_streams = 1000;                 // one more gets UNAVAILABLE at once
-    // A stream without `open` is ended after this.
-    std::chrono::milliseconds open_timeout{30000};
-    // See above.
-    std::chrono::milliseconds slow_client_timeout{10000};
-  };
-
   // `metrics` outlives the service. Order of destruction: RpcServer, then the engine (or its Stop()), then the service.
-  static std::unique_ptr<FeatureService> Create(const Options& options, MetricsRegistry* metrics);
+  static std::unique_ptr<FeatureService> Create(const StreamLimits& limits, MetricsRegistry* metrics);
   virtual ~FeatureService() = default;
 
   // For RpcServer::Start.

@@ -179,7 +179,7 @@ int Serve(const Flags& flags) {
   }
 
   // Destroyed in the reverse order: fleet, server, engine, service.
-  FeatureService::Options service_options;
+  StreamLimits service_options;
   service_options.memory_budget = flags.memory_budget;
   const std::unique_ptr<FeatureService> service = FeatureService::Create(service_options, &metrics);
   std::unique_ptr<TeacherEngine> engine;

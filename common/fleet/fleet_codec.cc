@@ -6,6 +6,30 @@
 #include "distill/v1/plan.pb.h"
 
 namespace distill {
+namespace {
+
+void ToProto(const std::vector<NamedNumber>& values, google::protobuf::RepeatedPtrField<v1::NamedValue>* out) {
+  for (const NamedNumber& value : values) {
+    v1::NamedValue* added = out->Add();
+    added->set_name(value.name);
+    added->set_value(value.value);
+  }
+}
+
+std::vector<NamedNumber> FromProto(const google::protobuf::RepeatedPtrField<v1::NamedValue>& values) {
+  std::vector<NamedNumber> out;
+  for (const v1::NamedValue& value : values) out.push_back({value.name(), value.value()});
+  return out;
+}
+
+}  // namespace
+
+void ToProto(const ServedTap& tap, v1::TapInfo* proto) {
+  proto->set_path(tap.path);
+  proto->set_type(tap.type);
+  proto->mutable_shape()->Add(tap.shape.begin(), tap.shape.end());
+  proto->set_stage_end(tap.stage_end);
+}
 
 void ToProto(const ServedModelInfo& model, v1::ServedModel* proto) {
   proto->set_name(model.name);
@@ -13,39 +37,58 @@ void ToProto(const ServedModelInfo& model, v1::ServedModel* proto) {
   ToProto(model.spec, proto->mutable_spec());
   proto->set_parameters(model.parameters);
   proto->set_bytes(model.bytes);
-  for (const ServedTap& tap : model.taps) {
-    v1::TapInfo* const info = proto->add_taps();
-    info->set_path(tap.path);
-    info->set_type(tap.type);
-    info->mutable_shape()->Add(tap.shape.begin(), tap.shape.end());
-    info->set_stage_end(tap.stage_end);
+  for (const ServedTap& tap : model.taps) ToProto(tap, proto->add_taps());
+}
+
+ServedModelInfo FromProto(const v1::ServedModel& proto) {
+  ServedModelInfo model;
+  model.name = proto.name();
+  model.digest = proto.digest();
+  model.spec = FromProto(proto.spec());
+  model.parameters = proto.parameters();
+  model.bytes = proto.bytes();
+  for (const v1::TapInfo& tap : proto.taps()) {
+    model.taps.push_back({tap.path(), tap.type(), {tap.shape().begin(), tap.shape().end()}, tap.stage_end()});
   }
+  return model;
 }
 
 void ToProto(const JobProgress& progress, v1::Progress* proto) {
   proto->set_stage(progress.stage);
   proto->set_step(progress.step);
+  proto->set_total_step(progress.total_step);
+  proto->set_skipped_steps(progress.skipped_steps);
   proto->set_loss(progress.loss);
-  for (const NamedNumber& term : progress.terms) {
-    v1::NamedValue* const value = proto->add_terms();
-    value->set_name(term.name);
-    value->set_value(term.value);
-  }
   proto->set_learning_rate(progress.learning_rate);
   proto->set_images_per_second(progress.images_per_second);
-  for (const NamedNumber& part : progress.step_seconds) {
-    v1::NamedValue* const value = proto->add_step_seconds();
-    value->set_name(part.name);
-    value->set_value(part.value);
-  }
+  ToProto(progress.terms, proto->mutable_terms());
+  ToProto(progress.step_seconds, proto->mutable_step_seconds());
   proto->set_accuracy(progress.accuracy);
   proto->set_teacher_accuracy(progress.teacher_accuracy);
   if (progress.mean_iou >= 0) proto->set_mean_iou(progress.mean_iou);
   if (progress.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(progress.teacher_mean_iou);
   proto->set_time(progress.time);
-  proto->set_total_step(progress.total_step);
-  proto->set_skipped_steps(progress.skipped_steps);
   proto->set_phase(progress.phase);
+}
+
+JobProgress FromProto(const v1::Progress& proto) {
+  JobProgress progress;
+  progress.stage = proto.stage();
+  progress.step = proto.step();
+  progress.total_step = proto.total_step();
+  progress.skipped_steps = proto.skipped_steps();
+  progress.loss = proto.loss();
+  progress.learning_rate = proto.learning_rate();
+  progress.images_per_second = proto.images_per_second();
+  progress.terms = FromProto(proto.terms());
+  progress.step_seconds = FromProto(proto.step_seconds());
+  progress.accuracy = proto.accuracy();
+  progress.teacher_accuracy = proto.teacher_accuracy();
+  if (proto.has_mean_iou()) progress.mean_iou = proto.mean_iou();
+  if (proto.has_teacher_mean_iou()) progress.teacher_mean_iou = proto.teacher_mean_iou();
+  progress.time = proto.time();
+  progress.phase = proto.phase();
+  return progress;
 }
 
 void ToProto(const JobStageResult& result, v1::StageResult* proto) {
@@ -57,6 +100,19 @@ void ToProto(const JobStageResult& result, v1::StageResult* proto) {
   proto->set_loss(result.loss);
   proto->set_seconds(result.seconds);
   proto->set_skipped_steps(result.skipped_steps);
+}
+
+JobStageResult FromProto(const v1::StageResult& proto) {
+  JobStageResult result;
+  result.stage = proto.stage();
+  result.checkpoint = proto.checkpoint();
+  result.digest = proto.digest();
+  result.accuracy = proto.accuracy();
+  if (proto.has_mean_iou()) result.mean_iou = proto.mean_iou();
+  result.loss = proto.loss();
+  result.seconds = proto.seconds();
+  result.skipped_steps = proto.skipped_steps();
+  return result;
 }
 
 void ToProto(const JobArtifacts& artifacts, v1::Artifacts* proto) {
@@ -71,6 +127,40 @@ void ToProto(const JobArtifacts& artifacts, v1::Artifacts* proto) {
   proto->set_teacher_accuracy(artifacts.teacher_accuracy);
   if (artifacts.student_mean_iou >= 0) proto->set_student_mean_iou(artifacts.student_mean_iou);
   if (artifacts.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(artifacts.teacher_mean_iou);
+}
+
+JobArtifacts FromProto(const v1::Artifacts& proto) {
+  JobArtifacts artifacts;
+  artifacts.safetensors = proto.safetensors();
+  artifacts.torchscript = proto.torchscript();
+  artifacts.safetensors_bytes = proto.safetensors_bytes();
+  artifacts.torchscript_bytes = proto.torchscript_bytes();
+  artifacts.student_parameters = proto.student_parameters();
+  artifacts.teacher_parameters = proto.teacher_parameters();
+  artifacts.teacher_bytes = proto.teacher_bytes();
+  artifacts.student_accuracy = proto.student_accuracy();
+  artifacts.teacher_accuracy = proto.teacher_accuracy();
+  if (proto.has_student_mean_iou()) artifacts.student_mean_iou = proto.student_mean_iou();
+  if (proto.has_teacher_mean_iou()) artifacts.teacher_mean_iou = proto.teacher_mean_iou();
+  return artifacts;
+}
+
+void ToProto(const StudentAssignment& assignment, v1::StudentAssignment* proto) {
+  proto->set_job_id(assignment.job_id);
+  proto->set_generation(assignment.generation);
+  proto->set_rank(assignment.rank);
+  proto->set_world_size(assignment.world_size);
+  ToProto(assignment.plan, proto->mutable_plan());
+  proto->set_first_stage(assignment.first_stage);
+  for (const TeacherEndpoint& teacher : assignment.teachers) {
+    v1::TeacherEndpoint* added = proto->add_teachers();
+    added->set_worker_id(teacher.worker_id);
+    added->set_address(teacher.address);
+    added->set_model(teacher.model);
+    added->set_digest(teacher.digest);
+  }
+  proto->set_checkpoint(assignment.checkpoint);
+  proto->set_checkpoint_digest(assignment.checkpoint_digest);
 }
 
 StudentAssignment FromProto(const v1::StudentAssignment& proto) {
