@@ -31,11 +31,6 @@ namespace {
 
 using Stub = v1::JobService::Stub;
 
-ExitCode Fail(const Status& status) {
-  PrintError(status);
-  return ExitCodeFor(status, /*submitting=*/false);
-}
-
 TextOptions OutputText(const Options& options) { return DetectText(STDOUT_FILENO, options.color); }
 
 StatusOr<v1::Job> FetchJob(JobClient& client, const std::string& job) {
@@ -413,6 +408,11 @@ ExitCode ExitCodeFor(const Status& status, bool submitting) {
     default:
       return kExitInternal;
   }
+}
+
+ExitCode Fail(const Status& status) {
+  PrintError(status);
+  return ExitCodeFor(status, /*submitting=*/false);
 }
 
 ExitCode RunCommand(const std::string& name, const Options& options, const CLI::App& app) {

@@ -16,6 +16,8 @@ ExitCode RunCommand(const std::string& name, const Options& options, const CLI::
 
 // The exit code for a call's error; `submitting` when the call was SubmitJob, whose refusals are about the job file.
 ExitCode ExitCodeFor(const Status& status, bool submitting);
+// Prints the error of a call that is not SubmitJob; the exit code for it.
+ExitCode Fail(const Status& status);
 
 }  // namespace distill::cli
 

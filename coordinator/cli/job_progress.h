@@ -61,8 +61,8 @@ double ElapsedSeconds(const v1::Job& job, double now);
 bool IsStalled(const v1::Job& job, double now);
 
 // Seconds left, estimated from the newest images/s and counted down since that report. Set only while the job runs, has
-// reported a rate and is not stalled. Evaluations and checkpoints are not foreseen; later stages are taken to be as fast as the
-// current one.
+// reported a rate and is not stalled. Evaluations and checkpoints are not foreseen; later stages are taken to be as
+// fast as the current one.
 struct Eta {
   std::optional<double> stage_seconds;
   std::optional<double> job_seconds;

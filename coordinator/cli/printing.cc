@@ -1,11 +1,10 @@
 #include "coordinator/cli/printing.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <atomic>
 #include <cerrno>
 #include <cstring>
 
+#include "common/proto_json.h"
 #include "common/str_cat.h"
 #include "coordinator/cli/text.h"
 
@@ -40,15 +39,10 @@ void PrintError(const Status& status) {
 void PrintNote(std::string_view text) { Print(StrCat(Printable(text), "\n"), stderr); }
 
 std::string ToJson(const google::protobuf::Message& message, bool pretty) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.add_whitespace = pretty;
-  options.always_print_primitive_fields = true;
-  options.preserve_proto_field_names = true;
-  std::string json;
-  const auto status = google::protobuf::util::MessageToJsonString(message, &json, options);
-  // Only Any and malformed Timestamps can fail; the job protocol has neither.
-  if (!status.ok()) PrintNote(StrCat("cannot print as JSON: ", status.ToString()));
-  return json;
+  const StatusOr<std::string> json = distill::ToJson(message, pretty);
+  if (json.ok()) return *json;
+  PrintNote(ToStd(json.status().message()));
+  return "";
 }
 
 bool CloseOutput() {

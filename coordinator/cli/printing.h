@@ -19,8 +19,7 @@ void PrintError(const Status& status);
 // A line of advice or news on standard error. Made printable.
 void PrintNote(std::string_view text);
 
-// Protobuf JSON with the names of the .proto file and all scalar fields, also those at their defaults; 64-bit integers
-// are strings. `pretty`: over several lines with a newline at the end; otherwise one line without.
+// As common/proto_json.h; "" with a note on standard error for what cannot be printed.
 std::string ToJson(const google::protobuf::Message& message, bool pretty);
 
 // False, with a message on standard error, when something printed to standard output did not get there (a full disk).

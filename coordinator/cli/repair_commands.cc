@@ -12,11 +12,6 @@ namespace {
 
 using Stub = v1::JobService::Stub;
 
-ExitCode Fail(const Status& status) {
-  PrintError(status);
-  return ExitCodeFor(status, /*submitting=*/false);
-}
-
 }  // namespace
 
 ExitCode RunResume(JobClient& client, const Options& options) {

@@ -6,28 +6,12 @@
 #include <iterator>
 
 #include "absl/strings/numbers.h"
+#include "common/rendezvous/kv_limits.h"
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
 
 namespace distill {
 namespace {
-
-Status CheckKey(const std::string& key) {
-  if (key.empty()) return absl::InvalidArgumentError("rendezvous: the key is empty");
-  if (key.size() <= RendezvousStore::kMaxKeyBytes) return OkStatus();
-  return absl::InvalidArgumentError(
-      StrCat("rendezvous: a key of ", key.size(), " bytes; at most ", RendezvousStore::kMaxKeyBytes, " are allowed"));
-}
-
-Status CheckKeys(const std::vector<std::string>& keys) {
-  if (keys.empty()) return absl::InvalidArgumentError("rendezvous: no key was given");
-  if (keys.size() > RendezvousStore::kMaxKeysPerCall) {
-    return absl::InvalidArgumentError(StrCat("rendezvous: ", keys.size(), " keys in one call; at most ",
-                                             RendezvousStore::kMaxKeysPerCall, " are allowed"));
-  }
-  for (const std::string& key : keys) DISTILL_RETURN_IF_ERROR(CheckKey(key));
-  return OkStatus();
-}
 
 bool HasAll(const std::map<std::string, std::string>& values, const std::vector<std::string>& keys) {
   return std::all_of(keys.begin(), keys.end(), [&](const std::string& key) { return values.contains(key); });
@@ -103,15 +87,12 @@ StatusOr<RendezvousStore::Space*> RendezvousStore::Find(const Scope& scope) {
 }
 
 Status RendezvousStore::Put(Space* space, const std::string& key, std::string value, Deferred* deferred) {
-  if (value.size() > kMaxValueBytes) {
-    return absl::InvalidArgumentError(
-        StrCat("rendezvous: a value of ", value.size(), " bytes; at most ", kMaxValueBytes, " are allowed"));
-  }
+  DISTILL_RETURN_IF_ERROR(CheckKvValue(key, value));
   const auto found = space->values.find(key);
   const size_t before = found == space->values.end() ? 0 : key.size() + found->second.size();
   const size_t bytes = space->bytes - before + key.size() + value.size();
-  if (bytes > kMaxScopeBytes) {
-    return absl::ResourceExhaustedError(StrCat("rendezvous: the job's keys exceed ", kMaxScopeBytes, " bytes"));
+  if (bytes > kKvMaxScopeBytes) {
+    return absl::ResourceExhaustedError(StrCat("rendezvous: the job's keys exceed ", kKvMaxScopeBytes, " bytes"));
   }
   space->bytes = bytes;
   const bool is_new = found == space->values.end();
@@ -162,7 +143,7 @@ RendezvousStore::Deferred RendezvousStore::TakeIf(const std::function<bool(const
 }
 
 Status RendezvousStore::Set(const Scope& scope, const std::string& key, const std::string& value) {
-  DISTILL_RETURN_IF_ERROR(CheckKey(key));
+  DISTILL_RETURN_IF_ERROR(CheckKvKey(key));
   Deferred deferred;
   {
     absl::MutexLock lock(&mutex_);
@@ -174,7 +155,7 @@ Status RendezvousStore::Set(const Scope& scope, const std::string& key, const st
 }
 
 StatusOr<std::string> RendezvousStore::Get(const Scope& scope, const std::string& key) {
-  DISTILL_RETURN_IF_ERROR(CheckKey(key));
+  DISTILL_RETURN_IF_ERROR(CheckKvKey(key));
   absl::MutexLock lock(&mutex_);
   DISTILL_ASSIGN_OR_RETURN(const Space* space, Find(scope));
   const auto found = space->values.find(key);
@@ -183,7 +164,7 @@ StatusOr<std::string> RendezvousStore::Get(const Scope& scope, const std::string
 }
 
 StatusOr<int64_t> RendezvousStore::Add(const Scope& scope, const std::string& key, int64_t amount) {
-  DISTILL_RETURN_IF_ERROR(CheckKey(key));
+  DISTILL_RETURN_IF_ERROR(CheckKvKey(key));
   Deferred deferred;
   int64_t sum = 0;
   {
@@ -205,7 +186,7 @@ StatusOr<int64_t> RendezvousStore::Add(const Scope& scope, const std::string& ke
 
 StatusOr<std::string> RendezvousStore::CompareSet(const Scope& scope, const std::string& key,
                                                   const std::string& expected, const std::string& desired) {
-  DISTILL_RETURN_IF_ERROR(CheckKey(key));
+  DISTILL_RETURN_IF_ERROR(CheckKvKey(key));
   Deferred deferred;
   {
     absl::MutexLock lock(&mutex_);
@@ -220,14 +201,14 @@ StatusOr<std::string> RendezvousStore::CompareSet(const Scope& scope, const std:
 }
 
 StatusOr<bool> RendezvousStore::Check(const Scope& scope, const std::vector<std::string>& keys) {
-  DISTILL_RETURN_IF_ERROR(CheckKeys(keys));
+  DISTILL_RETURN_IF_ERROR(CheckKvKeys(keys));
   absl::MutexLock lock(&mutex_);
   DISTILL_ASSIGN_OR_RETURN(const Space* space, Find(scope));
   return HasAll(space->values, keys);
 }
 
 StatusOr<bool> RendezvousStore::Delete(const Scope& scope, const std::string& key) {
-  DISTILL_RETURN_IF_ERROR(CheckKey(key));
+  DISTILL_RETURN_IF_ERROR(CheckKvKey(key));
   absl::MutexLock lock(&mutex_);
   DISTILL_ASSIGN_OR_RETURN(Space * space, Find(scope));
   const auto found = space->values.find(key);
@@ -249,7 +230,7 @@ StatusOr<uint64_t> RendezvousStore::Count(const Scope& scope) {
 uint64_t RendezvousStore::WaitFor(const Scope& scope, const std::vector<std::string>& keys, absl::Duration timeout,
                                   WaitDone done) {
   StatusOr<std::string> answer = std::string();
-  if (const Status valid = CheckKeys(keys); !valid.ok()) {
+  if (const Status valid = CheckKvKeys(keys); !valid.ok()) {
     answer = valid;
   } else {
     absl::MutexLock lock(&mutex_);

@@ -13,7 +13,7 @@ v1::GetFleetResponse DescribeFleet(Coordinator* coordinator) {
     info->set_address(status.worker.address);
     info->set_state(status.state);
     info->set_heartbeat_age(status.heartbeat_age);
-    for (const ServedModelInfo& model : status.worker.models) Encode(model, info->add_models());
+    for (const ServedModelInfo& model : status.worker.models) ToProto(model, info->add_models());
     for (const std::string& job : status.jobs) info->add_jobs(job);
     info->set_device(status.worker.device);
     info->set_version(status.worker.version);

@@ -42,7 +42,7 @@ class FleetService : public v1::FleetService::CallbackService {
       }
       input.kind = request->kind() == v1::WORKER_KIND_TEACHER ? WorkerKind::kTeacher : WorkerKind::kStudent;
       input.address = request->address();
-      for (const v1::ServedModel& model : request->models()) input.models.push_back(Decode(model));
+      for (const v1::ServedModel& model : request->models()) input.models.push_back(FromProto(model));
       input.device = request->device();
       input.version = request->version();
       input.current_job = request->current_job();
@@ -63,15 +63,15 @@ class FleetService : public v1::FleetService::CallbackService {
       input.job_id = request->job_id();
       input.generation = request->generation();
       input.has_plan = request->has_plan();
-      for (const v1::Progress& progress : request->progress()) input.progress.push_back(Decode(progress));
-      for (const v1::JobEvent& event : request->events()) input.events.push_back(DecodeWorkerEvent(event));
+      for (const v1::Progress& progress : request->progress()) input.progress.push_back(FromProto(progress));
+      for (const v1::JobEvent& event : request->events()) input.events.push_back(WorkerEventFromProto(event));
       input.draining = request->draining();
       input.queue_length = request->queue_length();
       DISTILL_ASSIGN_OR_RETURN(const HeartbeatResult result, coordinator_->Heartbeat(input));
       response->set_coordinator_epoch(result.epoch);
       response->set_events_stored(result.events_stored);
       response->set_soon(result.soon);
-      if (result.student) Encode(*result.student, response->mutable_student());
+      if (result.student) ToProto(*result.student, response->mutable_student());
       for (const TeacherJob& job : result.teacher_jobs) {
         v1::TeacherJob* added = response->mutable_teacher()->add_jobs();
         added->set_job_id(job.job_id);
@@ -93,14 +93,14 @@ class FleetService : public v1::FleetService::CallbackService {
   Reactor* CommitStage(Context* context, const v1::CommitStageRequest* request, v1::CommitStageResponse*) override {
     return AnswerLater(&pool_, context, [this, request] {
       return coordinator_->CommitStage(SenderOf(*request), request->job_id(), request->generation(),
-                                       Decode(request->result()).result);
+                                       FromProto(request->result()));
     });
   }
 
   Reactor* FinishJob(Context* context, const v1::FinishJobRequest* request, v1::FinishJobResponse*) override {
     return AnswerLater(&pool_, context, [this, request] {
       return coordinator_->FinishJob(SenderOf(*request), request->job_id(), request->generation(),
-                                     Decode(request->artifacts()));
+                                     FromProto(request->artifacts()));
     });
   }
 

@@ -21,7 +21,7 @@ constexpr uint32_t kListDefault = 100;
 constexpr uint32_t kListMost = 1000;
 constexpr size_t kEventsPerRead = 256;
 
-void Encode(const JobProblem& problem, v1::JobFileProblem* proto) {
+void ToProto(const JobProblem& problem, v1::JobFileProblem* proto) {
   proto->set_line(std::max(problem.mark.line, 1));
   proto->set_column(std::max(problem.mark.column, 1));
   proto->set_text(problem.text);
@@ -43,7 +43,7 @@ class WatchStream : public FeedStream<v1::JobUpdate> {
   StatusOr<Next> NextMessage(v1::JobUpdate* update) override {
     if (ended_) return Next::kEnd;
     DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(job_));
-    Encode(job, update->mutable_job());
+    ToProto(job, update->mutable_job());
     ended_ = IsEnded(job.status.state);
     std::string bytes = update->SerializeAsString();
     if (bytes == last_) return ended_ ? Next::kEnd : Next::kNothing;
@@ -80,7 +80,7 @@ class EventStream : public FeedStream<v1::JobEvent> {
       ready_.assign(std::make_move_iterator(events.begin()), std::make_move_iterator(events.end()));
       if (ready_.empty()) return follow_ && !IsEnded(job.status.state) ? Next::kNothing : Next::kEnd;
     }
-    Encode(ready_.front(), message);
+    ToProto(ready_.front(), message);
     after_ = ready_.front().sequence;
     ready_.pop_front();
     return Next::kMessage;
@@ -107,8 +107,8 @@ class JobService : public v1::JobService::CallbackService {
       response->set_job_id(result.job_id);
       if (result.problems.empty()) ToProto(result.plan, response->mutable_plan());
       response->set_existed(result.existed);
-      for (const JobProblem& problem : result.problems) Encode(problem, response->add_problems());
-      for (const JobProblem& warning : result.warnings) Encode(warning, response->add_warnings());
+      for (const JobProblem& problem : result.problems) ToProto(problem, response->add_problems());
+      for (const JobProblem& warning : result.warnings) ToProto(warning, response->add_warnings());
       return OkStatus();
     });
   }
@@ -123,7 +123,7 @@ class JobService : public v1::JobService::CallbackService {
       for (const int state : request->states()) states.push_back(static_cast<JobState>(state));
       DISTILL_ASSIGN_OR_RETURN(const std::vector<JobRecord> jobs,
                                coordinator_->List(request->limit() == 0 ? kListDefault : request->limit(), states));
-      for (const JobRecord& job : jobs) Encode(job, response->add_jobs());
+      for (const JobRecord& job : jobs) ToProto(job, response->add_jobs());
       return OkStatus();
     });
   }
@@ -131,7 +131,7 @@ class JobService : public v1::JobService::CallbackService {
   Reactor* GetJob(Context* context, const v1::GetJobRequest* request, v1::GetJobResponse* response) override {
     return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Get(request->job()));
-      Encode(job, response->mutable_job());
+      ToProto(job, response->mutable_job());
       return OkStatus();
     });
   }
@@ -151,7 +151,7 @@ class JobService : public v1::JobService::CallbackService {
   Reactor* CancelJob(Context* context, const v1::CancelJobRequest* request, v1::CancelJobResponse* response) override {
     return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Cancel(request->job(), request->reason()));
-      Encode(job, response->mutable_job());
+      ToProto(job, response->mutable_job());
       return OkStatus();
     });
   }
@@ -159,7 +159,7 @@ class JobService : public v1::JobService::CallbackService {
   Reactor* ResumeJob(Context* context, const v1::ResumeJobRequest* request, v1::ResumeJobResponse* response) override {
     return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const JobRecord job, coordinator_->Resume(request->job()));
-      Encode(job, response->mutable_job());
+      ToProto(job, response->mutable_job());
       return OkStatus();
     });
   }
@@ -196,7 +196,7 @@ class JobService : public v1::JobService::CallbackService {
       spec.image_width = request->image_width();
       DISTILL_ASSIGN_OR_RETURN(const TapListing listing, coordinator_->ListTaps(spec));
       ToProto(listing.spec, response->mutable_spec());
-      for (const ServedTap& tap : listing.taps) Encode(tap, response->add_taps());
+      for (const ServedTap& tap : listing.taps) ToProto(tap, response->add_taps());
       return OkStatus();
     });
   }
@@ -205,7 +205,7 @@ class JobService : public v1::JobService::CallbackService {
                       v1::GetHistoryResponse* response) override {
     return AnswerLater(&pool_, context, [this, request, response]() -> Status {
       DISTILL_ASSIGN_OR_RETURN(const std::vector<JobProgress> points, coordinator_->History(request->job()));
-      for (const JobProgress& point : points) Encode(point, response->add_points());
+      for (const JobProgress& point : points) ToProto(point, response->add_points());
       return OkStatus();
     });
   }

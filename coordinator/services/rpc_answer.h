@@ -32,7 +32,8 @@ grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context, cons
   return reactor;
 }
 
-// The same on one of the pool's threads. `body` holds what it needs by value; request and response live until it is done.
+// The same on one of the pool's threads. `body` holds what it needs by value; request and response live until it is
+// done.
 template <typename Body>
 grpc::ServerUnaryReactor* AnswerLater(WorkerPool* pool, grpc::CallbackServerContext* context, Body body) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();  // owned by gRPC

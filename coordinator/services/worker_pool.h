@@ -1,5 +1,5 @@
-// Threads for handlers that may wait for the disk, so that gRPC's own few threads never do: with those stuck, heartbeats,
-// rendezvous and probes would stop too.
+// Threads for handlers that may wait for the disk, so that gRPC's own few threads never do: with those stuck,
+// heartbeats, rendezvous and probes would stop too.
 //
 // Thread-safe. The destructor runs what is queued, then joins.
 #ifndef DISTILL_COORDINATOR_SERVICES_WORKER_POOL_H_

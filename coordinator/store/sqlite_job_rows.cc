@@ -15,7 +15,7 @@ namespace {
 template <typename Proto, typename Plain>
 std::string Serialize(const Plain& plain) {
   Proto proto;
-  Encode(plain, &proto);
+  ToProto(plain, &proto);
   return proto.SerializeAsString();
 }
 
@@ -219,11 +219,11 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
     job.status.best_stage = static_cast<uint32_t>(query.IntAt(18));
     if (v1::Progress progress; !query.IsNull(13) && Parse(query.TextAt(13), "progress", &progress, &job)) {
       job.has_progress = true;
-      job.progress = Decode(progress);
+      job.progress = FromProto(progress);
     }
     if (v1::Artifacts artifacts; !query.IsNull(14) && Parse(query.TextAt(14), "artifacts", &artifacts, &job)) {
       job.has_artifacts = true;
-      job.artifacts = Decode(artifacts);
+      job.artifacts = FromProto(artifacts);
     }
   }
   SqliteQuery ranks = db->Query("SELECT worker_id, incarnation FROM ranks WHERE job_id = ? ORDER BY rank");
@@ -246,7 +246,7 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
     DISTILL_ASSIGN_OR_RETURN(const bool row, stages.Step());
     if (!row) break;
     v1::StageResult stage;
-    if (Parse(stages.TextAt(0), "stage results", &stage, &job)) job.stages.push_back(Decode(stage));
+    if (Parse(stages.TextAt(0), "stage results", &stage, &job)) job.stages.push_back(StageFromProto(stage));
   }
   return job;
 }
@@ -285,7 +285,7 @@ StatusOr<std::vector<CurvePoint>> LoadPoints(SqliteDatabase* db, const std::stri
     if (!row) return points;
     v1::Progress proto;
     if (!proto.ParseFromString(query.TextAt(1))) continue;  // a damaged point leaves a gap in the curve
-    points.push_back({static_cast<uint64_t>(query.IntAt(0)), Decode(proto)});
+    points.push_back({static_cast<uint64_t>(query.IntAt(0)), FromProto(proto)});
   }
 }
 

@@ -6,8 +6,8 @@ namespace distill {
 namespace {
 
 // `number` gives jobs their order of submission. Protobuf blobs: jobs.plan (JobPlan), jobs.progress and points.point
-// (Progress), jobs.artifacts (Artifacts), stages.result (StageResult), jobs.overrides (a SubmitJobRequest of these alone),
-// all of distill.v1.
+// (Progress), jobs.artifacts (Artifacts), stages.result (StageResult), jobs.overrides (a SubmitJobRequest of these
+// alone), all of distill.v1.
 constexpr const char* kTables = R"sql(
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO meta VALUES ('epoch', 0);

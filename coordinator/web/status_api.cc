@@ -1,11 +1,10 @@
 #include "coordinator/web/status_api.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "common/proto_json.h"
 #include "common/str_cat.h"
 #include "coordinator/services/fleet_codec.h"
 #include "coordinator/store/record_codec.h"
@@ -20,17 +19,6 @@ using nlohmann::ordered_json;
 constexpr uint64_t kJobsDefault = 100;
 constexpr uint64_t kJobsMost = 1000;
 constexpr size_t kMaxNameBytes = 128;
-
-// As distillctl prints: names of the .proto file, all scalar fields.
-StatusOr<std::string> ToJson(const google::protobuf::Message& message) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.always_print_primitive_fields = true;
-  options.preserve_proto_field_names = true;
-  std::string json;
-  const auto status = google::protobuf::util::MessageToJsonString(message, &json, options);
-  if (!status.ok()) return absl::InternalError(StrCat("cannot be printed as JSON: ", status.ToString()));
-  return json;
-}
 
 std::string Dump(const ordered_json& json) {
   // Texts of workers are checked to be UTF-8 on the way in; should one slip through, the page still comes.
@@ -117,8 +105,8 @@ StatusOr<std::string> Jobs(Coordinator* coordinator, const HttpRequest& request)
 
 StatusOr<std::string> OneJob(const JobRecord& job) {
   v1::Job proto;
-  Encode(job, &proto);
-  return ToJson(proto);
+  ToProto(job, &proto);
+  return ToJson(proto, /*pretty=*/false);
 }
 
 // Messages as the elements of a JSON array.
@@ -128,7 +116,7 @@ StatusOr<std::string> Array(const Records& records, const Fill& fill) {
   for (const auto& record : records) {
     Message message;
     fill(record, &message);
-    DISTILL_ASSIGN_OR_RETURN(const std::string json, ToJson(message));
+    DISTILL_ASSIGN_OR_RETURN(const std::string json, ToJson(message, /*pretty=*/false));
     StrAppend(&out, out.size() > 1 ? "," : "", json);
   }
   return out + "]";
@@ -139,7 +127,7 @@ StatusOr<std::string> History(Coordinator* coordinator, const std::string& job_i
   DISTILL_ASSIGN_OR_RETURN(const std::vector<CurvePoint> points, coordinator->Curve(job_id, from, kPageSize));
   DISTILL_ASSIGN_OR_RETURN(
       const std::string array,
-      Array<v1::Progress>(points, [](const CurvePoint& point, v1::Progress* out) { Encode(point.progress, out); }));
+      Array<v1::Progress>(points, [](const CurvePoint& point, v1::Progress* out) { ToProto(point.progress, out); }));
   return StrCat("{\"points\":", array, ",\"next\":", points.empty() ? from : points.back().number + 1, "}");
 }
 
@@ -148,13 +136,13 @@ StatusOr<std::string> Events(Coordinator* coordinator, const std::string& job_id
   DISTILL_ASSIGN_OR_RETURN(const std::vector<EventRecord> events, coordinator->Events(job_id, after, kPageSize));
   DISTILL_ASSIGN_OR_RETURN(
       const std::string array,
-      Array<v1::JobEvent>(events, [](const EventRecord& event, v1::JobEvent* out) { Encode(event, out); }));
+      Array<v1::JobEvent>(events, [](const EventRecord& event, v1::JobEvent* out) { ToProto(event, out); }));
   return StrCat("{\"events\":", array, "}");
 }
 
 StatusOr<std::string> Answer(Coordinator* coordinator, std::string_view path, const HttpRequest& request) {
   if (path == "jobs") return Jobs(coordinator, request);
-  if (path == "fleet") return ToJson(DescribeFleet(coordinator));
+  if (path == "fleet") return ToJson(DescribeFleet(coordinator), /*pretty=*/false);
   constexpr std::string_view kJobs = "jobs/";
   if (!path.starts_with(kJobs)) return absl::NotFoundError("no such document; see docs/status-page.md");
   path.remove_prefix(kJobs.size());
