@@ -35,7 +35,7 @@ data=$(realpath "$data")
 mark=.made-by-distill-demo
 if [ -e "$out" ]; then
   [ -d "$out" ] && { [ -e "$out/$mark" ] || [ -z "$(ls -A "$out")" ]; } || die "$out is there and was not made by this program; name another folder with --out"
-  rm -rf "$out"
+  find "$out" -mindepth 1 -delete
 fi
 mkdir -p "$out"
 out=$(realpath "$out")

@@ -94,6 +94,8 @@ def main():
 
 
 def check(args, pin, scratch):
+    told = run(args.source / "scripts/wheel.sh", "--build", scratch, "--out", scratch / "dist", fails=True).stderr
+    assert f"{scratch} is no build folder" in told, told
     run(args.source / "scripts/wheel.sh", "--build", args.build, "--out", scratch / "dist")
     (wheel,) = (scratch / "dist").iterdir()
     check_contents(wheel, pin)
