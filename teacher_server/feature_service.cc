@@ -92,7 +92,7 @@ class Call final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
  private:
   void Take() {
     v1::FeatureRequest request;
-    Buffer payload;
+    ScatteredBuffer payload;
     if (const Status status = DecodeWithPayload(received_, &request, &payload); !status.ok()) {
       core_->End(Annotate(status, "malformed FeatureRequest"));
       return;
@@ -107,7 +107,7 @@ class Call final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
         return core_->Open(FromProto(request.open()));
       case v1::FeatureRequest::kBatch:
         return core_->Batch(request.batch().request_id(),
-                            {request.batch().shape().begin(), request.batch().shape().end()}, std::move(payload));
+                            {request.batch().shape().begin(), request.batch().shape().end()}, payload.Joined());
       case v1::FeatureRequest::kCreditBytes:
         return core_->Grant(request.credit_bytes());
       case v1::FeatureRequest::kCancelRequestId:

@@ -121,8 +121,10 @@ Status Malformed(const SliceCursor& cursor, uint64_t total, std::string_view wha
       StrCat("malformed message of ", total, " bytes: ", what, " at byte ", total - cursor.left()));
 }
 
-Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload) {
-  std::vector<grpc::Slice> slices;
+Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, ScatteredBuffer* payload) {
+  // Held by the payload: short slices keep their bytes inside the Slice objects themselves.
+  const auto held = std::make_shared<std::vector<grpc::Slice>>();
+  std::vector<grpc::Slice>& slices = *held;
   if (!message.Valid() || !message.Dump(&slices).ok())
     return absl::InvalidArgumentError("no message, or one that cannot be decompressed");
   SliceCursor cursor(slices);
@@ -150,19 +152,13 @@ Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* he
       return Malformed(cursor, total, StrCat("payload of ", size, " bytes is cut to ", cursor.left(), " bytes"));
     }
     if (size == 0) continue;
-    if (size <= cursor.left_in_slice()) {
-      // A short slice keeps its bytes inside the Slice object itself, so the address is that of the held copy.
-      auto held = std::make_shared<const grpc::Slice>(slices[cursor.slice_index()]);
-      payload->data = held->begin() + cursor.slice_offset();
-      payload->size = size;
-      payload->owner = std::move(held);
-      cursor.Advance(size);
-    } else {
-      std::shared_ptr<uint8_t[]> held(new uint8_t[size]);  // not zeroed first
-      cursor.Read(size, held.get());
-      payload->data = held.get();
-      payload->size = size;
-      payload->owner = std::move(held);
+    payload->size = size;
+    payload->owner = held;
+    while (size > 0) {
+      const uint64_t n = std::min(size, cursor.left_in_slice());
+      payload->pieces.emplace_back(slices[cursor.slice_index()].begin() + cursor.slice_offset(), n);
+      cursor.Advance(n);
+      size -= n;
     }
   }
   if (!header->ParseFromString(rest)) {
@@ -202,12 +198,13 @@ grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, 
   return grpc::ByteBuffer(slices, 2);
 }
 
-Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload) {
-  *payload = Buffer{};
+Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header,
+                         ScatteredBuffer* payload) {
+  *payload = ScatteredBuffer{};
   Status status = Decode(message, header, payload);
   if (!status.ok()) {
     header->Clear();
-    *payload = Buffer{};
+    *payload = ScatteredBuffer{};
   }
   return status;
 }

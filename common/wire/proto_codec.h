@@ -11,6 +11,7 @@
 
 #include "common/status.h"
 #include "common/wire/buffer.h"
+#include "common/wire/scattered_buffer.h"
 
 namespace google::protobuf {
 class MessageLite;
@@ -26,10 +27,11 @@ inline constexpr int kPayloadField = 15;
 // no field above 15.
 grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, const Buffer& payload);
 
-// Parses everything but the payload into `header`; `payload` refers into the received slices when it lies in one of
-// them, else it is one copy. Its address has no particular alignment. Unknown fields are kept as protobuf keeps them.
+// Parses everything but the payload into `header`; `payload` refers into the received slices: nothing is copied. Its
+// addresses have no particular alignment. Unknown fields are kept as protobuf keeps them.
 // kInvalidArgument: malformed, truncated, or the payload occurs twice. On error both outputs are empty.
-Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, Buffer* payload);
+Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header,
+                         ScatteredBuffer* payload);
 
 }  // namespace distill
 

@@ -1,10 +1,12 @@
 #include "student_worker/feature/answer_assembler.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "absl/strings/str_join.h"
 #include "common/str_cat.h"
+#include "common/wire/copy_count.h"
 
 namespace distill {
 namespace {
@@ -27,35 +29,8 @@ bool BoundedByteSize(const std::vector<uint32_t>& shape, WireDtype dtype, uint64
   return true;
 }
 
-// Whether an element of the (aligned) tensor has all exponent bits set, as NaN and the infinities do. Integer
-// arithmetic over whole blocks: it vectorises, and costs a fraction of the copy before it.
-template <typename Word>
-bool AnyExponentFull(const uint8_t* bytes, size_t size, Word exponent) {
-  const Word* const words = reinterpret_cast<const Word*>(bytes);
-  const size_t count = size / sizeof(Word);
-  constexpr size_t kBlock = 4096;
-  for (size_t start = 0; start < count; start += kBlock) {
-    Word any = 0;
-    for (size_t i = start; i < std::min(start + kBlock, count); ++i)
-      any |= static_cast<Word>((words[i] & exponent) == exponent);
-    if (any != 0) return true;
-  }
-  return false;
-}
-
-bool HasNotFinite(WireDtype dtype, const uint8_t* bytes, size_t size) {
-  switch (dtype) {
-    case WireDtype::kF32:
-      return AnyExponentFull<uint32_t>(bytes, size, 0x7F800000);
-    case WireDtype::kF16:
-      return AnyExponentFull<uint16_t>(bytes, size, 0x7C00);
-    case WireDtype::kBf16:
-      return AnyExponentFull<uint16_t>(bytes, size, 0x7F80);
-    case WireDtype::kU8:
-      return false;
-  }
-  return false;
-}
+// Copied and looked at in one go: half of a first-level cache.
+constexpr size_t kBlock = 16 << 10;
 
 }  // namespace
 
@@ -90,10 +65,27 @@ Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
   if (memory.bytes == nullptr)
     return absl::ResourceExhaustedError(StrCat("no memory for ", size, " bytes of tap '", tap.tap, "'"));
   fill_ = memory.bytes;
-  filled_ = 0;
+  filled_ = looked_at_ = 0;
+  largest_ = LargestValue(tap.dtype);
   total_ += size;
   batch_.taps.push_back(WireTensor{chunk.shape, tap.dtype, std::move(memory.buffer)});
   return OkStatus();
+}
+
+void AnswerAssembler::Fill(std::span<const uint8_t> piece) {
+  const size_t element = SizeOf(batch_.taps.back().dtype);
+  CountFeatureCopy(piece.size());
+  received_ += piece.size();
+  while (!piece.empty()) {
+    const size_t n = std::min(piece.size(), kBlock);
+    std::memcpy(fill_ + filled_, piece.data(), n);
+    piece = piece.subspan(n);
+    filled_ += n;
+    // A piece may end inside an element.
+    const uint64_t whole = filled_ / element * element;
+    largest_.Add(fill_ + looked_at_, whole - looked_at_);
+    looked_at_ = whole;
+  }
 }
 
 StatusOr<bool> AnswerAssembler::Add(const FeatureChunk& chunk) {
@@ -115,12 +107,10 @@ StatusOr<bool> AnswerAssembler::Add(const FeatureChunk& chunk) {
       (chunk.dtype != 0 && chunk.dtype != static_cast<uint32_t>(tensor.dtype))) {
     return Broken("shape, dtype or total of tap number ", chunk.tap_index, " changed between its chunks");
   }
-  std::memcpy(fill_ + filled_, chunk.payload.data, chunk.payload.size);
-  filled_ += chunk.payload.size;
-  received_ += chunk.payload.size;
+  for (std::span<const uint8_t> piece : chunk.payload.pieces) Fill(piece);
   if (filled_ == tensor.bytes.size) {
     fill_ = nullptr;
-    if (not_finite_tap_ == nullptr && HasNotFinite(tensor.dtype, tensor.bytes.data, tensor.bytes.size)) {
+    if (not_finite_tap_ == nullptr && !std::isfinite(largest_.value())) {
       not_finite_tap_ = &expect_.taps[batch_.taps.size() - 1].tap;
     }
   }

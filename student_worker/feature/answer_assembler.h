@@ -4,11 +4,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
+#include "common/wire/largest_value.h"
+#include "common/wire/scattered_buffer.h"
 
 namespace distill {
 
@@ -26,7 +29,7 @@ struct FeatureChunk {
   uint32_t error_code = 0;
   double queue_seconds = 0;
   double compute_seconds = 0;
-  Buffer payload;
+  ScatteredBuffer payload;
 };
 
 // A fresh block of `size` bytes as a Buffer, and the pointer through which it is filled before it is shared.
@@ -35,7 +38,8 @@ struct FillableBuffer {
   uint8_t* bytes = nullptr;
 };
 
-// For one request. Thread-compatible.
+// For one request. Every byte is copied once, from where the transport received it to where the losses read it, and
+// looked at while it is in the cache: LargestValue finds NaN and infinities. Thread-compatible.
 class AnswerAssembler {
  public:
   struct Expectation {
@@ -66,13 +70,17 @@ class AnswerAssembler {
 
  private:
   Status StartTensor(const FeatureChunk& chunk);
+  // REQUIRES: there is room for it.
+  void Fill(std::span<const uint8_t> piece);
 
   const Expectation expect_;
   const Allocate allocate_;
   FeatureBatch batch_;       // its last tensor is the one being filled
   uint8_t* fill_ = nullptr;  // of the last tensor; null: the next chunk starts a tensor
   uint64_t filled_ = 0;      // bytes of the last tensor
-  uint64_t total_ = 0;       // bytes of all tensors started
+  uint64_t looked_at_ = 0;   // of them, whole elements
+  LargestValue largest_{WireDtype::kF32};
+  uint64_t total_ = 0;  // bytes of all tensors started
   uint64_t received_ = 0;
   const std::string* not_finite_tap_ = nullptr;  // into expect_
 };

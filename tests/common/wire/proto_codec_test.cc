@@ -35,7 +35,10 @@ std::string RandomBytes(size_t size, uint32_t seed) {
 }
 
 Buffer MakeBuffer(const std::string& bytes) { return Buffer::FromVector({bytes.begin(), bytes.end()}); }
-std::string Text(const Buffer& buffer) { return {reinterpret_cast<const char*>(buffer.data), buffer.size}; }
+std::string Text(const ScatteredBuffer& scattered) {
+  const Buffer buffer = scattered.Joined();
+  return {reinterpret_cast<const char*>(buffer.data), buffer.size};
+}
 
 std::string Flatten(const grpc::ByteBuffer& message) {
   std::vector<grpc::Slice> slices;
@@ -103,7 +106,7 @@ TEST(ProtoCodecTest, BytesWithoutOwnerAreCopied) {
       EncodeWithPayload(Header(), Buffer{reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), nullptr});
   std::fill(bytes.begin(), bytes.end(), 'x');
   v1::FeatureResponse header;
-  Buffer payload;
+  ScatteredBuffer payload;
   ASSERT_TRUE(DecodeWithPayload(message, &header, &payload).ok());
   EXPECT_EQ(Text(payload), before);
 }
@@ -111,13 +114,15 @@ TEST(ProtoCodecTest, BytesWithoutOwnerAreCopied) {
 TEST(ProtoCodecTest, ContiguousPayloadIsNotCopiedAndOutlivesTheMessage) {
   const std::string bytes = RandomBytes(50000, 4);
   v1::FeatureResponse header;
-  Buffer payload;
+  ScatteredBuffer payload;
   {
     grpc::ByteBuffer message = EncodeWithPayload(Header(), MakeBuffer(bytes));
     std::vector<grpc::Slice> slices;
     ASSERT_TRUE(message.Dump(&slices).ok());
     ASSERT_TRUE(DecodeWithPayload(message, &header, &payload).ok());
-    EXPECT_EQ(payload.data, slices[1].begin());
+    ASSERT_EQ(payload.pieces.size(), 1u);
+    EXPECT_EQ(payload.pieces[0].data(), slices[1].begin());
+    EXPECT_EQ(payload.Joined().data, slices[1].begin());
   }
   EXPECT_EQ(Text(payload), bytes);
   EXPECT_EQ(Serialized(header), Serialized(Header()));
@@ -139,7 +144,7 @@ TEST(ProtoCodecTest, EverySliceLayoutDecodesToTheSame) {
         std::sort(cuts.begin(), cuts.end());
       }
       v1::FeatureResponse header;
-      Buffer payload;
+      ScatteredBuffer payload;
       const Status status = DecodeWithPayload(Split(flat, cuts), &header, &payload);
       ASSERT_TRUE(status.ok()) << status << " round " << round;
       ASSERT_EQ(Serialized(header), Serialized(Header())) << "round " << round;
@@ -148,13 +153,31 @@ TEST(ProtoCodecTest, EverySliceLayoutDecodesToTheSame) {
   }
 }
 
+TEST(ProtoCodecTest, APayloadInSeveralSlicesStaysWhereItIs) {
+  v1::FeatureResponse whole = Header();
+  whole.set_payload(RandomBytes(3000, 9));
+  const std::string flat = Serialized(whole);
+  const grpc::ByteBuffer message = Split(flat, {flat.size() - 2000, flat.size() - 2000, flat.size() - 500});
+  std::vector<grpc::Slice> slices;
+  ASSERT_TRUE(message.Dump(&slices).ok());
+  v1::FeatureResponse header;
+  ScatteredBuffer payload;
+  ASSERT_TRUE(DecodeWithPayload(message, &header, &payload).ok());
+  ASSERT_EQ(payload.pieces.size(), 3u);
+  EXPECT_EQ(payload.size, 3000u);
+  EXPECT_EQ(payload.pieces[0].size(), 1000u);
+  EXPECT_EQ(payload.pieces[1].data(), slices[2].begin());
+  EXPECT_EQ(payload.pieces[2].data(), slices[3].begin());
+  EXPECT_EQ(Text(payload), whole.payload());
+}
+
 TEST(ProtoCodecTest, PayloadMayStandAnywhere) {
   v1::FeatureResponse only_payload, only_header = Header();
   only_payload.set_payload("tensor");
   const std::string flat = Serialized(only_payload) + Serialized(only_header);
   for (const grpc::ByteBuffer& message : {Split(flat, {}), Split(flat, {4})}) {
     v1::FeatureResponse header;
-    Buffer payload;
+    ScatteredBuffer payload;
     ASSERT_TRUE(DecodeWithPayload(message, &header, &payload).ok());
     EXPECT_EQ(Serialized(header), Serialized(Header()));
     EXPECT_EQ(Text(payload), "tensor");
@@ -163,7 +186,7 @@ TEST(ProtoCodecTest, PayloadMayStandAnywhere) {
 
 TEST(ProtoCodecTest, EmptyPayloadAndEmptyMessageAreFine) {
   v1::FeatureResponse header;
-  Buffer payload = MakeBuffer("old");
+  ScatteredBuffer payload = ScatteredBuffer::From(MakeBuffer("old"));
   ASSERT_TRUE(DecodeWithPayload(Split(std::string("\x7A\x00", 2), {}), &header, &payload).ok());
   EXPECT_EQ(payload.size, 0u);
   EXPECT_EQ(payload.owner, nullptr);
@@ -174,12 +197,12 @@ TEST(ProtoCodecTest, EmptyPayloadAndEmptyMessageAreFine) {
 testing::AssertionResult Refused(const std::string& flat, std::string_view words,
                                  const std::vector<size_t>& cuts = {}) {
   v1::FeatureResponse header = Header();
-  Buffer payload = MakeBuffer("old");
+  ScatteredBuffer payload = ScatteredBuffer::From(MakeBuffer("old"));
   const Status status = DecodeWithPayload(Split(flat, cuts), &header, &payload);
   if (status.code() != StatusCode::kInvalidArgument) return testing::AssertionFailure() << "got " << status;
   if (std::string(status.message()).find(words) == std::string::npos)
     return testing::AssertionFailure() << "message: " << status.message();
-  if (header.ByteSizeLong() != 0 || payload.size != 0 || payload.data != nullptr || payload.owner != nullptr) {
+  if (header.ByteSizeLong() != 0 || payload.size != 0 || !payload.pieces.empty() || payload.owner != nullptr) {
     return testing::AssertionFailure() << "outputs are not empty";
   }
   return testing::AssertionSuccess();
@@ -199,7 +222,7 @@ TEST(ProtoCodecTest, TruncationAtEveryByteNeverGivesAWrongPayload) {
       }
       // A cut between two fields is a shorter, valid message; generated code decides the same way.
       v1::FeatureResponse expected, header;
-      Buffer payload;
+      ScatteredBuffer payload;
       const bool valid = expected.ParseFromString(cut);
       const Status status = DecodeWithPayload(Split(cut, cuts), &header, &payload);
       ASSERT_EQ(status.ok(), valid) << "cut at " << size << ": " << status;
@@ -227,7 +250,7 @@ TEST(ProtoCodecTest, MalformedMessagesAreRefusedInWords) {
   EXPECT_TRUE(Refused("\x42\x01\xFF", "not a valid"));        // digest is not UTF-8
 
   v1::FeatureResponse header;
-  Buffer payload;
+  ScatteredBuffer payload;
   EXPECT_EQ(DecodeWithPayload(grpc::ByteBuffer(), &header, &payload).code(), StatusCode::kInvalidArgument);
 }
 
@@ -245,7 +268,7 @@ TEST(ProtoCodecTest, UnknownFieldsAreTolerated) {
   const std::string flat = unknown + Serialized(expected) + unknown;
   for (size_t cut = 0; cut <= flat.size(); ++cut) {
     v1::FeatureResponse header;
-    Buffer payload;
+    ScatteredBuffer payload;
     const Status status = DecodeWithPayload(Split(flat, {cut}), &header, &payload);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(Text(payload), "tensor");
@@ -272,7 +295,7 @@ TEST(ProtoCodecTest, RandomDamageNeverCrashesAndAgreesWithGeneratedCode) {
       flat = RandomBytes(random() % 40, random());
     }
     v1::FeatureResponse expected, header;
-    Buffer payload;
+    ScatteredBuffer payload;
     const bool valid = expected.ParseFromString(flat);
     const Status status = DecodeWithPayload(Split(flat, {random() % (flat.size() + 1)}), &header, &payload);
     if (status.ok()) {

@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 
+#include "common/wire/copy_count.h"
+
 namespace distill {
 namespace {
 
@@ -26,11 +28,12 @@ AnswerAssembler::Expectation Expect() {
           .max_bytes = 40};
 }
 
-Buffer Bytes(size_t size, uint8_t first = 0) {
+Buffer Whole(size_t size, uint8_t first = 0) {
   std::vector<uint8_t> bytes(size);
   for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(first + i);
   return Buffer::FromVector(std::move(bytes));
 }
+ScatteredBuffer Bytes(size_t size, uint8_t first = 0) { return ScatteredBuffer::From(Whole(size, first)); }
 
 FeatureChunk First() {
   return {.tap_index = 0, .shape = {2, 3}, .dtype = 1, .total_bytes = 24, .model_digest = "d", .payload = Bytes(24)};
@@ -59,8 +62,8 @@ TEST(AnswerAssemblerTest, JoinsWholeTensors) {
   ASSERT_EQ(batch.taps.size(), 2);
   EXPECT_EQ(batch.taps[0].shape, (std::vector<uint32_t>{2, 3}));
   EXPECT_EQ(batch.taps[1].dtype, WireDtype::kBf16);
-  EXPECT_EQ(std::memcmp(batch.taps[0].bytes.data, Bytes(24).data, 24), 0);
-  EXPECT_EQ(std::memcmp(batch.taps[1].bytes.data, Bytes(16, 100).data, 16), 0);
+  EXPECT_EQ(std::memcmp(batch.taps[0].bytes.data, Whole(24).data, 24), 0);
+  EXPECT_EQ(std::memcmp(batch.taps[1].bytes.data, Whole(16, 100).data, 16), 0);
   EXPECT_EQ(batch.model_digest, "d");
   EXPECT_EQ(batch.queue_seconds, 1);
   EXPECT_EQ(batch.compute_seconds, 2);
@@ -69,16 +72,60 @@ TEST(AnswerAssemblerTest, JoinsWholeTensors) {
 TEST(AnswerAssemblerTest, JoinsChunksOfAnySize) {
   for (size_t chunk : {1, 5, 7, 23, 24}) {
     AnswerAssembler assembler(Expect(), Allocate);
-    const Buffer whole = Bytes(24);
+    const Buffer whole = Whole(24);
     for (size_t offset = 0; offset < 24; offset += chunk) {
       FeatureChunk part = First();
       if (offset > 0)
         part = FeatureChunk{.tap_index = 0, .offset = offset};  // the rest may stand in the first chunk only
-      part.payload = Buffer{whole.data + offset, std::min<size_t>(chunk, 24 - offset), whole.owner};
+      part.payload =
+          ScatteredBuffer::From(Buffer{whole.data + offset, std::min<size_t>(chunk, 24 - offset), whole.owner});
       ASSERT_TRUE(assembler.Add(part).ok()) << "chunk size " << chunk << " offset " << offset;
     }
     ASSERT_TRUE(assembler.Add(Second()).value());
     EXPECT_EQ(std::memcmp(assembler.Take().taps[0].bytes.data, whole.data, 24), 0) << "chunk size " << chunk;
+  }
+}
+
+TEST(AnswerAssemblerTest, GathersPiecesThatEndInsideAnElementAndCopiesEachByteOnce) {
+  const Buffer values = Buffer::FromVector([] {
+    std::vector<uint8_t> bytes(24);
+    const float floats[] = {1, -7.5f, 2, 3, 0, 5};
+    std::memcpy(bytes.data(), floats, 24);
+    return bytes;
+  }());
+  for (size_t piece : {1, 3, 5, 11}) {
+    FeatureChunk chunk = First();
+    chunk.payload = {.size = 24, .owner = values.owner};
+    for (size_t at = 0; at < 24; at += piece) {
+      chunk.payload.pieces.emplace_back(values.data + at, std::min<size_t>(piece, 24 - at));
+    }
+    AnswerAssembler assembler(Expect(), Allocate);
+    const uint64_t before = FeatureBytesCopied();
+    ASSERT_TRUE(assembler.Add(chunk).ok());
+    EXPECT_EQ(FeatureBytesCopied() - before, 24);
+    ASSERT_TRUE(assembler.Add(Second()).value());
+    const FeatureBatch batch = assembler.Take();
+    EXPECT_EQ(std::memcmp(batch.taps[0].bytes.data, values.data, 24), 0) << piece;
+    EXPECT_EQ(assembler.not_finite_tap(), nullptr);
+  }
+}
+
+// More than a block, so that copying and looking alternate.
+TEST(AnswerAssemblerTest, FindsWhatIsNotFiniteAnywhereInALargeTensor) {
+  const uint32_t count = 10007;
+  for (uint32_t place : {0u, 4095u, 4096u, 9000u, count - 1}) {
+    std::vector<uint8_t> bytes(4 * count);
+    const float bad = -std::numeric_limits<float>::infinity();
+    std::memcpy(bytes.data() + 4 * place, &bad, 4);
+    AnswerAssembler assembler(
+        {.taps = {{"a"}}, .tap_shapes = {{count}}, .digest = "d", .batch = 1, .max_bytes = 4 * count}, Allocate);
+    FeatureChunk chunk = First();
+    chunk.shape = {1, count};
+    chunk.total_bytes = 4 * count;
+    chunk.last = true;
+    chunk.payload = ScatteredBuffer::From(Buffer::FromVector(std::move(bytes)));
+    ASSERT_TRUE(assembler.Add(chunk).value());
+    ASSERT_NE(assembler.not_finite_tap(), nullptr) << place;
   }
 }
 
@@ -97,7 +144,7 @@ TEST(AnswerAssemblerTest, NotANumberIsData) {
   std::vector<uint8_t> bytes(24);
   const float nan = std::numeric_limits<float>::quiet_NaN();
   std::memcpy(bytes.data(), &nan, 4);
-  chunk.payload = Buffer::FromVector(std::move(bytes));
+  chunk.payload = ScatteredBuffer::From(Buffer::FromVector(std::move(bytes)));
   AnswerAssembler assembler(Expect(), Allocate);
   ASSERT_TRUE(assembler.Add(chunk).ok());
   ASSERT_TRUE(assembler.Add(Second()).ok());
@@ -167,7 +214,7 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInALaterChunkIsAnError) {
       {"gap", [](FeatureChunk* c) { c->offset = 13; }},
       {"far", [](FeatureChunk* c) { c->offset = UINT64_MAX; }},
       {"too much", [](FeatureChunk* c) { c->payload = Bytes(13); }},
-      {"empty", [](FeatureChunk* c) { c->payload = Buffer(); }},
+      {"empty", [](FeatureChunk* c) { c->payload = ScatteredBuffer(); }},
       {"next tap", [](FeatureChunk* c) { c->tap_index = 1; }},
       {"last too early", [](FeatureChunk* c) { c->last = true; }},
       {"other shape",
