@@ -10,6 +10,10 @@ namespace {
 // gRPC keeps the pointer for the life of the call.
 const char kMethod[] = "/distill.v1.FeatureService/StreamFeatures";
 
+// While the loop copies a message out, gRPC's threads take the next ones from the socket: so many may wait for the
+// loop. More would only lie in memory, which a teacher that minds no credit could fill.
+constexpr int kReadAhead = 4;
+
 StatusOr<FeatureChunk> ParseResponse(const grpc::ByteBuffer& message) {
   v1::FeatureResponse header;
   FeatureChunk chunk;
@@ -81,8 +85,9 @@ void TeacherConnection::Send(grpc::ByteBuffer message) {
   if (!writing_) WriteNext();
 }
 
-void TeacherConnection::ReadNext() {
-  if (!closed_) StartRead(&read_);
+void TeacherConnection::Handled() {
+  // Whoever brings the count down from the most has the paused reading to itself.
+  if (unhandled_.fetch_sub(1) == kReadAhead && !closed_) StartRead(&read_);
 }
 
 void TeacherConnection::WriteNext() {
@@ -110,7 +115,10 @@ void TeacherConnection::OnReadDone(bool ok) {
   }
   Event event{Event::Kind::kChunk, this, ParseResponse(read_)};
   read_.Clear();
+  const bool read_on = unhandled_.fetch_add(1) + 1 < kReadAhead;
+  // In this order: chunks stay in theirs. The object lives on, because gRPC calls OnDone after this has returned.
   post_(std::move(event));
+  if (read_on) StartRead(&read_);
 }
 
 void TeacherConnection::OnWriteDone(bool ok) {

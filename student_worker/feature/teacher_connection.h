@@ -9,6 +9,7 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/client_callback.h>
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -26,7 +27,7 @@ class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer,
  public:
   struct Event {
     enum class Kind {
-      kChunk,    // one message; call ReadNext() for another
+      kChunk,    // one message; call Handled() when done with it
       kReadEnd,  // no more messages; the call is ending, call Close()
       kWritten,  // call WriteNext()
       kClosed,   // `status`: how the call ended; the object may be destroyed
@@ -52,8 +53,8 @@ class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer,
   void SendBatch(uint64_t request_id, const ImageBatch& images);
   // Tells the teacher that the answer is not wanted any more. It may come all the same, or end with CANCELLED.
   void SendCancel(uint64_t request_id);
-  // The next message will be posted as kChunk.
-  void ReadNext();
+  // Done with a message: another one may be read. Some are read before they are asked for.
+  void Handled();
   // Goes on with what waits to be sent, after kWritten.
   void WriteNext();
   // Ends the call; `cancel`: without waiting for the teacher. Other methods do nothing afterwards. May be called again.
@@ -70,8 +71,11 @@ class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer,
   const std::shared_ptr<grpc::Channel> channel_;  // shared with gRPC's call
   grpc::GenericStub stub_;
   grpc::ClientContext context_;
-  grpc::ByteBuffer read_;   // gRPC's between ReadNext() and OnReadDone
+  grpc::ByteBuffer read_;   // gRPC's between StartRead and OnReadDone
   grpc::ByteBuffer write_;  // gRPC's between StartWrite and OnWriteDone
+  // Messages posted and not yet handled; atomic: counted up by gRPC's threads, down by the loop. At the most there may
+  // be, no read is under way, and the loop starts the next one.
+  std::atomic<int> unhandled_{0};
   // Loop only.
   std::deque<grpc::ByteBuffer> queue_;
   bool writing_ = false;

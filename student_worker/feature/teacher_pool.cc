@@ -527,7 +527,7 @@ void TeacherPool::Core::OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> c
     return DropFromLoop(stream, complete.status(), Cause::kWrong);
   }
   if (bytes_total_ != nullptr) bytes_total_->Add(static_cast<double>(chunk->payload.size));
-  stream->connection->ReadNext();
+  stream->connection->Handled();
   if (!*complete) return;
   Attempt answered = std::move(it->second);
   stream->in_flight.erase(it);
@@ -616,7 +616,7 @@ void TeacherPool::Core::OnErrorFromLoop(Stream* stream, std::map<uint64_t, Attem
       SetAsideFromLoop(teacher, StrCat("it could not compute features: ", error.ToString()), Cause::kWrong);
     } else if (!teacher->health.usual().has_value() || took > *teacher->health.usual())
       teacher->health.OnAlive(took);
-    stream->connection->ReadNext();
+    stream->connection->Handled();
     return;
   }
   --request->attempts;
@@ -631,7 +631,7 @@ void TeacherPool::Core::OnErrorFromLoop(Stream* stream, std::map<uint64_t, Attem
   SetAsideFromLoop(teacher, StrCat("it could not compute the ", request->What(), ": ", error.ToString()),
                    Cause::kWrong);
   AskAgainFromLoop(request);
-  stream->connection->ReadNext();
+  stream->connection->Handled();
 }
 
 // After a teacher did not answer it rightly.
