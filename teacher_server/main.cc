@@ -30,8 +30,8 @@
 #include "common/service/memory.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
+#include "common/zoo/model_file.h"
 #include "teacher_server/feature_service.h"
-#include "teacher_server/model_file.h"
 #include "teacher_server/torch_teacher_engine.h"
 
 namespace distill {

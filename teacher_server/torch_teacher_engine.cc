@@ -116,7 +116,7 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
   DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> content, ReadWholeFile(file.path));
   const Buffer bytes = Buffer::FromVector(std::move(content));
   DISTILL_ASSIGN_OR_RETURN(SafetensorsFile weights, ParseSafetensors(bytes, file.path));
-  DISTILL_ASSIGN_OR_RETURN(std::optional<ModelSpec> sidecar, ReadSidecar(file.path));
+  DISTILL_ASSIGN_OR_RETURN(std::optional<ModelSidecar> sidecar, ReadSidecar(file.path));
   const bool described = weights.metadata.count("distill.arch") > 0;
   if (!described && !sidecar) {
     return absl::InvalidArgumentError(StrCat(file.path, ": the file does not say which network it is for; write ",
@@ -128,7 +128,7 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
     if (!parsed.ok()) return Annotate(parsed.status(), file.path);
     spec = *std::move(parsed);
   } else {
-    spec = *sidecar;
+    spec = sidecar->spec;
   }
   spec.weights.clear();
   DISTILL_RETURN_IF_ERROR(CheckImageSpec(spec, file.path));
@@ -136,7 +136,7 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
   if (!architecture.ok()) return Annotate(architecture.status(), file.path);
   spec = architecture->spec();  // defaults filled in
   if (described && sidecar) {
-    StatusOr<Architecture> other = Architecture::Create(*sidecar);
+    StatusOr<Architecture> other = Architecture::Create(sidecar->spec);
     if (!other.ok()) return Annotate(other.status(), file.path + ".yaml");
     if (CanonicalText(other->spec()) != CanonicalText(spec)) {
       return absl::FailedPreconditionError(
@@ -176,13 +176,18 @@ StatusOr<LoadedModel> LoadZooModel(const ModelFile& file, torch::Device device) 
 StatusOr<LoadedModel> LoadTorchScriptModel(const ModelFile& file, torch::Device device) {
   DISTILL_RETURN_IF_ERROR(CheckModelFile(file.path, ModelFormat::kArchive));
   DISTILL_ASSIGN_OR_RETURN(const std::vector<uint8_t> content, ReadWholeFile(file.path));
-  DISTILL_ASSIGN_OR_RETURN(std::optional<ModelSpec> spec, ReadSidecar(file.path));
-  if (!spec) {
+  DISTILL_ASSIGN_OR_RETURN(const std::optional<ModelSidecar> sidecar, ReadSidecar(file.path));
+  if (!sidecar) {
     return absl::InvalidArgumentError(StrCat(file.path, ": an archive does not say which images it takes; write ",
                                              file.path, ".yaml with in_channels, image, mean, std"));
   }
-  DISTILL_RETURN_IF_ERROR(CheckImageSpec(*spec, file.path));
-  DISTILL_ASSIGN_OR_RETURN(std::shared_ptr<TorchScriptNet> net, TorchScriptNet::Load(file.path, *spec, device.str()));
+  ModelSpec spec = sidecar->spec;
+  DISTILL_RETURN_IF_ERROR(CheckImageSpec(spec, file.path));
+  const std::string_view bytes(reinterpret_cast<const char*>(content.data()), content.size());
+  DISTILL_ASSIGN_OR_RETURN(
+      std::shared_ptr<TorchScriptNet> net,
+      TorchScriptNet::Load(file.path, spec, {.device = device.str(), .training = false, .stages = sidecar->stages}));
+  DISTILL_RETURN_IF_ERROR(CheckArchiveIsDescribed(*sidecar, file.path, bytes, net->taps()));
 
   LoadedModel model;
   for (const TapInfo& tap : net->taps()) {
@@ -191,10 +196,10 @@ StatusOr<LoadedModel> LoadTorchScriptModel(const ModelFile& file, torch::Device 
   }
   // [K], or [K, H, W] of a network that answers per pixel.
   const std::vector<uint32_t>& output = model.info.output_shape;
-  if (output.size() == 1 || IsDense(output)) spec->num_classes = output[0];
+  if (output.size() == 1 || IsDense(output)) spec.num_classes = output[0];
   model.info.served.name = file.name;
-  model.info.served.digest = Digest(*spec, {reinterpret_cast<const char*>(content.data()), content.size()});
-  model.info.served.spec = *spec;
+  model.info.served.digest = Digest(spec, bytes);
+  model.info.served.spec = spec;
   model.info.served.parameters = net->ParameterCount();
   model.info.served.bytes = content.size();
   model.info.served.taps = model.info.taps;

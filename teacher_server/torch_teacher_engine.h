@@ -18,7 +18,7 @@
 
 #include "common/metrics/metrics.h"
 #include "common/status.h"
-#include "teacher_server/model_file.h"
+#include "common/zoo/model_file.h"
 #include "teacher_server/teacher_engine.h"
 
 namespace distill {

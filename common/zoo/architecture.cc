@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
@@ -282,15 +283,9 @@ void AppendState(const ModuleDef& def, const std::string& path, std::vector<Stat
   for (const ModuleDef& child : def.children) AppendState(child, Join(path, child.name), entries);
 }
 
-bool OwnsParameters(const ModuleDef& def) {
-  return def.kind == ModuleKind::kConv2d || def.kind == ModuleKind::kBatchNorm2d || def.kind == ModuleKind::kLinear ||
-         std::any_of(def.children.begin(), def.children.end(), OwnsParameters);
-}
-
-void AppendPaths(const ModuleDef& def, const std::string& path, std::vector<std::string>* paths) {
-  if (!OwnsParameters(def)) return;
-  if (!path.empty()) paths->push_back(path);
-  for (const ModuleDef& child : def.children) AppendPaths(child, Join(path, child.name), paths);
+std::string_view ParentOf(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
 }
 
 // '*' matches any letters but dots, '**' any letters, "**." also nothing. Table over (glob, path) positions: no input
@@ -408,29 +403,118 @@ StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
   return arch;
 }
 
-std::vector<std::string> Architecture::StageModules(size_t k) const {
-  std::vector<std::string> modules;
-  if (k >= stages_.size()) return modules;
-  bool inside = k == 0;
-  for (const ModuleDef& child : root_.children) {
-    if (k > 0 && child.name == stages_[k - 1]) {
-      inside = true;
+StatusOr<Architecture> Architecture::OfArchive(ModelSpec spec, std::vector<TapInfo> taps,
+                                               std::vector<StateEntry> state) {
+  Architecture arch;
+  std::set<std::string_view> paths;
+  for (const TapInfo& tap : taps) {
+    const auto wrong = [&](std::string_view what) {
+      return absl::InvalidArgumentError(StrCat("archive: tap '", tap.path, "' ", what));
+    };
+    if (!paths.insert(tap.path).second) return wrong("is described twice");
+    if (tap.stage_end && tap.shape.size() != 3) return wrong("ends a stage, but is no map [C, H, W]");
+    for (uint32_t position : tap.needs) {
+      if (position >= state.size()) return wrong("depends on a parameter that does not exist");
+    }
+  }
+  for (TapInfo& tap : taps) {
+    if (tap.path.empty()) {
+      arch.output_ = std::move(tap);
       continue;
     }
-    if (inside && OwnsParameters(child)) modules.push_back(child.name);
-    if (child.name == stages_[k]) break;
+    if (tap.stage_end) arch.stages_.push_back(tap.path);
+    arch.taps_.push_back(std::move(tap));
+  }
+  const TapShape& output = arch.output_.shape;
+  if (output.size() != 1 && output.size() != 3) {
+    return absl::InvalidArgumentError(
+        StrCat("archive: its output is ", output.empty() ? "not there" : StrCat("[", absl::StrJoin(output, ", "), "]"),
+               "; a student answers with [K], or [K, H, W] for every pixel"));
+  }
+  spec.num_classes = output[0];
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "num_classes", spec.num_classes, 1,
+                                     output.size() == 3 ? uint64_t{kMaxDenseClasses} : uint64_t{kMaxClasses}));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "in_channels", spec.in_channels, 1, kMaxChannels));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image height in pixels", spec.image_height, kMinImage, kMaxImage));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image width in pixels", spec.image_width, kMinImage, kMaxImage));
+  DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "mean", spec.mean, false));
+  DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "std", spec.std, true));
+  arch.spec_ = std::move(spec);
+  arch.state_ = std::move(state);
+  return arch;
+}
+
+std::vector<std::string> Architecture::StageModules(size_t k) const {
+  if (k >= stages_.size()) return {};
+  return ModulesBetween(k == 0 ? std::string_view() : stages_[k - 1], stages_[k]);
+}
+
+std::vector<std::string> Architecture::HeadModules() const {
+  return ModulesBetween(stages_.empty() ? std::string_view() : stages_.back(), "");
+}
+
+std::vector<std::string> Architecture::ModulesBetween(std::string_view after, std::string_view until) const {
+  const std::vector<std::string> all = ModulePaths();  // a module, then what is below it
+  std::vector<char> left_out(all.size(), 0);           // leaves
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (i + 1 < all.size() && IsUnder(all[i + 1], all[i])) continue;
+    left_out[i] = !Reaches(all[i], until) || (!after.empty() && Reaches(all[i], after));
+  }
+  std::vector<std::string> modules;
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (!modules.empty() && IsUnder(all[i], modules.back())) continue;
+    bool whole = true;
+    for (size_t j = i; j < all.size() && IsUnder(all[j], all[i]); ++j) whole = whole && !left_out[j];
+    if (whole) modules.push_back(all[i]);
   }
   return modules;
 }
 
-std::vector<std::string> Architecture::HeadModules() const {
-  std::vector<std::string> modules;
-  bool inside = false;
-  for (const ModuleDef& child : root_.children) {
-    if (inside && OwnsParameters(child)) modules.push_back(child.name);
-    if (child.name == stages_.back()) inside = true;
+bool Architecture::Reaches(std::string_view module, std::string_view tap) const {
+  if (is_archive()) {
+    const TapInfo* const info = FindTap(tap);
+    return info != nullptr && std::any_of(info->needs.begin(), info->needs.end(),
+                                          [&](uint32_t position) { return IsUnder(state_[position].name, module); });
   }
-  return modules;
+  if (tap.empty()) return true;
+  const auto position = [&](std::string_view path) {
+    return std::find_if(taps_.begin(), taps_.end(), [&](const TapInfo& info) { return info.path == path; });
+  };
+  if (position(module) > position(tap)) return false;
+  // Beside the order of execution, a residual block's shortcut and body do not see each other.
+  const size_t shortcut = tap.find(".downsample");
+  if (shortcut == std::string_view::npos) return true;
+  const std::string block(tap.substr(0, shortcut));
+  return !IsUnder(module, block) || IsUnder(module, block + ".downsample");
+}
+
+std::vector<std::string> Architecture::Leaves(std::string_view path) const {
+  const std::vector<std::string> all = ModulePaths();
+  std::vector<std::string> leaves;
+  for (size_t i = 0; i < all.size(); ++i) {
+    const bool has_child = i + 1 < all.size() && IsUnder(all[i + 1], all[i]);
+    if (IsUnder(all[i], path) && !has_child) leaves.push_back(all[i]);
+  }
+  return leaves;
+}
+
+size_t Architecture::CutIndex(std::string_view tap) const {
+  if (is_archive()) {
+    for (size_t i = 0; i < taps_.size(); ++i) {
+      if (taps_[i].path == tap) return taps_[i].is_cut ? i + 1 : 0;
+    }
+    return 0;
+  }
+  size_t index = 0;
+  for (const ModuleDef& top : root_.children) {
+    for (const ModuleDef& block : top.children) {
+      if (top.kind == ModuleKind::kSequential) ++index;
+      if (top.kind == ModuleKind::kSequential && tap == Join(top.name, block.name)) return index;
+    }
+    if (top.kind != ModuleKind::kSequential) ++index;
+    if (tap == top.name) return index;
+  }
+  return 0;
 }
 
 const TapInfo* Architecture::FindTap(std::string_view path) const {
@@ -442,12 +526,32 @@ const TapInfo* Architecture::FindTap(std::string_view path) const {
 }
 
 std::vector<std::string> Architecture::ModulePaths() const {
+  const std::vector<StateEntry> state = StateDict();
+  std::set<std::string> parents;  // modules above those that own parameters
+  for (const StateEntry& entry : state) {
+    if (entry.is_buffer) continue;
+    std::string_view path = ParentOf(ParentOf(entry.name));
+    for (; !path.empty(); path = ParentOf(path)) parents.emplace(path);
+  }
+  parents.emplace();  // the root is no module of its own
   std::vector<std::string> paths;
-  AppendPaths(root_, "", &paths);
+  std::set<std::string> seen;
+  const auto add = [&](std::string_view path) {
+    if (seen.emplace(path).second) paths.emplace_back(path);
+  };
+  // Depth first: a module's own parameters come before its children's.
+  for (const StateEntry& entry : state) {
+    if (entry.is_buffer) continue;
+    for (size_t dot = entry.name.find('.'); dot != std::string::npos; dot = entry.name.find('.', dot + 1)) {
+      add(std::string_view(entry.name).substr(0, dot));
+    }
+    if (parents.contains(std::string(ParentOf(entry.name)))) add(entry.name);
+  }
   return paths;
 }
 
 bool Architecture::CanStartAfter(std::string_view path) const {
+  if (is_archive()) return CutIndex(path) > 0;
   return std::any_of(root_.children.begin(), root_.children.end(),
                      [&](const ModuleDef& child) { return child.name == path; });
 }
@@ -460,6 +564,7 @@ size_t Architecture::TopLevelIndex(std::string_view path) const {
 }
 
 std::vector<StateEntry> Architecture::StateDict() const {
+  if (is_archive()) return state_;
   std::vector<StateEntry> entries;
   AppendState(root_, "", &entries);
   return entries;

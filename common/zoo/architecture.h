@@ -1,7 +1,8 @@
-// Zoo architectures as plain data: a tree of modules with torchvision's names. No torch here.
+// What a network consists of, as plain data: of the zoo a tree of modules with torchvision's names, of a TorchScript
+// archive what was measured when it was loaded. No torch here.
 //
-// The torch module is built from this tree (common/zoo/zoo_net.h), and the coordinator, which links no torch, validates
-// taps, module globs and shapes against it. Parameter names of the built module are the dotted paths of the tree: for
+// The coordinator, which links no torch, validates taps, module globs and shapes against it. A zoo network is built from
+// its tree (common/zoo/zoo_net.h); an archive describes itself (common/zoo/torchscript_net.h). Parameter names of the built module are the dotted paths of the tree: for
 // `resnet*` those of torchvision.models, for `fcn_resnet*` those of torchvision.models.segmentation without the prefix
 // `backbone.`, for `cifar_resnet*` those of the CIFAR ResNets of the distillation papers (RepDistiller, mdistiller:
 // conv1, bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
@@ -29,6 +30,11 @@
 // before that ReLU. A block's own `relu`, which torchvision calls two or three times per forward, is no tap: "which
 // call" would have no answer. At top level `relu`, `maxpool`, `avgpool`, the pseudo-modules `flatten` and `upsample`,
 // and `fc` are taps like any other. `classifier` is an FCN's logits at 1/8 of the image's size.
+//
+// Archives (arch "torchscript"): the taps are the entries of the dictionary that forward returns; which parameters each
+// depends on, and whether the network can be cut there, was found in its graph. Modules are known by their parameters'
+// names: "layer1.0.conv1.weight" makes the modules layer1, layer1.0 and layer1.0.conv1. A parameter beside other modules
+// ("cls_token" of a transformer) counts as a module of its own.
 //
 // Immutable after creation; any thread may read.
 #ifndef DISTILL_COMMON_ZOO_ARCHITECTURE_H_
@@ -81,6 +87,10 @@ struct TapInfo {
   ModuleKind kind;
   TapShape shape;
   bool stage_end = false;
+  // Of archives. Positions in the state dictionary of the parameters that the value depends on.
+  std::vector<uint32_t> needs = {};
+  // Of archives: the output depends on the image through this tap alone.
+  bool is_cut = false;
 };
 
 // A parameter or buffer of the state dictionary.
@@ -98,6 +108,11 @@ class Architecture {
   // 1,000,000, of a dense network at most 255 (255 marks pixels without a label); mean or std that are neither empty
   // nor one finite number (std > 0) per channel.
   static StatusOr<Architecture> Create(const ModelSpec& spec);
+  // A TorchScript archive's network. `taps`: in execution order, the output (path "") among them; `state`: in the
+  // module's order; spec.arch is "torchscript", and num_classes is taken from the output. Stages are the taps with
+  // stage_end. kInvalidArgument: no output of [K] or [K, H, W], a path twice, a position beyond the state, a stage that
+  // ends in no map; sizes outside the limits of Create.
+  static StatusOr<Architecture> OfArchive(ModelSpec spec, std::vector<TapInfo> taps, std::vector<StateEntry> state);
   // All zoo names, ascending by family and depth.
   static std::vector<std::string> Names();
   // `spec` with the family's usual sizes where it has 0: cifar_resnet 10 classes, 3 x 32 x 32; resnet 1000 classes, 3 x
@@ -105,7 +120,9 @@ class Architecture {
   static ModelSpec WithDefaults(ModelSpec spec);
 
   const ModelSpec& spec() const { return spec_; }  // with defaults (width) filled in
+  // REQUIRES: a network of the zoo.
   const ModuleDef& root() const { return root_; }
+  bool is_archive() const { return root_.children.empty(); }
   // Names of the stages in order, for stage-wise schedules: {"layer1", "layer2", "layer3"}. The stem belongs to the
   // first.
   const std::vector<std::string>& stages() const { return stages_; }
@@ -113,6 +130,16 @@ class Architecture {
   // {"fc"} or {"classifier"}.
   std::vector<std::string> StageModules(size_t k) const;
   std::vector<std::string> HeadModules() const;
+  // The modules with parameters on which `until` depends and `after` does not, as few paths as cover them, in tree
+  // order. after "": from the image on; until "": up to the output. REQUIRES: both are taps or "".
+  std::vector<std::string> ModulesBetween(std::string_view after, std::string_view until) const;
+  // Whether the value at `tap` ("": the output) depends on parameters of the module.
+  bool Reaches(std::string_view module, std::string_view tap) const;
+  // Modules at or below `path` that hold parameters and have no such modules below them.
+  std::vector<std::string> Leaves(std::string_view path) const;
+  // Where the network can be cut in two: ascending numbers from 1 in the order of execution, 0 where it cannot. Zoo: the
+  // blocks of stages and the top-level modules around them; a stage has the number of its last block.
+  size_t CutIndex(std::string_view tap) const;
 
   // All taps in execution order, with shapes for spec().image_height/width.
   const std::vector<TapInfo>& taps() const { return taps_; }
@@ -123,9 +150,10 @@ class Architecture {
   // Top-level-first module paths that own parameters, for globs: "conv1", "layer1", "layer1.0", "layer1.0.conv1", ...
   std::vector<std::string> ModulePaths() const;
   // Index in execution order of the top-level child that contains the path: how deep a prefix must run. REQUIRES: path
-  // exists.
+  // exists, of a network of the zoo.
   size_t TopLevelIndex(std::string_view path) const;
-  // True for a top-level child: a net can be run from its output on (ZooNet::ForwardAfter).
+  // True where a net can be run from a tap's value on (StudentNet::ForwardAfter): for a top-level child, and a cut of an
+  // archive.
   bool CanStartAfter(std::string_view path) const;
 
   std::vector<StateEntry> StateDict() const;  // in torch's order
@@ -137,6 +165,7 @@ class Architecture {
   std::vector<std::string> stages_;
   std::vector<TapInfo> taps_;
   TapInfo output_;
+  std::vector<StateEntry> state_;  // of archives
 };
 
 // Expands globs over module paths: '*' matches within one dotted part, '**' across parts ("**.conv1" also matches

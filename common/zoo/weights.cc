@@ -12,10 +12,9 @@ namespace distill {
 namespace {
 
 // Parameters and buffers by name.
-std::map<std::string, torch::Tensor> StateOf(const ZooNet& net) {
+std::map<std::string, torch::Tensor> StateOf(const StudentNet& net) {
   std::map<std::string, torch::Tensor> state;
-  for (const auto& item : net.named_parameters()) state.emplace(item.key(), item.value());
-  for (const auto& item : net.named_buffers()) state.emplace(item.key(), item.value());
+  for (StudentNet::StateTensor& one : net.State()) state.emplace(std::move(one.name), std::move(one.tensor));
   return state;
 }
 
@@ -30,7 +29,7 @@ std::optional<torch::ScalarType> TorchDtype(const std::string& dtype, bool integ
 
 }  // namespace
 
-Status LoadWeights(const SafetensorsFile& file, ZooNet* net) {
+Status LoadWeights(const SafetensorsFile& file, StudentNet* net) {
   DISTILL_RETURN_IF_ERROR(CheckWeightsFit(file, net->architecture()));
   const std::vector<StateEntry> entries = net->architecture().StateDict();
   const torch::NoGradGuard no_grad;
@@ -39,7 +38,7 @@ Status LoadWeights(const SafetensorsFile& file, ZooNet* net) {
     const auto it = file.tensors.find(entry.name);
     torch::Tensor& target = state.at(entry.name);
     if (it == file.tensors.end()) {
-      target.zero_();  // num_batches_tracked of an old file
+      if (entry.name.ends_with("num_batches_tracked")) target.zero_();  // of an old file
       continue;
     }
     // Through a tensor of torch's own: bytes inside a file need not be aligned.
@@ -50,7 +49,7 @@ Status LoadWeights(const SafetensorsFile& file, ZooNet* net) {
   return OkStatus();
 }
 
-SafetensorsFile SaveWeights(const ZooNet& net) {
+SafetensorsFile SaveWeights(const StudentNet& net) {
   SafetensorsFile file;
   file.metadata = SpecToMetadata(net.architecture().spec());
   const std::map<std::string, torch::Tensor> state = StateOf(net);

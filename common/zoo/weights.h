@@ -1,4 +1,4 @@
-// Weights of zoo networks from and to files. Stateless; any thread that may use the net.
+// Weights of students from and to files. Stateless; any thread that may use the net.
 #ifndef DISTILL_COMMON_ZOO_WEIGHTS_H_
 #define DISTILL_COMMON_ZOO_WEIGHTS_H_
 
@@ -13,12 +13,12 @@
 namespace distill {
 
 // Copies tensors into the net by name. Floating-point tensors may be F32, F16, BF16 or F64 and are converted; a missing
-// num_batches_tracked becomes 0. kFailedPrecondition as CheckWeightsFit (common/zoo/weights_file.h); the net is
+// num_batches_tracked becomes 0, another missing integer buffer stays as it is. kFailedPrecondition as CheckWeightsFit (common/zoo/weights_file.h); the net is
 // unchanged then.
-Status LoadWeights(const SafetensorsFile& file, ZooNet* net);
+Status LoadWeights(const SafetensorsFile& file, StudentNet* net);
 // The net's state (float32 parameters and buffers, contiguous NCHW, copied), with the spec in the metadata
 // (model_metadata.h).
-SafetensorsFile SaveWeights(const ZooNet& net);
+SafetensorsFile SaveWeights(const StudentNet& net);
 
 // A TorchScript archive of the net in eval mode: forward(x: float (N,C,H,W), normalised) -> (N,K), of a dense net
 // (N,K,H,W) for images of any size, or, with taps, a Dict[str, Tensor] of the output ("output") and the taps. Loads in

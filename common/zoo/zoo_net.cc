@@ -12,6 +12,7 @@
 #include "common/str_cat.h"
 #include "common/torch_status.h"
 #include "common/zoo/narrow_conv.h"
+#include "common/zoo/weights.h"
 
 namespace distill {
 namespace {
@@ -298,6 +299,47 @@ torch::nn::Module* ZooNet::FindModule(const std::string& path) {
   if (path.empty()) return this;
   Node* node = root_->Find(path);
   return node == nullptr ? nullptr : node->module.get();
+}
+
+std::vector<StudentNet::StateTensor> ZooNet::State() const {
+  std::vector<StateTensor> state;
+  for (const auto& item : named_parameters()) state.push_back({item.key(), item.value(), /*is_buffer=*/false});
+  for (const auto& item : named_buffers()) state.push_back({item.key(), item.value(), /*is_buffer=*/true});
+  return state;
+}
+
+void ZooNet::SetTraining(std::string_view path, bool training) {
+  if (torch::nn::Module* module = FindModule(std::string(path)); module != nullptr) module->train(training);
+}
+
+std::vector<bool> ZooNet::Modes() const {
+  std::vector<bool> modes;
+  for (const auto& module : modules(/*include_self=*/false)) modes.push_back(module->is_training());
+  return modes;
+}
+
+void ZooNet::SetModes(const std::vector<bool>& modes) {
+  // Parents come first and take their children with them, which then get their own.
+  const auto all = modules(/*include_self=*/false);
+  for (size_t i = 0; i < all.size(); ++i) all[i]->train(modes[i]);
+}
+
+Status ZooNet::Export(const std::string& path) const { return SaveTorchScript(*this, path); }
+
+std::vector<torch::Tensor> Parameters(const StudentNet& net) {
+  std::vector<torch::Tensor> tensors;
+  for (const StudentNet::StateTensor& one : net.State()) {
+    if (!one.is_buffer) tensors.push_back(one.tensor);
+  }
+  return tensors;
+}
+
+std::vector<torch::Tensor> Buffers(const StudentNet& net) {
+  std::vector<torch::Tensor> tensors;
+  for (const StudentNet::StateTensor& one : net.State()) {
+    if (one.is_buffer) tensors.push_back(one.tensor);
+  }
+  return tensors;
 }
 
 torch::Tensor NormalizePixels(const torch::Tensor& pixels, const ModelSpec& spec, bool channels_last) {

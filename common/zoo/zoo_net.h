@@ -13,38 +13,37 @@
 #include <vector>
 
 #include "common/status.h"
-#include "common/zoo/architecture.h"
+#include "common/zoo/student_net.h"
 
 namespace distill {
 
-class ZooNet : public torch::nn::Module {
+class ZooNet : public torch::nn::Module, public StudentNet {
  public:
   // Weights are uninitialised until InitWeights or LoadWeights (common/zoo/weights.h).
   static StatusOr<std::shared_ptr<ZooNet>> Create(const ModelSpec& spec);
 
-  // x: floating point (N, C, H, W), of the weights' dtype and device, normalised, any memory format; C, H, W as in the
-  // spec. Returns one tensor per tap, in the order asked for (a tap may be asked for twice); "" is the network's output
-  // (N, K), of a dense network (N, K, H, W). Runs only until the last of them is known, and later modules' statistics
-  // stay as they are. Tapped values are never overwritten by later layers. kInvalidArgument: unknown tap, no tap, wrong
-  // input shape or dtype. kResourceExhausted: out of memory. kInternal: torch failed.
-  StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps);
-
-  // The same, from the output of the top-level module `start` on, for which `value` (its shape, for N images) is taken;
-  // `start` and what comes before it do not run, and taps there cannot be asked for. kInvalidArgument also: `start` is
-  // no top-level module, or value has another shape.
+  // Runs until the last of the taps is known.
+  StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps) override;
+  // `start` is a top-level module.
   StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
-                                                    const std::vector<std::string>& taps);
+                                                    const std::vector<std::string>& taps) override;
 
   // Convolutions: Kaiming normal (fan out, ReLU); batch norm: weight 1, bias 0; linear, and the convolution with a bias
   // that gives an FCN's logits: torch's default, weight and bias uniform in +-1/sqrt(fan in). (Kaiming's fan out would
   // start logits of few classes at a standard deviation of several units.) Depends on the seed alone, not on the global
   // generator.
-  void InitWeights(uint64_t seed);
+  void InitWeights(uint64_t seed) override;
 
   // Modules by dotted path, "" for the net itself. Null when unknown, and for those without parameters (relu, pools,
   // flatten, add), which are plain functions here.
   torch::nn::Module* FindModule(const std::string& path);
-  const Architecture& architecture() const { return arch_; }
+  const Architecture& architecture() const override { return arch_; }
+  std::vector<StateTensor> State() const override;
+  void SetTraining(std::string_view path, bool training) override;
+  std::vector<bool> Modes() const override;
+  void SetModes(const std::vector<bool>& modes) override;
+  void MoveTo(const torch::Device& device) override { to(device); }
+  Status Export(const std::string& path) const override;
 
  private:
   struct Node;

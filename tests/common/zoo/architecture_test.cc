@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "common/str_cat.h"
+#include "common/zoo/archive_ref.h"
 
 namespace distill {
 namespace {
@@ -30,6 +31,71 @@ std::string Refusal(const ModelSpec& spec) {
 }
 
 // Published numbers: torchvision's model pages, and RepDistiller's CIFAR-100 table.
+TEST(ArchitectureTest, AnArchivesModulesAreKnownByItsParameters) {
+  std::vector<StateEntry> state;
+  for (const char* name : {"cls_token", "pos", "patch.weight", "patch.bias", "blocks.0.attn.qkv.weight",
+                           "blocks.0.attn.bias", "blocks.0.norm.weight", "blocks.1.attn.qkv.weight", "head.weight"}) {
+    state.push_back({.name = name, .shape = {2, 3}});
+  }
+  state.push_back({.name = "mask", .shape = {5}, .is_buffer = true});
+  const auto tap = [](std::string path, TapShape shape, bool end, std::vector<uint32_t> needs, bool cut) {
+    return TapInfo{std::move(path), ModuleKind::kOpaque, std::move(shape), end, std::move(needs), cut};
+  };
+  ModelSpec spec{.arch = "torchscript", .in_channels = 3, .image_height = 32, .image_width = 32};
+  const std::vector<TapInfo> taps = {tap("blocks.0", {8, 4, 4}, true, {0, 1, 2, 3, 4, 5, 6}, true),
+                                     tap("blocks.1", {8, 4, 4}, true, {0, 1, 2, 3, 4, 5, 6, 7}, true),
+                                     tap("", {10}, false, {0, 1, 2, 3, 4, 5, 6, 7, 8}, false)};
+  const StatusOr<Architecture> arch = Architecture::OfArchive(spec, taps, state);
+  ASSERT_TRUE(arch.ok()) << arch.status();
+  EXPECT_EQ(arch->spec().num_classes, 10u);
+  EXPECT_THAT(arch->ModulePaths(), ElementsAre("cls_token", "pos", "patch", "blocks", "blocks.0", "blocks.0.attn",
+                                               "blocks.0.attn.qkv", "blocks.0.attn.bias", "blocks.0.norm", "blocks.1",
+                                               "blocks.1.attn", "blocks.1.attn.qkv", "head"));
+  EXPECT_THAT(arch->StageModules(0), ElementsAre("cls_token", "pos", "patch", "blocks.0"));
+  EXPECT_THAT(arch->StageModules(1), ElementsAre("blocks.1"));
+  EXPECT_THAT(arch->HeadModules(), ElementsAre("head"));
+  EXPECT_THAT(*ExpandModuleGlobs(*arch, {"pos", "blocks.*.attn"}),
+              ElementsAre("pos", "blocks.0.attn", "blocks.1.attn"));
+  EXPECT_LT(arch->CutIndex("blocks.0"), arch->CutIndex("blocks.1"));
+  EXPECT_EQ(arch->ParameterCount(), 54u);
+
+  const auto refusal = [&](std::vector<TapInfo> bad) {
+    return std::string(Architecture::OfArchive(spec, std::move(bad), state).status().message());
+  };
+  EXPECT_THAT(refusal({taps[0], taps[0], taps[2]}), HasSubstr("tap 'blocks.0' is described twice"));
+  EXPECT_THAT(refusal({tap("x", {8}, true, {}, false), taps[2]}), HasSubstr("ends a stage, but is no map"));
+  EXPECT_THAT(refusal({tap("x", {8}, false, {10}, false), taps[2]}),
+              HasSubstr("depends on a parameter that does not exist"));
+  EXPECT_THAT(refusal({taps[0]}), HasSubstr("its output is not there"));
+  EXPECT_THAT(refusal({tap("", {300, 8, 8}, false, {}, false)}),
+              HasSubstr("num_classes is 300, must be from 1 to 255"));
+}
+
+TEST(ArchiveRefTest, NamesAnArchiveAndItsDigest) {
+  const ArchiveRef ref{"my-net", "0123456789abcdef"};
+  EXPECT_EQ(ArchOf(ref), "my-net@sha256:0123456789abcdef");
+  EXPECT_EQ(ParseArchiveRef(ArchOf(ref)), ref);
+  EXPECT_EQ(ShortArch(ArchOf(ref)), "my-net@sha256:0123456789ab");
+  for (const char* other : {"resnet18", "torchscript", ""}) {
+    EXPECT_EQ(ParseArchiveRef(other), std::nullopt);
+    EXPECT_EQ(ShortArch(other), other);
+  }
+}
+
+TEST(ArchitectureTest, ANetworkIsCutAtBlocksAndTopLevelModules) {
+  const Architecture arch = *Architecture::Create(
+      {.arch = "resnet18", .num_classes = 10, .in_channels = 3, .image_height = 32, .image_width = 32});
+  EXPECT_EQ(arch.CutIndex("layer1"), arch.CutIndex("layer1.1"));
+  EXPECT_LT(arch.CutIndex("relu"), arch.CutIndex("layer1.0"));
+  EXPECT_EQ(arch.CutIndex("layer1.0.conv1"), 0u);
+  EXPECT_THAT(arch.ModulesBetween("relu", "layer1.0"), ElementsAre("layer1.0"));
+  EXPECT_THAT(arch.ModulesBetween("layer1.0", "layer2"), ElementsAre("layer1.1", "layer2"));
+  EXPECT_THAT(arch.ModulesBetween("", "relu"), ElementsAre("conv1", "bn1"));
+  EXPECT_THAT(arch.ModulesBetween("layer4", ""), ElementsAre("fc"));
+  EXPECT_FALSE(arch.Reaches("layer2.0.conv1", "layer2.0.downsample"));
+  EXPECT_TRUE(arch.Reaches("layer2.0.conv1", "layer2.0.add"));
+}
+
 TEST(ArchitectureTest, ParameterCountsAreThePublishedOnes) {
   EXPECT_EQ(Make(Spec("resnet18", 1000, 3, 224)).ParameterCount(), 11689512u);
   EXPECT_EQ(Make(Spec("resnet34", 1000, 3, 224)).ParameterCount(), 21797672u);

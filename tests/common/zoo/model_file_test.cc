@@ -1,4 +1,4 @@
-#include "teacher_server/model_file.h"
+#include "common/zoo/model_file.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -89,34 +89,34 @@ TEST(ModelFileTest, SidecarGivesTheSpec) {
   WriteFile(dir / "r.safetensors.yaml",
             "arch: resnet50\nnum_classes: 1000\nin_channels: 3\nimage: 224x192\nmean: [0.485, 0.456, 0.406]\nstd: "
             "[0.229, 0.224, 0.225]\n");
-  StatusOr<std::optional<ModelSpec>> spec = ReadSidecar(dir / "r.safetensors");
+  StatusOr<std::optional<ModelSidecar>> spec = ReadSidecar(dir / "r.safetensors");
   ASSERT_TRUE(spec.ok()) << spec.status();
-  EXPECT_EQ(**spec, (ModelSpec{.arch = "resnet50",
-                               .num_classes = 1000,
-                               .in_channels = 3,
-                               .image_height = 224,
-                               .image_width = 192,
-                               .mean = {0.485f, 0.456f, 0.406f},
-                               .std = {0.229f, 0.224f, 0.225f}}));
-  EXPECT_TRUE(CheckImageSpec(**spec, "r").ok());
+  EXPECT_EQ((*spec)->spec, (ModelSpec{.arch = "resnet50",
+                                      .num_classes = 1000,
+                                      .in_channels = 3,
+                                      .image_height = 224,
+                                      .image_width = 192,
+                                      .mean = {0.485f, 0.456f, 0.406f},
+                                      .std = {0.229f, 0.224f, 0.225f}}));
+  EXPECT_TRUE(CheckImageSpec((*spec)->spec, "r").ok());
   // As the documentation shows it, and as job files write sizes.
   WriteFile(dir / "r.safetensors.yaml",
             "{arch: resnet50, num_classes: 1000, in_channels: 3, image: [224, 192], mean: [0.485, 0.456, 0.406], std: "
             "[0.229, 0.224, 0.225]}\n");
-  const StatusOr<std::optional<ModelSpec>> listed = ReadSidecar(dir / "r.safetensors");
+  const StatusOr<std::optional<ModelSidecar>> listed = ReadSidecar(dir / "r.safetensors");
   ASSERT_TRUE(listed.ok()) << listed.status();
-  EXPECT_EQ(**listed, **spec);
+  EXPECT_EQ((*listed)->spec, (*spec)->spec);
   // Separators without content are no second document.
   for (const std::string text : {"---\n", "---\n---\n"}) {
     for (const std::string end : {"---\n", "...\n", "---\n# nothing\n", "...\n---\n", ""}) {
       WriteFile(dir / "s.safetensors.yaml", text + "arch: resnet50\nnum_classes: 3\n" + end);
-      const StatusOr<std::optional<ModelSpec>> separated = ReadSidecar(dir / "s.safetensors");
+      const StatusOr<std::optional<ModelSidecar>> separated = ReadSidecar(dir / "s.safetensors");
       ASSERT_TRUE(separated.ok()) << text << end << separated.status();
-      EXPECT_EQ((*separated)->num_classes, 3);
+      EXPECT_EQ((*separated)->spec.num_classes, 3);
     }
   }
   WriteFile(dir / "t.pt.yaml", "in_channels: 1\nimage: 28x28\n");
-  EXPECT_EQ((*ReadSidecar(dir / "t.pt"))->arch, "torchscript");
+  EXPECT_EQ((*ReadSidecar(dir / "t.pt"))->spec.arch, "torchscript");
 }
 
 TEST(ModelFileTest, WrongSidecarsAreRefusedWithFileKeyAndNearestName) {
@@ -136,6 +136,7 @@ TEST(ModelFileTest, WrongSidecarsAreRefusedWithFileKeyAndNearestName) {
       {"arch: resnet50\nstd: [.nan]\n", "std: must be a list"},
       {"arch: resnet50\narch: resnet18\n", "given twice"},
       {"num_classes: 10\n", "arch: must name"},
+      {"arch: resnet50\nstages: [layer1]\n", "belongs to the description of an archive"},
       {"- 1\n", "must be a mapping"},
       {"arch: [\n", "not valid YAML"},
       {"arch: resnet50\n---\nwidth: 3\n", "line 3: a second YAML document begins here"},
@@ -146,10 +147,49 @@ TEST(ModelFileTest, WrongSidecarsAreRefusedWithFileKeyAndNearestName) {
   };
   for (const auto& c : kCases) {
     WriteFile(dir / "m.safetensors.yaml", c.yaml);
-    StatusOr<std::optional<ModelSpec>> spec = ReadSidecar(dir / "m.safetensors");
+    StatusOr<std::optional<ModelSidecar>> spec = ReadSidecar(dir / "m.safetensors");
     EXPECT_EQ(spec.status().code(), StatusCode::kInvalidArgument) << c.yaml;
     EXPECT_THAT(Message(spec.status()), AllOf(HasSubstr("m.safetensors.yaml"), HasSubstr(c.text)));
   }
+}
+
+TEST(ModelFileTest, AnArchivesSidecarNamesStagesTapsAndTheFileItIsFor) {
+  TempDir dir;
+  WriteFile(dir / "t.pt.yaml",
+            "in_channels: 1\nimage: 28x28\nstages: [\"layer1\", features.3]\ntaps:\n  layer1: [8, 14, 14]  # stride 2\n"
+            "digest: ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n");
+  const StatusOr<std::optional<ModelSidecar>> read = ReadSidecar(dir / "t.pt");
+  ASSERT_TRUE(read.ok()) << read.status();
+  const ModelSidecar& sidecar = **read;
+  EXPECT_EQ(sidecar.stages, (std::vector<std::string>{"layer1", "features.3"}));
+  const std::vector<TapInfo> taps = {{.path = "layer1", .kind = ModuleKind::kOpaque, .shape = {8, 14, 14}}};
+  EXPECT_TRUE(CheckArchiveIsDescribed(sidecar, "t.pt", "abc", taps).ok());
+  EXPECT_THAT(Message(CheckArchiveIsDescribed(sidecar, "t.pt", "abcd", taps)),
+              HasSubstr("t.pt.yaml describes another archive: its digest is ba7816bf8f01"));
+  EXPECT_THAT(Message(CheckArchiveIsDescribed(sidecar, "t.pt", "abc", {})), HasSubstr("has none of that name"));
+  EXPECT_THAT(Message(CheckArchiveIsDescribed(sidecar, "t.pt", "abc",
+                                              {{.path = "layer1", .kind = ModuleKind::kOpaque, .shape = {8, 7, 7}}})),
+              HasSubstr("as [8, 14, 14], the archive gives [8, 7, 7]"));
+  for (const auto& [yaml, text] : {std::pair("stages: layer1\n", "stages: must be a list of taps"),
+                                   std::pair("taps: [layer1]\n", "taps: must be a mapping"),
+                                   std::pair("taps: {layer1: [0]}\n", "'0' is not a whole number")}) {
+    WriteFile(dir / "t.pt.yaml", yaml);
+    EXPECT_THAT(Message(ReadSidecar(dir / "t.pt").status()), HasSubstr(text));
+  }
+}
+
+TEST(ModelFileTest, AStudentsFolderMayBeEmptyAndItsWeightsAreNoArchives) {
+  TempDir dir;
+  EXPECT_TRUE(CollectArchives(dir.path()).value().files.empty());
+  WriteFile(dir / "w.safetensors", "");
+  WriteFile(dir / "net.pt", "");
+  WriteFile(dir / "bad name.pt", "");
+  const StatusOr<ModelFiles> found = CollectArchives(dir.path());
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_EQ(found->files.size(), 1u);
+  EXPECT_EQ(found->files[0].name, "net");
+  EXPECT_EQ(found->left_out.size(), 1u);
+  EXPECT_EQ(CollectArchives(dir / "none").status().code(), StatusCode::kNotFound);
 }
 
 TEST(ModelFileTest, ImageSpecMustBeComplete) {

@@ -1,4 +1,4 @@
-#include "teacher_server/model_file.h"
+#include "common/zoo/model_file.h"
 
 #include <yaml-cpp/depthguard.h>
 #include <yaml-cpp/yaml.h>
@@ -15,6 +15,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/hash/sha256.h"
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 
@@ -50,9 +51,36 @@ StatusOr<std::vector<float>> Floats(const YAML::Node& node, std::string_view key
   return values;
 }
 
-StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
-  static const std::vector<std::string> kKeys = {"arch", "width", "num_classes", "in_channels", "image", "mean", "std"};
-  ModelSpec spec;
+StatusOr<std::vector<std::string>> Names(const YAML::Node& node, std::string_view key) {
+  std::vector<std::string> names;
+  for (size_t i = 0; node.IsSequence() && i < node.size() && node[i].IsScalar(); ++i) names.push_back(node[i].Scalar());
+  if (node.IsSequence() && names.size() == node.size()) return names;
+  return absl::InvalidArgumentError(StrCat(key, ": must be a list of taps"));
+}
+
+// {layer1: [64, 56, 56], ...}
+StatusOr<std::map<std::string, TapShape>> Shapes(const YAML::Node& node) {
+  const auto wrong =
+      absl::InvalidArgumentError("taps: must be a mapping of taps to their shapes, as in layer1: [64, 56, 56]");
+  if (!node.IsMap()) return wrong;
+  std::map<std::string, TapShape> shapes;
+  for (const auto& entry : node) {
+    if (!entry.first.IsScalar() || !entry.second.IsSequence()) return wrong;
+    TapShape& shape = shapes[entry.first.Scalar()];
+    for (const YAML::Node& axis : entry.second) {
+      if (!axis.IsScalar()) return wrong;
+      DISTILL_ASSIGN_OR_RETURN(const uint32_t size, Positive(axis.Scalar(), "taps", 1u << 30));
+      shape.push_back(size);
+    }
+  }
+  return shapes;
+}
+
+StatusOr<ModelSidecar> ParseSidecar(const YAML::Node& root, bool torchscript) {
+  static const std::vector<std::string> kKeys = {"arch", "width", "num_classes", "in_channels", "image",
+                                                 "mean", "std",   "digest",      "stages",      "taps"};
+  ModelSidecar sidecar;
+  ModelSpec& spec = sidecar.spec;
   if (!root.IsMap())
     return absl::InvalidArgumentError("must be a mapping of arch, num_classes, in_channels, image, mean, std");
   std::set<std::string> seen;
@@ -64,6 +92,17 @@ StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
     if (std::find(kKeys.begin(), kKeys.end(), key) == kKeys.end()) {
       return absl::InvalidArgumentError(
           StrCat("unknown key '", key, "'", DidYouMean(key, kKeys), " (known: ", absl::StrJoin(kKeys, ", "), ")"));
+    }
+    if (!torchscript && (key == "digest" || key == "stages" || key == "taps")) {
+      return absl::InvalidArgumentError(StrCat(key, ": belongs to the description of an archive (*.pt); leave it out"));
+    }
+    if (key == "stages") {
+      DISTILL_ASSIGN_OR_RETURN(sidecar.stages, Names(value, key));
+      continue;
+    }
+    if (key == "taps") {
+      DISTILL_ASSIGN_OR_RETURN(sidecar.taps, Shapes(value));
+      continue;
     }
     if (key == "mean" || key == "std") {
       DISTILL_ASSIGN_OR_RETURN((key == "mean" ? spec.mean : spec.std), Floats(value, key));
@@ -86,7 +125,9 @@ StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
     }
     if (!value.IsScalar()) return absl::InvalidArgumentError(StrCat(key, ": must be a single value"));
     const std::string text = value.Scalar();
-    if (key == "arch") {
+    if (key == "digest") {
+      sidecar.digest = text;
+    } else if (key == "arch") {
       spec.arch = text;
     } else if (key == "width") {
       DISTILL_ASSIGN_OR_RETURN(spec.width, Positive(text, key, 1 << 16));
@@ -105,7 +146,7 @@ StatusOr<ModelSpec> ParseSidecar(const YAML::Node& root, bool torchscript) {
   } else if (spec.arch.empty() || spec.arch == "torchscript") {
     return absl::InvalidArgumentError("arch: must name a zoo architecture, as in resnet50");
   }
-  return spec;
+  return sidecar;
 }
 
 std::string NoModelName(const std::string& name, const std::string& path) {
@@ -113,21 +154,46 @@ std::string NoModelName(const std::string& name, const std::string& path) {
                 ") is not a model name: letters, digits, '.', '_', '-', at most 63, the first a letter or digit");
 }
 
-// Every *.safetensors and *.pt in the folder, sorted; not those whose name begins with a dot.
-StatusOr<std::vector<std::string>> ListModels(const std::string& folder) {
+// Every *.pt in the folder, and every *.safetensors unless only archives count; sorted; not those whose name begins with
+// a dot.
+StatusOr<std::vector<std::string>> ListModels(const std::string& folder, bool only_archives) {
   namespace fs = std::filesystem;
   std::error_code error;
   std::vector<std::string> paths;
   for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
     const std::string path = it->path().string();
     if (it->path().filename().string().starts_with('.')) continue;
-    if (path.ends_with(".safetensors") || IsTorchScriptFile(path)) paths.push_back(path);
+    if ((path.ends_with(".safetensors") && !only_archives) || IsTorchScriptFile(path)) paths.push_back(path);
   }
   if (error) return absl::NotFoundError(StrCat("--models '", folder, "': ", error.message()));
-  if (paths.empty())
+  if (paths.empty() && !only_archives)
     return absl::InvalidArgumentError(StrCat("--models '", folder, "': no *.safetensors or *.pt file in this folder"));
   std::sort(paths.begin(), paths.end());
   return paths;
+}
+
+// `path_of`: the files that flags name.
+void AddFromFolder(const std::vector<std::string>& paths, const std::map<std::string, std::string>& path_of,
+                   ModelFiles* found) {
+  namespace fs = std::filesystem;
+  std::map<std::string, int> count;
+  for (const std::string& path : paths) ++count[fs::path(path).stem().string()];
+  for (const std::string& path : paths) {
+    const std::string name = fs::path(path).stem().string();
+    std::error_code error;
+    if (!IsModelName(name)) {
+      found->left_out.push_back(NoModelName(name, path));
+    } else if (const auto flagged = path_of.find(name); flagged != path_of.end()) {
+      found->left_out.push_back(StrCat(path, ": --model names another file '", name, "', ", flagged->second));
+    } else if (count[name] > 1) {
+      found->left_out.push_back(
+          StrCat(path, ": two files of this folder are named '", name, "'; give one another name"));
+    } else if (!fs::is_regular_file(path, error)) {
+      found->left_out.push_back(StrCat(path, ": ", error ? error.message() : "not a regular file"));
+    } else {
+      found->files.push_back({name, path, /*required=*/false});
+    }
+  }
 }
 
 // The only document of the text; empty ones, which separators alone make, do not count.
@@ -148,6 +214,13 @@ StatusOr<YAML::Node> OnlyDocument(const std::string& text) {
 
 }  // namespace
 
+StatusOr<ModelFiles> CollectArchives(const std::string& folder) {
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> paths, ListModels(folder, /*only_archives=*/true));
+  ModelFiles found;
+  AddFromFolder(paths, {}, &found);
+  return found;
+}
+
 StatusOr<ModelFiles> CollectModelFiles(const std::vector<std::string>& flags, const std::string& folder) {
   namespace fs = std::filesystem;
   ModelFiles found;
@@ -167,25 +240,8 @@ StatusOr<ModelFiles> CollectModelFiles(const std::vector<std::string>& flags, co
     found.files.push_back({parts[0], parts[1], /*required=*/true});
   }
   if (!folder.empty()) {
-    DISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> paths, ListModels(folder));
-    std::map<std::string, int> count;
-    for (const std::string& path : paths) ++count[fs::path(path).stem().string()];
-    for (const std::string& path : paths) {
-      const std::string name = fs::path(path).stem().string();
-      std::error_code error;
-      if (!IsModelName(name)) {
-        found.left_out.push_back(NoModelName(name, path));
-      } else if (const auto flagged = path_of.find(name); flagged != path_of.end()) {
-        found.left_out.push_back(StrCat(path, ": --model names another file '", name, "', ", flagged->second));
-      } else if (count[name] > 1) {
-        found.left_out.push_back(
-            StrCat(path, ": two files of this folder are named '", name, "'; give one another name"));
-      } else if (!fs::is_regular_file(path, error)) {
-        found.left_out.push_back(StrCat(path, ": ", error ? error.message() : "not a regular file"));
-      } else {
-        found.files.push_back({name, path, /*required=*/false});
-      }
-    }
+    DISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> paths, ListModels(folder, /*only_archives=*/false));
+    AddFromFolder(paths, path_of, &found);
     if (found.files.empty()) {
       return absl::InvalidArgumentError(
           StrCat("--models '", folder, "': none of its files can be served: ", absl::StrJoin(found.left_out, "; ")));
@@ -198,10 +254,10 @@ StatusOr<ModelFiles> CollectModelFiles(const std::vector<std::string>& flags, co
 
 bool IsTorchScriptFile(std::string_view path) { return path.ends_with(".pt"); }
 
-StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path) {
+StatusOr<std::optional<ModelSidecar>> ReadSidecar(const std::string& model_path) {
   const std::string path = model_path + ".yaml";
   std::error_code error;
-  if (!std::filesystem::exists(path, error)) return std::optional<ModelSpec>();
+  if (!std::filesystem::exists(path, error)) return std::optional<ModelSidecar>();
   const uintmax_t size = std::filesystem::file_size(path, error);
   if (error) return absl::InvalidArgumentError(StrCat(path, ": ", error.message()));
   if (size > kMaxSidecarBytes) {
@@ -215,14 +271,32 @@ StatusOr<std::optional<ModelSpec>> ReadSidecar(const std::string& model_path) {
   try {
     StatusOr<YAML::Node> root = OnlyDocument(text.str());
     if (!root.ok()) return Annotate(root.status(), path);
-    StatusOr<ModelSpec> spec = ParseSidecar(*root, IsTorchScriptFile(model_path));
-    if (!spec.ok()) return Annotate(spec.status(), path);
-    return std::optional<ModelSpec>(*std::move(spec));
+    StatusOr<ModelSidecar> sidecar = ParseSidecar(*root, IsTorchScriptFile(model_path));
+    if (!sidecar.ok()) return Annotate(sidecar.status(), path);
+    return std::optional<ModelSidecar>(*std::move(sidecar));
   } catch (const YAML::DeepRecursion&) {
     return absl::InvalidArgumentError(StrCat(path, ": not valid YAML: nested too deeply"));
   } catch (const YAML::Exception& e) {
     return absl::InvalidArgumentError(StrCat(path, ": not valid YAML: ", e.what()));
   }
+}
+
+Status CheckArchiveIsDescribed(const ModelSidecar& sidecar, const std::string& path, std::string_view bytes,
+                               const std::vector<TapInfo>& found) {
+  if (const std::string digest = Sha256Hex(bytes); !sidecar.digest.empty() && digest != sidecar.digest) {
+    return absl::FailedPreconditionError(
+        StrCat(path, ".yaml describes another archive: its digest is ", sidecar.digest.substr(0, 12), ", that of ",
+               path, " is ", digest.substr(0, 12), "; export it again, or copy both files together"));
+  }
+  for (const auto& [name, shape] : sidecar.taps) {
+    const auto tap = std::find_if(found.begin(), found.end(), [&](const TapInfo& one) { return one.path == name; });
+    if (tap != found.end() && tap->shape == shape) continue;
+    return absl::FailedPreconditionError(
+        StrCat(path, ".yaml lists the tap '", name, "' as [", absl::StrJoin(shape, ", "), "], the archive ",
+               tap == found.end() ? "has none of that name" : StrCat("gives [", absl::StrJoin(tap->shape, ", "), "]"),
+               "; correct the line or leave it out"));
+  }
+  return OkStatus();
 }
 
 Status CheckImageSpec(const ModelSpec& spec, const std::string& path) {
