@@ -18,4 +18,5 @@ class BinaryWheel(bdist_wheel):
 
 programs = sorted(path.name for path in pathlib.Path("distillery/bin").iterdir())
 setup(distclass=BinaryDistribution, cmdclass={"bdist_wheel": BinaryWheel},
-      entry_points={"console_scripts": ["distill-demo = distillery.programs:demo"] + [f"{name} = distillery.programs:run" for name in programs]})
+      entry_points={"console_scripts": ["distill-demo = distillery.programs:demo", "distill-export = distillery.programs:export"] +
+                    [f"{name} = distillery.programs:run" for name in programs]})

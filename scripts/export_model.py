@@ -3,7 +3,8 @@
 
 usage: export_model.py MODULE:CALLABLE --image HEIGHTxWIDTH --output NAME.pt [options]
 
-Runs in your own Python, where your network can be imported; needs PyTorch 2.x and nothing of Distillery.
+Runs in your own Python, where your network can be imported; needs PyTorch 2.x and nothing of Distillery. The wheel of
+scripts/wheel.sh installs it as distill-export.
   export_model.py torchvision.models:resnet18 --args '{"num_classes": 10}' --image 64x64 --output r18.pt
   export_model.py ./my_net.py:MyNet --weights my_net.safetensors --image 224x224 --taps 'stage*' --output mine.pt
   export_model.py timm:create_model --args '{"model_name": "vit_tiny_patch16_224"}' --tokens map \\
@@ -77,8 +78,10 @@ def load_callable(path):
 def load_weights(model, path):
     """Puts a state dict from a safetensors file or a torch.save of one into the model."""
     if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise Refused(f"reading {path} takes the package safetensors: {sys.executable} -m pip install safetensors") from error
         state = load_file(path)
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -466,7 +469,7 @@ class Exporter:
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(usage="export_model.py MODULE:CALLABLE --image HEIGHTxWIDTH --output NAME.pt [options]",
+    parser = argparse.ArgumentParser(usage="%(prog)s MODULE:CALLABLE --image HEIGHTxWIDTH --output NAME.pt [options]",
                                      description="Writes a network of your own as a TorchScript archive that Distillery "
                                                  "trains or serves.")
     parser.add_argument("model", metavar="MODULE:CALLABLE", help="what makes the network; a module or a file .py")
@@ -530,7 +533,7 @@ def main(argv=None):
     try:
         export(parse_arguments(argv))
     except Refused as error:
-        print(f"export_model.py: {error}", file=sys.stderr)
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -54,6 +54,7 @@ mkdir -p "$package/scripts" "$package/examples/teachers"
 cp "$ROOT"/scripts/{common,local_cluster,distill_demo}.sh "$package/scripts/"
 cp "$ROOT"/examples/fashion-{distill,scratch}.yaml "$package/examples/"
 cp "$ROOT/examples/teachers/fashion-resnet20.safetensors" "$package/examples/teachers/"
+cp "$ROOT/scripts/export_model.py" "$package/"  # distill-export
 grep '^torch==' "$ROOT/scripts/requirements.txt" >"$package/requirements.txt"
 version=$("$package/bin/distillctl" --version)
 echo "${version%% *}" >"$stage/src/VERSION"

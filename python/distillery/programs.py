@@ -1,8 +1,8 @@
 """The commands that pip installs: each becomes the program of its name in distillery/bin.
 
 The programs look for LibTorch in the `torch` beside this package, where pip puts it. Where torch is installed elsewhere (a virtual
-environment with system packages, a .pth file), the launcher tells the loader by LD_LIBRARY_PATH. It never imports torch: a program
-starts as quickly as Python itself."""
+environment with system packages, a .pth file), the launcher tells the loader by LD_LIBRARY_PATH. For programs it never imports torch:
+they start as quickly as Python itself."""
 import importlib.util
 import os
 import pathlib
@@ -51,6 +51,14 @@ def run():
     name = pathlib.Path(sys.argv[0]).name
     program = PACKAGE / "bin" / name
     os.execve(program, sys.argv, dict(os.environ) if name in TORCH_FREE else environment())
+
+
+def export():
+    """Entry point of distill-export: scripts/export_model.py of the sources."""
+    environment()
+    from distillery import export_model  # imports torch
+
+    sys.exit(export_model.main())
 
 
 def demo():

@@ -69,6 +69,22 @@ def check_needs(file, site):
         assert inside or SYSTEM.fullmatch(name), f"{file.name} finds {name} at {path}"
 
 
+def check_export(commands, scratch):
+    """A network of the user's own becomes an archive with its description."""
+    (scratch / "small_net.py").write_text("""import torch
+
+
+class SmallNet(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3, stride=2), torch.nn.AdaptiveAvgPool2d(1),
+                         torch.nn.Flatten(), torch.nn.Linear(4, 2))
+""")
+    run(commands / "distill-export", "./small_net.py:SmallNet", "--image", "16x16", "--output", "small.pt", cwd=scratch)
+    assert (scratch / "small.pt").exists() and (scratch / "small.pt.yaml").exists(), sorted(scratch.iterdir())
+    told = run(commands / "distill-export", "small_net.py:OtherNet", "--image", "16x16", "--output", "small.pt", fails=True, cwd=scratch).stderr
+    assert "distill-export: 'small_net.py' has no 'OtherNet'" in told, told
+
+
 def check_plugin(commands, scratch):
     """The plugin is found, loads with all it needs, and is asked for devices: none with an empty driver, whatever this machine has."""
     driver = scratch / "driver"
@@ -107,7 +123,7 @@ def check(args, pin, scratch):
     run(commands / "pip", "install", "--no-index", "--no-deps", wheel)
     for program in ("distillctl", "distill-coordinator"):
         run(commands / program, "--version")
-    for command in ("distill-student", "distill-teacher", "distill-demo"):
+    for command in ("distill-student", "distill-teacher", "distill-demo", "distill-export"):
         told = run(commands / command, "--help", fails=True).stderr
         assert told.startswith("error: LibTorch is missing: ") and f"-m pip install {pin}" in told, told
     other = site / "torch"
@@ -129,6 +145,7 @@ def check(args, pin, scratch):
         shown = run(commands / program, "--version").stdout
         assert re.match(re.escape(wheel.name.split("-")[1]) + r" \((cpu|cuda)\)\n", shown), f"{program}: {shown}"
         assert "--help" in run(commands / program, "--help").stdout, program
+    check_export(commands, scratch)
 
     # Torch beside: nobody has to tell.
     (site / "build.pth").unlink()
