@@ -152,7 +152,7 @@ def check(args, pin, scratch):
     for folder in ("torch", "nvidia"):
         if (args.torch.parent / folder).is_dir():
             (site / folder).symlink_to(args.torch.parent / folder)
-    files = sorted((site / "distillery/bin").iterdir()) + sorted((site / "distillery/lib").iterdir()) + sorted((site / "distillery.libs").iterdir())
+    files = sorted(file for folder in ("distillery/bin", "distillery/lib", "distillery.libs") for file in site.glob(f"{folder}/*"))
     assert {file.name for file in files} >= set(PROGRAMS), files
     for file in files:
         check_needs(file, site)
