@@ -77,6 +77,12 @@ struct LossPlan {
   bool operator==(const LossPlan&) const = default;
 };
 
+struct LrMultPlan {
+  std::vector<std::string> modules;
+  double factor = 1;
+  bool operator==(const LrMultPlan&) const = default;
+};
+
 struct OptimizerPlan {
   std::string type = "sgd";
   double lr = 0.1;
@@ -84,6 +90,12 @@ struct OptimizerPlan {
   double weight_decay = 5e-4;
   bool nesterov = false;
   double clip_norm = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  bool decay_norms_and_biases = true;
+  std::vector<LrMultPlan> lr_mult;
+  double ema_decay = 0;
   bool operator==(const OptimizerPlan&) const = default;
 };
 
@@ -94,6 +106,11 @@ struct SchedulePlan {
   double gamma = 0.1;
   double begin = 0;
   double end = 1;
+  double power = 0.9;
+  double min_factor = 0;
+  double pct_start = 0.3;
+  double div_factor = 25;
+  double final_div_factor = 1e4;
   bool operator==(const SchedulePlan&) const = default;
 };
 
@@ -152,6 +169,8 @@ struct JobPlan {
   std::string device = "auto";
   bool evaluate_teacher = true;
   uint64_t evaluate_every = 0;
+  uint32_t accumulate = 1;
+  std::string autocast = "none";
   bool operator==(const JobPlan&) const = default;
 };
 

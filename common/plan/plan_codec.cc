@@ -94,6 +94,16 @@ void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
   optimizer->set_weight_decay(stage.optimizer.weight_decay);
   optimizer->set_nesterov(stage.optimizer.nesterov);
   optimizer->set_clip_norm(stage.optimizer.clip_norm);
+  optimizer->set_beta1(stage.optimizer.beta1);
+  optimizer->set_beta2(stage.optimizer.beta2);
+  optimizer->set_eps(stage.optimizer.eps);
+  optimizer->set_decay_norms_and_biases(stage.optimizer.decay_norms_and_biases);
+  for (const LrMultPlan& mult : stage.optimizer.lr_mult) {
+    v1::LrMultPlan* out = optimizer->add_lr_mult();
+    for (const std::string& path : mult.modules) out->add_modules(path);
+    out->set_factor(mult.factor);
+  }
+  optimizer->set_ema_decay(stage.optimizer.ema_decay);
   v1::SchedulePlan* schedule = proto->mutable_schedule();
   schedule->set_type(stage.schedule.type);
   schedule->set_warmup(stage.schedule.warmup);
@@ -101,6 +111,11 @@ void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
   schedule->set_gamma(stage.schedule.gamma);
   schedule->set_begin(stage.schedule.begin);
   schedule->set_end(stage.schedule.end);
+  schedule->set_power(stage.schedule.power);
+  schedule->set_min_factor(stage.schedule.min_factor);
+  schedule->set_pct_start(stage.schedule.pct_start);
+  schedule->set_div_factor(stage.schedule.div_factor);
+  schedule->set_final_div_factor(stage.schedule.final_div_factor);
   proto->set_steps(stage.steps);
   proto->set_uses_labels(stage.uses_labels);
   proto->set_needs_teacher(stage.needs_teacher);
@@ -125,12 +140,25 @@ StagePlan FromProto(const v1::StagePlan& proto) {
   stage.optimizer.weight_decay = proto.optimizer().weight_decay();
   stage.optimizer.nesterov = proto.optimizer().nesterov();
   stage.optimizer.clip_norm = proto.optimizer().clip_norm();
+  stage.optimizer.beta1 = proto.optimizer().beta1();
+  stage.optimizer.beta2 = proto.optimizer().beta2();
+  stage.optimizer.eps = proto.optimizer().eps();
+  stage.optimizer.decay_norms_and_biases = proto.optimizer().decay_norms_and_biases();
+  for (const v1::LrMultPlan& mult : proto.optimizer().lr_mult()) {
+    stage.optimizer.lr_mult.push_back({ToVector<std::string>(mult.modules()), mult.factor()});
+  }
+  stage.optimizer.ema_decay = proto.optimizer().ema_decay();
   stage.schedule.type = proto.schedule().type();
   stage.schedule.warmup = proto.schedule().warmup();
   stage.schedule.milestones = ToVector<double>(proto.schedule().milestones());
   stage.schedule.gamma = proto.schedule().gamma();
   stage.schedule.begin = proto.schedule().begin();
   stage.schedule.end = proto.schedule().end();
+  stage.schedule.power = proto.schedule().power();
+  stage.schedule.min_factor = proto.schedule().min_factor();
+  stage.schedule.pct_start = proto.schedule().pct_start();
+  stage.schedule.div_factor = proto.schedule().div_factor();
+  stage.schedule.final_div_factor = proto.schedule().final_div_factor();
   stage.steps = proto.steps();
   stage.uses_labels = proto.uses_labels();
   stage.needs_teacher = proto.needs_teacher();
@@ -217,6 +245,8 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   proto->set_device(plan.device);
   proto->set_evaluate_teacher(plan.evaluate_teacher);
   proto->set_evaluate_every(plan.evaluate_every);
+  proto->set_accumulate(plan.accumulate);
+  proto->set_autocast(plan.autocast);
 }
 
 JobPlan FromProto(const v1::JobPlan& proto) {
@@ -256,6 +286,8 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.device = proto.device();
   plan.evaluate_teacher = proto.evaluate_teacher();
   plan.evaluate_every = proto.evaluate_every();
+  plan.accumulate = proto.accumulate();
+  plan.autocast = proto.autocast();
   return plan;
 }
 

@@ -1,5 +1,6 @@
 #include "common/zoo/narrow_conv.h"
 
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/torch.h>
 
@@ -44,6 +45,11 @@ class StridedPointwise : public torch::autograd::Function<StridedPointwise> {
 }  // namespace
 
 torch::Tensor StridedPointwiseConv(const torch::Tensor& x, const torch::Tensor& weight, int64_t stride) {
+  // What backward keeps must be what forward computed with.
+  if (const auto device = x.device().type(); at::autocast::is_autocast_enabled(device)) {
+    const auto dtype = at::autocast::get_autocast_dtype(device);
+    return StridedPointwise::apply(x.to(dtype), weight.to(dtype), stride);
+  }
   return StridedPointwise::apply(x, weight, stride);
 }
 

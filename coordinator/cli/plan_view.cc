@@ -44,7 +44,8 @@ std::string DataText(const v1::JobPlan& plan) {
 std::string TrainingText(const v1::JobPlan& plan) {
   std::string text =
       StrCat("seed ", plan.seed(), ", ", Plural(plan.students(), "student"), " with ", Plural(plan.threads(), "thread"),
-             ", batch ", plan.batch_size(), ", device ", plan.device());
+             ", batch ", plan.batch_size(), plan.accumulate() > 1 ? StrCat(" in ", plan.accumulate(), " parts") : "",
+             ", device ", plan.device(), plan.autocast() == "bf16" ? ", autocast bf16" : "");
   if (!plan.teachers().empty()) {
     StrAppend(&text, ", features as ", plan.wire_dtype(), ", prefetch ", FormatBytes(plan.prefetch_bytes()));
   }
@@ -120,6 +121,10 @@ std::string RateText(const v1::OptimizerPlan& optimizer, const v1::SchedulePlan&
                             [](std::string* out, double share) { StrAppend(out, FormatNumber(share * 100), "%"); }));
   }
   if (schedule.warmup() > 0) StrAppend(&text, ", warm-up ", FormatNumber(schedule.warmup() * 100), "%");
+  for (const v1::LrMultPlan& mult : optimizer.lr_mult()) {
+    StrAppend(&text, ", x", FormatNumber(mult.factor()), " for ", absl::StrJoin(mult.modules(), ", "));
+  }
+  if (optimizer.ema_decay() > 0) StrAppend(&text, ", averaged ", FormatNumber(optimizer.ema_decay()));
   return text;
 }
 

@@ -115,10 +115,11 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   }
   data.Integer("test_limit", 0, kMaxImages, &job->plan.data.test_limit);
   data.Integer("holdout", 0, kMaxImages, &job->plan.data.holdout);
-  const uint64_t rank_batch = job->plan.batch_size / job->plan.students;
+  const uint64_t rank_batch = job->plan.batch_size / (uint64_t{job->plan.students} * job->plan.accumulate);
   if (rank_batch > 0 && job->plan.data.holdout % rank_batch != 0) {
-    data.Problem("holdout", StrCat(job->plan.data.holdout, " is no multiple of a rank's batch of ", rank_batch,
-                                   "; take ", std::max<uint64_t>(1, job->plan.data.holdout / rank_batch) * rank_batch));
+    data.Problem("holdout", StrCat(job->plan.data.holdout, " is no multiple of a rank's ",
+                                   job->plan.accumulate > 1 ? "part of a batch, " : "batch of ", rank_batch, "; take ",
+                                   std::max<uint64_t>(1, job->plan.data.holdout / rank_batch) * rank_batch));
   }
   const SectionReader augment(data.Find("augment"), "data.augment", JobSectionKeys("data.augment"), problems);
   augment.Integer("crop_padding", 0, 1024, &job->plan.data.crop_padding);
@@ -127,7 +128,7 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
 
 // What sskd.stages[] and sskd.head have in common.
 void ReadPhase(const SectionReader& section, const std::string& path, const JobDraft& job, Problems* problems,
-               double* share, OptimizerPlan* optimizer, SchedulePlan* schedule) {
+               double* share, OptimizerDraft* optimizer, SchedulePlan* schedule) {
   *optimizer = job.optimizer;
   *schedule = job.schedule;
   section.Number("share", kPhaseShare, share);
@@ -322,42 +323,6 @@ LengthDraft ReadLength(const SectionReader& section) {
   return length;
 }
 
-void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* problems, OptimizerPlan* out) {
-  const SectionReader section(node, path, JobSectionKeys("optimizer"), problems);
-  section.Choice("type", {"sgd", "adam"}, &out->type);
-  section.Number("lr", kPositive, &out->lr);
-  section.Number("momentum", kShareBelowOne, &out->momentum);
-  section.Number("weight_decay", {.minimum = 0}, &out->weight_decay);
-  section.Flag("nesterov", &out->nesterov);
-  section.Number("clip_norm", {.minimum = 0}, &out->clip_norm);
-  if (!section.present()) return;
-  if (out->nesterov && out->type == "sgd" && out->momentum == 0) {
-    section.Problem("nesterov", "needs a momentum above 0");
-  }
-  if (out->nesterov && out->type == "adam") section.Problem("nesterov", "belongs to sgd, not to adam");
-}
-
-void ReadSchedule(const YamlNodePtr& node, const std::string& path, Problems* problems, SchedulePlan* out) {
-  const SectionReader section(node, path, JobSectionKeys("schedule"), problems);
-  section.Choice("type", {"constant", "cosine", "step"}, &out->type);
-  section.Number("warmup", kShareBelowOne, &out->warmup);
-  section.Number("gamma", {.minimum = 0, .maximum = 1, .minimum_exclusive = true}, &out->gamma);
-  const NumberRange inside{.minimum = 0, .maximum = 1, .minimum_exclusive = true, .maximum_exclusive = true};
-  if (section.Numbers("milestones", inside, &out->milestones) &&
-      std::adjacent_find(out->milestones.begin(), out->milestones.end(), std::greater_equal<>()) !=
-          out->milestones.end()) {
-    section.Problem("milestones", "must ascend");
-  }
-  if (!section.present()) return;
-  if (out->type == "step" && out->milestones.empty()) {
-    section.Problem("type", "'step' needs milestones, for example [0.5, 0.75]");
-  }
-  if (out->type != "step" && section.Has("milestones")) {
-    section.Problem("milestones", StrCat("belong to type 'step', not to '", out->type, "'"));
-  }
-  if (out->type != "step") out->milestones.clear();
-}
-
 JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
   JobDraft job;
   JobPlan& plan = job.plan;
@@ -377,6 +342,15 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
                          std::max(1u, plan.batch_size / plan.students) * plan.students));
   }
   job.batch_mark = top.Mark("batch_size");
+  top.Integer("accumulate", 1, 1 << 16, &plan.accumulate);
+  if (const uint64_t shares = uint64_t{plan.students} * plan.accumulate;
+      plan.batch_size % plan.students == 0 && plan.batch_size % shares != 0) {
+    top.Problem("accumulate", StrCat("batch_size ", plan.batch_size, " cannot be divided into ", plan.accumulate,
+                                     " equal parts on each of the ", plan.students, " students; take a batch_size of ",
+                                     std::max<uint64_t>(1, plan.batch_size / shares) * shares));
+    plan.accumulate = 1;
+  }
+  top.Choice("autocast", {"none", "bf16"}, &plan.autocast);
   top.Choice("device", {"auto", "cpu", "cuda"}, &plan.device);
   if (top.Require("student")) ReadStudent(top.Find("student"), problems, &job);
   job.student_mark = top.Mark("student");

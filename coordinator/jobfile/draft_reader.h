@@ -14,8 +14,8 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems);
 // The lists of stages and losses (draft_stage_reader.cc). `job` gives the defaults of optimizer and schedule.
 std::vector<StageDraft> ReadStages(const YamlNodePtr& list, const JobDraft& job, Problems* problems);
 
-// Parts that occur at the top and in stages. An absent section leaves `out` as it was.
-void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* problems, OptimizerPlan* out);
+// Parts that occur at the top and in stages (recipe_reader.cc). An absent section leaves `out` as it was.
+void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* problems, OptimizerDraft* out);
 void ReadSchedule(const YamlNodePtr& node, const std::string& path, Problems* problems, SchedulePlan* out);
 class SectionReader;
 // The keys `epochs` and `steps` of a section.

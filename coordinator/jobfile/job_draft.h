@@ -21,6 +21,19 @@ struct LengthDraft {
   bool given() const { return steps.has_value() || epochs.has_value(); }
 };
 
+// One of optimizer.lr_mult: modules as written, which the builder expands against the student.
+struct LrMultDraft {
+  std::vector<std::string> globs;
+  double factor = 1;
+  std::string path;  // "stages[1].optimizer.lr_mult[0]"
+  YamlMark mark;
+};
+
+// `lr_mult` of the base is empty until the builder fills it in.
+struct OptimizerDraft : OptimizerPlan {
+  std::vector<LrMultDraft> multipliers;
+};
+
 struct LossDraft {
   std::string name;  // "": made from type and tap
   std::string type;
@@ -45,7 +58,7 @@ struct StageDraft {
   std::vector<std::string> trainable = {"**"};
   std::vector<YamlMark> trainable_marks;  // parallel to `trainable`, or empty: `mark`
   LengthDraft length;
-  OptimizerPlan optimizer;
+  OptimizerDraft optimizer;
   SchedulePlan schedule;
   std::vector<LossDraft> losses;
   std::string frozen_bn = "eval";
@@ -83,7 +96,7 @@ struct SskdStageDraft {
   std::string teacher;
   std::string name;  // "": mimic-1, mimic-2, ...
   double share = 1;  // of the budget
-  OptimizerPlan optimizer;
+  OptimizerDraft optimizer;
   SchedulePlan schedule;
   YamlMark mark;
   YamlMark name_mark;
@@ -92,7 +105,7 @@ struct SskdStageDraft {
 };
 struct SskdHeadDraft {
   double share = 1;
-  OptimizerPlan optimizer;
+  OptimizerDraft optimizer;
   SchedulePlan schedule;
   double label_smoothing = 0;
   bool from_teacher = false;  // starts with the weights of the teacher's head
@@ -135,7 +148,7 @@ struct JobDraft {
   YamlMark format_mark;      // of data.format
   YamlMark unlabelled_mark;  // of data.unlabelled
   bool evaluate_teacher = true;
-  OptimizerPlan optimizer;
+  OptimizerDraft optimizer;
   SchedulePlan schedule;
   LengthDraft budget;
   std::string preset;  // "": stages are written out

@@ -10,7 +10,7 @@ constexpr std::string_view kTop[] = {
     "student",   "teacher",       "data",      "preset",     "budget",     "kd",
     "cwd",       "sskd",          "optimizer", "schedule",   "checkpoint", "evaluate",
     "log_every", "deterministic", "prefetch",  "wire_dtype", "stages",     "channel_transform",
-    "tat"};
+    "tat",       "accumulate",    "autocast"};
 constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels",    "image",
                                          "mean", "std",   "weights",     "weights_modules"};
 constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
@@ -27,8 +27,12 @@ constexpr std::string_view kSskd[] = {"policy",           "stages",       "head"
 constexpr std::string_view kSskdStage[] = {"student", "teacher", "name", "share", "optimizer", "schedule"};
 constexpr std::string_view kSskdHead[] = {"share", "optimizer", "schedule", "loss", "label_smoothing", "init"};
 constexpr std::string_view kFinetune[] = {"epochs", "steps", "lr"};
-constexpr std::string_view kOptimizer[] = {"type", "lr", "momentum", "weight_decay", "nesterov", "clip_norm"};
-constexpr std::string_view kSchedule[] = {"type", "warmup", "milestones", "gamma"};
+constexpr std::string_view kOptimizer[] = {"type",      "lr",    "momentum", "weight_decay",           "nesterov",
+                                           "clip_norm", "betas", "eps",      "decay_norms_and_biases", "lr_mult",
+                                           "ema_decay"};
+constexpr std::string_view kLrMult[] = {"modules", "factor"};
+constexpr std::string_view kSchedule[] = {"type",       "warmup",    "milestones", "gamma",           "power",
+                                          "min_factor", "pct_start", "div_factor", "final_div_factor"};
 constexpr std::string_view kCheckpoint[] = {"every"};
 constexpr std::string_view kEvaluate[] = {"every", "teacher"};
 constexpr std::string_view kStage[] = {"name",     "trainable", "epochs",        "steps",         "optimizer",
@@ -54,6 +58,7 @@ constexpr JobSection kSections[] = {
     {"sskd.head", kSskdHead},
     {"sskd.finetune", kFinetune},
     {"optimizer", kOptimizer},
+    {"optimizer.lr_mult[]", kLrMult},
     {"schedule", kSchedule},
     {"checkpoint", kCheckpoint},
     {"evaluate", kEvaluate},

@@ -20,7 +20,15 @@ std::vector<JobProblem> Problems::Sorted() const {
   };
   std::stable_sort(sorted.begin(), sorted.end(),
                    [&](const JobProblem& a, const JobProblem& b) { return place(a) < place(b); });
-  return sorted;
+  // What several stages take from one place is wrong once.
+  std::vector<JobProblem> once;
+  for (JobProblem& problem : sorted) {
+    const bool told = std::any_of(once.begin(), once.end(), [&](const JobProblem& one) {
+      return place(one) == place(problem) && one.text == problem.text;
+    });
+    if (!told) once.push_back(std::move(problem));
+  }
+  return once;
 }
 
 }  // namespace distill

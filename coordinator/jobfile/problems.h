@@ -32,7 +32,8 @@ class Problems {
   // True while nothing but warnings was added.
   bool empty() const { return problems_.empty(); }
   const YamlSource& source() const { return source_; }
-  // In the order of the file, then of the overrides; those of one place in the order they were added.
+  // In the order of the file, then of the overrides; those of one place in the order they were added, equal
+  // ones once.
   std::vector<JobProblem> Sorted() const;
   const std::vector<JobProblem>& warnings() const { return warnings_; }
 

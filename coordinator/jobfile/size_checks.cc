@@ -101,9 +101,11 @@ void CheckPixels(const JobPlan& plan, uint32_t images, const YamlMark& mark, Pro
   const ModelSpec& spec = plan.student;
   const Bytes image = static_cast<Bytes>(spec.in_channels) * spec.image_height * spec.image_width;
   if (images > kMaxBatchImages) {
-    problems->Add(mark, StrCat("batch_size: one step of a rank has ", images, " images (", plan.batch_size,
-                               " over students ", plan.students, "), a teacher takes at most ", kMaxBatchImages,
-                               " at once; take a smaller batch_size or more students"));
+    problems->Add(
+        mark,
+        StrCat("batch_size: one step of a rank has ", images, " images (", plan.batch_size, " over students ",
+               plan.students, plan.accumulate > 1 ? StrCat(" in ", plan.accumulate, " parts") : "",
+               "), a teacher takes at most ", kMaxBatchImages, " at once; take a smaller batch_size or more students"));
   }
   if (image * images <= static_cast<Bytes>(kMaxPixelBytes)) return;
   problems->Add(
@@ -130,11 +132,12 @@ void CheckNorms(const std::string& where, const StagePlan& stage, const JobDraft
                 uint32_t images, Problems* problems) {
   if (images != 1 || stage.steps == 0) return;
   const auto add = [&](std::string_view what) {
-    problems->Add(job.batch_mark,
-                  StrCat(where, ": ", what,
-                         " trains with one value a channel (1 image a rank, map [1, 1]), of which there is no "
-                         "variance; give each rank two images or more (batch_size: ",
-                         2 * job.plan.students, "), take larger images, or leave it out of trainable"));
+    problems->Add(
+        job.batch_mark,
+        StrCat(where, ": ", what,
+               " trains with one value a channel (1 image a rank, map [1, 1]), of which there is no "
+               "variance; give each rank two images or more (batch_size: ",
+               2 * job.plan.students * job.plan.accumulate, "), take larger images, or leave it out of trainable"));
   };
   for (const LossPlan& loss : stage.losses) {
     const bool one = loss.student_height * loss.student_width == 1;
@@ -161,8 +164,9 @@ void CheckNorms(const std::string& where, const StagePlan& stage, const JobDraft
 
 void CheckSizes(const JobDraft& job, const Architecture& student, const ModelTaps* teacher, Problems* problems) {
   const JobPlan& plan = job.plan;
-  if (plan.students == 0 || plan.batch_size % plan.students != 0) return;  // reported by the reader
-  const uint32_t images = plan.batch_size / plan.students;
+  const uint64_t shares = uint64_t{plan.students} * plan.accumulate;
+  if (shares == 0 || plan.batch_size % shares != 0) return;             // reported by the reader
+  const auto images = static_cast<uint32_t>(plan.batch_size / shares);  // that a rank computes at once
   const StatusOr<WireDtype> maps = ParseWireDtype(plan.wire_dtype);
   bool reads_teacher = false;
   for (size_t i = 0; i < plan.stages.size(); ++i) {

@@ -129,6 +129,20 @@ std::vector<std::string> ExpandTrainable(const StageDraft& draft, const Architec
   return all.ok() ? *std::move(all) : std::vector<std::string>{};
 }
 
+// The factors on the learning rate, with their globs expanded.
+std::vector<LrMultPlan> ExpandMultipliers(const OptimizerDraft& draft, const Architecture& arch, Problems* problems) {
+  std::vector<LrMultPlan> out;
+  for (const LrMultDraft& mult : draft.multipliers) {
+    StatusOr<std::vector<std::string>> modules = ExpandModuleGlobs(arch, mult.globs);
+    if (modules.ok()) {
+      out.push_back({*std::move(modules), mult.factor});
+    } else {
+      problems->Add(mult.mark, StrCat(mult.path, ".modules: ", modules.status().message()));
+    }
+  }
+  return out;
+}
+
 // Names losses that the user did not: "kd", "cwd-layer1", with "-2" and so on when taken.
 void NameLosses(std::vector<LossPlan>* losses) {
   std::set<std::string> taken;
@@ -147,6 +161,7 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   StagePlan stage;
   stage.name = draft.name;
   stage.optimizer = draft.optimizer;
+  stage.optimizer.lr_mult = ExpandMultipliers(draft.optimizer, arch, problems);
   stage.schedule = draft.schedule;
   stage.trainable_globs = draft.trainable;
   stage.frozen_bn = draft.frozen_bn;

@@ -28,9 +28,11 @@ std::vector<uint32_t> SubsetOrder(uint64_t seed, uint32_t size, uint32_t count) 
 }
 
 StatusOr<Sampler> Sampler::Create(const SamplerOptions& options) {
-  if (options.batch_size == 0 || options.world_size == 0 || options.batch_size % options.world_size != 0) {
-    return absl::InvalidArgumentError(
-        StrCat("batch size ", options.batch_size, " is not a positive multiple of the ", options.world_size, " ranks"));
+  const uint64_t shares = uint64_t{options.world_size} * options.parts;
+  if (options.batch_size == 0 || shares == 0 || options.batch_size % shares != 0) {
+    return absl::InvalidArgumentError(StrCat("batch size ", options.batch_size, " is not a positive multiple of the ",
+                                             options.world_size, " ranks",
+                                             options.parts > 1 ? " times the parts of a batch" : ""));
   }
   if (options.rank >= options.world_size) {
     return absl::InvalidArgumentError(
@@ -48,7 +50,7 @@ StatusOr<Sampler> Sampler::Create(const SamplerOptions& options) {
 }
 
 Sampler::Sampler(const SamplerOptions& options)
-    : options_(options), steps_per_epoch_(options.dataset_size / options.batch_size) {}
+    : options_(options), steps_per_epoch_(options.dataset_size / options.batch_size * options.parts) {}
 
 std::vector<uint32_t> Sampler::SampleIds(uint64_t step) {
   const uint64_t epoch = Epoch(step);
@@ -56,7 +58,8 @@ std::vector<uint32_t> Sampler::SampleIds(uint64_t step) {
     order_ = EpochOrder(options_.seed, epoch, static_cast<uint32_t>(options_.dataset_size));
     order_epoch_ = epoch;
   }
-  const uint64_t begin = step % steps_per_epoch_ * options_.batch_size + uint64_t{options_.rank} * batch_per_rank();
+  const uint64_t part = options_.batch_size / options_.parts;
+  const uint64_t begin = step % steps_per_epoch_ * part + uint64_t{options_.rank} * batch_per_rank();
   return std::vector<uint32_t>(order_.begin() + begin, order_.begin() + begin + batch_per_rank());
 }
 

@@ -4,6 +4,9 @@
 // floor(dataset_size / batch_size) steps (the incomplete last global batch is dropped). Step s belongs to epoch e = s / steps_per_epoch
 // and takes the global batch perm[k * batch_size, (k + 1) * batch_size) with k = s % steps_per_epoch; rank r of W takes the slice
 // [r * b, (r + 1) * b) of it, b = batch_size / W. The ranks' slices joined are the global batch for any W.
+//
+// Batches that are computed in parts (gradient accumulation): part j of P is perm[k * batch_size + j * batch_size / P, ...), of which
+// each rank takes its slice in the same way. Parts are then what `step` counts: P of them to a batch.
 #ifndef DISTILL_STUDENT_WORKER_DATA_SAMPLER_H_
 #define DISTILL_STUDENT_WORKER_DATA_SAMPLER_H_
 
@@ -25,16 +28,17 @@ struct SamplerOptions {
   uint32_t batch_size = 0;  // global, over all ranks
   uint32_t world_size = 1;
   uint32_t rank = 0;
+  uint32_t parts = 1;  // of a batch
 };
 
 // Keeps the order of the epoch used last (4 bytes an image). Thread-compatible.
 class Sampler {
  public:
-  // kInvalidArgument: batch_size 0, larger than the data set or not divisible by world_size; rank >= world_size; more than 2^32-1 images.
+  // kInvalidArgument: batch_size 0, larger than the data set or not divisible by world_size * parts; rank >= world_size; more than 2^32-1 images.
   static StatusOr<Sampler> Create(const SamplerOptions& options);
 
   uint64_t steps_per_epoch() const { return steps_per_epoch_; }
-  uint32_t batch_per_rank() const { return options_.batch_size / options_.world_size; }
+  uint32_t batch_per_rank() const { return options_.batch_size / options_.world_size / options_.parts; }
   uint64_t Epoch(uint64_t step) const { return step / steps_per_epoch_; }
   // Indices into the data set of this rank's images in `step`, batch_per_rank() of them. Any order of steps.
   std::vector<uint32_t> SampleIds(uint64_t step);

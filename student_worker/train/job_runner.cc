@@ -106,11 +106,11 @@ Status Job::SetUp() {
   const StudentAssignment& assignment = job_.assignment;
   const JobPlan& plan = job_.plan;
   DISTILL_RETURN_IF_ERROR(CheckJobId(assignment.job_id));
-  if (assignment.world_size == 0 || assignment.rank >= assignment.world_size ||
-      plan.batch_size % assignment.world_size != 0) {
+  if (assignment.world_size == 0 || assignment.rank >= assignment.world_size || plan.accumulate == 0 ||
+      plan.batch_size % (uint64_t{assignment.world_size} * plan.accumulate) != 0) {
     return absl::InvalidArgumentError(StrCat("rank ", assignment.rank, " of ", assignment.world_size,
-                                             " ranks with a batch of ", plan.batch_size,
-                                             " images: the batch must divide evenly"));
+                                             " ranks with a batch of ", plan.batch_size, " images in ", plan.accumulate,
+                                             " parts: the batch must divide evenly"));
   }
   if (plan.stages.empty()) return absl::InvalidArgumentError("the plan has no stages");
   SendTorchWarningsToLog();
@@ -201,7 +201,8 @@ Status Job::MeasureTeacherAlone(Score* score) {
     return !job_.lockstep->stopping();
   };
   tick();
-  const uint32_t batch = std::max<uint32_t>(1, job_.plan.batch_size / job_.assignment.world_size);
+  const uint32_t batch =
+      std::max<uint32_t>(1, job_.plan.batch_size / (job_.assignment.world_size * job_.plan.accumulate));
   auto result =
       MeasureTeacherScore(pool.get(), *job_.test, job_.plan.student.num_classes, batch, job_.plan.prefetch_bytes, tick);
   // Asked to stop: the stage's first step finds the ranks' common end.

@@ -136,12 +136,14 @@ Status StageLoop::SetUpAlone() {
   options.sampler.batch_size = job.plan.batch_size;
   options.sampler.world_size = job.assignment.world_size;
   options.sampler.rank = job.assignment.rank;
+  options.sampler.parts = job.plan.accumulate;
   options.augment.crop_padding = job.plan.data.crop_padding;
   options.augment.horizontal_flip = job.plan.data.horizontal_flip;
   options.pool = pool_.get();
   // Steps are counted over the whole job, so that a new stage goes on through the data instead of starting over.
-  options.first_step = job.StepsBefore(position.stage) + position.step;
-  options.end_step = job.StepsBefore(position.stage) + stage_.steps;
+  const uint64_t parts = job.plan.accumulate;
+  options.first_step = (job.StepsBefore(position.stage) + position.step) * parts;
+  options.end_step = (job.StepsBefore(position.stage) + stage_.steps) * parts;
   DISTILL_ASSIGN_OR_RETURN(pipeline_, StepPipeline::Create(std::move(options)));
   return OkStatus();
 }
@@ -197,6 +199,7 @@ StatusOr<std::optional<JobEnd>> StageLoop::Run() {
     }
     if (evaluates && due(job.plan.evaluate_every)) {
       // Asked to stop meanwhile: the next step finds the ranks' common end.
+      const AveragedWeightsGuard averaged(runner_->average());
       DISTILL_RETURN_IF_ERROR(MeasureStudent(job_).status());
       job.reporter.RestartClock();
     }
@@ -260,12 +263,13 @@ Status StageLoop::MeasureHeldOutAlone() {
   StepPipeline::Options options;
   options.dataset = job.images.held_out;
   options.sampler.seed = job.plan.seed;
-  options.sampler.batch_size = job.plan.batch_size / job.assignment.world_size;
+  options.sampler.batch_size = job.plan.batch_size / (job.assignment.world_size * job.plan.accumulate);
   options.pool = pool.get();
   options.end_step = job.images.held_out->size() / options.sampler.batch_size;
   const uint64_t batches = options.end_step;
   DISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<StepPipeline> pipeline, StepPipeline::Create(std::move(options)));
   PipelineSource source(pipeline.get(), pool.get(), job.control);
+  const AveragedWeightsGuard averaged(runner_->average());
   const StatusOr<double> loss =
       runner_->Measure(&source, batches, job.position.step, [&job] { return !job.lockstep->stopping(); });
   // Asked to stop: the next step finds the ranks' common end.
@@ -327,6 +331,7 @@ Status StageLoop::Finish() {
   // Teachers are let go before the evaluation: nothing more is read from them in this stage.
   pipeline_.reset();
   pool_.reset();
+  if (runner_->average() != nullptr) runner_->average()->Swap();  // for good: this is what the stage leaves
   runner_.reset();
   if (stage_.select == "best") {
     DISTILL_RETURN_IF_ERROR(job.LeaderDoes("take-best", [this]() -> Status {

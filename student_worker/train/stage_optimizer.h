@@ -1,4 +1,5 @@
-// The optimizer of one stage over exactly the parameters that train in it: torch's SGD or Adam, with its state by name.
+// The optimizer of one stage over exactly the parameters that train in it: torch's SGD, Adam or AdamW, or LAMB,
+// with its state by name.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_STAGE_OPTIMIZER_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_STAGE_OPTIMIZER_H_
 
@@ -27,8 +28,11 @@ struct ParameterGroup {
 // Owned by the training thread.
 class StageOptimizer {
  public:
-  // "sgd": momentum, weight decay, Nesterov as in torch.optim.SGD without dampening. "adam": betas 0.9 and 0.999,
-  // epsilon 1e-8, weight decay added to the gradient, as in torch.optim.Adam; `momentum` and `nesterov` are not read.
+  // "sgd": momentum, weight decay, Nesterov as in torch.optim.SGD without dampening. "adam": beta1, beta2, eps, weight
+  // decay added to the gradient, as in torch.optim.Adam. "adamw": weight decay apart from the gradient, as in
+  // torch.optim.AdamW. "lamb": lamb.h. `momentum` and `nesterov` are read by sgd alone.
+  // With decay_norms_and_biases false, parameters of one dimension do not decay, whatever their group says, and have no
+  // trust ratio under lamb. ema_decay and lr_mult are for the caller.
   // kInvalidArgument: unknown type, a negative or non-finite number, Nesterov without momentum, no parameters.
   static StatusOr<std::unique_ptr<StageOptimizer>> Create(const OptimizerPlan& plan,
                                                           std::vector<ParameterGroup> groups);
@@ -43,18 +47,21 @@ class StageOptimizer {
 
   const std::vector<NamedTensor>& parameters() const { return parameters_; }
 
-  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (Adam).
+  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (the others).
   // Parameters that were never stepped get their zeros here, which is what torch would start from. SGD without momentum
   // has none.
   std::vector<NamedTensor> StateTensors();
-  // Adam's step count, equal for all parameters; 0 for SGD.
+  // Steps that Adam, AdamW or LAMB took, equal for all parameters; 0 for SGD.
   int64_t StepCount();
   void SetStepCount(int64_t count);
 
  private:
   StageOptimizer() = default;
 
-  bool adam_ = false;
+  // Adds exp_avg and exp_avg_sq of all parameters; State: torch's class that holds them.
+  template <typename State>
+  void AddMoments(std::vector<NamedTensor>* tensors);
+
   OptimizerPlan plan_;
   struct GroupRates {
     size_t group = 0;  // as Create numbers them

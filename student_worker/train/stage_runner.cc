@@ -1,8 +1,10 @@
 #include "student_worker/train/stage_runner.h"
 
+#include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
 #include <chrono>
+#include <cmath>
 #include <limits>
 
 #include "common/log.h"
@@ -14,6 +16,7 @@ namespace distill {
 namespace {
 
 constexpr char kStepCountKey[] = "step_count";
+constexpr char kAverageUpdatesKey[] = "ema_updates";
 
 // Seconds since the last call.
 class Stopwatch {
@@ -87,6 +90,66 @@ Status DropUnreached(const StageRunner::Options& options, const Objective& objec
   return OkStatus();
 }
 
+// The parameters by their modules' factors on the learning rate, in the order in which the factors come up.
+StatusOr<std::vector<ParameterGroup>> GroupsByRate(const StageRunner::Options& options,
+                                                   const std::vector<NamedTensor>& parameters) {
+  const OptimizerPlan& optimizer = StageOf(options).optimizer;
+  const std::vector<std::string> paths = options.net->architecture().ModulePaths();
+  for (const LrMultPlan& mult : optimizer.lr_mult) {
+    for (const std::string& module : mult.modules) {
+      if (std::find(paths.begin(), paths.end(), module) != paths.end()) continue;
+      return absl::InvalidArgumentError(StrCat("optimizer lr_mult: the student has no module '", module, "'"));
+    }
+    if (!(std::isfinite(mult.factor) && mult.factor >= 0)) {
+      return absl::InvalidArgumentError(
+          StrCat("optimizer lr_mult is ", mult.factor, "; it must be a number of at least 0"));
+    }
+  }
+  std::vector<ParameterGroup> groups;
+  for (const NamedTensor& parameter : parameters) {
+    double factor = 1;
+    for (const LrMultPlan& mult : optimizer.lr_mult) {
+      if (std::any_of(mult.modules.begin(), mult.modules.end(),
+                      [&](const std::string& module) { return IsUnder(parameter.name, module); })) {
+        factor = mult.factor;  // the last one holds
+      }
+    }
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [factor](const ParameterGroup& one) { return one.lr_mult == factor; });
+    if (group == groups.end()) {
+      groups.push_back({.parameters = {}, .lr_mult = factor, .constant_lr = false, .weight_decay = {}});
+      group = std::prev(groups.end());
+    }
+    group->parameters.push_back(parameter);
+  }
+  return groups;
+}
+
+// torch's automatic mixed precision for what runs while it lives: convolutions and products in bfloat16, sums,
+// statistics and parameters in float32.
+class AutocastGuard {
+ public:
+  AutocastGuard(c10::DeviceType device, bool on)
+      : device_(device), before_(at::autocast::is_autocast_enabled(device)), on_(on) {
+    if (!on_) return;
+    at::autocast::increment_nesting();
+    at::autocast::set_autocast_enabled(device_, true);
+    at::autocast::set_autocast_dtype(device_, at::kBFloat16);
+  }
+  ~AutocastGuard() {
+    if (!on_) return;
+    at::autocast::set_autocast_enabled(device_, before_);
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+  }
+  AutocastGuard(const AutocastGuard&) = delete;
+  AutocastGuard& operator=(const AutocastGuard&) = delete;
+
+ private:
+  const c10::DeviceType device_;
+  const bool before_;
+  const bool on_;
+};
+
 // A label for each image (n), or for each pixel (n, H, W).
 torch::Tensor Labels(const StepInput& input) {
   if (input.label_maps.empty()) return torch::tensor(input.labels, torch::kInt64);
@@ -119,8 +182,10 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
   } catch (const std::exception& error) {
     return TorchStatus(error, StrCat(where, ": a pass from the student's taps through the adapters"));
   }
-  std::vector<ParameterGroup> groups;
-  groups.push_back({.parameters = std::move(*parameters), .lr_mult = 1, .constant_lr = false, .weight_decay = {}});
+  auto grouped = GroupsByRate(options, *parameters);
+  if (!grouped.ok()) return Annotate(grouped.status(), where);
+  std::vector<ParameterGroup> groups = *std::move(grouped);
+  const size_t net_groups = groups.size();
   for (ParameterGroup& own : objective->OwnParameters()) groups.push_back(std::move(own));
   std::vector<torch::Tensor> tensors;
   for (const ParameterGroup& group : groups) {
@@ -131,7 +196,14 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
 
   std::unique_ptr<StageRunner> runner(new StageRunner(options, std::move(*objective), std::move(*schedule)));
   runner->optimizer_ = std::move(*optimizer);
+  runner->net_groups_ = net_groups;
   runner->parameters_ = std::move(tensors);
+  if (stage.optimizer.ema_decay > 0) {
+    std::vector<NamedTensor> weights;
+    for (const auto& item : options.net->named_parameters()) weights.push_back({item.key(), item.value()});
+    for (const auto& item : options.net->named_buffers()) weights.push_back({item.key(), item.value()});
+    runner->average_ = std::make_unique<WeightAverage>(weights, stage.optimizer.ema_decay);
+  }
   return runner;
 }
 
@@ -163,11 +235,35 @@ double StageRunner::Progress(uint64_t step) const {
 
 std::vector<size_t> StageRunner::AsleepAt(uint64_t step) const {
   std::vector<size_t> groups = objective_.Asleep(Progress(step));
-  for (size_t& group : groups) ++group;  // the first one is the net's
+  for (size_t& group : groups) group += net_groups_;
   return groups;
 }
 
-StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t step, StepSeconds* seconds) {
+StatusOr<std::vector<torch::Tensor>> StageRunner::ForwardStudent(const torch::Tensor& pixels,
+                                                                 const std::vector<torch::Tensor>& teacher) {
+  // Measured is in float32, as the student will be used.
+  const AutocastGuard autocast(options_.device.type(),
+                               options_.plan->autocast == "bf16" && torch::GradMode::is_enabled());
+  StatusOr<std::vector<torch::Tensor>> taps;
+  if (objective_.teacher_feeds_student()) {
+    taps = options_.net->ForwardAfter(
+        stage_.student_input, teacher.back().contiguous(torch::MemoryFormat::ChannelsLast), objective_.student_taps());
+  } else {
+    // The parallel convolutions of this size are two to four times faster with channels last.
+    const torch::Tensor x =
+        NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
+    taps = options_.net->Forward(x, objective_.student_taps());
+  }
+  if (taps.ok()) {
+    for (torch::Tensor& tap : *taps) {
+      if (tap.scalar_type() == torch::kBFloat16) tap = tap.to(torch::kFloat32);
+    }
+  }
+  return taps;
+}
+
+StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t step, uint32_t part,
+                                                      StepSeconds* seconds) {
   Stopwatch watch;
   DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
   if (input.features.taps.size() != teacher_taps().size()) {
@@ -178,7 +274,8 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
   inputs.labels = Labels(input).to(options_.device);
   inputs.progress = Progress(step);
   inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull + step;
-  inputs.first_image = int64_t{options_.lockstep->group()->rank()} * input.images.n;
+  const CollectiveGroup& group = *options_.lockstep->group();
+  inputs.first_image = (int64_t{part} * group.world_size() + group.rank()) * input.images.n;
   if (!input.visible.empty()) {
     std::vector<float> shares;
     for (const VisibleRect& rect : input.visible) {
@@ -201,17 +298,7 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
       warnings_.push_back(StrCat("stage '", stage_.name, "' step ", step, ": ", fault));
     }
   }
-  if (objective_.teacher_feeds_student()) {
-    DISTILL_ASSIGN_OR_RETURN(
-        inputs.student, options_.net->ForwardAfter(stage_.student_input,
-                                                   inputs.teacher.back().contiguous(torch::MemoryFormat::ChannelsLast),
-                                                   objective_.student_taps()));
-  } else {
-    // The parallel convolutions of this size are two to four times faster with channels last.
-    const torch::Tensor x =
-        NormalizePixels(pixels.to(options_.device), options_.plan->student, /*channels_last=*/true);  // (n, C, H, W)
-    DISTILL_ASSIGN_OR_RETURN(inputs.student, options_.net->Forward(x, objective_.student_taps()));
-  }
+  DISTILL_ASSIGN_OR_RETURN(inputs.student, ForwardStudent(pixels, inputs.teacher));
   seconds->forward += watch.Lap();
   DISTILL_ASSIGN_OR_RETURN(result.part, objective_.Compute(inputs));
   seconds->loss += watch.Lap();
@@ -234,30 +321,30 @@ void StageRunner::RestoreBuffers() {
   if (!buffers.empty()) at::_foreach_copy_(buffers, kept_buffers_);
 }
 
-StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
-  StepResult result;
+StatusOr<bool> StageRunner::MeetOverPart(StepSource* source, uint64_t step, uint32_t part, StepResult* result,
+                                         Forwarded* forwarded, std::vector<double>* sums) {
   Stopwatch watch;
-  optimizer_->ZeroGrad();
-  std::optional<Forwarded> forwarded;
+  bool computed = false;
   Status own;
-  Lockstep::Round round;
   while (true) {
     bool waiting = false;
-    if (own.ok() && !forwarded.has_value()) {
+    if (own.ok() && !computed) {
       auto input = source->Next(options_.lockstep->beat());
       watch.Lap();
       if (input.ok()) {
-        // Over all calls for this step, if the first ones gave up.
-        result.seconds.data = input->data_seconds;
-        result.seconds.wait_features = input->feature_seconds;
+        // Over all calls for this input, if the first ones gave up.
+        result->seconds.data += input->data_seconds;
+        result->seconds.wait_features += input->feature_seconds;
         try {
-          DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
-          KeepBuffers();
-          auto computed = Forward(std::move(*input), step, &result.seconds);
-          if (computed.ok()) {
-            forwarded = std::move(*computed);
+          // Gradients are averaged with those of the last part; the reducer is not told of the others.
+          if (part + 1 == parts_) DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
+          if (part == 0) KeepBuffers();
+          auto answer = Forward(std::move(*input), step, part, &result->seconds);
+          if (answer.ok()) {
+            *forwarded = std::move(*answer);
+            computed = true;
           } else {
-            own = computed.status();
+            own = answer.status();
           }
         } catch (const std::exception& error) {
           own = TorchStatus(error, "forward");
@@ -272,53 +359,84 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     Lockstep::Report report{.failed = !own.ok(), .waiting = waiting, .values = {}};
     // The objective's report, and whether this rank's teacher maps are of no use.
     report.values.assign(objective_.report_size() + 1, 0.0);
-    if (forwarded.has_value() && forwarded->not_finite.empty()) {
+    if (computed && forwarded->not_finite.empty()) {
       std::copy(forwarded->part.report.begin(), forwarded->part.report.end(), report.values.begin());
     }
-    if (forwarded.has_value() && !forwarded->not_finite.empty()) report.values.back() = 1;
-    DISTILL_ASSIGN_OR_RETURN(round, options_.lockstep->Meet(report));
-    result.seconds.sync += watch.Lap();
-    if (!own.ok()) return Annotate(own, StrCat("stage '", stage_.name, "' step ", step));
-    if (round.failed > 0) {
-      return absl::AbortedError(
-          StrCat("stage '", stage_.name, "' step ", step, ": another rank failed; it reports why"));
+    if (computed && !forwarded->not_finite.empty()) report.values.back() = 1;
+    DISTILL_ASSIGN_OR_RETURN(Lockstep::Round round, options_.lockstep->Meet(report));
+    result->seconds.sync += watch.Lap();
+    if (!own.ok()) return own;
+    if (round.failed > 0) return absl::AbortedError("another rank failed; it reports why");
+    result->cancel = round.cancel;
+    result->terminate = round.terminate;
+    if (round.waiting == 0) {
+      *sums = std::move(round.sums);
+      return true;
     }
-    result.cancel = round.cancel;
-    result.terminate = round.terminate;
-    if (round.waiting == 0) break;
     // Somebody waits for a teacher, perhaps for long: stop here rather than then.
     if (round.cancel || round.terminate) {
-      if (forwarded.has_value()) RestoreBuffers();
-      return result;
+      if (computed || part > 0) RestoreBuffers();
+      return false;
     }
+  }
+}
+
+Status StageRunner::Backward(const Forwarded& forwarded, const std::vector<double>& sums, bool last,
+                             StepResult* result) {
+  DISTILL_ASSIGN_OR_RETURN(const Objective::Value value,
+                           objective_.Combine(forwarded.part, sums, options_.lockstep->group()));
+  const auto share = 1 / static_cast<double>(parts_);
+  result->terms.resize(value.terms.size());
+  for (size_t i = 0; i < value.terms.size(); ++i) result->terms[i] += value.terms[i] * share;
+  result->loss += value.weighted * share;
+  const torch::Tensor total = parts_ == 1 ? value.total : value.total * share;
+  if (last) DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({total}));
+  total.backward();
+  return OkStatus();
+}
+
+StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
+  const std::string where = StrCat("stage '", stage_.name, "' step ", step);
+  StepResult result;
+  optimizer_->ZeroGrad();
+  for (uint32_t part = 0; part < parts_; ++part) {
+    Forwarded forwarded;
+    std::vector<double> sums;
+    const StatusOr<bool> met = MeetOverPart(source, step, part, &result, &forwarded, &sums);
+    if (!met.ok()) return Annotate(met.status(), where);
+    if (!*met) return result;
+    if (result.skipped_tap.empty()) result.skipped_tap = forwarded.not_finite;
+    result.skipped = result.skipped || sums.back() > 0;
+    if (result.skipped) continue;  // the other parts' inputs are taken and dropped
+    sums.pop_back();
+    Stopwatch watch;
+    try {
+      DISTILL_RETURN_IF_ERROR(Annotate(Backward(forwarded, sums, part + 1 == parts_, &result), where));
+    } catch (const std::exception& error) {
+      return TorchStatus(error, StrCat(where, ": backward"));
+    }
+    result.seconds.backward += watch.Lap();
   }
 
   result.learning_rate = stage_.optimizer.lr * schedule_.Factor(step);
-  result.skipped = round.sums.back() > 0;
+  result.stepped = true;
   if (result.skipped) {
     RestoreBuffers();
-    result.skipped_tap = forwarded->not_finite;
-    DISTILL_RETURN_IF_ERROR(CountSkipped(forwarded->not_finite, step));
-    result.stepped = true;
+    result.terms.clear();
+    result.loss = 0;
+    DISTILL_RETURN_IF_ERROR(CountSkipped(result.skipped_tap, step));
     return result;
   }
   skipped_in_a_row_ = 0;
-  round.sums.pop_back();
+  Stopwatch watch;
   try {
-    auto value = objective_.Combine(forwarded->part, round.sums, options_.lockstep->group());
-    if (!value.ok()) return Annotate(value.status(), StrCat("stage '", stage_.name, "' step ", step));
-    result.terms = std::move(value->terms);
-    result.loss = value->weighted;
-    DISTILL_RETURN_IF_ERROR(reducer_->PrepareForBackward({value->total}));
-    value->total.backward();
-    result.seconds.backward = watch.Lap();
     optimizer_->SetScheduleFactor(schedule_.Factor(step), AsleepAt(step));
     optimizer_->Step();
-    result.seconds.optimizer = watch.Lap();
+    if (average_ != nullptr) average_->Update();
   } catch (const std::exception& error) {
-    return TorchStatus(error, StrCat("stage '", stage_.name, "' step ", step, ": backward"));
+    return TorchStatus(error, StrCat(where, ": optimizer"));
   }
-  result.stepped = true;
+  result.seconds.optimizer = watch.Lap();
   return result;
 }
 
@@ -337,7 +455,7 @@ StatusOr<double> StageRunner::Measure(StepSource* source, uint64_t batches, uint
     DISTILL_RETURN_IF_ERROR(input.status());
     ++batch;
     try {
-      DISTILL_ASSIGN_OR_RETURN(const Forwarded forwarded, Forward(*std::move(input), step, &seconds));
+      DISTILL_ASSIGN_OR_RETURN(const Forwarded forwarded, Forward(*std::move(input), step, /*part=*/0, &seconds));
       if (!forwarded.not_finite.empty()) continue;
       DISTILL_ASSIGN_OR_RETURN(const Objective::Value value,
                                objective_.Combine(forwarded.part, forwarded.part.report, /*group=*/nullptr));
@@ -369,12 +487,14 @@ std::vector<NamedTensor> StageRunner::StateTensors() {
   for (const ParameterGroup& own : objective_.OwnParameters()) {
     tensors.insert(tensors.end(), own.parameters.begin(), own.parameters.end());
   }
+  if (average_ != nullptr) tensors.insert(tensors.end(), average_->State().begin(), average_->State().end());
   return tensors;
 }
 
 SafetensorsFile StageRunner::State() {
   SafetensorsFile file;
   file.metadata[kStepCountKey] = StrCat(optimizer_->StepCount());
+  if (average_ != nullptr) file.metadata[kAverageUpdatesKey] = StrCat(average_->updates());
   for (const NamedTensor& item : StateTensors()) file.tensors[item.name] = ToSafeTensor(item.tensor);
   return file;
 }
@@ -391,8 +511,12 @@ Status StageRunner::LoadState(const SafetensorsFile& state) {
       return absl::FailedPreconditionError(StrCat("the optimizer state lacks '", item.name, "'"));
     DISTILL_RETURN_IF_ERROR(CopyInto(found->second, item.name, &item.tensor));
   }
-  const auto count = state.metadata.find(kStepCountKey);
-  optimizer_->SetStepCount(count == state.metadata.end() ? 0 : std::atoll(count->second.c_str()));
+  const auto number = [&state](const char* key) -> int64_t {
+    const auto found = state.metadata.find(key);
+    return found == state.metadata.end() ? 0 : std::atoll(found->second.c_str());
+  };
+  optimizer_->SetStepCount(number(kStepCountKey));
+  if (average_ != nullptr) average_->set_updates(static_cast<uint64_t>(number(kAverageUpdatesKey)));
   return OkStatus();
 }
 
@@ -400,11 +524,13 @@ Status StageRunner::BroadcastState() {
   CollectiveGroup* group = options_.lockstep->group();
   if (group->world_size() == 1) return OkStatus();
   torch::NoGradGuard no_grad;
-  torch::Tensor count = torch::tensor({optimizer_->StepCount()}, torch::kInt64).to(options_.device);
-  std::vector<torch::Tensor> tensors = {count};
+  const auto updates = static_cast<int64_t>(average_ != nullptr ? average_->updates() : 0);
+  torch::Tensor counts = torch::tensor({optimizer_->StepCount(), updates}, torch::kInt64).to(options_.device);
+  std::vector<torch::Tensor> tensors = {counts};
   for (const NamedTensor& item : StateTensors()) tensors.push_back(item.tensor.detach());
   DISTILL_RETURN_IF_ERROR(group->Broadcast(tensors, 0));
-  optimizer_->SetStepCount(count.item<int64_t>());
+  optimizer_->SetStepCount(counts[0].item<int64_t>());
+  if (average_ != nullptr) average_->set_updates(static_cast<uint64_t>(counts[1].item<int64_t>()));
   return OkStatus();
 }
 

@@ -2,14 +2,19 @@
 // reducer over exactly what does, and holds the stage's own state (optimizer, adapters).
 //
 // A step: input -> normalised pixels -> student forward up to the deepest tap -> losses in float32 -> the ranks meet ->
-// backward with gradient averaging -> optimizer. The meeting comes before backward, where all ranks' collectives must
-// match: there they learn whether one of them failed (then nobody steps), is still waiting for its input, or was asked
-// to stop.
+// backward with gradient averaging -> optimizer -> average of the weights. The meeting comes before backward, where all
+// ranks' collectives must match: there they learn whether one of them failed (then nobody steps), is still waiting for
+// its input, or was asked to stop.
+//
+// With JobPlan.accumulate above 1 a step takes that many inputs one after another, each as above up to backward;
+// gradients add up on each rank and are averaged over ranks with the last one. The objective of the step is the mean of
+// its parts', which is the whole batch's wherever parts have equally many things to take the mean over.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_
 #define DISTILL_STUDENT_WORKER_TRAIN_STAGE_RUNNER_H_
 
 #include <torch/types.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -28,6 +33,7 @@
 #include "student_worker/train/objective.h"
 #include "student_worker/train/stage_optimizer.h"
 #include "student_worker/train/step_source.h"
+#include "student_worker/train/weight_average.h"
 
 namespace distill {
 
@@ -78,7 +84,8 @@ class StageRunner {
   // What people should know, whole sentences, each once in a stage: those since the last call.
   std::vector<std::string> TakeWarnings() { return std::exchange(warnings_, {}); }
 
-  // Takes step `step` (0-based, inside the stage). All ranks call it together.
+  // Takes step `step` (0-based, inside the stage), for which it reads JobPlan.accumulate inputs. All ranks call it
+  // together.
   // Errors: the source's; kFailedPrecondition: a loss is NaN or infinite (names step, loss and taps), or the teacher's
   // maps were in many steps in a row; kAborted: a peer failed or is lost; kCancelled: revoked.
   StatusOr<StepResult> Step(StepSource* source, uint64_t step);
@@ -90,20 +97,29 @@ class StageRunner {
   // skipped.
   StatusOr<double> Measure(StepSource* source, uint64_t batches, uint64_t step, const std::function<bool()>& tick);
 
-  // Optimizer state and the losses' own parameters, by name, for a checkpoint.
+  // The average of the net's weights over this stage's steps; null where the plan asks for none (ema_decay).
+  WeightAverage* average() { return average_.get(); }
+
+  // Optimizer state, the losses' own parameters and the average, by name, for a checkpoint.
   SafetensorsFile State();
   // The inverse. kFailedPrecondition: a tensor is missing, superfluous or of another shape (names it).
   Status LoadState(const SafetensorsFile& state);
-  // Gives all ranks rank 0's optimizer state and the losses' own parameters.
+  // Gives all ranks rank 0's.
   Status BroadcastState();
 
  private:
   StageRunner(const Options& options, Objective objective, LrSchedule schedule)
       : options_(options),
         stage_(options.plan->stages[options.stage]),
+        parts_(std::max<uint32_t>(1, options.plan->accumulate)),
         objective_(std::move(objective)),
         schedule_(std::move(schedule)) {}
   struct Forwarded;
+  // One part of a step, up to the ranks' meeting. False: they agreed to stop before it.
+  StatusOr<bool> MeetOverPart(StepSource* source, uint64_t step, uint32_t part, StepResult* result,
+                              Forwarded* forwarded, std::vector<double>* sums);
+  // Backward of a part; its terms and loss go into the result.
+  Status Backward(const Forwarded& forwarded, const std::vector<double>& sums, bool last, StepResult* result);
   // Runs one backward pass whose gradients are thrown away, and makes the reducer lay its buckets out anew, which it
   // does once, after its first backward. Now, because the ranks talk then, and in a step a late rank would be
   // elsewhere. And because with three or more ranks the order of additions hangs on the layout: a resumed stage, whose
@@ -111,7 +127,10 @@ class StageRunner {
   Status LayOutBuckets();
   double Progress(uint64_t step) const;               // share of the stage's steps that are done
   std::vector<size_t> AsleepAt(uint64_t step) const;  // the optimizer's groups of losses with weight 0
-  StatusOr<Forwarded> Forward(StepInput input, uint64_t step, StepSeconds* seconds);
+  StatusOr<Forwarded> Forward(StepInput input, uint64_t step, uint32_t part, StepSeconds* seconds);
+  // The student's answers at the objective's taps, float32.
+  StatusOr<std::vector<torch::Tensor>> ForwardStudent(const torch::Tensor& pixels,
+                                                      const std::vector<torch::Tensor>& teacher);
   // Forward moves the batch norms' running statistics; a step that is not taken must leave none of that behind, or it
   // would count twice when it is taken.
   void KeepBuffers();
@@ -122,9 +141,12 @@ class StageRunner {
 
   const Options options_;
   const StagePlan& stage_;
+  const uint32_t parts_;  // of a step
   Objective objective_;
   LrSchedule schedule_;
   std::unique_ptr<StageOptimizer> optimizer_;
+  size_t net_groups_ = 1;  // the optimizer's first groups; those of losses follow
+  std::unique_ptr<WeightAverage> average_;
   std::vector<torch::Tensor> parameters_;  // that train
   std::unique_ptr<GradientReducer> reducer_;
   std::vector<torch::Tensor> kept_buffers_;  // the net's, as they were before this step

@@ -61,10 +61,29 @@ JobPlan FullPlan() {
                    .student_width = 8,
                    .teacher_height = 9,
                    .teacher_width = 10}};
-  stage.optimizer = {
-      .type = "adam", .lr = 0.01, .momentum = 0.5, .weight_decay = 0.25, .nesterov = true, .clip_norm = 35};
-  stage.schedule = {
-      .type = "step", .warmup = 0.125, .milestones = {0.5, 0.75}, .gamma = 0.2, .begin = 0.25, .end = 0.5};
+  stage.optimizer = {.type = "adam",
+                     .lr = 0.01,
+                     .momentum = 0.5,
+                     .weight_decay = 0.25,
+                     .nesterov = true,
+                     .clip_norm = 35,
+                     .beta1 = 0.8,
+                     .beta2 = 0.98,
+                     .eps = 1e-6,
+                     .decay_norms_and_biases = false,
+                     .lr_mult = {{.modules = {"fc"}, .factor = 10}, {.modules = {"conv1", "bn1"}, .factor = 0.1}},
+                     .ema_decay = 0.99};
+  stage.schedule = {.type = "step",
+                    .warmup = 0.125,
+                    .milestones = {0.5, 0.75},
+                    .gamma = 0.2,
+                    .begin = 0.25,
+                    .end = 0.5,
+                    .power = 2,
+                    .min_factor = 0.01,
+                    .pct_start = 0.4,
+                    .div_factor = 10,
+                    .final_div_factor = 100};
   stage.steps = 77;
   stage.uses_labels = true;
   stage.needs_teacher = true;
@@ -121,7 +140,7 @@ void ExpectAllFieldsSet(const google::protobuf::Message& message, const std::set
 TEST(PlanCodecTest, EveryFieldOfTheMessageIsWritten) {
   v1::JobPlan proto;
   ToProto(FullPlan(), &proto);
-  ExpectAllFieldsSet(proto, {"deterministic", "evaluate_teacher"});
+  ExpectAllFieldsSet(proto, {"deterministic", "evaluate_teacher", "decay_norms_and_biases"});
 }
 
 TEST(PlanCodecTest, ToProtoReplacesWhatWasThere) {

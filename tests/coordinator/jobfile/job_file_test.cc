@@ -56,6 +56,50 @@ TEST(JobFileTest, ExpandsWrittenStages) {
   EXPECT_EQ(NumberKnob(full.losses[2].knobs, "temperature"), 1);
 }
 
+TEST(JobFileTest, RecipesReachTheStagesWithTheirGlobsExpanded) {
+  const StatusOr<ExpandedJob> job = Expand(With(
+      With(kExplicitJob, "optimizer: {lr: 0.05}",
+           "accumulate: 4\nautocast: bf16\n"
+           "optimizer: {type: lamb, lr: 0.05, betas: [0.8, 0.99], decay_norms_and_biases: false, ema_decay: 0.99,\n"
+           "  lr_mult: [{modules: ['layer*'], factor: 2}, {modules: [fc, layer3.0.conv1], factor: 0.5}]}\n"
+           "schedule: {type: poly, power: 2, min_factor: 0.01}"),
+      "steps: 100",
+      "steps: 100\n    optimizer: {type: adamw, lr_mult: []}\n"
+      "    schedule: {type: one_cycle, pct_start: 0.2, div_factor: 10, final_div_factor: 100}"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->plan.accumulate, 4u);
+  EXPECT_EQ(job->plan.autocast, "bf16");
+  const OptimizerPlan& mimic = job->plan.stages[0].optimizer;
+  EXPECT_EQ(mimic.type, "lamb");
+  EXPECT_EQ(mimic.eps, 1e-6);
+  EXPECT_EQ(mimic.beta1, 0.8);
+  EXPECT_EQ(mimic.beta2, 0.99);
+  EXPECT_FALSE(mimic.decay_norms_and_biases);
+  EXPECT_EQ(mimic.ema_decay, 0.99);
+  const std::vector<LrMultPlan> expected = {{{"layer1", "layer2", "layer3"}, 2}, {{"layer3.0.conv1", "fc"}, 0.5}};
+  EXPECT_EQ(mimic.lr_mult, expected);
+  EXPECT_EQ(job->plan.stages[0].schedule.power, 2);
+  EXPECT_EQ(job->plan.stages[0].schedule.min_factor, 0.01);
+  const OptimizerPlan& full = job->plan.stages[1].optimizer;
+  EXPECT_EQ(full.type, "adamw");
+  EXPECT_EQ(full.eps, 1e-8);  // the type's own
+  EXPECT_EQ(full.beta1, 0.8);
+  EXPECT_THAT(full.lr_mult, IsEmpty());
+  const SchedulePlan& schedule = job->plan.stages[1].schedule;
+  EXPECT_EQ(schedule.type, "one_cycle");
+  EXPECT_EQ(schedule.warmup, 0);
+  EXPECT_EQ(schedule.pct_start, 0.2);
+  EXPECT_EQ(schedule.div_factor, 10);
+  EXPECT_EQ(schedule.final_div_factor, 100);
+}
+
+TEST(JobFileTest, WhatAllStagesTakeFromOnePlaceIsWrongOnce) {
+  const std::string refusal =
+      Refusal(With(kExplicitJob, "optimizer: {lr: 0.05}", "optimizer: {lr_mult: [{modules: [layr1], factor: 2}]}"));
+  EXPECT_THAT(refusal, HasSubstr("did you mean 'layer1'"));
+  EXPECT_THAT(refusal, Not(HasSubstr("\n")));
+}
+
 TEST(JobFileTest, OverridesActBeforeValidation) {
   EXPECT_EQ(Expand(kExplicitJob, Fleet(), {"stages.1.steps=3", "seed=9"})->plan.stages[1].steps, 3u);
   EXPECT_EQ(Expand(kExplicitJob, Fleet(), {"seed=9"})->plan.seed, 9u);
@@ -188,6 +232,34 @@ INSTANTIATE_TEST_SUITE_P(
                 "job.yaml:8:", "must ascend"},
         BadCase{"MilestonesWithCosine", "optimizer: {lr: 0.05}", "schedule: {milestones: [0.5]}",
                 "job.yaml:8:", "belong to type 'step'"},
+        BadCase{"Accumulate", "optimizer: {lr: 0.05}", "accumulate: 3", "job.yaml:8:13: ",
+                "accumulate: batch_size 128 cannot be divided into 3 equal parts on each of the 2 students; take a "
+                "batch_size of 126"},
+        BadCase{"Autocast", "optimizer: {lr: 0.05}", "autocast: bf61", "job.yaml:8:11: ", "did you mean 'bf16'?"},
+        BadCase{"UnknownOptimizer", "optimizer: {lr: 0.05}", "optimizer: {type: adanw}",
+                "job.yaml:8:19: ", "did you mean 'adamw'?"},
+        BadCase{"Betas", "optimizer: {lr: 0.05}", "optimizer: {type: adamw, betas: [0.9]}",
+                "job.yaml:8:33: ", "optimizer.betas: expected two numbers, such as [0.9, 0.999], got 1"},
+        BadCase{"BetasOfSgd", "optimizer: {lr: 0.05}", "optimizer: {betas: [0.9, 0.99]}",
+                "job.yaml:8:20: ", "optimizer.betas: belongs to adam, adamw and lamb, not to sgd"},
+        BadCase{"NesterovAdamW", "optimizer: {lr: 0.05}", "optimizer: {type: adamw, nesterov: true}",
+                "job.yaml:8:36: ", "belongs to sgd, not to adamw"},
+        BadCase{"EmaOfOne", "optimizer: {lr: 0.05}", "optimizer: {ema_decay: 1}",
+                "job.yaml:8:24: ", "optimizer.ema_decay: 1 is out of range; it must be in [0, 1)"},
+        BadCase{"MultiplierOfNoModule", "optimizer: {lr: 0.05}",
+                "optimizer: {lr_mult: [{modules: [layer9], factor: 2}]}",
+                "job.yaml:8:33: ", "optimizer.lr_mult[0].modules: "},
+        BadCase{"MultiplierKey", "optimizer: {lr: 0.05}",
+                "optimizer: {lr_mult: [{modules: [fc], factor: 2, factr: 2}]}",
+                "job.yaml:8:50: ", "unknown key 'factr' in optimizer.lr_mult[0]; did you mean 'factor'?"},
+        BadCase{"MultiplierMap", "optimizer: {lr: 0.05}", "optimizer: {lr_mult: {fc: 2}}",
+                "job.yaml:8:22: ", "expected a list such as [{modules: [fc], factor: 10}]"},
+        BadCase{"PowerOfCosine", "optimizer: {lr: 0.05}", "schedule: {power: 2}",
+                "job.yaml:8:19: ", "schedule.power: belongs to poly, not to cosine"},
+        BadCase{"WarmupOfOneCycle", "optimizer: {lr: 0.05}", "schedule: {type: one_cycle, warmup: 0.1}",
+                "job.yaml:8:37: ", "one_cycle rises by itself"},
+        BadCase{"UnknownSchedule", "optimizer: {lr: 0.05}", "schedule: {type: onecycle}",
+                "job.yaml:8:18: ", "did you mean 'one_cycle'?"},
         BadCase{"Nesterov", "optimizer: {lr: 0.05}", "optimizer: {nesterov: true, momentum: 0}",
                 "job.yaml:8:", "needs a momentum"},
         BadCase{"Prefetch", "seed: 7", "prefetch: 64MB", "job.yaml:2:11: ", "such as 64MiB"},

@@ -49,6 +49,38 @@ TEST(CounterRngTest, StreamsOfDifferentKeysDiffer) {
   EXPECT_NE(base, CounterRng(1, RngPurpose::kAugment, 3, 2).Next());
 }
 
+TEST(SamplerTest, PartsOfABatchAreItsImagesInOrderAlsoOverRanksAndEpochs) {
+  const SamplerOptions whole{.dataset_size = 22, .seed = 3, .batch_size = 8, .world_size = 1, .rank = 0};
+  auto expected = Sampler::Create(whole);
+  ASSERT_TRUE(expected.ok());
+  for (uint32_t ranks : {1u, 2u}) {
+    std::vector<Sampler> samplers;
+    for (uint32_t rank = 0; rank < ranks; ++rank) {
+      SamplerOptions options = whole;
+      options.world_size = ranks;
+      options.rank = rank;
+      options.parts = 4;
+      auto sampler = Sampler::Create(options);
+      ASSERT_TRUE(sampler.ok()) << sampler.status();
+      EXPECT_EQ(sampler->batch_per_rank(), 2 / ranks);
+      samplers.push_back(*std::move(sampler));
+    }
+    for (uint64_t step = 0; step < 5; ++step) {  // 2 steps to an epoch, whose last 6 images are dropped
+      std::vector<uint32_t> ids;
+      for (uint64_t part = 0; part < 4; ++part) {
+        for (Sampler& sampler : samplers) {
+          EXPECT_EQ(sampler.Epoch(4 * step + part), step / 2);
+          for (uint32_t id : sampler.SampleIds(4 * step + part)) ids.push_back(id);
+        }
+      }
+      EXPECT_EQ(ids, expected->SampleIds(step)) << "step " << step << ", " << ranks << " ranks";
+    }
+  }
+  SamplerOptions uneven = whole;
+  uneven.parts = 3;
+  EXPECT_THAT(Sampler::Create(uneven).status().ToString(), HasSubstr("times the parts of a batch"));
+}
+
 TEST(SamplerTest, OrderMatchesGoldenValues) {
   EXPECT_THAT(EpochOrder(7, 0, 12), ElementsAre(9, 0, 10, 1, 4, 6, 5, 3, 2, 11, 7, 8));
   EXPECT_THAT(EpochOrder(7, 1, 12), ElementsAre(1, 10, 8, 6, 7, 11, 5, 0, 2, 4, 3, 9));

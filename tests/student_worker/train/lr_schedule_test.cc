@@ -49,6 +49,51 @@ TEST(LrScheduleTest, CosineStartsAtItsTopRightAfterTheWarmUp) {
     EXPECT_LT(schedule.Factor(step), schedule.Factor(step - 1)) << "step " << step;
 }
 
+TEST(LrScheduleTest, PolyIsAPowerOfWhatIsLeft) {
+  SchedulePlan plan = Plan("poly");
+  const LrSchedule schedule = Make(plan, 4);
+  EXPECT_DOUBLE_EQ(schedule.Factor(0), 1);
+  EXPECT_DOUBLE_EQ(schedule.Factor(1), std::pow(0.75, 0.9));
+  EXPECT_DOUBLE_EQ(schedule.Factor(3), std::pow(0.25, 0.9));
+  plan.power = 2;
+  plan.warmup = 0.2;
+  const LrSchedule square = Make(plan, 10);  // two warm-up steps
+  EXPECT_DOUBLE_EQ(square.Factor(1), 2.0 / 3);
+  EXPECT_DOUBLE_EQ(square.Factor(2), 1);
+  EXPECT_DOUBLE_EQ(square.Factor(6), 0.25);
+}
+
+TEST(LrScheduleTest, FallsToTheMinimumThatIsGiven) {
+  for (const char* type : {"cosine", "poly"}) {
+    SchedulePlan plan = Plan(type);
+    plan.power = 1;
+    plan.min_factor = 0.1;
+    const LrSchedule schedule = Make(plan, 1000);
+    EXPECT_DOUBLE_EQ(schedule.Factor(0), 1) << type;
+    EXPECT_NEAR(schedule.Factor(500), 0.55, 1e-12) << type;
+    EXPECT_NEAR(schedule.Factor(999), 0.1, 1e-3) << type;
+    EXPECT_GT(schedule.Factor(999), 0.1) << type;
+  }
+}
+
+// The values are those of torch.optim.lr_scheduler.OneCycleLR (2.11) with the same arguments, cycle_momentum off.
+TEST(LrScheduleTest, OneCycleIsTorchs) {
+  const LrSchedule schedule = Make(Plan("one_cycle"), 10);
+  const std::vector<double> torchs = {0.040000000000000036,
+                                      0.52,
+                                      1.0,
+                                      0.9504846320134737,
+                                      0.8117456539497631,
+                                      0.6112620219362893,
+                                      0.38874197806371075,
+                                      0.18825834605023697,
+                                      0.049519367986526286,
+                                      4e-06};
+  for (uint64_t step = 0; step < 10; ++step) EXPECT_NEAR(schedule.Factor(step), torchs[step], 1e-12) << step;
+  EXPECT_DOUBLE_EQ(Make(Plan("one_cycle"), 1).Factor(0), 1);
+  for (uint64_t step = 0; step < 3; ++step) EXPECT_LE(Make(Plan("one_cycle"), 3).Factor(step), 1) << step;
+}
+
 TEST(LrScheduleTest, StepMultipliesByGammaAtEachMilestone) {
   SchedulePlan plan = Plan("step");
   plan.milestones = {0.5, 0.75};

@@ -1,5 +1,7 @@
 #include "student_worker/train/stage_runner.h"
 
+#include <ATen/autocast_mode.h>
+
 #include "student_worker/train/trainable_set.h"
 #include "tests/student_worker/train/train_fixtures.h"
 
@@ -219,15 +221,207 @@ TEST(StageRunnerTest, ContradictionsNameTheStage) {
   EXPECT_THAT(create(stage), HasSubstr("no loss of non-zero weight"));
 }
 
-// (optimizer, ranks)
+// Part j of each step's batch as the j-th input: what the pipeline gives where batches are computed in parts.
+class InParts : public StepSource {
+ public:
+  InParts(uint32_t images, uint32_t parts, uint32_t rank = 0, uint32_t ranks = 1) {
+    for (uint32_t part = 0; part < parts; ++part) {
+      sources_.push_back(std::make_unique<SyntheticSource>(0, images, part * ranks + rank, ranks * parts));
+    }
+  }
+  void SetTeacher(const std::shared_ptr<ZooNet>& teacher, const std::vector<TapRequest>& taps) {
+    for (const auto& source : sources_) source->SetTeacher(teacher, taps);
+  }
+  StatusOr<StepInput> Next(std::chrono::milliseconds timeout) override {
+    return sources_[next_++ % sources_.size()]->Next(timeout);
+  }
+  SyntheticSource& part(size_t i) { return *sources_[i]; }
+
+ private:
+  std::vector<std::unique_ptr<SyntheticSource>> sources_;
+  size_t next_ = 0;
+};
+
+// A stage without batch norms that train, and so with one result however its batches are divided.
+StagePlan Convolutions(uint64_t steps) {
+  return Stage("convolutions", {"conv1", "layer1.0.conv1", "layer2.0.conv2", "layer3.0.downsample.0", "fc"},
+               {CrossEntropy(), FeatureLoss("cwd", "layer1", 4, 8)}, steps);
+}
+
+TEST(AccumulationTest, PartsAddUpToTheWholeBatchOnAnyNumberOfRanks) {
+  for (const char* optimizer : {"sgd", "adamw"}) {
+    StagePlan stage = Convolutions(5);
+    stage.optimizer.type = optimizer;
+    stage.optimizer.lr = 0.01;
+    JobPlan plan = SmallPlan({stage});
+    const auto teacher = SmallTeacher(8);
+    Rank alone(plan);
+    auto runner = alone.Runner();
+    SyntheticSource source(0, 32);
+    source.SetTeacher(teacher, runner->teacher_taps());
+    const auto expected = Train(runner.get(), &source, 0, 5);
+    const auto expected_state = StateOf(*alone.net);
+    for (const auto& [ranks, parts] : {std::pair{1u, 4u}, {2u, 2u}, {1u, 2u}}) {
+      plan.accumulate = parts;
+      std::vector<std::map<std::string, torch::Tensor>> states(ranks);
+      OnRanks(ranks, [&, ranks = ranks, parts = parts](uint32_t r, std::shared_ptr<KvClient> store) {
+        Rank rank(plan, r, ranks, std::move(store));
+        auto mine = rank.Runner();
+        InParts inputs(32, parts, r, ranks);
+        inputs.SetTeacher(teacher, mine->teacher_taps());
+        const auto results = Train(mine.get(), &inputs, 0, 5);
+        for (size_t s = 0; s < 5; ++s) {
+          EXPECT_NEAR(results[s].loss, expected[s].loss, 1e-4 * expected[s].loss) << parts << " parts, step " << s;
+          EXPECT_NEAR(results[s].terms[1], expected[s].terms[1], 1e-4 * expected[s].terms[1]);
+        }
+        states[r] = StateOf(*rank.net);
+      });
+      EXPECT_THAT(Changed(states[0], states[ranks - 1]), testing::IsEmpty());
+      for (const auto& [name, tensor] : expected_state) {
+        if (!tensor.is_floating_point()) continue;
+        const double gap = (states[0][name] - tensor).abs().max().item<double>();
+        EXPECT_LT(gap, 2e-4) << optimizer << ", " << ranks << " ranks, " << parts << " parts: " << name;
+      }
+    }
+  }
+}
+
+TEST(AccumulationTest, AStepWithABrokenPartIsSkippedAsAWhole) {
+  JobPlan plan = SmallPlan({Stage("whole", WholeNet(), {CrossEntropy(), FeatureLoss("l2", "layer2", 8, 16)}, 4)});
+  plan.accumulate = 3;
+  for (const size_t broken : {0u, 1u, 2u}) {
+    Rank rank(plan);
+    auto runner = rank.Runner();
+    InParts inputs(24, 3);
+    inputs.SetTeacher(SmallTeacher(8), runner->teacher_taps());
+    Train(runner.get(), &inputs, 0, 1);
+    const auto before = StateOf(*rank.net);
+    inputs.part(broken).poison_ = true;
+    const StepResult skipped = Train(runner.get(), &inputs, 1, 2)[0];
+    EXPECT_TRUE(skipped.skipped);
+    EXPECT_EQ(skipped.skipped_tap, "layer2");
+    EXPECT_THAT(Changed(before, StateOf(*rank.net)), testing::IsEmpty()) << "part " << broken;
+    inputs.part(broken).poison_ = false;
+    EXPECT_FALSE(Train(runner.get(), &inputs, 2, 3)[0].skipped);  // the next step begins with its own first part
+  }
+}
+
+TEST(AccumulationTest, ARequestToStopBetweenPartsUndoesTheStep) {
+  JobPlan plan = SmallPlan({Stage("whole", WholeNet(), {CrossEntropy()}, 4)});
+  plan.accumulate = 2;
+  Rank rank(plan);
+  auto runner = rank.Runner();
+  InParts inputs(16, 2);
+  Train(runner.get(), &inputs, 0, 1);
+  const auto before = StateOf(*rank.net);
+  inputs.part(1).late_ = 1000;
+  rank.control.Cancel();
+  const StepResult result = Take(runner->Step(&inputs, 1));
+  EXPECT_FALSE(result.stepped);
+  EXPECT_TRUE(result.cancel);
+  EXPECT_THAT(Changed(before, StateOf(*rank.net)), testing::IsEmpty());
+}
+
+TEST(MultiplierTest, ModulesMoveByTheirOwnFactorAndTheLastOneHolds) {
+  const auto moved = [](std::vector<LrMultPlan> lr_mult) {
+    StagePlan stage = Stage("whole", WholeNet(), {CrossEntropy()}, 1);
+    stage.optimizer.momentum = 0;
+    stage.optimizer.weight_decay = 0;
+    stage.optimizer.lr_mult = std::move(lr_mult);
+    Rank rank(SmallPlan({stage}));
+    const auto before = StateOf(*rank.net);
+    auto runner = rank.Runner();
+    SyntheticSource source(0, 16);
+    Train(runner.get(), &source, 0, 1);
+    std::map<std::string, torch::Tensor> difference;
+    for (const auto& [name, tensor] : StateOf(*rank.net)) difference[name] = tensor - before.at(name);
+    return difference;
+  };
+  const auto plain = moved({});
+  const auto scaled = moved({{{"layer1", "layer3", "fc"}, 10}, {{"layer3.0.conv1"}, 0}});
+  const auto ratio = [&](const std::string& name) {
+    return (scaled.at(name).norm() / plain.at(name).norm()).item<double>();
+  };
+  EXPECT_NEAR(ratio("conv1.weight"), 1, 1e-3);
+  EXPECT_NEAR(ratio("layer1.0.conv2.weight"), 10, 1e-2);
+  EXPECT_NEAR(ratio("fc.bias"), 10, 1e-2);
+  EXPECT_NEAR(ratio("layer3.0.conv2.weight"), 10, 1e-2);
+  EXPECT_EQ(ratio("layer3.0.conv1.weight"), 0);
+}
+
+TEST(MultiplierTest, AModuleThatIsNotThereIsNamed) {
+  StagePlan stage = Stage("whole", WholeNet(), {CrossEntropy()}, 1);
+  stage.optimizer.lr_mult = {{{"layer9"}, 10}};
+  Rank rank(SmallPlan({stage}));
+  const auto runner = StageRunner::Create(
+      {.plan = &rank.plan, .stage = 0, .net = rank.net.get(), .lockstep = rank.lockstep.get(), .device = torch::kCPU});
+  EXPECT_THAT(runner.status().ToString(),
+              HasSubstr("stage 'whole': optimizer lr_mult: the student has no module 'layer9'"));
+}
+
+TEST(AutocastTest, TrainsInBfloat16CloseToFloat32AndRepeatably) {
+  const auto train = [](const std::string& autocast) {
+    StagePlan stage = Stage("whole", WholeNet(), {CrossEntropy(), FeatureLoss("l2", "layer2", 8, 16)}, 5);
+    stage.optimizer.lr = 0.01;
+    JobPlan plan = SmallPlan({stage});
+    plan.autocast = autocast;
+    Rank rank(plan);
+    auto runner = rank.Runner();
+    SyntheticSource source(0, 16);
+    source.SetTeacher(SmallTeacher(8), runner->teacher_taps());
+    const auto results = Train(runner.get(), &source, 0, 5);
+    EXPECT_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+    return std::pair(results, StateOf(*rank.net));
+  };
+  const auto [full, full_state] = train("none");
+  const auto [half, half_state] = train("bf16");
+  const auto [again, again_state] = train("bf16");
+  EXPECT_THAT(Changed(half_state, again_state), testing::IsEmpty());
+  EXPECT_THAT(Changed(full_state, half_state), testing::Contains("layer2.0.downsample.0.weight"));
+  for (size_t step = 0; step < 5; ++step) {
+    EXPECT_NE(half[step].loss, full[step].loss) << step;
+    EXPECT_NEAR(half[step].loss, full[step].loss, 0.03 * full[step].loss) << step;
+  }
+  for (const auto& [name, tensor] : half_state) {
+    if (tensor.is_floating_point()) {
+      EXPECT_EQ(tensor.scalar_type(), torch::kFloat32) << name;
+    }
+  }
+}
+
+TEST(WeightAverageInStageTest, AveragesEveryStepThatWasTakenAndNoOther) {
+  StagePlan stage = Stage("whole", WholeNet(), {CrossEntropy(), FeatureLoss("l2", "layer2", 8, 16)}, 4);
+  stage.optimizer.ema_decay = 0.99;
+  Rank rank(SmallPlan({stage}));
+  auto runner = rank.Runner();
+  ASSERT_NE(runner->average(), nullptr);
+  SyntheticSource source(0, 16);
+  source.SetTeacher(SmallTeacher(8), runner->teacher_taps());
+  Train(runner.get(), &source, 0, 2);
+  EXPECT_EQ(runner->average()->updates(), 2u);
+  source.poison_ = true;
+  Train(runner.get(), &source, 2, 3);
+  EXPECT_EQ(runner->average()->updates(), 2u);
+  const auto weights = StateOf(*rank.net);
+  runner->average()->Swap();
+  EXPECT_THAT(Changed(weights, StateOf(*rank.net)), testing::Contains("bn1.running_mean"));
+  EXPECT_THAT(Changed(weights, StateOf(*rank.net)), testing::Contains("fc.weight"));
+}
+
+// (optimizer, ranks); "ema": sgd with an average of the weights
 class ResumeTest : public testing::TestWithParam<std::tuple<std::string, uint32_t>> {};
 
 // Property 18.
 TEST_P(ResumeTest, AResumedStageIsBitIdenticalToAnUnbrokenOne) {
   const auto& [optimizer, ranks] = GetParam();
   StagePlan stage = Stage("whole", WholeNet(), {CrossEntropy(), FeatureLoss("l2", "layer2", 8, 16)}, 8);
-  stage.optimizer.type = optimizer;
-  stage.optimizer.lr = optimizer == "adam" ? 1e-3 : 0.1;
+  stage.optimizer.type = optimizer == "ema" ? "sgd" : optimizer;
+  stage.optimizer.lr = stage.optimizer.type == "sgd" ? 0.1 : 1e-3;
+  if (optimizer == "ema") {
+    stage.optimizer.ema_decay = 0.9;
+    stage.optimizer.decay_norms_and_biases = false;
+    stage.optimizer.lr_mult = {{{"fc"}, 2}};
+  }
   const JobPlan plan = SmallPlan({stage});
   const auto teacher = SmallTeacher(8);
   const auto source_at = [&](uint64_t step, uint32_t rank, uint32_t world, const StageRunner& runner) {
@@ -248,6 +442,10 @@ TEST_P(ResumeTest, AResumedStageIsBitIdenticalToAnUnbrokenOne) {
     }
     Train(runner.get(), source_at(3, r, world, *runner).get(), 3, 8);
     if (r == 0) unbroken = StateOf(*rank.net);
+    if (r == 0 && optimizer == "ema") {
+      runner->average()->Swap();
+      for (const auto& [name, tensor] : StateOf(*rank.net)) unbroken["average." + name] = tensor;
+    }
   });
   OnRanks(ranks, [&, world = ranks](uint32_t r, std::shared_ptr<KvClient> store) {
     Rank rank(plan, r, world, std::move(store));
@@ -267,6 +465,10 @@ TEST_P(ResumeTest, AResumedStageIsBitIdenticalToAnUnbrokenOne) {
     ASSERT_TRUE(runner->BroadcastState().ok());
     Train(runner.get(), source_at(3, r, world, *runner).get(), 3, 8);
     if (r == 0) resumed = StateOf(*rank.net);
+    if (r == 0 && optimizer == "ema") {
+      runner->average()->Swap();
+      for (const auto& [name, tensor] : StateOf(*rank.net)) resumed["average." + name] = tensor;
+    }
   });
   EXPECT_FALSE(Changed(halfway, unbroken).empty());
   EXPECT_THAT(Changed(unbroken, resumed), testing::IsEmpty());
@@ -274,7 +476,9 @@ TEST_P(ResumeTest, AResumedStageIsBitIdenticalToAnUnbrokenOne) {
 
 INSTANTIATE_TEST_SUITE_P(Optimizers, ResumeTest,
                          testing::Values(std::tuple("sgd", 1u), std::tuple("adam", 1u), std::tuple("sgd", 2u),
-                                         std::tuple("adam", 2u), std::tuple("sgd", 3u)),
+                                         std::tuple("adam", 2u), std::tuple("sgd", 3u), std::tuple("adamw", 1u),
+                                         std::tuple("adamw", 2u), std::tuple("lamb", 1u), std::tuple("lamb", 2u),
+                                         std::tuple("ema", 1u), std::tuple("ema", 2u)),
                          [](const auto& info) {
                            return std::get<0>(info.param) + "On" + std::to_string(std::get<1>(info.param));
                          });
