@@ -19,6 +19,7 @@ if [ ! -f "$archive" ]; then
     { tail -n 20 "$BUILD/base-bookworm.log" >&2; die "debootstrap failed"; }
   # What the slim images leave out: documentation, translations, package lists.
   as_root rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,info,locale} "$root"/var/log/*
+  as_root chmod 755 "$root"  # it is / for whoever runs in the container
   as_root tar -C "$root" --one-file-system -cf "$archive.new" .
   as_root chown "$(id -u):$(id -g)" "$archive.new"
   mv "$archive.new" "$archive"
