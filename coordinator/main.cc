@@ -189,14 +189,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  LogOptions log;
-  log.json = flags.service.log_json;
-  log.service = "coordinator";
-  if (!ParseLogLevel(flags.service.log_level, &log.level)) {
-    std::fprintf(stderr, "--log-level %s: expected debug, info, warning or error\n", flags.service.log_level.c_str());
-    return kExitUsage;
-  }
-  InitLogging(log);
+  InitServiceLogging(flags.service, "coordinator");
   const Status status = Serve(flags);
   if (status.ok()) return kExitTerminated;
   LogError("coordinator stopped", {{"error", status.message()}});

@@ -12,7 +12,6 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <memory>
 #include <set>
 #include <string>
@@ -29,6 +28,7 @@
 #include "common/service/certificate_metrics.h"
 #include "common/service/memory.h"
 #include "common/service/service_flags.h"
+#include "common/service/worker_process.h"
 #include "common/str_cat.h"
 #include "common/zoo/model_file.h"
 #include "teacher_server/feature_service.h"
@@ -54,12 +54,6 @@ struct Flags {
   double grace = 25;                           // seconds; below Kubernetes' default of 30
 };
 
-std::string HostName() {
-  char name[256] = {};
-  if (gethostname(name, sizeof name - 1) != 0) return "localhost";
-  return name;
-}
-
 // Where students reach this server when --advertise does not say: an address that means "all interfaces" is of no use
 // to them.
 std::string ReachableAddress(const RpcServer& server) {
@@ -83,13 +77,6 @@ int ExitCodeFor(const Status& status) {
     default:
       return kExitConfiguration;
   }
-}
-
-// True when a stop was asked for that WaitForSignal() will report.
-bool SignalPending() {
-  sigset_t pending;
-  sigpending(&pending);
-  return sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1;
 }
 
 // While it lives, SIGTERM and SIGINT end the process within a moment, with the exit code of an orderly stop: nobody is
@@ -146,19 +133,6 @@ class JobLog {
  private:
   std::set<std::string> jobs_;
 };
-
-// Tries until `patience` is over or a signal comes (then kCancelled).
-StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& options,
-                                                const FleetClient::Callbacks& callbacks) {
-  constexpr std::chrono::seconds kPatience(30);
-  const Clock::time_point end = Clock::now() + kPatience;
-  while (true) {
-    StatusOr<std::unique_ptr<FleetClient>> client = FleetClient::Start(options, callbacks);
-    if (client.ok() || client.status().code() != StatusCode::kUnavailable || Clock::now() >= end) return client;
-    if (SignalPending()) return absl::CancelledError("stopped while waiting for the coordinator");
-    LogWarning("the coordinator does not answer yet", {{"reason", client.status().message()}});
-  }
-}
 
 int Serve(const Flags& flags) {
   StatusOr<ModelFiles> files = CollectModelFiles(flags.models, flags.models_folder);
@@ -228,11 +202,10 @@ int Serve(const Flags& flags) {
     if (client.ok()) {
       fleet = *std::move(client);
     } else if (client.status().code() != StatusCode::kCancelled) {
-      return Fail(client.status(),
-                  client.status().code() == StatusCode::kUnavailable ? kExitUnreachable : ExitCodeFor(client.status()));
+      return Fail(client.status(), RegistrationExitCode(client.status()));
     }
   }
-  if (!SignalPending()) {
+  if (!StopSignalPending()) {
     not_ready.store("");
     ready.Set(1);
     LogInfo("serving", {{"address", address},
@@ -273,7 +246,6 @@ int Main(int argc, char** argv) {
   KeepFreedMemory();
   SetCudaEnvironment();
   BlockSignals();
-  ::signal(SIGPIPE, SIG_IGN);
   Flags flags;
   CLI::App app("Serves frozen models: students send images, get feature maps back.", "distill-teacher");
   app.add_option("--model", flags.models, "Serve FILE (*.safetensors or TorchScript *.pt) as NAME; repeatable")
@@ -315,15 +287,8 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  if (flags.id.empty()) flags.id = StrCat(HostName(), "-", getpid());
-  LogOptions log;
-  if (!ParseLogLevel(flags.service.log_level, &log.level)) {
-    std::fprintf(stderr, "--log-level '%s' is none of debug, info, warning, error\n", flags.service.log_level.c_str());
-    return kExitUsage;
-  }
-  log.json = flags.service.log_json;
-  log.service = flags.id;
-  InitLogging(log);
+  if (flags.id.empty()) flags.id = DefaultWorkerId();
+  InitServiceLogging(flags.service, flags.id);
   try {
     return Serve(flags);
   } catch (const std::exception& error) {

@@ -1,10 +1,11 @@
-// One client's stream of feature maps as a state machine that knows no transport: what a client may say, when a batch is
-// computed, what may be sent and when, and how the stream ends. What clients may rely on stands in feature_service.h.
+// One client's stream of feature maps as a state machine that knows no transport: what a client may say, when a batch
+// is computed, what may be sent and when, and how the stream ends. What clients may rely on stands in
+// feature_service.h.
 //
 // clang-format off
 //   new      --Open-->     open      batches, credits and cancels are taken
-//   any      --decided-->  ended     how the stream ends is known; what the client says is dropped, what it asked for is
-//                                    forgotten, and nothing more is sent
+//   any      --decided-->  ended     how the stream ends is known: what the client says is dropped, what it asked for
+//                                    is forgotten, and nothing more is sent
 //   ended    --sent-->     finished  once the message under way is sent: StreamTransport::Finish
 // clang-format on
 //

@@ -20,9 +20,9 @@ namespace distill {
 namespace {
 
 // LibTorch records every collective in a map of the whole process, into which it inserts without a lock (2.11,
-// FlightRecorder::recordWithResetEnabled): two groups in one process corrupt it. Its switch is read from the environment
-// when the first group is made; before main() no other thread reads or writes that. Somebody who wants the record sets
-// the variable.
+// FlightRecorder::recordWithResetEnabled): two groups in one process corrupt it. Its switch is read from the
+// environment when the first group is made; before main() no other thread reads or writes that. Somebody who wants the
+// record sets the variable.
 const bool recorder_is_off = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0) == 0;
 
 // Reaches the protected list of contexts without making an object of a class of our own.

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "absl/strings/ascii.h"
+#include "common/log.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -66,6 +67,14 @@ void AddServiceFlags(CLI::App* app, ServiceFlags* flags) {
     if (option != config && option != app->get_help_ptr() && option != app->get_version_ptr())
       SetEnvironmentName(option);
   }
+}
+
+void InitServiceLogging(const ServiceFlags& flags, const std::string& service) {
+  LogOptions log;
+  ParseLogLevel(flags.log_level, &log.level);  // the flag accepts valid levels only
+  log.json = flags.log_json;
+  log.service = service;
+  InitLogging(log);
 }
 
 std::string VersionString() { return StrCat(DISTILL_VERSION, DISTILL_WITH_CUDA ? " (cuda)" : " (cpu)"); }

@@ -35,12 +35,17 @@ void AddServiceFlags(CLI::App* app, ServiceFlags* flags);
 // Adds --tls-ca, --tls-cert, --tls-key, --token-file, --insecure only (clients), each with its environment variable.
 void AddSecurityFlags(CLI::App* app, RpcSecurity* security);
 
+// Starts logging as the flags say, under the name `service`. REQUIRES: the app has parsed the flags.
+void InitServiceLogging(const ServiceFlags& flags, const std::string& service);
+
 // Blocks SIGINT and SIGTERM in all threads made later and ignores SIGPIPE; call first in main(). Children inherit the
 // mask.
 void BlockSignals();
 // Waits for SIGINT or SIGTERM, or for `RequestStop`. Returns the signal number, 0 for RequestStop. May be called again.
 // REQUIRES: BlockSignals() was called.
 int WaitForSignal();
+// A signal came that WaitForSignal() will report.
+bool StopSignalPending();
 // From any thread: WaitForSignal returns 0, also when it is called later.
 void RequestStop();
 

@@ -61,6 +61,12 @@ int WaitForSignal() {
   }
 }
 
+bool StopSignalPending() {
+  sigset_t pending;
+  sigpending(&pending);
+  return sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1;
+}
+
 void RequestStop() {
   const uint64_t one = 1;
   // Fails only when the counter is full, and then a request waits already.

@@ -1,4 +1,5 @@
 // What ranks report about their job: stages, its end, failures. Every report is fenced by the job's generation.
+#include "common/failure_kind_name.h"
 #include "common/log.h"
 #include "common/str_cat.h"
 #include "coordinator/core/coordinator.h"
@@ -14,18 +15,6 @@ uint64_t StepsBefore(const JobPlan& plan, uint32_t stage) {
   uint64_t steps = 0;
   for (uint32_t i = 0; i < stage; ++i) steps += plan.stages[i].steps;
   return steps;
-}
-
-std::string_view Name(FailureKind kind) {
-  switch (kind) {
-    case FailureKind::kJob:
-      return "job";
-    case FailureKind::kWorker:
-      return "worker";
-    case FailureKind::kPassing:
-      return "passing";
-  }
-  return "unknown";
 }
 
 }  // namespace

@@ -21,16 +21,4 @@ FailureKind ClassOf(const Status& status) {
   }
 }
 
-const char* Name(FailureKind kind) {
-  switch (kind) {
-    case FailureKind::kJob:
-      return "job";
-    case FailureKind::kWorker:
-      return "worker";
-    case FailureKind::kPassing:
-      return "passing";
-  }
-  return "worker";
-}
-
 }  // namespace distill

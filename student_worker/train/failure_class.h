@@ -24,9 +24,6 @@ namespace distill {
 // REQUIRES: !status.ok().
 FailureKind ClassOf(const Status& status);
 
-// "job", "worker", "passing": for logs.
-const char* Name(FailureKind kind);
-
 }  // namespace distill
 
 #endif  // DISTILL_STUDENT_WORKER_TRAIN_FAILURE_CLASS_H_

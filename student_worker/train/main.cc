@@ -26,6 +26,7 @@
 #include "common/service/certificate_metrics.h"
 #include "common/service/memory.h"
 #include "common/service/service_flags.h"
+#include "common/service/worker_process.h"
 #include "common/str_cat.h"
 #include "student_worker/train/job_runner.h"
 #include "student_worker/train/student_agent.h"
@@ -53,29 +54,9 @@ struct Flags {
   double grace = 20;               // seconds; below Kubernetes' default of 30
 };
 
-std::string HostName() {
-  char name[256] = {};
-  if (gethostname(name, sizeof name - 1) != 0) return "localhost";
-  return name;
-}
-
 int Fail(const Status& status, int exit_code) {
   LogError(ToStd(status.message()));
   return exit_code;
-}
-
-int ExitCodeFor(const Status& status) {
-  switch (status.code()) {
-    case StatusCode::kUnavailable:
-      return kExitUnreachable;
-    case StatusCode::kUnauthenticated:
-      return kExitUnauthenticated;
-    case StatusCode::kResourceExhausted:
-    case StatusCode::kPermissionDenied:
-      return kExitDiskFull;
-    default:
-      return kExitConfiguration;
-  }
 }
 
 Status CheckFolders(const Flags& flags) {
@@ -94,23 +75,6 @@ Status CheckFolders(const Flags& flags) {
                                               "; choose a writable folder"));
   }
   return OkStatus();
-}
-
-// Tries until the coordinator answers, `patience` is over, or a signal comes (then kCancelled).
-StatusOr<std::unique_ptr<FleetClient>> Register(const FleetClient::Options& options,
-                                                const FleetClient::Callbacks& callbacks) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-  while (true) {
-    auto client = FleetClient::Start(options, callbacks);
-    if (client.ok() || client.status().code() != StatusCode::kUnavailable || std::chrono::steady_clock::now() >= end)
-      return client;
-    sigset_t pending;
-    sigpending(&pending);
-    if (sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1) {
-      return absl::CancelledError("stopped while waiting for the coordinator");
-    }
-    LogWarning("the coordinator does not answer yet", {{"coordinator", options.coordinator}});
-  }
 }
 
 int Serve(const Flags& flags) {
@@ -167,7 +131,7 @@ int Serve(const Flags& flags) {
   options.connect_timeout = std::chrono::seconds(3);
   auto fleet = Register(options, agent.callbacks());
   if (fleet.status().code() == StatusCode::kCancelled) return kExitTerminated;
-  if (!fleet.ok()) return Fail(fleet.status(), ExitCodeFor(fleet.status()));
+  if (!fleet.ok()) return Fail(fleet.status(), RegistrationExitCode(fleet.status()));
   fleet_or_null = fleet->get();
   agent.Start(fleet->get());
   not_ready.store("");
@@ -236,12 +200,8 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  if (flags.id.empty()) flags.id = StrCat(HostName(), "-", getpid());
-  LogOptions log;
-  ParseLogLevel(flags.service.log_level, &log.level);  // the flag accepts valid levels only
-  log.json = flags.service.log_json;
-  log.service = flags.id;
-  InitLogging(log);
+  if (flags.id.empty()) flags.id = DefaultWorkerId();
+  InitServiceLogging(flags.service, flags.id);
   try {
     return Serve(flags);
   } catch (const std::exception& error) {

@@ -6,6 +6,7 @@
 #include "absl/time/time.h"
 #include "common/exit_codes.h"
 #include "common/failure_kind.h"
+#include "common/failure_kind_name.h"
 #include "common/log.h"
 #include "common/steady_wait.h"
 #include "common/str_cat.h"

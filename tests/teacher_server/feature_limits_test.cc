@@ -180,8 +180,8 @@ TEST_F(FeatureLimitsTest, AClientWithoutCreditDoesNotMakeTheServerComputeAhead) 
   }
 }
 
-// One budget over all streams, whatever their number: clients that fetch nothing hold at most half of it, and the others
-// have the rest.
+// One budget over all streams, whatever their number: clients that fetch nothing hold at most half of it, and the
+// others have the rest.
 TEST_F(FeatureLimitsTest, ClientsWithoutCreditShareOneBudgetAndHoldUpNobodyElse) {
   StreamLimits limits;
   limits.memory_budget = 16 * kImageMapBytes;
