@@ -342,15 +342,4 @@ std::vector<torch::Tensor> Buffers(const StudentNet& net) {
   return tensors;
 }
 
-torch::Tensor NormalizePixels(const torch::Tensor& pixels, const ModelSpec& spec, bool channels_last) {
-  const auto format = channels_last ? torch::MemoryFormat::ChannelsLast : torch::MemoryFormat::Contiguous;
-  torch::Tensor x = pixels.to(torch::kFloat32, /*non_blocking=*/false, /*copy=*/true, format).div_(255);
-  const auto per_channel = [&](const std::vector<float>& values) {
-    return torch::tensor(values).view({1, -1, 1, 1}).to(x.device());
-  };
-  if (!spec.mean.empty()) x.sub_(per_channel(spec.mean));
-  if (!spec.std.empty()) x.div_(per_channel(spec.std));
-  return x;
-}
-
 }  // namespace distill
