@@ -1,6 +1,7 @@
 #include "common/plan/plan_codec.h"
 
 #include <google/protobuf/descriptor.h>
+#include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
 #include "distill/v1/plan.pb.h"
@@ -148,6 +149,17 @@ TEST(PlanCodecTest, ToProtoReplacesWhatWasThere) {
   ToProto(FullPlan(), &proto);
   ToProto(JobPlan{}, &proto);
   EXPECT_EQ(FromProto(proto), JobPlan{});
+}
+
+TEST(PlanCodecTest, APlanThatAnOlderProgramStoredIsWrittenAsItWas) {
+  // All messages that the first version always wrote, each at what its absence from an older plan would give.
+  const std::string text =
+      "student {} teachers { spec {} } data {} stages { losses { weight_schedule {} own {} } optimizer {} schedule {} "
+      "}";
+  v1::JobPlan stored, again;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &stored));
+  ToProto(FromProto(stored), &again);
+  EXPECT_EQ(again.DebugString(), stored.DebugString()) << "its checkpoints would be thrown away: see plan_codec.h";
 }
 
 TEST(PlanCodecTest, KnobWithoutValueIsDropped) {
