@@ -56,6 +56,7 @@ class ArchiveTree : public FileTree {
     TarEntry entry;
     uint64_t total = 0;
     while (true) {
+      DISTILL_RETURN_IF_ERROR(report->wanted());
       DISTILL_ASSIGN_OR_RETURN(const bool more, tar.Next(&entry));
       if (!more) return OkStatus();
       if (entry.name.size() > kMaxNameBytes) {

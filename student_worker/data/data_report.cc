@@ -36,6 +36,10 @@ std::string DataReport::Tell(const FileFault& fault, const Files& files, size_t 
   return text;
 }
 
+Status DataReport::wanted() const {
+  return stop_ && stop_() ? absl::CancelledError("stopped while the data set was loaded") : OkStatus();
+}
+
 void DataReport::Refuse(const FileFault& fault, const std::string& file, const std::string& detail) {
   absl::MutexLock lock(&mutex_);
   Add(fault, file, detail, &refused_);

@@ -1,9 +1,11 @@
-// What is wrong or odd with the files of a data set, gathered over all its splits: one run tells all of it.
+// What is wrong or odd with the files of a data set, gathered over all its splits: one run tells all of it. And whether
+// anybody still wants to know.
 #ifndef DISTILL_STUDENT_WORKER_DATA_DATA_REPORT_H_
 #define DISTILL_STUDENT_WORKER_DATA_DATA_REPORT_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -32,6 +34,13 @@ class DataReport {
   static constexpr size_t kNamedFiles = 20;
   static constexpr size_t kNamedInWarning = 5;
 
+  // `stop`: true from some moment on: nobody wants the data set any more. Called from any thread; null: it is wanted.
+  explicit DataReport(std::function<bool()> stop = nullptr) : stop_(std::move(stop)) {}
+
+  // kCancelled: nobody wants it any more. Readers ask before each file, and every few megabytes of a long one, and go no
+  // further then.
+  Status wanted() const;
+
   // The data set must be refused. `file` as a reader could open it; `detail` about this file alone.
   void Refuse(const FileFault& fault, const std::string& file, const std::string& detail = "");
   // The same for what concerns no single file. REQUIRES: !status.ok().
@@ -57,6 +66,7 @@ class DataReport {
   static void Add(const FileFault& fault, const std::string& file, const std::string& detail, Faults* faults);
   static std::string Tell(const FileFault& fault, const Files& files, size_t most);
 
+  const std::function<bool()> stop_;
   mutable absl::Mutex mutex_;
   Faults refused_ ABSL_GUARDED_BY(mutex_);
   std::vector<Status> refused_whole_ ABSL_GUARDED_BY(mutex_);

@@ -236,7 +236,7 @@ WantedImages WantedBy(const ModelSpec& student) {
 }
 
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
-                                 const WantedImages& want) {
+                                 const WantedImages& want, const std::function<bool()>& stop) {
   StatusOr<LoadedSplit> (*reader)(const SplitRequest&) = nullptr;
   if (plan.format == "idx") reader = ReadIdxSplit;
   if (plan.format == "image_folder") reader = ReadImageFolderSplit;
@@ -251,7 +251,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
         StrCat("data.ignore_label is ", plan.ignore_label, ", but label maps hold values of 0 to ", kIgnoredPixel));
   }
   DISTILL_ASSIGN_OR_RETURN(const std::string folder, ResolveBelow(data_root, plan.path));
-  DataReport report;
+  DataReport report(stop);
   SplitRequest request{.root = data_root,
                        .folder = folder,
                        .want = want,
@@ -263,6 +263,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     request.name = name;
     request.kind = kind;
     request.subset = std::move(subset);
+    if (!report.wanted().ok()) return LoadedSplit();
     auto split = reader(request);
     if (!split.ok()) {
       report.Refuse(split.status());
@@ -277,6 +278,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   LoadedSplit test = read("test", SplitKind::kLabelled, FirstOfShuffle(0, plan.test_limit));
   LoadedSplit unlabelled;
   if (has_unlabelled) unlabelled = read(plan.unlabelled, SplitKind::kUnlabelled, FirstOfShuffle(0, 0));
+  DISTILL_RETURN_IF_ERROR(report.wanted());
 
   CheckClassNames(folder, train, test, want.classes, &report);
   // Counts of a split that could not be listed would only repeat that.

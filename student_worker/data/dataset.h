@@ -31,6 +31,7 @@
 #define DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -110,9 +111,11 @@ WantedImages WantedBy(const ModelSpec& student);
 // kDataLoss: a file is damaged, truncated, or neither JPEG nor PNG. kFailedPrecondition: files contradict each other or
 // the plan (counts, sizes, class lists, images and label maps), class folders are empty, pictures lie where none
 // belongs, links lead nowhere, shrink does not divide the sides, a file is no label map, or no pixel has a label.
-// kResourceExhausted: over kMaxDatasetBytes, or one file over 256 MiB. kUnavailable: the disk failed.
+// kResourceExhausted: over kMaxDatasetBytes, or one file over 256 MiB. kUnavailable: the disk failed. kCancelled: stop()
+// was true, which is asked on the threads that load, before each file and every few megabytes: what it ends late is a
+// disk that does not answer.
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
-                                 const WantedImages& want = {});
+                                 const WantedImages& want = {}, const std::function<bool()>& stop = nullptr);
 
 // A data set from pixels in memory: `pixels` holds labels.size() images [C, H, W], `label_maps` nothing or as many maps
 // [H, W]. kInvalidArgument: sizes contradict; labels are not all in [0, classes) or all kNoLabel, which they have to be

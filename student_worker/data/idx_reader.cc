@@ -17,6 +17,7 @@ namespace {
 constexpr uint32_t kImageMagic = 0x00000803;
 constexpr uint32_t kLabelMagic = 0x00000801;
 constexpr uint32_t kMaxSide = 16384;
+constexpr uint64_t kReadAtOnce = 4 << 20;
 
 uint32_t BigEndian(const uint8_t* bytes) {
   return uint32_t{bytes[0]} << 24 | uint32_t{bytes[1]} << 16 | uint32_t{bytes[2]} << 8 | bytes[3];
@@ -58,7 +59,7 @@ StatusOr<std::vector<uint32_t>> ReadHeader(GzipFile* file, uint32_t magic) {
 
 // The elements, and nothing after them. The size comes from the header: refused before allocating when the file cannot
 // hold it.
-StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size) {
+StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size, const DataReport& report) {
   if (size > kMaxDatasetBytes) {
     return absl::ResourceExhaustedError(
         StrCat("'", file->path(), "' holds ", size, " bytes of pixels, over the limit of ", kMaxDatasetBytes));
@@ -68,7 +69,12 @@ StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size) {
                                       " bytes, the file has ", file->file_bytes(), "; fetch it again"));
   }
   std::vector<uint8_t> bytes(size);
-  DISTILL_RETURN_IF_ERROR(file->ReadExact(bytes.data(), size, "the data announced by the header"));
+  for (uint64_t done = 0; done < size;) {
+    DISTILL_RETURN_IF_ERROR(report.wanted());
+    const uint64_t part = std::min(size - done, kReadAtOnce);
+    DISTILL_RETURN_IF_ERROR(file->ReadExact(bytes.data() + done, part, "the data announced by the header"));
+    done += part;
+  }
   uint8_t more;
   DISTILL_ASSIGN_OR_RETURN(const size_t extra, file->Read(&more, 1));  // also makes zlib check the stream's end
   if (extra != 0) {
@@ -119,7 +125,7 @@ StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   const bool wanted = CheckShape(request, image_file->path(), split.channels, split.height, split.width);
   const uint64_t image_bytes = uint64_t{split.height} * split.width;
   if (label_file != nullptr) {
-    DISTILL_ASSIGN_OR_RETURN(labels, ReadElements(label_file.get(), count));
+    DISTILL_ASSIGN_OR_RETURN(labels, ReadElements(label_file.get(), count, *request.report));
   }
   if (label_file != nullptr && request.want.classes > 0) {
     for (uint32_t i = 0; i < count; ++i) {
@@ -139,7 +145,8 @@ StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
   if (label_file == nullptr) split.label_found.clear();
   split.digest = digest.Hex();
   if (!wanted) return split;
-  DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> pixels, ReadElements(image_file.get(), count * image_bytes));
+  DISTILL_ASSIGN_OR_RETURN(std::vector<uint8_t> pixels,
+                           ReadElements(image_file.get(), count * image_bytes, *request.report));
 
   const std::vector<uint32_t> chosen = request.subset(count);
   DISTILL_RETURN_IF_ERROR(CheckSplitBytes(request, image_file->path(), chosen.size() * image_bytes));

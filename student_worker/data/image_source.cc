@@ -71,6 +71,7 @@ class Walk {
 
  private:
   Status VisitNode(const TreeNode& node, const std::string& path, size_t depth, bool litter) {
+    DISTILL_RETURN_IF_ERROR(report_->wanted());
     const std::string place = path.empty() ? node.name : StrCat(path, "/", node.name);
     switch (node.kind) {
       case TreeNode::Kind::kFolder:

@@ -72,6 +72,7 @@ ImageHeaders ReadHeaders(const SplitRequest& request, const std::string& source,
   std::vector<ImageInfo> infos(files.size());
   std::vector<uint8_t> read(files.size());  // no vector<bool>: threads write to it
   const Status status = ParallelFor(files.size(), [&](size_t i) -> Status {
+    DISTILL_RETURN_IF_ERROR(report->wanted());
     read[i] = !files[i].refused && ReadHeader(request, files[i], &infos[i]);
     return OkStatus();
   });
@@ -128,6 +129,7 @@ Status DecodeImageFiles(const SplitRequest& request, const ImageHeaders& headers
   const uint64_t full_bytes = uint64_t{info.channels} * info.height * info.width;
   const uint64_t image_bytes = full_bytes / shrink / shrink;
   return ParallelFor(files->size(), [&](size_t i) -> Status {
+    DISTILL_RETURN_IF_ERROR(request.report->wanted());
     if (!headers.sound[i]) return OkStatus();
     ImageFile& file = (*files)[i];
     const std::shared_ptr<const std::string> bytes = ReadOrRefuse(file, kMaxFileBytes, request.report);

@@ -106,6 +106,7 @@ Status LoadLabelMaps(const SplitRequest& request, const ImageHeaders& headers, s
   const uint64_t map_bytes = full_bytes / request.shrink / request.shrink;
   absl::Mutex mutex;  // of split->pixels_of_class
   return ParallelFor(files.size(), [&](size_t i) -> Status {
+    DISTILL_RETURN_IF_ERROR(request.report->wanted());
     ImageFile& file = files[i];
     if (file.refused || !headers.sound[i]) return OkStatus();
     const std::shared_ptr<const std::string> bytes = ReadOrRefuse(file, kMaxFileBytes, request.report);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "absl/strings/str_replace.h"
 #include "common/failure_kind.h"
+#include "common/hash/sha256.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -14,6 +16,7 @@ constexpr size_t kDigitsAtOnce = 12;
 constexpr size_t kDigestDigits = 64;
 constexpr size_t kPieces = (kDigestDigits + kDigitsAtOnce - 1) / kDigitsAtOnce;
 constexpr size_t kNumbers = kPieces + 4;
+constexpr size_t kWarningsCompared = 32;
 
 void Pack(const DataIndex& index, double* out) {
   std::string digest = index.digest;
@@ -55,6 +58,13 @@ std::string Differences(const DataIndex& own, const DataIndex& right) {
   compare("classes", own.classes, right.classes);
   if (text.empty()) text = "as many images and classes, but other names, labels, sizes or another order";
   return text;
+}
+
+// Never 0, which stands for no warning.
+double DigestOf(const std::string& warning, const std::string& data_root) {
+  Sha256 hash;
+  hash.Update(data_root.empty() ? warning : absl::StrReplaceAll(warning, {{data_root, ""}}));
+  return 1.0 + static_cast<double>(std::strtoull(hash.HexDigest().substr(0, kDigitsAtOnce).c_str(), nullptr, 16));
 }
 
 }  // namespace
@@ -103,6 +113,25 @@ Status AgreeOnData(const DataIndex& own, Lockstep* lockstep) {
           ->Meet({.failed = !verdict.ok() && verdict.code() != StatusCode::kAborted, .waiting = false, .values = {}})
           .status());
   return verdict;
+}
+
+StatusOr<std::vector<std::string>> NotSaidByLeader(const std::vector<std::string>& warnings,
+                                                   const std::string& data_root, Lockstep* lockstep) {
+  std::vector<std::string> news;
+  if (lockstep->group()->world_size() == 1) return news;
+  std::vector<double> said(kWarningsCompared, 0.0);
+  const bool leader = lockstep->group()->rank() == 0;
+  for (size_t i = 0; leader && i < std::min(warnings.size(), said.size()); ++i) {
+    said[i] = DigestOf(warnings[i], data_root);
+  }
+  DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round round,
+                           lockstep->Meet({.failed = false, .waiting = false, .values = std::move(said)}));
+  if (leader) return news;
+  for (const std::string& warning : warnings) {
+    const double digest = DigestOf(warning, data_root);
+    if (std::find(round.sums.begin(), round.sums.end(), digest) == round.sums.end()) news.push_back(warning);
+  }
+  return news;
 }
 
 }  // namespace distill

@@ -80,10 +80,11 @@ StatusOr<JobEnd> Job::Run() {
   job_.reporter.Phase("loading");
   DISTILL_RETURN_IF_ERROR(job_.lockstep->Together("job-load", [this] { return Load(); }));
   DISTILL_RETURN_IF_ERROR(AgreeOnData(data_index_, job_.lockstep.get()));
-  if (job_.leader()) {
-    for (const std::string& warning : data_warnings_) {
-      job_.reporter.Event(EventLevel::kWarning, EventType::kData, warning);
-    }
+  DISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> news,
+                           NotSaidByLeader(data_warnings_, job_.environment.data_root, job_.lockstep.get()));
+  for (const std::string& warning : job_.leader() ? data_warnings_ : news) {
+    const std::string who = job_.leader() ? "" : StrCat("rank ", job_.assignment.rank, ": ");
+    job_.reporter.Event(EventLevel::kWarning, EventType::kData, who + warning);
   }
   DISTILL_RETURN_IF_ERROR(checkpoints_.Resume());
   DISTILL_RETURN_IF_ERROR(MeasureTeacher());
@@ -171,7 +172,8 @@ Status Job::FormGroup() {
 Status Job::LoadData() {
   const JobPlan& plan = job_.plan;
   DISTILL_ASSIGN_OR_RETURN(DataSplits data,
-                           OpenDataset(plan.data, job_.environment.data_root, plan.seed, WantedBy(plan.student)));
+                           OpenDataset(plan.data, job_.environment.data_root, plan.seed, WantedBy(plan.student),
+                                       [this] { return job_.lockstep->stopping(); }));
   data_index_ = IndexOf(data);
   data_warnings_ = std::move(data.warnings);
   DISTILL_ASSIGN_OR_RETURN(job_.images, PrepareTrainingImages(data, plan.data.holdout, plan.seed));

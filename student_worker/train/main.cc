@@ -51,6 +51,7 @@ struct Flags {
   std::string device = "auto";
   double collective_timeout = 20;  // seconds
   double write_patience = 300;     // seconds
+  double unwind_limit = 120;       // seconds
   double grace = 20;               // seconds; below Kubernetes' default of 30
 };
 
@@ -119,7 +120,8 @@ int Serve(const Flags& flags) {
     LogError("this process is of no use any more and ends, to be started anew", {{"reason", ToStd(why.message())}});
     _exit(kExitTemporary);
   };
-  StudentAgent agent(environment);
+  StudentAgent agent(environment,
+                     {.unwind_limit = std::chrono::milliseconds(static_cast<int64_t>(flags.unwind_limit * 1000))});
 
   FleetClient::Options options;
   options.coordinator = flags.coordinator;
@@ -189,6 +191,11 @@ int Main(int argc, char** argv) {
   app.add_option("--write-patience", flags.write_patience,
                  "Seconds for which a stage's last checkpoint and the results are tried again when the disk takes none")
       ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str();
+  app.add_option("--unwind-limit", flags.unwind_limit,
+                 "Seconds after which the process ends, to be started anew, when it has not left a job that was taken "
+                 "away from it")
+      ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str();
   app.add_option("--grace", flags.grace,
                  "Seconds that a running job gets after SIGTERM to write its checkpoint; about 5 s later it is left")

@@ -189,6 +189,8 @@ bool StudentAgent::Shutdown(std::chrono::milliseconds grace, std::chrono::millis
   }
   if (!stopped) {
     LogWarning("the job did not stop in time and is broken off", {});
+    // Before the other ranks notice: their next group is to be formed without this process.
+    if (environment_.fleet != nullptr) environment_.fleet->Drain();
     if (control != nullptr) control->Revoke();
     absl::MutexLock lock(&mutex_);
     stopped = AwaitFor(&mutex_, absl::Condition(&stopped_), absl::FromChrono(unwind));

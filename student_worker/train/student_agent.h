@@ -27,8 +27,8 @@ namespace distill {
 
 struct StudentAgentOptions {
   // How long the trainer may take to leave a job whose assignment was revoked; covers what cannot be broken off, such
-  // as loading a data set, or writing and fsyncing a checkpoint that has begun.
-  std::chrono::milliseconds unwind_limit{300000};
+  // as writing and fsyncing a checkpoint that has begun.
+  std::chrono::milliseconds unwind_limit{120000};
   // Called from the watching thread when that was too long, with the reason in words. The process should end, so that
   // whoever supervises it starts a new one: the default logs the reason and ends it with kExitTemporary.
   std::function<void(const std::string& reason)> on_stuck;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <png.h>
 
+#include <atomic>
 #include <filesystem>
 
 #include "student_worker/data/sampler.h"
@@ -237,6 +238,32 @@ TEST_F(DatasetTest, OtherNumbersOfImagesThanThePlanSaysAreRefused) {
   fs::remove(Path("d/train-images-idx3-ubyte"));
   fs::remove(Path("d/train-labels-idx1-ubyte"));
   EXPECT_TRUE(Error(plan).ok()) << Error(plan);
+}
+
+TEST_F(DatasetTest, LoadingEndsWhenNobodyWantsTheDataAnyMore) {
+  WriteIdx("d");
+  for (int i = 0; i < 40; ++i) {
+    WriteWithFolders(Path("f/train/ant/" + std::to_string(i) + ".png"),
+                     EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(0, 3)));
+  }
+  fs::copy(Path("f/train"), Path("f/test"), fs::copy_options::recursive);
+  const auto open = [&](const DataPlan& plan, int wanted_for, int* asked) {
+    std::atomic<int> count = 0;  // asked on the threads that decode, too
+    const auto result = OpenDataset(plan, root_, 1, {}, [&] { return ++count > wanted_for; });
+    *asked = count;
+    return result.status();
+  };
+  for (const DataPlan& plan :
+       {DataPlan{.format = "idx", .path = "d"}, DataPlan{.format = "image_folder", .path = "f"}}) {
+    int all = 0, asked = 0;
+    ASSERT_TRUE(open(plan, 1 << 20, &all).ok());
+    ASSERT_GE(all, 5) << "that would be rather seldom";
+    for (const int wanted_for : {0, 1, all / 3, all / 2, all - 1}) {
+      const Status status = open(plan, wanted_for, &asked);
+      EXPECT_EQ(status.code(), StatusCode::kCancelled) << plan.format << " after " << wanted_for << ": " << status;
+      EXPECT_LE(asked, wanted_for + 8) << plan.format;  // each place on the way out, and both threads
+    }
+  }
 }
 
 TEST_F(DatasetTest, ClassesThatNeverOccurAreWarnedOf) {

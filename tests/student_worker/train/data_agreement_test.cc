@@ -52,5 +52,20 @@ TEST(AgreeOnDataTest, RanksComeToOneVerdict) {
   }
 }
 
+TEST(AgreeOnDataTest, WhatOnlyOtherRanksFoundOddIsToldByThem) {
+  std::vector<std::vector<std::string>> told(3);
+  OnRanks(3, [&](uint32_t rank, std::shared_ptr<KvClient> store) {
+    Rank self(SmallPlan({Stage("head", {"fc"}, {CrossEntropy()}, 1)}), rank, 3, std::move(store));
+    const std::string root = "/data-" + std::to_string(rank);
+    std::vector<std::string> warnings = {"Litter: '" + root + "/a.png'.", "Stray bytes: '" + root + "/b.jpg'."};
+    if (rank == 1) warnings.push_back("Litter: '" + root + "/._c.png'.");
+    if (rank == 2) warnings.clear();
+    told[rank] = NotSaidByLeader(warnings, root, self.lockstep.get()).value();
+  });
+  EXPECT_THAT(told[0], testing::IsEmpty());
+  EXPECT_THAT(told[1], testing::ElementsAre("Litter: '/data-1/._c.png'."));
+  EXPECT_THAT(told[2], testing::IsEmpty());
+}
+
 }  // namespace
 }  // namespace distill

@@ -527,6 +527,24 @@ TEST_F(JobRunnerTest, ALostRankEndsTheOthersWithAPassingFailure) {
   EXPECT_EQ(ended.outcomes[0].status.code(), StatusCode::kAborted) << ended.outcomes[0].status;
 }
 
+TEST_F(JobRunnerTest, AStopWhileTheDataIsLoadedEndsTheJobAtOnce) {
+  for (const uint32_t ranks : {1u, 2u}) {
+    for (const bool cancel : {true, false}) {
+      bool trained = false;
+      const Ended ended = Run(Plan(ranks), "work", [&](uint32_t rank, RecordedFleet* fleet, JobControl* control) {
+        fleet->on_progress = [=, &trained](const JobProgress& progress) {
+          if (rank == 0 && progress.phase == "loading") cancel ? control->Cancel() : control->Terminate();
+          if (progress.phase == "training") trained = true;
+        };
+      });
+      EXPECT_EQ(ended.outcomes[0].end, cancel ? JobEnd::kCancelled : JobEnd::kTerminated) << ended.outcomes[0].status;
+      EXPECT_THAT(ended.outcomes[0].status.ToString(), HasSubstr("stopped while the data set was loaded"));
+      EXPECT_NE(ended.outcomes.back().end, JobEnd::kFailed) << ended.outcomes.back().status;
+      EXPECT_FALSE(trained);
+    }
+  }
+}
+
 TEST_F(JobRunnerTest, MissingDataIsTheWorkersFaultAndOneReportIsEnough) {
   JobPlan plan = Plan(2);
   plan.data.path = "no-such-data";
