@@ -50,6 +50,13 @@ Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
                   ShapeText(expect_.tap_shapes[index]), " per image");
   }
   uint64_t size = 0;
+  const uint64_t left = expect_.max_bytes - total_;
+  if (expect_.tap_shapes.empty() && chunk.total_bytes > left &&
+      BoundedByteSize(chunk.shape, tap.dtype, chunk.total_bytes, &size) && size == chunk.total_bytes) {
+    return absl::OutOfRangeError(StrCat("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " takes ", size,
+                                        " bytes, of the window of ", expect_.max_bytes, " bytes there are ", left,
+                                        " left; raise the job's prefetch or lower its batch_size"));
+  }
   if (!BoundedByteSize(chunk.shape, tap.dtype, expect_.max_bytes - total_, &size) || size == 0 ||
       size != chunk.total_bytes) {
     return Broken("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " came with a total of ", chunk.total_bytes,

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_join.h"
+#include "common/failure_kind.h"
 #include "common/log.h"
 #include "common/rpc/channel.h"
 #include "common/steady_wait.h"
@@ -280,9 +281,11 @@ void TeacherPool::Core::DispatchFromLoop(Time now) {
     if (FailIfNobodyIsLeftFromLoop(&head, now)) continue;
     const uint64_t cost = CostFromLoop(head.images.n).value_or(window_->bytes());
     if (cost > window_->bytes()) {
-      FinishFromLoop(head.ticket, absl::ResourceExhaustedError(
-                                      StrCat(head.What(), " take ", cost, " bytes, more than the window of ",
-                                             window_->bytes(), " bytes; raise prefetch_bytes or lower batch_size")));
+      FinishFromLoop(head.ticket,
+                     WithKind(absl::ResourceExhaustedError(
+                                  StrCat(head.What(), " take ", cost, " bytes, more than the window of ",
+                                         window_->bytes(), " bytes; raise the job's prefetch or lower its batch_size")),
+                              FailureKind::kJob));
       continue;
     }
     Teacher* const best = ChooseFromLoop(head, now, /*trusted_only=*/false);
@@ -642,7 +645,7 @@ void TeacherPool::Core::AskAgainFromLoop(FeatureRequest* request) {
         request->ticket, absl::DeadlineExceededError(StrCat(
                              request->What(), ": no teacher answered in ", kMaxStalls, " attempts, the first of ",
                              options_.health.stall_timeout.count(), " ms; the answer may be larger than the window of ",
-                             options_.window_bytes, " bytes (prefetch_bytes)")));
+                             options_.window_bytes, " bytes (the job's prefetch)")));
   }
   if (resends_total_ != nullptr) resends_total_->Add();
   waiting_.insert(request->ticket);
@@ -688,7 +691,7 @@ StatusOr<std::unique_ptr<TeacherPool>> TeacherPool::Create(Options options) {
     return absl::InvalidArgumentError(
         StrCat(options.tap_shapes.size(), " tap shapes for ", options.taps.size(), " taps"));
   }
-  if (options.window_bytes == 0) return absl::InvalidArgumentError("prefetch_bytes must be positive");
+  if (options.window_bytes == 0) return absl::InvalidArgumentError("prefetch must be positive");
   auto core = std::make_shared<Core>(std::move(options));
   core->Start();
   return std::unique_ptr<TeacherPool>(new TeacherPool(std::move(core)));

@@ -69,6 +69,25 @@ TEST(AnswerAssemblerTest, JoinsWholeTensors) {
   EXPECT_EQ(batch.compute_seconds, 2);
 }
 
+// Nobody knew how large they would be; with the shapes known the pool refuses the request before it is sent.
+TEST(AnswerAssemblerTest, MapsOfUnknownShapeThatDoNotFitAreTheRequestsFaultAndNotTheTeachers) {
+  AnswerAssembler::Expectation expect = Expect();
+  expect.tap_shapes.clear();
+  expect.max_bytes = 30;
+  AnswerAssembler assembler(expect, Allocate);
+  ASSERT_TRUE(assembler.Add(First()).ok());
+  const Status status = assembler.Add(Second()).status();
+  EXPECT_EQ(status.code(), StatusCode::kOutOfRange) << status;
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("tap 'b' of shape [2, 1, 2, 2] takes 16 bytes, of the window of 30 bytes there are 6 left; "
+                        "raise the job's prefetch"));
+  FeatureChunk lie = Second();
+  lie.total_bytes = 1000;
+  AnswerAssembler other(expect, Allocate);
+  ASSERT_TRUE(other.Add(First()).ok());
+  EXPECT_EQ(other.Add(lie).status().code(), StatusCode::kDataLoss) << "a total that is not that of its shape";
+}
+
 TEST(AnswerAssemblerTest, JoinsChunksOfAnySize) {
   for (size_t chunk : {1, 5, 7, 23, 24}) {
     AnswerAssembler assembler(Expect(), Allocate);
@@ -195,8 +214,11 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNo
   // Without known shapes the grant is the only bound.
   auto expect = Expect();
   expect.tap_shapes.clear();
-  for (const std::vector<uint32_t>& shape :
-       {std::vector<uint32_t>{2, 6}, {2, 1u << 31, 1u << 31, 4}, {2, 0}, {2, UINT32_MAX}}) {
+  const std::pair<std::vector<uint32_t>, StatusCode> too_large[] = {{{2, 6}, StatusCode::kOutOfRange},
+                                                                    {{2, UINT32_MAX}, StatusCode::kOutOfRange},
+                                                                    {{2, 1u << 31, 1u << 31, 4}, StatusCode::kDataLoss},
+                                                                    {{2, 0}, StatusCode::kDataLoss}};
+  for (const auto& [shape, code] : too_large) {
     FeatureChunk chunk = First();
     chunk.shape = shape;
     chunk.total_bytes = ByteSize(shape, WireDtype::kF32);
@@ -204,7 +226,7 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNo
       ADD_FAILURE() << "allocated " << size;
       return Allocate(size);
     });
-    EXPECT_EQ(assembler.Add(chunk).status().code(), StatusCode::kDataLoss);
+    EXPECT_EQ(assembler.Add(chunk).status().code(), code);
   }
 }
 

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "absl/synchronization/mutex.h"
+#include "common/failure_kind.h"
 #include "common/str_cat.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
@@ -835,7 +836,8 @@ TEST_F(TeacherPoolTest, AnAnswerLargerThanTheWindowIsRefusedWithTheRemedy) {
   ASSERT_TRUE(results_.Wait(1));
   Status status = results_.Take(0).status();
   EXPECT_EQ(status.code(), StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("raise prefetch_bytes"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("raise the job's prefetch"));
+  EXPECT_EQ(KindOf(status), FailureKind::kJob);
   // With unknown shapes the teacher cannot answer: given up after three tries (this test's teacher says so, others stay
   // silent).
   options.tap_shapes.clear();
