@@ -99,6 +99,22 @@ TEST_F(FaultTest, CoordinatorIsRestartedWhileAGroupForms) {
   EXPECT_EQ(cluster.Describe(job).value("restarts", 0), 0) << "the ranks should have met under their generation";
 }
 
+// By an hour, under all programs at once, as when a host's clock is corrected.
+TEST_F(FaultTest, TheWallClockIsSetBack) {
+  Cluster cluster;
+  cluster.SetWallClock(0);
+  ASSERT_TRUE(cluster.Start(1, 2));
+  const std::string job = SubmitAndReachStageTwo(&cluster);
+  cluster.SetWallClock(-3600);
+  ExpectUndisturbed(&cluster, job);
+  const auto end = cluster.Describe(job);
+  EXPECT_EQ(end.value("restarts", 0), 0) << "a lease ended, or ranks lost each other";
+  EXPECT_LT(end.value("finished_time", 0.0), end.value("submitted_time", 0.0)) << "the clock was not set back";
+  for (const char* id : {"coordinator", "t0", "s0", "s1"}) {
+    EXPECT_EQ(cluster.Log(id).find("has been silent"), std::string::npos) << id << ":\n" << cluster.Log(id);
+  }
+}
+
 TEST_F(FaultTest, StudentIsKilledAndAnotherTakesItsPlace) {
   Cluster cluster;
   ASSERT_TRUE(cluster.Start(2, 2));

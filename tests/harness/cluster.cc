@@ -51,7 +51,7 @@ bool Cluster::StartProgram(const std::string& id, const std::string& program, st
   std::vector<std::string> argv = {std::string(DISTILL_BIN_DIR) + "/" + program, "--ready-file", ready, "--http-listen",
                                    "127.0.0.1:0"};
   argv.insert(argv.end(), flags.begin(), flags.end());
-  processes_[id] = std::make_unique<Process>(argv, Process::Options{.log = dir_ / (id + ".log")});
+  processes_[id] = std::make_unique<Process>(argv, Process::Options{.log = dir_ / (id + ".log"), .env = environment});
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!std::filesystem::exists(ready)) {
     if (auto code = processes_[id]->Wait(std::chrono::milliseconds(20))) {
@@ -64,6 +64,22 @@ bool Cluster::StartProgram(const std::string& id, const std::string& program, st
     }
   }
   return true;
+}
+
+void Cluster::SetWallClock(int seconds) {
+  const std::string file = dir_ / "clock";
+  // Whole or not at all: others read it meanwhile.
+  WriteFile(file + ".new", std::to_string(seconds));
+  std::filesystem::rename(file + ".new", file);
+  environment["LD_PRELOAD"] = DISTILL_STEPPED_CLOCK;
+  environment["DISTILL_TEST_CLOCK"] = file;
+}
+
+void Cluster::SetHangingDisk(const std::string& path) {
+  environment.erase("LD_PRELOAD");
+  if (path.empty()) return;
+  environment["LD_PRELOAD"] = DISTILL_HANGING_DISK;
+  environment["DISTILL_TEST_HANGING"] = path;
 }
 
 bool Cluster::StartCoordinator(std::vector<std::string> flags) {

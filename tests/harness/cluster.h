@@ -24,6 +24,15 @@ class Cluster {
   explicit Cluster(std::string lease = "3") : lease_(std::move(lease)) {}
   ~Cluster();
 
+  // Added to the environment of programs that are started from then on.
+  std::map<std::string, std::string> environment;
+  // Makes those programs read a wall clock that is `seconds` off, from now on (stepped_clock.cc); sets `environment`.
+  void SetWallClock(int seconds);
+
+  // Makes programs that are started from then on hang when they open a file whose path begins with `path`
+  // (hanging_disk.cc); "": no more. Sets `environment`.
+  void SetHangingDisk(const std::string& path);
+
   // Start a program and wait for its ready file. Fail the test (and return false) when it exits or does not become
   // ready. Starting the coordinator again uses the first one's port and state.
   bool StartCoordinator(std::vector<std::string> flags = {});
