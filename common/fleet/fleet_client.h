@@ -32,13 +32,22 @@ struct ServedTap {
   std::string path, type;
   std::vector<uint32_t> shape;
   bool stage_end = false;
+  std::vector<uint32_t> needs = {};  // of a student's archive: positions in ServedModelInfo::state
+  bool is_cut = false;
+};
+// Mirrors v1.StateInfo.
+struct ServedState {
+  std::string name;
+  std::vector<int64_t> shape = {};
+  bool is_buffer = false, is_integer = false;
 };
 // Mirrors v1.ServedModel.
 struct ServedModelInfo {
   std::string name, digest;
   ModelSpec spec;
   uint64_t parameters = 0, bytes = 0;
-  std::vector<ServedTap> taps;  // only for models whose architecture is not in the zoo
+  std::vector<ServedTap> taps = {};     // only for models whose architecture is not in the zoo
+  std::vector<ServedState> state = {};  // only of archives that students train
 };
 
 struct TeacherEndpoint {

@@ -29,6 +29,8 @@ void ToProto(const ServedTap& tap, v1::TapInfo* proto) {
   proto->set_type(tap.type);
   proto->mutable_shape()->Add(tap.shape.begin(), tap.shape.end());
   proto->set_stage_end(tap.stage_end);
+  proto->mutable_needs()->Add(tap.needs.begin(), tap.needs.end());
+  proto->set_is_cut(tap.is_cut);
 }
 
 void ToProto(const ServedModelInfo& model, v1::ServedModel* proto) {
@@ -38,6 +40,13 @@ void ToProto(const ServedModelInfo& model, v1::ServedModel* proto) {
   proto->set_parameters(model.parameters);
   proto->set_bytes(model.bytes);
   for (const ServedTap& tap : model.taps) ToProto(tap, proto->add_taps());
+  for (const ServedState& entry : model.state) {
+    v1::StateInfo* const info = proto->add_state();
+    info->set_name(entry.name);
+    info->mutable_shape()->Add(entry.shape.begin(), entry.shape.end());
+    info->set_is_buffer(entry.is_buffer);
+    info->set_is_integer(entry.is_integer);
+  }
 }
 
 ServedModelInfo FromProto(const v1::ServedModel& proto) {
@@ -48,7 +57,18 @@ ServedModelInfo FromProto(const v1::ServedModel& proto) {
   model.parameters = proto.parameters();
   model.bytes = proto.bytes();
   for (const v1::TapInfo& tap : proto.taps()) {
-    model.taps.push_back({tap.path(), tap.type(), {tap.shape().begin(), tap.shape().end()}, tap.stage_end()});
+    model.taps.push_back({.path = tap.path(),
+                          .type = tap.type(),
+                          .shape = {tap.shape().begin(), tap.shape().end()},
+                          .stage_end = tap.stage_end(),
+                          .needs = {tap.needs().begin(), tap.needs().end()},
+                          .is_cut = tap.is_cut()});
+  }
+  for (const v1::StateInfo& entry : proto.state()) {
+    model.state.push_back({.name = entry.name(),
+                           .shape = {entry.shape().begin(), entry.shape().end()},
+                           .is_buffer = entry.is_buffer(),
+                           .is_integer = entry.is_integer()});
   }
   return model;
 }

@@ -26,6 +26,8 @@ std::string RenderFleet(const v1::GetFleetResponse& fleet, const TextOptions& op
     Table workers({Left("WORKER"), Left("KIND"), Left("STATE"), Left("DEVICE"), Left("ADDRESS"), Right("HEARTBEAT"),
                    Left("JOBS"), Left("VERSION")});
     Table models({Left("MODEL"), Left("TEACHER"), Left("NETWORK"), Right("PARAMETERS"), Right("SIZE"), Left("DIGEST")});
+    Table archives(
+        {Left("ARCHIVE"), Left("STUDENT"), Left("NETWORK"), Right("PARAMETERS"), Right("SIZE"), Left("DIGEST")});
     for (const v1::WorkerInfo& worker : fleet.workers()) {
       workers.AddRow({{worker.id(), Style::kBold},
                       {worker.kind()},
@@ -39,12 +41,13 @@ std::string RenderFleet(const v1::GetFleetResponse& fleet, const TextOptions& op
       const bool offers = worker.state() != "draining" && worker.state() != "stopped" && worker.state() != "lost";
       for (const v1::ServedModel& model : worker.models()) {
         if (!offers) break;
-        models.AddRow({{model.name(), Style::kBold},
-                       {worker.id()},
-                       {ModelText(model.spec())},
-                       {model.parameters() == 0 ? "-" : FormatCount(model.parameters())},  // 0: of an archive, unknown
-                       {FormatBytes(model.bytes())},
-                       {model.digest().substr(0, 12)}});
+        Table& table = worker.kind() == "student" ? archives : models;
+        table.AddRow({{model.name(), Style::kBold},
+                      {worker.id()},
+                      {ModelText(model.spec())},
+                      {model.parameters() == 0 ? "-" : FormatCount(model.parameters())},  // 0: of an archive, unknown
+                      {FormatBytes(model.bytes())},
+                      {model.digest().substr(0, 12)}});
       }
     }
     out = workers.Render(options);
@@ -54,6 +57,7 @@ std::string RenderFleet(const v1::GetFleetResponse& fleet, const TextOptions& op
                 "\n");
     }
     if (!models.empty()) StrAppend(&out, "\n", models.Render(options));
+    if (!archives.empty()) StrAppend(&out, "\n", archives.Render(options));
   }
   StrAppend(&out, "\ncoordinator ", Printable(fleet.coordinator_version()), ", start number ",
             fleet.coordinator_epoch(), "\n");

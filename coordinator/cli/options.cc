@@ -163,9 +163,11 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
   CLI::App* uncordon = app->add_subcommand("uncordon", "Give jobs again to a worker that failed some by its own fault");
   uncordon->add_option("WORKER", options->worker, "Id of the worker, as distillctl fleet shows it")->required();
 
-  CLI::App* taps =
-      app->add_subcommand("taps", "List the taps of a network of the zoo or of a served teacher, with shapes");
-  taps->add_option("MODEL", options->model, "Zoo architecture (cifar_resnet20) or name of a served model")->required();
+  CLI::App* taps = app->add_subcommand(
+      "taps", "List the taps of a network of the zoo, of a served teacher or of a student's archive, with shapes");
+  taps->add_option("MODEL", options->model,
+                   "Zoo architecture (cifar_resnet20), or name of a served model or an archive")
+      ->required();
   taps->add_option("--width", options->width, "Channels of the first stage; default: the architecture's")
       ->check(CLI::Range(1, 65535));
   taps->add_option("--classes", options->classes, "Classes of the head")->check(CLI::Range(1, 1000000));

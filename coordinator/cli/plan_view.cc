@@ -5,6 +5,7 @@
 #include "absl/strings/str_join.h"
 #include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
+#include "common/zoo/archive_ref.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cli/units.h"
 
@@ -138,7 +139,7 @@ std::string TapText(const std::string& tap) { return tap.empty() ? "(output)" : 
 }  // namespace
 
 std::string ModelText(const v1::ModelSpec& spec) {
-  std::string text = spec.arch();
+  std::string text = ShortArch(spec.arch());
   if (spec.width() > 0) StrAppend(&text, ", width ", spec.width());
   if (spec.num_classes() > 0) StrAppend(&text, ", ", spec.num_classes(), " classes");
   if (spec.in_channels() > 0) {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_format.h"
 #include "common/str_cat.h"
+#include "common/zoo/archive_ref.h"
 #include "coordinator/cli/job_progress.h"
 #include "coordinator/cli/table.h"
 #include "coordinator/cli/units.h"
@@ -24,7 +25,7 @@ std::string StageName(const v1::Job& job, uint32_t stage) {
 }
 
 std::string StudentText(const v1::ModelSpec& spec) {
-  return spec.width() == 0 ? spec.arch() : StrCat(spec.arch(), " width ", spec.width());
+  return spec.width() == 0 ? ShortArch(spec.arch()) : StrCat(spec.arch(), " width ", spec.width());
 }
 
 // Of the committed stages and the one that runs.

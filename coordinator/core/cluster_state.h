@@ -27,7 +27,7 @@ struct Worker {
   std::string address;
   std::string device;
   std::string version;
-  std::vector<ServedModelInfo> models;  // teachers
+  std::vector<ServedModelInfo> models;  // teachers: served; students: archives that jobs may train
   double last_seen = 0;                 // when it last called
   double excused = 0;                   // the coordinator was not listening until then, so its lease counts from there
   bool draining = false;                // shutting down: gets no new work

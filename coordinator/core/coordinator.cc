@@ -381,9 +381,10 @@ FleetView Coordinator::SnapshotFleet() {
   const double now = Look();
   FleetView view;
   for (const auto& [id, worker] : state_.workers) {
-    if (worker.kind != WorkerKind::kTeacher || !IsAlive(now, options_.lease_seconds, worker)) continue;
+    if (!IsAlive(now, options_.lease_seconds, worker)) continue;
     if (worker.draining) continue;  // gone before the job has begun
-    view.models.insert(view.models.end(), worker.models.begin(), worker.models.end());
+    std::vector<ServedModelInfo>& models = worker.kind == WorkerKind::kTeacher ? view.models : view.archives;
+    models.insert(models.end(), worker.models.begin(), worker.models.end());
   }
   return view;
 }

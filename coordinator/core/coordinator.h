@@ -149,7 +149,8 @@ class Coordinator {
   // Points of the curve of the job with this id (JobStore::Curve).
   StatusOr<std::vector<CurvePoint>> Curve(const std::string& job_id, uint64_t from, size_t limit);
   std::vector<WorkerStatus> Fleet() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Taps of a zoo architecture (spec.arch; zeros take the architecture's defaults) or of the served model of that name.
+  // Taps of a zoo architecture (spec.arch; zeros take the architecture's defaults), or of the served model or the
+  // students' archive of that name.
   StatusOr<TapListing> ListTaps(const ModelSpec& spec) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // --- workers (coordinator_workers.cc, coordinator_reports.cc) ---

@@ -7,6 +7,7 @@
 #include "common/str_cat.h"
 #include "coordinator/core/coordinator.h"
 #include "coordinator/core/teachers.h"
+#include "coordinator/jobfile/model_taps.h"
 #include "coordinator/jobfile/text_checks.h"
 
 namespace distill {
@@ -343,8 +344,15 @@ StatusOr<TapListing> Coordinator::ListTaps(const ModelSpec& spec) {
     DISTILL_ASSIGN_OR_RETURN(const ModelTaps taps, TapsOf(model));
     return TapListing{model.spec, taps.taps};
   }
+  for (const ServedModelInfo& archive : fleet.archives) {
+    names.push_back(archive.name);
+    if (archive.name != spec.arch) continue;
+    DISTILL_ASSIGN_OR_RETURN(const Architecture architecture, ArchitectureOf(archive));
+    return TapListing{architecture.spec(), TapsOf(architecture).taps};
+  }
   return absl::NotFoundError(StrCat("'", Shorten(spec.arch),
-                                    "' is neither an architecture of the zoo nor a model that a live teacher serves",
+                                    "' is neither an architecture of the zoo, nor a model that a live teacher serves, "
+                                    "nor an archive of a live student",
                                     DidYouMean(spec.arch, names)));
 }
 

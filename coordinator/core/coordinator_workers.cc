@@ -14,6 +14,7 @@ namespace {
 constexpr size_t kMaxWorkers = 10000;
 constexpr size_t kMaxModels = 64;
 constexpr size_t kMaxTaps = 10000;
+constexpr size_t kMaxState = 20'000;  // parameters and buffers of a model
 constexpr size_t kMaxJobIdBytes = 256;
 constexpr size_t kMaxProgressPerHeartbeat = 1000;
 constexpr size_t kMaxEventBytes = 4096;
@@ -40,10 +41,11 @@ Status CheckRegistration(const RegisterInput& input) {
   if (!IsLabel(input.address, 256) || !IsLabel(input.device, 256) || !IsLabel(input.version, 256)) {
     return refuse("address, device and version must be printable and have at most 256 bytes");
   }
-  if (input.kind == WorkerKind::kStudent) return OkStatus();
-  if (input.address.empty()) return refuse("a teacher must give the address at which students reach it");
-  if (input.models.empty() || input.models.size() > kMaxModels) {
-    return refuse(StrCat("a teacher serves 1 to ", kMaxModels, " models, not ", input.models.size()));
+  const bool teacher = input.kind == WorkerKind::kTeacher;
+  if (teacher && input.address.empty()) return refuse("a teacher must give the address at which students reach it");
+  if ((teacher && input.models.empty()) || input.models.size() > kMaxModels) {
+    return refuse(teacher ? StrCat("a teacher serves 1 to ", kMaxModels, " models, not ", input.models.size())
+                          : StrCat("a student has at most ", kMaxModels, " archives, not ", input.models.size()));
   }
   for (const ServedModelInfo& model : input.models) {
     if (!IsPlainName(model.name)) {
@@ -56,6 +58,9 @@ Status CheckRegistration(const RegisterInput& input) {
     }
     if (model.taps.size() > kMaxTaps) {
       return refuse(StrCat("model '", model.name, "' lists more than ", kMaxTaps, " taps"));
+    }
+    if (model.state.size() > kMaxState) {
+      return refuse(StrCat("model '", model.name, "' lists more than ", kMaxState, " parameters and buffers"));
     }
   }
   return OkStatus();

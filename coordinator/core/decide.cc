@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "common/str_cat.h"
+#include "common/zoo/archive_ref.h"
 #include "coordinator/core/rank_picker.h"
 #include "coordinator/core/teachers.h"
 
@@ -247,12 +248,21 @@ class Decider {
     }
   }
 
+  // Whether the student holds the network that the job trains; those of the zoo are everywhere.
+  static bool HasArchive(const Worker& worker, const ActiveJob& job) {
+    const std::optional<ArchiveRef> archive = ParseArchiveRef(job.plan->student.arch);
+    return !archive || std::any_of(worker.models.begin(), worker.models.end(), [&](const ServedModelInfo& model) {
+      return ArchiveRef{model.name, model.digest} == *archive;
+    });
+  }
+
   // Why a live student cannot do the job, whatever it does now; "" when it could.
   std::string Unfit(const Worker& worker, const ActiveJob& job, const JobStatus& status) const {
     if (const SetAside* aside = FindSetAside(status, worker)) return StrCat("is set aside: ", aside->reason);
     if (worker.cordoned()) return StrCat("is cordoned: ", worker.faults.rbegin()->second);
     if (IsStuck(now_, worker, options_)) return StrCat("is stuck in job ", worker.job_id);
     if (job.plan->device == "cuda" && !HasGpu(worker)) return "has no GPU, the job asks for device cuda";
+    if (!HasArchive(worker, job)) return StrCat("has not the archive ", ShortArch(job.plan->student.arch));
     return "";
   }
 
@@ -316,7 +326,7 @@ class Decider {
       if (worker.kind != WorkerKind::kStudent || now_ - worker.last_seen > options_.hold) continue;
       if (FindSetAside(status, worker) != nullptr) {
         ++tried;
-      } else if (job.plan->device != "cuda" || HasGpu(worker)) {
+      } else if ((job.plan->device != "cuda" || HasGpu(worker)) && HasArchive(worker, job)) {
         return false;
       }
     }

@@ -33,10 +33,33 @@ void ReadPath(const SectionReader& section, std::string_view key, std::string* o
   *out = path;
 }
 
+void ReadInitialWeights(const SectionReader& student, JobDraft* job) {
+  ReadPath(student, "weights", &job->plan.student.weights);
+  std::vector<YamlMark> marks;
+  student.Texts("weights_modules", &job->weights_globs, &marks);
+  job->weights_mark = student.Mark("weights_modules");
+}
+
 void ReadStudent(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   ModelSpec* const spec = &job->plan.student;
   const SectionReader student(node, "student", JobSectionKeys("student"), problems);
   if (!student.present()) return;
+  if (student.Has("archive")) {
+    job->archive_mark = student.Mark("archive");
+    if (student.Text("archive", &job->archive) && !IsPlainName(job->archive)) {
+      student.Problem("archive", StrCat("'", Shorten(job->archive),
+                                        "' is no name of an archive: letters, digits and inner '-', '.', '_', at most "
+                                        "63; without .pt"));
+      job->archive.clear();
+    }
+    for (const std::string_view key : {"arch", "width", "num_classes", "in_channels", "image", "mean", "std"}) {
+      if (student.Has(key)) {
+        student.Problem(key, "an archive says this itself (in the .yaml file beside it); leave it out");
+      }
+    }
+    ReadInitialWeights(student, job);
+    return;
+  }
   if (student.Require("arch")) student.Choice("arch", Architecture::Names(), &spec->arch);
   student.Integer("width", 1, 4096, &spec->width);
   if (student.Require("num_classes")) student.Integer("num_classes", 1, 1'000'000, &spec->num_classes);
@@ -69,10 +92,7 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
     }
     out->assign(values.begin(), values.end());
   }
-  ReadPath(student, "weights", &spec->weights);
-  std::vector<YamlMark> marks;
-  student.Texts("weights_modules", &job->weights_globs, &marks);
-  job->weights_mark = student.Mark("weights_modules");
+  ReadInitialWeights(student, job);
   if (student.Has("weights_modules") && !student.Has("weights")) {
     student.Problem("weights_modules", "says which modules come from `weights`, which is missing");
   }

@@ -11,6 +11,8 @@ namespace distill {
 struct FleetView {
   // Models of live teachers; the same model may occur several times, once per teacher.
   std::vector<ServedModelInfo> models;
+  // Archives that live students can train; likewise.
+  std::vector<ServedModelInfo> archives;
 };
 
 }  // namespace distill

@@ -140,6 +140,8 @@ struct JobDraft {
   std::string teacher;  // name of a served model; "" for none
   YamlMark teacher_mark;
   YamlMark student_mark;
+  std::string archive;  // student.archive; "": a network of the zoo
+  YamlMark archive_mark;
   YamlMark batch_mark;                     // of batch_size
   YamlMark prefetch_mark;                  // of prefetch
   YamlMark evaluate_mark;                  // of evaluate.teacher

@@ -8,6 +8,7 @@
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
+#include "common/zoo/archive_ref.h"
 #include "coordinator/jobfile/draft_reader.h"
 #include "coordinator/jobfile/presets.h"
 #include "coordinator/jobfile/size_checks.h"
@@ -65,35 +66,80 @@ bool ReadsTeacher(const JobDraft& job) {
   return false;
 }
 
+// What the fleet has under one name.
+struct Named {
+  const ServedModelInfo* first = nullptr;
+  std::vector<std::string> names;  // all there are
+  std::string list;                // those, or "nothing"
+  std::string digests;             // of those of this name, when they differ
+};
+
+Named Find(const std::vector<ServedModelInfo>& models, const std::string& name) {
+  Named found;
+  std::set<std::string> names, digests;
+  for (const ServedModelInfo& model : models) {
+    names.insert(model.name);
+    if (model.name != name) continue;
+    digests.insert(model.digest);
+    if (found.first == nullptr) found.first = &model;
+  }
+  found.names.assign(names.begin(), names.end());
+  found.list = names.empty() ? "nothing" : absl::StrJoin(names, ", ");
+  for (const std::string& digest : digests) {
+    if (digests.size() > 1) StrAppend(&found.digests, found.digests.empty() ? "" : ", ", digest.substr(0, 12));
+  }
+  return found;
+}
+
 // The served model the job names, or null with a problem.
 const ServedModelInfo* FindTeacher(const JobDraft& job, const FleetView& fleet, Problems* problems) {
-  const ServedModelInfo* found = nullptr;
-  std::set<std::string> names, digests;
-  for (const ServedModelInfo& model : fleet.models) {
-    names.insert(model.name);
-    if (model.name != job.teacher) continue;
-    digests.insert(model.digest);
-    if (found == nullptr) found = &model;
-  }
-  if (found == nullptr) {
-    std::string served;
-    for (const std::string& name : names) StrAppend(&served, served.empty() ? "" : ", ", name);
-    const std::vector<std::string> candidates(names.begin(), names.end());
+  const Named found = Find(fleet.models, job.teacher);
+  if (found.first == nullptr) {
     problems->AddOfFleet(job.teacher_mark, StrCat("teacher: no live teacher serves '", job.teacher, "'",
-                                                  DidYouMean(job.teacher, candidates),
-                                                  " (served now: ", served.empty() ? "nothing" : served,
+                                                  DidYouMean(job.teacher, found.names), " (served now: ", found.list,
                                                   "); start one: distill-teacher --model ", job.teacher, "=FILE"));
     return nullptr;
   }
-  if (digests.size() > 1) {
-    std::string list;
-    for (const std::string& digest : digests) StrAppend(&list, list.empty() ? "" : ", ", digest.substr(0, 12));
+  if (!found.digests.empty()) {
     problems->AddOfFleet(job.teacher_mark,
                          StrCat("teacher: live teachers serve different weights under the name '", job.teacher,
-                                "' (digests ", list, "); stop those with the wrong file"));
+                                "' (digests ", found.digests, "); stop those with the wrong file"));
     return nullptr;
   }
-  return found;
+  return found.first;
+}
+
+// The network that the job trains: of the zoo, or an archive that live students hold. An error has a problem where one
+// could be named.
+StatusOr<Architecture> FindStudent(const JobDraft& job, const FleetView& fleet, Problems* problems) {
+  const std::string& name = job.archive;
+  if (!name.empty()) {
+    const Named found = Find(fleet.archives, name);
+    const auto refuse = [&](const std::string& text) {
+      problems->AddOfFleet(job.archive_mark, StrCat("student.archive: ", text));
+      return absl::InvalidArgumentError(text);
+    };
+    if (found.first == nullptr) {
+      return refuse(StrCat("no live student has the archive '", name, "'", DidYouMean(name, found.names),
+                           " (there now: ", found.list, "); put ", name, ".pt and ", name,
+                           ".pt.yaml into its folder: distill-student --models FOLDER"));
+    }
+    if (!found.digests.empty()) {
+      return refuse(StrCat("live students hold different archives under the name '", name, "' (digests ", found.digests,
+                           "); give them the same file and start them again"));
+    }
+    StatusOr<Architecture> student = ArchitectureOf(*found.first);
+    if (!student.ok()) return refuse(StrCat("'", name, "' describes itself wrongly: ", student.status().message()));
+    return student;
+  }
+  ModelSpec network = job.plan.student;
+  network.mean.clear();  // checked by the reader, where the place in the file is known
+  network.std.clear();
+  const bool student_read =
+      !network.arch.empty() && network.num_classes != 0 && network.in_channels != 0 && network.image_height != 0;
+  StatusOr<Architecture> student = Architecture::Create(network);
+  if (student_read && !student.ok()) problems->Add(job.student_mark, StrCat("student: ", student.status().message()));
+  return student;
 }
 
 void CheckTeacherInput(const JobDraft& job, const ModelSpec& teacher, Problems* problems) {
@@ -201,14 +247,14 @@ void CheckLabelsFit(const JobDraft& job, const Architecture& student, Problems* 
   const bool pixels = job.plan.data.format == "segmentation_folder";
   if (pixels == student.dense()) return;
   problems->Add(pixels ? job.format_mark : job.student_mark,
-                pixels
-                    ? StrCat("data.format: segmentation_folder has a label for every pixel, but '", student.spec().arch,
-                             "' answers once per image; take a network for segmentation, such "
-                             "as fcn_resnet18, or another format")
-                    : StrCat("student: '", student.spec().arch, "' answers for every pixel, but data.format ",
-                             job.plan.data.format,
-                             " has one label per image; take segmentation_folder, or another "
-                             "network"));
+                pixels ? StrCat("data.format: segmentation_folder has a label for every pixel, but '",
+                                ShortArch(student.spec().arch),
+                                "' answers once per image; take a network for segmentation, such "
+                                "as fcn_resnet18, or another format")
+                       : StrCat("student: '", ShortArch(student.spec().arch),
+                                "' answers for every pixel, but data.format ", job.plan.data.format,
+                                " has one label per image; take segmentation_folder, or another "
+                                "network"));
 }
 
 // The teacher's accuracy is measured where its output is an answer as the student's is.
@@ -266,13 +312,12 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
   const YamlNodePtr root = ParseWithOverrides(input, &problems);
   if (root == nullptr) return {{}, problems.Sorted(), {}};
   JobDraft job = ReadDraft(root, &problems);
-  ModelSpec network = job.plan.student;
-  network.mean.clear();  // checked by the reader, where the place in the file is known
-  network.std.clear();
-  const bool student_read =
-      !network.arch.empty() && network.num_classes != 0 && network.in_channels != 0 && network.image_height != 0;
-  const StatusOr<Architecture> student = Architecture::Create(network);
-  if (student_read && !student.ok()) problems.Add(job.student_mark, StrCat("student: ", student.status().message()));
+  const StatusOr<Architecture> student = FindStudent(job, fleet, &problems);
+  if (student.ok() && student->is_archive()) {
+    ModelSpec spec = student->spec();
+    spec.weights = job.plan.student.weights;
+    job.plan.student = std::move(spec);
+  }
   // A baseline made from a distillation job's file names a teacher that nothing reads: it need not be there.
   const bool reads_teacher = ReadsTeacher(job);
   const ServedModelInfo* teacher = job.teacher.empty() || !reads_teacher ? nullptr : FindTeacher(job, fleet, &problems);

@@ -11,8 +11,8 @@ constexpr std::string_view kTop[] = {
     "cwd",       "sskd",          "optimizer", "schedule",   "checkpoint", "evaluate",
     "log_every", "deterministic", "prefetch",  "wire_dtype", "stages",     "channel_transform",
     "tat",       "accumulate",    "autocast"};
-constexpr std::string_view kStudent[] = {"arch", "width", "num_classes", "in_channels",    "image",
-                                         "mean", "std",   "weights",     "weights_modules"};
+constexpr std::string_view kStudent[] = {"arch",  "archive", "width", "num_classes", "in_channels",
+                                         "image", "mean",    "std",   "weights",     "weights_modules"};
 constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
                                       "test_limit",      "unlabelled",   "holdout",    "augment",
                                       "unlabelled_size", "ignore_label", "shrink"};

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_join.h"
 #include "common/str_cat.h"
+#include "common/zoo/archive_ref.h"
 
 namespace distill {
 
@@ -43,6 +44,25 @@ StatusOr<ModelTaps> TapsOf(const ServedModelInfo& model) {
   }
   DISTILL_ASSIGN_OR_RETURN(Architecture architecture, Architecture::Create(model.spec));
   return TapsOf(architecture);
+}
+
+StatusOr<Architecture> ArchitectureOf(const ServedModelInfo& archive) {
+  std::vector<TapInfo> taps;
+  for (const ServedTap& tap : archive.taps) {
+    taps.push_back({.path = tap.path,
+                    .kind = ModuleKind::kOpaque,
+                    .shape = tap.shape,
+                    .stage_end = tap.stage_end,
+                    .needs = tap.needs,
+                    .is_cut = tap.is_cut});
+  }
+  std::vector<StateEntry> state;
+  for (const ServedState& entry : archive.state) {
+    state.push_back({entry.name, entry.shape, entry.is_buffer, entry.is_integer});
+  }
+  ModelSpec spec = archive.spec;
+  spec.arch = ArchOf({archive.name, archive.digest});
+  return Architecture::OfArchive(std::move(spec), std::move(taps), std::move(state));
 }
 
 std::string DescribeShape(const TapShape& shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }

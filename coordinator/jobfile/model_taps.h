@@ -30,6 +30,9 @@ ModelTaps TapsOf(const Architecture& architecture);
 // kInvalidArgument: the model's architecture is neither in the zoo nor described by measured taps.
 StatusOr<ModelTaps> TapsOf(const ServedModelInfo& model);
 
+// The network of a student's archive as it was registered. kInvalidArgument: it describes itself wrongly.
+StatusOr<Architecture> ArchitectureOf(const ServedModelInfo& archive);
+
 // "[16, 28, 28]"
 std::string DescribeShape(const TapShape& shape);
 

@@ -24,27 +24,6 @@ size_t Position(const Architecture& arch, const std::string& tap) {
   return kOutput;
 }
 
-// Modules at or below `path` that hold parameters themselves.
-std::vector<std::string> Leaves(const Architecture& arch, const std::string& path) {
-  const std::vector<std::string> all = arch.ModulePaths();
-  std::vector<std::string> leaves;
-  for (size_t i = 0; i < all.size(); ++i) {
-    const bool has_child = i + 1 < all.size() && IsUnder(all[i + 1], all[i]);
-    if (IsUnder(all[i], path) && !has_child) leaves.push_back(all[i]);
-  }
-  return leaves;
-}
-
-// Whether the value at `tap` depends on the module `leaf`. Beside the order of execution, a residual block's shortcut
-// and body do not see each other.
-bool Reaches(const Architecture& arch, const std::string& leaf, const std::string& tap) {
-  if (Position(arch, leaf) > Position(arch, tap)) return false;
-  const size_t shortcut = tap.find(".downsample");
-  if (shortcut == std::string::npos) return true;
-  const std::string block = tap.substr(0, shortcut);
-  return !IsUnder(leaf, block) || IsUnder(leaf, block + ".downsample");
-}
-
 // Every trained parameter must get a gradient: the ranks wait for all of them in each step.
 void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architecture& arch, const std::string& where,
                 Problems* problems) {
@@ -54,10 +33,10 @@ void CheckReach(const StageDraft& draft, const StagePlan& stage, const Architect
   }
   std::set<const LossPlan*> useful;
   for (const std::string& module : stage.trainable) {
-    for (const std::string& leaf : Leaves(arch, module)) {
+    for (const std::string& leaf : arch.Leaves(module)) {
       bool reached = false;
       for (const LossPlan* loss : active) {
-        if (!Reaches(arch, leaf, loss->student_tap)) continue;
+        if (!arch.Reaches(leaf, loss->student_tap)) continue;
         reached = true;
         useful.insert(loss);
       }
@@ -106,7 +85,7 @@ void CheckInput(const StageDraft& draft, const StagePlan& stage, const StageCont
                          "; blockwise stages need student and teacher of equal width"));
   }
   for (const std::string& module : stage.trainable) {
-    if (Position(arch, module) > Position(arch, stage.student_input)) continue;
+    if (!arch.Reaches(module, stage.student_input)) continue;
     problems->Add(draft.trainable_marks.empty() ? draft.mark : draft.trainable_marks.front(),
                   StrCat(where, ": '", module, "' trains, but it does not run: the stage starts after '",
                          stage.student_input, "'"));

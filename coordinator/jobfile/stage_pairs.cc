@@ -21,56 +21,6 @@ std::string ListSizes(const std::vector<ServedTap>& ends) {
   return out.empty() ? "none" : out;
 }
 
-// The student as a chain: blocks of stages, and the top-level modules around them.
-struct Link {
-  std::string path;
-  std::string top;  // the top-level module that it is or belongs to
-  bool owns_parameters = false;
-};
-
-std::vector<Link> Chain(const Architecture& student) {
-  const std::vector<std::string> owners = student.ModulePaths();
-  const auto owns = [&](const std::string& path) {
-    return std::find(owners.begin(), owners.end(), path) != owners.end();
-  };
-  std::vector<Link> chain;
-  for (const ModuleDef& top : student.root().children) {
-    if (top.kind != ModuleKind::kSequential) chain.push_back({top.name, top.name, owns(top.name)});
-    if (top.kind != ModuleKind::kSequential) continue;
-    for (const ModuleDef& block : top.children) {
-      const std::string path = StrCat(top.name, ".", block.name);
-      chain.push_back({path, top.name, owns(path)});
-    }
-  }
-  return chain;
-}
-
-// How many links have run when `tap` is there; 0 when the chain cannot be cut at it. A stage ends with its last block.
-size_t LinksUpTo(const std::vector<Link>& chain, std::string_view tap) {
-  size_t links = 0;
-  for (size_t i = 0; i < chain.size(); ++i) {
-    if (chain[i].path == tap || chain[i].top == tap) links = i + 1;
-  }
-  return links;
-}
-
-// The modules with parameters in links [first, end); a stage that lies there whole is one path.
-std::vector<std::string> ModulesOf(const std::vector<Link>& chain, size_t first, size_t end) {
-  std::vector<std::string> modules;
-  for (size_t i = first; i < end; ++i) {
-    const Link& link = chain[i];
-    const bool begins = i == 0 || chain[i - 1].top != link.top;
-    const size_t top_end = LinksUpTo(chain, link.top);
-    if (begins && top_end <= end && link.path != link.top) {
-      modules.push_back(link.top);
-      i = top_end - 1;
-    } else if (link.owns_parameters) {
-      modules.push_back(link.path);
-    }
-  }
-  return modules;
-}
-
 }  // namespace
 
 StatusOr<StagePairs> PairStages(const Architecture& student, const ModelTaps& teacher) {
@@ -106,11 +56,12 @@ StatusOr<StagePairs> PairStages(const Architecture& student, const ModelTaps& te
 
 std::optional<StagePairs> PairGivenStages(const Architecture& student, const ModelTaps& teacher,
                                           const std::vector<SskdStageDraft>& given, Problems* problems) {
-  const std::vector<Link> chain = Chain(student);
-  std::vector<std::string> cuts = student.stages();  // for suggestions
-  for (const Link& link : chain) cuts.push_back(link.path);
+  std::vector<std::string> cuts;  // for suggestions
+  for (const TapInfo& tap : student.taps()) {
+    if (student.CutIndex(tap.path) > 0) cuts.push_back(tap.path);
+  }
   StagePairs out;
-  size_t student_links = 0;     // of the pair before
+  size_t student_cut = 0;       // of the pair before
   size_t teacher_position = 0;  // likewise, counted from 1
   const SskdStageDraft* before = nullptr;
   bool ok = true;
@@ -122,23 +73,28 @@ std::optional<StagePairs> PairGivenStages(const Architecture& student, const Mod
       ok = false;
     };
     const TapInfo* student_tap = stage.student.empty() ? nullptr : student.FindTap(stage.student);
-    const size_t links = LinksUpTo(chain, stage.student);
+    const size_t cut = student.CutIndex(stage.student);
     if (student_tap == nullptr) {
       refuse(stage.student_mark, StrCat("the student has no tap '", Shorten(stage.student), "'",
                                         DidYouMean(stage.student, cuts), "; distillctl taps lists them"));
-    } else if (links == 0 || student_tap->shape.size() != 3) {
+    } else if (cut == 0 || student_tap->shape.size() != 3) {
       refuse(stage.student_mark,
              StrCat("the student cannot be cut at '", stage.student,
-                    links == 0 ? "', which lies inside a block" : "', which is no map",
-                    "; name the end of a stage, a block of a stage, or a module before the first stage"));
-    } else if (links <= student_links) {
-      refuse(stage.student_mark, links == student_links
+                    cut != 0               ? "', which is no map"
+                    : student.is_archive() ? "', around which other values flow"
+                                           : "', which lies inside a block",
+                    student.is_archive()
+                        ? "; name a tap through which everything passes, such as the end of a stage"
+                        : "; name the end of a stage, a block of a stage, or a module before the first stage"));
+    } else if (cut <= student_cut) {
+      refuse(stage.student_mark, cut == student_cut
                                      ? StrCat("the student's '", stage.student, "' ends where '", before->student,
                                               "' of the pair before it ends; each stage can be paired once")
                                      : StrCat("the student's '", stage.student, "' comes before '", before->student,
                                               "' of the pair before it; give the pairs in the order of execution"));
     } else {
-      std::vector<std::string> modules = ModulesOf(chain, student_links, links);
+      std::vector<std::string> modules =
+          student.ModulesBetween(before == nullptr ? std::string_view() : before->student, stage.student);
       if (modules.empty()) {
         refuse(stage.student_mark, StrCat("nothing is left to train: there are no parameters between the student's '",
                                           before == nullptr ? "input" : before->student, "' and '", stage.student,
@@ -160,11 +116,11 @@ std::optional<StagePairs> PairGivenStages(const Architecture& student, const Mod
                                               "' of the pair before it; give the pairs in the order of execution"));
     }
     if (!ok) return std::nullopt;  // what follows would be judged by a wrong predecessor
-    student_links = links;
+    student_cut = cut;
     teacher_position = position;
     before = &stage;
   }
-  out.head_modules = ModulesOf(chain, student_links, chain.size());
+  out.head_modules = student.ModulesBetween(before == nullptr ? std::string_view() : before->student, "");
   return out;
 }
 

@@ -93,7 +93,7 @@ export function groupsOf(events) {
 }
 
 function modelText(spec) {
-  const parts = [spec.arch];
+  const parts = [spec.arch.replace(/(@sha256:.{12}).*/, '$1')];
   if (spec.width > 0) parts.push(`width ${spec.width}`);
   if (spec.num_classes > 0) parts.push(`${spec.num_classes} classes`);
   if (spec.in_channels > 0) parts.push(`input ${spec.in_channels}x${spec.image_height}x${spec.image_width}`);

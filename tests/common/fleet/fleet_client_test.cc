@@ -13,6 +13,7 @@
 #include <set>
 
 #include "absl/synchronization/mutex.h"
+#include "common/fleet/fleet_codec.h"
 #include "common/plan/plan_codec.h"
 #include "common/rpc/server.h"
 #include "common/steady_wait.h"
@@ -271,7 +272,8 @@ TEST_F(FleetClientTest, RegistersWithEverythingItServes) {
   model.spec.mean = {0.5f};
   model.parameters = 270000;
   model.bytes = 1080000;
-  model.taps = {{"layer1", "Sequential", {16, 28, 28}, true}};
+  model.taps = {{"layer1", "Sequential", {16, 28, 28}, true, {0, 2}, true}};
+  model.state = {{"fc.weight", {10, 3}, false, false}, {"seen", {}, true, true}};
   options.models = {model};
   auto client = FleetClient::Start(options, told_.Callbacks());
   ASSERT_TRUE(client.ok()) << client.status();
@@ -296,6 +298,13 @@ TEST_F(FleetClientTest, RegistersWithEverythingItServes) {
   EXPECT_EQ(request.models(0).taps(0).type(), "Sequential");
   EXPECT_THAT(request.models(0).taps(0).shape(), ElementsAre(16, 28, 28));
   EXPECT_TRUE(request.models(0).taps(0).stage_end());
+  const ServedModelInfo read = FromProto(request.models(0));  // as the coordinator does it
+  EXPECT_THAT(read.taps.at(0).needs, ElementsAre(0, 2));
+  EXPECT_TRUE(read.taps[0].is_cut);
+  ASSERT_THAT(read.state, SizeIs(2));
+  EXPECT_EQ(read.state[0].name, "fc.weight");
+  EXPECT_THAT(read.state[0].shape, ElementsAre(10, 3));
+  EXPECT_TRUE(read.state[1].is_buffer && read.state[1].is_integer);
 }
 
 TEST_F(FleetClientTest, AssignmentIsDeliveredWholeAndOnlyOnChange) {

@@ -483,6 +483,21 @@ TEST_F(DeviceTest, AGroupHasOneKindOfDevice) {
               HasSubstr("2 free, 2 alive (1 more with another kind of device: a group has one kind)"));
 }
 
+TEST_F(DecideTest, AJobOfAnArchiveGoesToStudentsThatHoldThatFile) {
+  for (const auto& [id, digest] : {std::pair("a", ""), {"b", "d1"}, {"c", "d2"}}) {
+    Worker worker = MakeStudent(id);
+    if (*digest != '\0') worker.models.push_back({"mine", digest, {}, 0, 0, {}});
+    Add(&state_, worker);
+  }
+  JobPlan plan = MakePlan(1);
+  plan.student.arch = "mine@sha256:d2";
+  state_.jobs = {MakeQueued("j", plan)};
+  EXPECT_THAT(Ranks(One()), ElementsAre("c"));
+  plan.students = 2;
+  state_.jobs = {MakeQueued("j", plan)};
+  EXPECT_THAT(One().status.reason, HasSubstr("a has not the archive mine@sha256:d2; b has not the archive"));
+}
+
 // --- stuck, stalled
 // -------------------------------------------------------------------------------------------------------------
 
