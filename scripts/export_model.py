@@ -529,7 +529,8 @@ def export(options):
 
 
 def main(argv=None):
-    warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+    for noise in (".*torch.jit.*deprecated.*", "The TorchScript type system doesn't support instance-level annotations.*"):
+        warnings.filterwarnings("ignore", message=noise)
     try:
         export(parse_arguments(argv))
     except Refused as error:

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/str_cat.h"
+#include "common/zoo/zoo_net.h"
 #include "student_worker/train/tensor_io.h"
 #include "student_worker/train/trainable_set.h"
 
@@ -24,7 +25,7 @@ std::vector<int64_t> Classes(const torch::Tensor& logits) {
 
 }  // namespace
 
-StatusOr<std::optional<Score>> Evaluate(ZooNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
+StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
                                         const JobControl& control, torch::Device device) {
   const uint64_t rank = lockstep->group()->rank(), ranks = lockstep->group()->world_size();
   const uint64_t begin = test.size() * rank / ranks, end = test.size() * (rank + 1) / ranks;

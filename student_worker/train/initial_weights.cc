@@ -32,7 +32,7 @@ Status CheckIsTeachersFile(const JobPlan& plan, const std::string& path) {
 
 }  // namespace
 
-Status LoadInitialWeights(const JobPlan& plan, const std::string& model_root, ZooNet* net) {
+Status LoadInitialWeights(const JobPlan& plan, const std::string& model_root, StudentNet* net) {
   net->InitWeights(plan.seed);
   if (plan.student.weights.empty()) return OkStatus();
   if (model_root.empty()) {

@@ -156,7 +156,7 @@ Status JobCheckpoints::Resume() {
                     torch::kFloat64);
   // The device's memory may not suffice on one rank alone.
   DISTILL_RETURN_IF_ERROR(job.lockstep->Together("to-device", [&]() -> Status {
-    job.net->to(job.device);
+    job.net->MoveTo(job.device);
     numbers = numbers.to(job.device);
     return OkStatus();
   }));
@@ -350,7 +350,7 @@ Status JobCheckpoints::Export() {
       // A newer generation may have written its results already.
       DISTILL_RETURN_IF_ERROR(FromStore(store_->CheckClaim()));
       DISTILL_RETURN_IF_ERROR(WriteSafetensors(artifacts.safetensors, SaveWeights(*job.net)));
-      DISTILL_RETURN_IF_ERROR(SaveTorchScript(*job.net, artifacts.torchscript));
+      DISTILL_RETURN_IF_ERROR(job.net->Export(artifacts.torchscript));
       DISTILL_RETURN_IF_ERROR(MeasureFiles(&artifacts));
       return WriteResult(StrCat(job.folder(), "/result.json"), job.assignment.job_id, job.plan, job.plan_digest,
                          artifacts, steps);

@@ -13,7 +13,7 @@
 #include "common/collective/collective_group.h"
 #include "common/plan/plan.h"
 #include "common/status.h"
-#include "common/zoo/zoo_net.h"
+#include "common/zoo/student_net.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/data/training_images.h"
 #include "student_worker/train/job_runner.h"
@@ -50,7 +50,7 @@ struct JobContext {
   std::unique_ptr<Lockstep> lockstep;
   TrainingImages images;
   std::shared_ptr<const Dataset> test;
-  std::shared_ptr<ZooNet> net;
+  std::shared_ptr<StudentNet> net;
   Position position;
   ProgressReporter reporter;
 

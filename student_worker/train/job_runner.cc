@@ -12,7 +12,6 @@
 #include "common/str_cat.h"
 #include "common/torch_status.h"
 #include "common/zoo/torch_log.h"
-#include "common/zoo/zoo_net.h"
 #include "student_worker/train/data_agreement.h"
 #include "student_worker/train/failure_class.h"
 #include "student_worker/train/form_group.h"
@@ -188,7 +187,7 @@ Status Job::LoadData() {
 Status Job::Load() {
   const JobPlan& plan = job_.plan;
   DISTILL_RETURN_IF_ERROR(LoadData());
-  DISTILL_ASSIGN_OR_RETURN(job_.net, ZooNet::Create(plan.student));
+  DISTILL_ASSIGN_OR_RETURN(job_.net, MakeStudentNet(plan, job_.environment.archives.get()));
   DISTILL_RETURN_IF_ERROR(LoadInitialWeights(plan, job_.environment.model_root, job_.net.get()));
   return job_.leader() ? checkpoints_.Open() : OkStatus();
 }

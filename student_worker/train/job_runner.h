@@ -22,6 +22,7 @@
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
 #include "student_worker/train/job_control.h"
+#include "student_worker/train/student_archives.h"
 #include "student_worker/train/train_metrics.h"
 
 namespace distill {
@@ -37,9 +38,11 @@ struct JobEnvironment {
   std::function<StatusOr<std::shared_ptr<KvClient>>(const std::string& job_id, uint64_t generation)> make_store;
   RpcSecurity security;  // towards teachers
   std::string worker_id;
-  std::string data_root;           // DataPlan.path is below it
-  std::string work_dir;            // <work_dir>/<job_id>/ holds checkpoints and results
-  std::string model_root;          // ModelSpec.weights is below it; empty: jobs with initial weights are refused
+  std::string data_root;   // DataPlan.path is below it
+  std::string work_dir;    // <work_dir>/<job_id>/ holds checkpoints and results
+  std::string model_root;  // ModelSpec.weights is below it; empty: jobs with initial weights are refused
+  // What its model folder holds beside that; null: jobs that train an archive are refused.
+  std::shared_ptr<const StudentArchives> archives;
   std::string host = "127.0.0.1";  // at which other ranks reach this one
   std::string device = "auto";     // "auto": as the plan says; "cpu", "cuda", "cuda:N"
   std::chrono::milliseconds collective_timeout{20000};

@@ -30,6 +30,7 @@
 #include "common/str_cat.h"
 #include "student_worker/train/job_runner.h"
 #include "student_worker/train/student_agent.h"
+#include "student_worker/train/student_archives.h"
 
 namespace distill {
 namespace {
@@ -46,6 +47,7 @@ struct Flags {
   std::string data_root;
   std::string work_dir;
   std::string model_root;
+  std::string models;
   std::string id;
   std::string host = "127.0.0.1";
   std::string device = "auto";
@@ -68,6 +70,9 @@ Status CheckFolders(const Flags& flags) {
   }
   if (!flags.model_root.empty() && !fs::is_directory(flags.model_root, error)) {
     return absl::InvalidArgumentError(StrCat("--model-root ", flags.model_root, " is not a folder"));
+  }
+  if (!flags.models.empty() && !fs::is_directory(flags.models, error)) {
+    return absl::InvalidArgumentError(StrCat("--models ", flags.models, " is not a folder"));
   }
   fs::create_directories(flags.work_dir, error);
   if (error || access(flags.work_dir.c_str(), W_OK) != 0) {
@@ -112,6 +117,20 @@ int Serve(const Flags& flags) {
   environment.data_root = flags.data_root;
   environment.work_dir = flags.work_dir;
   environment.model_root = flags.model_root;
+  std::vector<ServedModelInfo> archives;
+  if (!flags.models.empty()) {
+    not_ready.store("loading archives");
+    StatusOr<StudentArchives> loaded = LoadStudentArchives(flags.models);
+    if (!loaded.ok()) return Fail(loaded.status(), kExitConfiguration);
+    for (const std::string& reason : loaded->left_out) LogError("archive left out", {{"reason", reason}});
+    for (const ServedModelInfo& one : loaded->descriptions) {
+      LogInfo("archive that jobs can train",
+              {{"name", one.name}, {"digest", one.digest.substr(0, 12)}, {"taps", one.taps.size() - 1}});
+    }
+    archives = loaded->descriptions;
+    environment.archives = std::make_shared<const StudentArchives>(*std::move(loaded));
+    not_ready.store("registering at the coordinator");
+  }
   environment.host = flags.host;
   environment.device = flags.device;
   environment.write_patience = std::chrono::milliseconds(static_cast<int64_t>(flags.write_patience * 1000));
@@ -129,6 +148,7 @@ int Serve(const Flags& flags) {
   options.worker_id = flags.id;
   options.kind = WorkerKind::kStudent;
   options.address = flags.host;
+  options.models = std::move(archives);
   options.device = *device;
   options.connect_timeout = std::chrono::seconds(3);
   auto fleet = Register(options, agent.callbacks());
@@ -176,6 +196,10 @@ int Main(int argc, char** argv) {
       ->required();
   app.add_option("--model-root", flags.model_root,
                  "Folder below which jobs find initial weights; none: such jobs are refused")
+      ->type_name("FOLDER");
+  app.add_option(
+         "--models", flags.models,
+         "Folder of TorchScript archives (NAME.pt with NAME.pt.yaml) that jobs can train: student: {archive: NAME}")
       ->type_name("FOLDER");
   app.add_option("--id", flags.id, "Stable name of this worker; default: host name and process id");
   app.add_option("--host", flags.host, "Address at which the other ranks reach this one")->capture_default_str();

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/zoo_net.h"
 #include "student_worker/train/trainable_set.h"
 
 namespace distill {
@@ -200,8 +201,7 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
   runner->parameters_ = std::move(tensors);
   if (stage.optimizer.ema_decay > 0) {
     std::vector<NamedTensor> weights;
-    for (const auto& item : options.net->named_parameters()) weights.push_back({item.key(), item.value()});
-    for (const auto& item : options.net->named_buffers()) weights.push_back({item.key(), item.value()});
+    for (const StudentNet::StateTensor& one : options.net->State()) weights.push_back({one.name, one.tensor});
     runner->average_ = std::make_unique<WeightAverage>(weights, stage.optimizer.ema_decay);
   }
   return runner;
@@ -275,6 +275,8 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
   inputs.progress = Progress(step);
   inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull + step;
   const CollectiveGroup& group = *options_.lockstep->group();
+  // What a net draws itself (dropout of an archive) is a function of step, part and rank too.
+  torch::manual_seed(inputs.draw * 0x9e3779b97f4a7c15ull + uint64_t{part} * group.world_size() + group.rank());
   inputs.first_image = (int64_t{part} * group.world_size() + group.rank()) * input.images.n;
   if (!input.visible.empty()) {
     std::vector<float> shares;
@@ -306,7 +308,7 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
 }
 
 void StageRunner::KeepBuffers() {
-  const std::vector<torch::Tensor> buffers = options_.net->buffers();
+  const std::vector<torch::Tensor> buffers = Buffers(*options_.net);
   const torch::NoGradGuard no_grad;
   if (kept_buffers_.empty()) {
     for (const torch::Tensor& buffer : buffers) kept_buffers_.push_back(buffer.clone());
@@ -316,7 +318,7 @@ void StageRunner::KeepBuffers() {
 }
 
 void StageRunner::RestoreBuffers() {
-  const std::vector<torch::Tensor> buffers = options_.net->buffers();
+  const std::vector<torch::Tensor> buffers = Buffers(*options_.net);
   const torch::NoGradGuard no_grad;
   if (!buffers.empty()) at::_foreach_copy_(buffers, kept_buffers_);
 }
@@ -534,14 +536,14 @@ Status StageRunner::BroadcastState() {
   return OkStatus();
 }
 
-Status BroadcastNet(CollectiveGroup* group, ZooNet* net, bool buffers_only) {
+Status BroadcastNet(CollectiveGroup* group, StudentNet* net, bool buffers_only) {
   if (group->world_size() == 1) return OkStatus();
   torch::NoGradGuard no_grad;
   std::vector<torch::Tensor> tensors;
   if (!buffers_only) {
-    for (const torch::Tensor& parameter : net->parameters()) tensors.push_back(parameter.detach());
+    for (const torch::Tensor& parameter : Parameters(*net)) tensors.push_back(parameter.detach());
   }
-  for (const torch::Tensor& buffer : net->buffers()) tensors.push_back(buffer);
+  for (const torch::Tensor& buffer : Buffers(*net)) tensors.push_back(buffer);
   return group->Broadcast(tensors, 0);
 }
 

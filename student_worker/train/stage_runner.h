@@ -27,7 +27,7 @@
 #include "common/plan/plan.h"
 #include "common/safetensors/safetensors.h"
 #include "common/status.h"
-#include "common/zoo/zoo_net.h"
+#include "common/zoo/student_net.h"
 #include "student_worker/train/lockstep.h"
 #include "student_worker/train/lr_schedule.h"
 #include "student_worker/train/objective.h"
@@ -66,7 +66,7 @@ class StageRunner {
   struct Options {
     const JobPlan* plan = nullptr;  // none of the pointers is owned; all outlive the runner
     uint32_t stage = 0;
-    ZooNet* net = nullptr;  // on `device`
+    StudentNet* net = nullptr;  // on `device`
     Lockstep* lockstep = nullptr;
     torch::Device device = torch::kCPU;
   };
@@ -159,7 +159,7 @@ class StageRunner {
 // each sees its own part of the batch; they are made equal again at checkpoints, before evaluation and at stage ends.
 // Train-mode forward does not read them, so these broadcasts change no gradient, and a resumed job finds the same state
 // as an undisturbed one.
-Status BroadcastNet(CollectiveGroup* group, ZooNet* net, bool buffers_only);
+Status BroadcastNet(CollectiveGroup* group, StudentNet* net, bool buffers_only);
 
 }  // namespace distill
 

@@ -2,49 +2,42 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 
 namespace distill {
 
-StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable,
+StatusOr<std::vector<NamedTensor>> ApplyTrainable(StudentNet* net, const std::vector<std::string>& trainable,
                                                   bool frozen_bn_trains) {
-  net->eval();
-  for (torch::Tensor& parameter : net->parameters()) {
-    parameter.requires_grad_(false);
-    parameter.mutable_grad() = torch::Tensor();
+  net->SetTraining("", false);
+  std::vector<StudentNet::StateTensor> state = net->State();
+  std::erase_if(state, [](const StudentNet::StateTensor& one) { return one.is_buffer; });
+  for (StudentNet::StateTensor& parameter : state) {
+    parameter.tensor.requires_grad_(false);
+    parameter.tensor.mutable_grad() = torch::Tensor();
   }
+  const std::vector<std::string> paths = net->architecture().ModulePaths();
   for (const std::string& path : trainable) {
-    if (net->FindModule(path) == nullptr) {
-      return absl::InvalidArgumentError(
-          StrCat("the student has no module '", path, "'", DidYouMean(path, net->architecture().ModulePaths())));
+    if (!path.empty() && std::find(paths.begin(), paths.end(), path) == paths.end()) {
+      return absl::InvalidArgumentError(StrCat("the student has no module '", path, "'", DidYouMean(path, paths)));
     }
   }
-  if (frozen_bn_trains) net->train();
-  for (const std::string& path : trainable) {
-    torch::nn::Module* module = net->FindModule(path);
-    module->train();
-    for (torch::Tensor& parameter : module->parameters()) parameter.requires_grad_(true);
-  }
+  if (frozen_bn_trains) net->SetTraining("", true);
+  for (const std::string& path : trainable) net->SetTraining(path, true);
   std::vector<NamedTensor> parameters;
-  for (const auto& item : net->named_parameters()) {
-    if (item.value().requires_grad()) parameters.push_back({item.key(), item.value()});
+  for (StudentNet::StateTensor& parameter : state) {
+    const bool trains = std::any_of(trainable.begin(), trainable.end(),
+                                    [&](const std::string& path) { return IsUnder(parameter.name, path); });
+    parameter.tensor.requires_grad_(trains);
+    if (trains) parameters.push_back({parameter.name, parameter.tensor});
   }
   return parameters;
 }
 
-EvalModeGuard::EvalModeGuard(ZooNet* net) {
-  for (const std::shared_ptr<torch::nn::Module>& module : net->modules(/*include_self=*/false)) {
-    if (module->is_training()) training_.push_back(module);
-  }
-  net->eval();
-}
+EvalModeGuard::EvalModeGuard(StudentNet* net) : net_(net), modes_(net->Modes()) { net->SetTraining("", false); }
 
-EvalModeGuard::~EvalModeGuard() {
-  // Children are listed themselves: train(true) on a parent would switch the frozen ones on too.
-  for (const std::shared_ptr<torch::nn::Module>& module : training_) {
-    if (module->children().empty()) module->train(true);
-  }
-}
+EvalModeGuard::~EvalModeGuard() { net_->SetModes(modes_); }
 
 }  // namespace distill

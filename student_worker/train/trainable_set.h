@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/status.h"
-#include "common/zoo/zoo_net.h"
+#include "common/zoo/student_net.h"
 #include "student_worker/train/tensor_io.h"
 
 namespace distill {
@@ -19,19 +19,20 @@ namespace distill {
 // their parameters in the net's order. With `frozen_bn_trains` (an ablation) the frozen modules are in train mode too,
 // so that their batch norms use and update batch statistics. All gradients are undefined afterwards. kInvalidArgument:
 // no module at a path, with the nearest one; the net is frozen then.
-StatusOr<std::vector<NamedTensor>> ApplyTrainable(ZooNet* net, const std::vector<std::string>& trainable,
+StatusOr<std::vector<NamedTensor>> ApplyTrainable(StudentNet* net, const std::vector<std::string>& trainable,
                                                   bool frozen_bn_trains = false);
 
 // Puts the net in eval mode and back into the modes it had, module by module.
 class EvalModeGuard {
  public:
-  explicit EvalModeGuard(ZooNet* net);
+  explicit EvalModeGuard(StudentNet* net);
   ~EvalModeGuard();
   EvalModeGuard(const EvalModeGuard&) = delete;
   EvalModeGuard& operator=(const EvalModeGuard&) = delete;
 
  private:
-  std::vector<std::shared_ptr<torch::nn::Module>> training_;  // the modules that were in train mode
+  StudentNet* const net_;  // not owned; outlives the guard
+  const std::vector<bool> modes_;
 };
 
 }  // namespace distill

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <optional>
 
@@ -14,10 +15,13 @@
 #include "common/metrics/metrics.h"
 #include "common/safetensors/safetensors.h"
 #include "common/zoo/model_metadata.h"
+#include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/data/training_images.h"
 #include "student_worker/train/student_agent.h"
+#include "student_worker/train/student_archives.h"
+#include "tests/common/zoo/archive_fixture.h"
 #include "tests/student_worker/train/temp_folder.h"
 #include "tests/student_worker/train/train_fixtures.h"
 
@@ -26,6 +30,8 @@ namespace {
 
 using testing::Contains;
 using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::UnorderedElementsAre;
 namespace fs = std::filesystem;
 
 // What a rank told the coordinator, in order; always acknowledged. `on_progress` runs on the training thread.
@@ -158,6 +164,18 @@ class JobRunnerTest : public testing::Test {
     return plan;
   }
 
+  // The same stages for a network of the worker's model folder.
+  JobPlan ArchivePlan(uint32_t ranks, double dropout = 0.0) {
+    WriteOwnNetwork(folder_ / "models", "own", dropout);
+    archives_ = std::make_shared<const StudentArchives>(Take(LoadStudentArchives(folder_ / "models")));
+    EXPECT_THAT(archives_->left_out, IsEmpty());
+    JobPlan plan = Plan(ranks);
+    plan.student = archives_->descriptions.at(0).spec;
+    plan.stages[0].trainable = {"scale", "fc"};
+    plan.stages[1].trainable = {"scale", "conv1", "bn1", "layer1", "layer2", "fc"};
+    return plan;
+  }
+
   struct Ended {
     std::vector<JobOutcome> outcomes;
     std::vector<std::unique_ptr<RecordedFleet>> fleets;
@@ -216,6 +234,7 @@ class JobRunnerTest : public testing::Test {
     environment.device = "cpu";
     environment.collective_timeout = std::chrono::seconds(20);
     environment.write_patience = write_patience_;
+    environment.archives = archives_;
     return environment;
   }
   std::string Student(const std::string& work) { return ReadAll(folder_ / (work + "/job-1/student.safetensors")); }
@@ -243,6 +262,7 @@ class JobRunnerTest : public testing::Test {
   std::map<uint32_t, std::string> data_roots_;  // of ranks that have one of their own
   std::string committed_digest_;                // as the coordinator knows it
   decltype(JobEnvironment::wrap_group) wrap_group_;
+  std::shared_ptr<const StudentArchives> archives_;
 };
 
 // A group on GPUs that is aborted behind the job's back, by the watchdog of a communication library: from then on every
@@ -365,10 +385,12 @@ std::function<void(uint32_t, RecordedFleet*, JobControl*)> StopAt(uint32_t stage
   };
 }
 
-class ResumedJobTest : public JobRunnerTest, public testing::WithParamInterface<uint32_t> {};
+class ResumedJobTest : public JobRunnerTest, public testing::WithParamInterface<uint32_t> {
+ protected:
+  void ExpectAnInterruptedJobEndsBitIdentical(const JobPlan& plan);
+};
 
-TEST_P(ResumedJobTest, AnInterruptedJobEndsBitIdentical) {
-  const JobPlan plan = Plan(GetParam());
+void ResumedJobTest::ExpectAnInterruptedJobEndsBitIdentical(const JobPlan& plan) {
   const Ended straight = Run(plan, "straight");
   ASSERT_EQ(straight.outcomes[0].end, JobEnd::kFinished) << straight.outcomes[0].status;
 
@@ -390,7 +412,62 @@ TEST_P(ResumedJobTest, AnInterruptedJobEndsBitIdentical) {
   EXPECT_EQ(straight.fleets[0]->finished()[0].student_accuracy, third.fleets[0]->finished()[0].student_accuracy);
 }
 
+TEST_P(ResumedJobTest, AnInterruptedJobEndsBitIdentical) { ExpectAnInterruptedJobEndsBitIdentical(Plan(GetParam())); }
+
+TEST_P(ResumedJobTest, AnInterruptedJobOfAnArchiveEndsBitIdentical) {
+  // Ranks of this test are threads, which share the generator that dropout draws from; those of a job are processes.
+  ExpectAnInterruptedJobEndsBitIdentical(ArchivePlan(GetParam(), /*dropout=*/GetParam() == 1 ? 0.1 : 0.0));
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, ResumedJobTest, testing::Values(1u, 2u));
+
+TEST_F(JobRunnerTest, AnArchiveTrainsStageByStageAndIsExportedAsItself) {
+  const JobPlan plan = ArchivePlan(1);
+  const SafetensorsFile before = SaveWeights(*Take(MakeStudentNet(plan, archives_.get())));
+  const Ended ended = Run(plan, "work");
+  ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
+  const JobArtifacts made = ended.fleets[0]->finished().at(0);
+  EXPECT_GT(made.student_accuracy, 0.5);
+  EXPECT_EQ(made.student_parameters, archives_->descriptions[0].parameters);
+  const SafetensorsFile after = Take(ReadSafetensors(made.safetensors));
+  ASSERT_EQ(after.tensors.size(), before.tensors.size());
+  EXPECT_NE(ReadAll(made.torchscript), "");
+  const auto net = Take(TorchScriptNet::Load(made.torchscript, plan.student, {.training = true}));
+  EXPECT_EQ(SaveWeights(*net).tensors.at("fc.weight").bytes.size, after.tensors.at("fc.weight").bytes.size);
+  EXPECT_EQ(0, std::memcmp(SaveWeights(*net).tensors.at("fc.weight").bytes.data,
+                           after.tensors.at("fc.weight").bytes.data, after.tensors.at("fc.weight").bytes.size));
+  // Weights of one run start another one, module by module.
+  fs::copy_file(made.safetensors, std::string(folder_ / "models/first.safetensors"));
+  JobPlan next = plan;
+  next.student.weights = "first.safetensors";
+  EXPECT_EQ(Run(next, "next").outcomes[0].end, JobEnd::kFinished);
+}
+
+TEST_F(JobRunnerTest, AnArchiveThatIsMissingOrChangedIsTheWorkersFault) {
+  const JobPlan plan = ArchivePlan(1);
+  JobPlan other = plan;
+  other.student.arch = "none@sha256:d1";
+  Ended ended = Run(other, "missing");
+  EXPECT_EQ(ended.outcomes[0].kind, FailureKind::kWorker);
+  EXPECT_THAT(std::string(ended.outcomes[0].status.message()), HasSubstr("which this student has not"));
+  WriteOwnNetwork(folder_ / "models", "own", /*dropout=*/0.5);
+  ended = Run(plan, "changed");
+  EXPECT_EQ(ended.outcomes[0].kind, FailureKind::kWorker);
+  EXPECT_THAT(std::string(ended.outcomes[0].status.message()), HasSubstr("changed since the job was submitted"));
+}
+
+TEST(StudentArchivesTest, OneThatCannotBeTrainedDoesNotStopTheOthers) {
+  TempFolder folder;
+  WriteOwnNetwork(std::string(folder / ""), "good");
+  WriteAll(folder / "bare.pt", "not an archive");
+  WriteAll(folder / "bad.pt", "not an archive");
+  WriteAll(folder / "bad.pt.yaml", "in_channels: 1\nimage: 12x12\n");
+  const StudentArchives archives = Take(LoadStudentArchives(folder / ""));
+  ASSERT_EQ(archives.descriptions.size(), 1u);
+  EXPECT_EQ(archives.descriptions[0].name, "good");
+  EXPECT_EQ(archives.descriptions[0].taps.back().path, "");
+  EXPECT_THAT(archives.left_out, UnorderedElementsAre(HasSubstr("bare.pt.yaml"), HasSubstr("bad.pt")));
+}
 
 TEST_F(JobRunnerTest, ADamagedCheckpointFallsBackAndTheResultIsTheSame) {
   const JobPlan plan = Plan(1);
