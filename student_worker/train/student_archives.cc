@@ -94,7 +94,7 @@ StatusOr<StudentArchives> LoadStudentArchives(const std::string& folder) {
       loaded = TorchStatus(error, file.path);
     }
     if (!loaded.ok()) {
-      archives.left_out.push_back(ToStd(loaded.status().message()));
+      archives.left_out.emplace_back(ToStd(loaded.status().message()));
       continue;
     }
     archives.paths.emplace(file.name, file.path);
