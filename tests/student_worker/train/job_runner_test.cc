@@ -419,6 +419,56 @@ TEST_P(ResumedJobTest, AnInterruptedJobOfAnArchiveEndsBitIdentical) {
   ExpectAnInterruptedJobEndsBitIdentical(ArchivePlan(GetParam(), /*dropout=*/GetParam() == 1 ? 0.1 : 0.0));
 }
 
+TEST_P(ResumedJobTest, SoDoesOneWithAnAverageAndBatchesInParts) {
+  JobPlan plan = Plan(GetParam());
+  plan.accumulate = 2;
+  plan.evaluate_every = 4;  // the average takes the weights' place meanwhile
+  for (StagePlan& stage : plan.stages) {
+    stage.optimizer.type = "adamw";
+    stage.optimizer.lr = 0.01;
+    stage.optimizer.ema_decay = 0.9;
+    stage.optimizer.decay_norms_and_biases = false;
+    stage.optimizer.lr_mult = {{{"fc"}, 2}};
+  }
+  const Ended straight = Run(plan, "straight");
+  ASSERT_EQ(straight.outcomes[0].end, JobEnd::kFinished) << straight.outcomes[0].status;
+  const Ended first = Run(plan, "broken", StopAt(1, 3, [](JobControl* control) { control->Terminate(); }));
+  for (const JobOutcome& outcome : first.outcomes) EXPECT_EQ(outcome.end, JobEnd::kTerminated) << outcome.status;
+  const Ended second = Run(plan, "broken", StopAt(1, 8, [](JobControl* control) { control->Revoke(); }), 1);
+  EXPECT_EQ(second.outcomes[0].end, JobEnd::kRevoked) << second.outcomes[0].status;
+  const Ended third = Run(plan, "broken", nullptr, 1);
+  ASSERT_EQ(third.outcomes[0].end, JobEnd::kFinished) << third.outcomes[0].status;
+  EXPECT_EQ(Student("straight"), Student("broken"));
+
+  for (StagePlan& stage : plan.stages) stage.optimizer.ema_decay = 0;
+  ASSERT_EQ(Run(plan, "weights").outcomes[0].end, JobEnd::kFinished);
+  EXPECT_NE(Student("weights"), Student("straight")) << "the average is not what the job leaves";
+}
+
+// Batch norms are frozen, so that parts and whole batches differ by rounding alone; nearly two epochs.
+TEST_P(ResumedJobTest, PartsOfBatchesAreThoseOfTheSameImages) {
+  JobPlan plan = Plan(GetParam());
+  plan.data.crop_padding = 0;
+  plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, 30)};
+  ASSERT_EQ(Run(plan, "whole").outcomes[0].end, JobEnd::kFinished);
+  plan.accumulate = 4;
+  ASSERT_EQ(Run(plan, "parts").outcomes[0].end, JobEnd::kFinished);
+  const auto weights = [this](const std::string& work) {
+    const auto net = Take(ZooNet::Create(SmallStudent()));
+    EXPECT_TRUE(LoadWeights(Take(ReadSafetensors(folder_ / (work + "/job-1/student.safetensors"))), net.get()).ok());
+    return net->named_parameters()["fc.weight"].detach().clone();
+  };
+  const torch::Tensor whole = weights("whole"), parts = weights("parts");
+  EXPECT_LT((whole - parts).abs().max().item<double>(), 1e-4 * whole.abs().max().item<double>() + 1e-5);
+}
+
+TEST_F(JobRunnerTest, ABatchThatCannotBeDividedIsRefused) {
+  JobPlan plan = Plan(2);
+  plan.accumulate = 3;  // 16 images on 2 ranks
+  const Ended ended = Run(plan, "work");
+  EXPECT_THAT(ended.outcomes[0].status.ToString(), HasSubstr("a batch of 16 images in 3 parts"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, ResumedJobTest, testing::Values(1u, 2u));
 
 TEST_F(JobRunnerTest, AnArchiveTrainsStageByStageAndIsExportedAsItself) {
