@@ -239,7 +239,8 @@ class LoadedNet : public TorchScriptNet {
     try {
       std::optional<torch::NoGradGuard> no_grad;
       if (!options_.training) no_grad.emplace();
-      if (row_major_) x = x.contiguous();
+      // A copy: with one channel the strides of channels_last count as contiguous, and convolutions go by the strides.
+      if (row_major_) x = x.clone(torch::MemoryFormat::Contiguous);
       auto ran = graph_ != nullptr ? graph_->Run(module_, x, start, taps) : RunWhole(x, taps);
       if (!ran.ok()) return Annotate(ran.status(), Name());
       values = *std::move(ran);
