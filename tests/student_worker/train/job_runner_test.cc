@@ -477,10 +477,16 @@ TEST_F(JobRunnerTest, AnArchiveTrainsStageByStageAndIsExportedAsItself) {
   const Ended ended = Run(plan, "work");
   ASSERT_EQ(ended.outcomes[0].end, JobEnd::kFinished) << ended.outcomes[0].status;
   const JobArtifacts made = ended.fleets[0]->finished().at(0);
-  EXPECT_GT(made.student_accuracy, 0.5);
   EXPECT_EQ(made.student_parameters, archives_->descriptions[0].parameters);
   const SafetensorsFile after = Take(ReadSafetensors(made.safetensors));
   ASSERT_EQ(after.tensors.size(), before.tensors.size());
+  // Its classes are places in the picture, which this network's global pooling cannot tell: what counts is that all of
+  // it trained.
+  for (const auto& [name, tensor] : before.tensors) {
+    if (tensor.dtype != "F32") continue;
+    ASSERT_TRUE(after.tensors.contains(name)) << name;
+    EXPECT_NE(0, std::memcmp(tensor.bytes.data, after.tensors.at(name).bytes.data, tensor.bytes.size)) << name;
+  }
   EXPECT_NE(ReadAll(made.torchscript), "");
   const auto net = Take(TorchScriptNet::Load(made.torchscript, plan.student, {.training = true}));
   EXPECT_EQ(SaveWeights(*net).tensors.at("fc.weight").bytes.size, after.tensors.at("fc.weight").bytes.size);
