@@ -115,10 +115,10 @@ void TeacherConnection::OnReadDone(bool ok) {
   }
   Event event{Event::Kind::kChunk, this, ParseResponse(read_)};
   read_.Clear();
-  const bool read_on = unhandled_.fetch_add(1) + 1 < kReadAhead;
-  // In this order: chunks stay in theirs. The object lives on, because gRPC calls OnDone after this has returned.
+  // In this order, so that chunks stay in theirs: once this one is counted, the loop may start the next read, whose end
+  // another thread posts. The object lives on, because gRPC calls OnDone after this has returned.
   post_(std::move(event));
-  if (read_on) StartRead(&read_);
+  if (unhandled_.fetch_add(1) + 1 < kReadAhead) StartRead(&read_);
 }
 
 void TeacherConnection::OnWriteDone(bool ok) {

@@ -73,8 +73,8 @@ class TeacherConnection final : public grpc::ClientBidiReactor<grpc::ByteBuffer,
   grpc::ClientContext context_;
   grpc::ByteBuffer read_;   // gRPC's between StartRead and OnReadDone
   grpc::ByteBuffer write_;  // gRPC's between StartWrite and OnWriteDone
-  // Messages posted and not yet handled; atomic: counted up by gRPC's threads, down by the loop. At the most there may
-  // be, no read is under way, and the loop starts the next one.
+  // Messages posted and not yet handled; atomic: counted up by gRPC's threads, down by the loop, which may be the first
+  // of the two. At the most there may be, no read is under way, and the loop starts the next one.
   std::atomic<int> unhandled_{0};
   // Loop only.
   std::deque<grpc::ByteBuffer> queue_;
