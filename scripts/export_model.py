@@ -520,7 +520,7 @@ def export(options):
     exporter.script()
     exporter.compare()
     digest = exporter.save(options.output)
-    print(f"{options.output}: for {options.purpose}, digest {digest[:12]}")
+    print(f"{options.output}: for {options.purpose}, SHA-256 {digest[:12]}")
     width = max([len(name) for name in exporter.shapes] + [6])
     for name, shape in exporter.shapes.items():
         stride = f"  stride {image[0] / shape[1]:g}" if len(shape) == 3 else ""
