@@ -80,6 +80,7 @@ void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* p
     section.Problem("nesterov", "needs a momentum above 0");
   }
   if (out->nesterov && out->type != "sgd") section.Problem("nesterov", StrCat("belongs to sgd, not to ", out->type));
+  OnlyFor(section, "momentum", {"sgd"}, out->type);
   for (const std::string_view key : {"betas", "eps"}) OnlyFor(section, key, {"adam", "adamw", "lamb"}, out->type);
 }
 
@@ -106,6 +107,7 @@ void ReadSchedule(const YamlNodePtr& node, const std::string& path, Problems* pr
     section.Problem("milestones", StrCat("belong to type 'step', not to '", out->type, "'"));
   }
   if (out->type != "step") out->milestones.clear();
+  OnlyFor(section, "gamma", {"step"}, out->type);
   OnlyFor(section, "power", {"poly"}, out->type);
   OnlyFor(section, "min_factor", {"cosine", "poly"}, out->type);
   for (const std::string_view key : {"pct_start", "div_factor", "final_div_factor"}) {
