@@ -22,7 +22,7 @@ threads: 1
 batch_size: 64
 student: {arch: cifar_resnet8, width: 16, num_classes: 10, in_channels: 1, image: [28, 28], mean: [0.286], std: [0.353]}
 $2
-data: {format: idx, path: fashion-mnist, test_limit: 100, augment: {horizontal_flip: true}}
+data: {format: idx, path: fashion-mnist, test_limit: 100, transforms: {train: [horizontal_flip]}}
 evaluate: {teacher: false}
 log_every: 20
 stages:

@@ -50,7 +50,7 @@ case $table in
     settings_of() {
       settings=(--set student.in_channels=3 --set 'student.image=[32, 32]' --set 'student.mean=[0.4914, 0.4822, 0.4465]'
         --set 'student.std=[0.2470, 0.2435, 0.2616]' --set data.format=image_folder --set data.path=cifar10
-        --set data.train_size=50000 --set data.augment.crop_padding=4)
+        --set data.train_size=50000 --set 'data.transforms.train=[{pad_crop: {padding: 4}}, horizontal_flip]')
       [ "$1" = scratch ] || settings+=(--set teacher=cifar10)
     } ;;
   camvid)

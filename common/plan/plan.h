@@ -134,13 +134,22 @@ struct StagePlan {
   bool operator==(const StagePlan&) const = default;
 };
 
+// One transform of pictures: common/plan/transform_schema.h.
+struct TransformPlan {
+  std::string type;
+  std::map<std::string, std::vector<double>> values;  // by knob
+  bool operator==(const TransformPlan&) const = default;
+};
+
 struct DataPlan {
   std::string format = "idx";
   std::string path;
   uint64_t train_limit = 0;
   uint64_t test_limit = 0;
-  uint32_t crop_padding = 0;
-  bool horizontal_flip = false;
+  std::vector<TransformPlan> train_transforms;
+  std::vector<TransformPlan> test_transforms;
+  std::string on_bad_image = "fail";
+  double bad_image_limit = 0.01;
   uint64_t holdout = 0;
   std::string unlabelled;
   uint32_t ignore_label = 255;

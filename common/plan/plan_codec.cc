@@ -10,6 +10,23 @@ std::vector<T> ToVector(const Field& field) {
   return std::vector<T>(field.begin(), field.end());
 }
 
+void ToProto(const TransformPlan& transform, v1::Transform* proto) {
+  proto->set_type(transform.type);
+  for (const auto& [name, values] : transform.values) {
+    v1::Transform::Knob* const knob = proto->add_knobs();
+    knob->set_name(name);
+    knob->mutable_values()->Assign(values.begin(), values.end());
+  }
+}
+
+TransformPlan FromProto(const v1::Transform& proto) {
+  TransformPlan transform{.type = proto.type()};
+  for (const v1::Transform::Knob& knob : proto.knobs()) {
+    transform.values[knob.name()] = {knob.values().begin(), knob.values().end()};
+  }
+  return transform;
+}
+
 void ToProto(const LossPlan& loss, v1::LossPlan* proto) {
   proto->set_name(loss.name);
   proto->set_type(loss.type);
@@ -226,8 +243,6 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   data->set_path(plan.data.path);
   data->set_train_limit(plan.data.train_limit);
   data->set_test_limit(plan.data.test_limit);
-  data->set_crop_padding(plan.data.crop_padding);
-  data->set_horizontal_flip(plan.data.horizontal_flip);
   data->set_holdout(plan.data.holdout);
   data->set_unlabelled(plan.data.unlabelled);
   // Defaults are left out: a plan that an older program stored keeps its digest.
@@ -235,6 +250,10 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   if (plan.data.shrink != DataPlan().shrink) data->set_shrink(plan.data.shrink);
   if (plan.data.train_size) data->set_train_size(*plan.data.train_size);
   if (plan.data.unlabelled_size) data->set_unlabelled_size(*plan.data.unlabelled_size);
+  for (const TransformPlan& transform : plan.data.train_transforms) ToProto(transform, data->add_train_transforms());
+  for (const TransformPlan& transform : plan.data.test_transforms) ToProto(transform, data->add_test_transforms());
+  if (plan.data.on_bad_image != DataPlan().on_bad_image) data->set_on_bad_image(plan.data.on_bad_image);
+  if (plan.data.bad_image_limit != DataPlan().bad_image_limit) data->set_bad_image_limit(plan.data.bad_image_limit);
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -268,14 +287,20 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.data.path = proto.data().path();
   plan.data.train_limit = proto.data().train_limit();
   plan.data.test_limit = proto.data().test_limit();
-  plan.data.crop_padding = proto.data().crop_padding();
-  plan.data.horizontal_flip = proto.data().horizontal_flip();
   plan.data.holdout = proto.data().holdout();
   plan.data.unlabelled = proto.data().unlabelled();
   if (proto.data().has_ignore_label()) plan.data.ignore_label = proto.data().ignore_label();
   if (proto.data().has_shrink()) plan.data.shrink = proto.data().shrink();
   if (proto.data().has_train_size()) plan.data.train_size = proto.data().train_size();
   if (proto.data().has_unlabelled_size()) plan.data.unlabelled_size = proto.data().unlabelled_size();
+  for (const v1::Transform& transform : proto.data().train_transforms()) {
+    plan.data.train_transforms.push_back(FromProto(transform));
+  }
+  for (const v1::Transform& transform : proto.data().test_transforms()) {
+    plan.data.test_transforms.push_back(FromProto(transform));
+  }
+  if (proto.data().has_on_bad_image()) plan.data.on_bad_image = proto.data().on_bad_image();
+  if (proto.data().has_bad_image_limit()) plan.data.bad_image_limit = proto.data().bad_image_limit();
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

@@ -30,8 +30,25 @@ std::string DataText(const v1::JobPlan& plan) {
   if (data.format() == "segmentation_folder") {
     StrAppend(&text, ", pixels of ", data.has_ignore_label() ? data.ignore_label() : 255, " without label");
   }
-  if (data.crop_padding() > 0) StrAppend(&text, ", random crop with padding ", data.crop_padding());
-  if (data.horizontal_flip()) StrAppend(&text, ", horizontal flip");
+  for (const auto& [label, transforms] : {std::pair{", training images through ", &data.train_transforms()},
+                                          {", test images through ", &data.test_transforms()}}) {
+    const char* before = label;
+    for (const v1::Transform& transform : *transforms) {
+      StrAppend(&text, before, transform.type());
+      before = " (";
+      for (const auto& knob : transform.knobs()) {
+        const std::string values = absl::StrJoin(knob.values(), ", ");
+        StrAppend(&text, before, knob.name(), ": ", knob.values_size() == 1 ? values : StrCat("[", values, "]"));
+        before = ", ";
+      }
+      if (transform.knobs_size() > 0) StrAppend(&text, ")");
+      before = ", ";
+    }
+  }
+  if (data.on_bad_image() == "skip") {
+    StrAppend(&text, ", bad pictures skipped up to ",
+              (data.has_bad_image_limit() ? data.bad_image_limit() : 0.01) * 100, " %");
+  }
   if (!data.unlabelled().empty()) {
     std::vector<std::string> stages;
     for (const v1::StagePlan& stage : plan.stages()) {

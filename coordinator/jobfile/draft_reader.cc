@@ -1,10 +1,12 @@
 #include "coordinator/jobfile/draft_reader.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "absl/strings/str_join.h"
 #include "common/plan/loss_schema.h"
+#include "common/plan/transform_schema.h"
 #include "common/str_cat.h"
 #include "common/zoo/architecture.h"
 #include "coordinator/jobfile/presets.h"
@@ -20,6 +22,7 @@ constexpr uint32_t kMaxImageSide = 16384;
 constexpr NumberRange kPositive{.minimum = 0, .minimum_exclusive = true};
 constexpr NumberRange kPhaseShare{.minimum = 0, .maximum = 1e6};
 constexpr size_t kMaxSskdStages = 256;
+constexpr size_t kMaxTransforms = 64;
 constexpr NumberRange kShare{.minimum = 0, .maximum = 1};
 constexpr NumberRange kShareBelowOne{.minimum = 0, .maximum = 1, .maximum_exclusive = true};
 
@@ -98,6 +101,102 @@ void ReadStudent(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   }
 }
 
+// One transform: its name, or a map of its name to its knobs.
+void ReadTransform(const YamlNodePtr& node, const std::string& path, bool test, Problems* problems,
+                   std::vector<TransformPlan>* transforms) {
+  TransformPlan given;
+  YamlNodePtr knobs;
+  if (node->kind == YamlNode::Kind::kScalar) {
+    given.type = node->text;
+  } else if (node->kind == YamlNode::Kind::kMap && node->entries.size() == 1) {
+    given.type = node->entries[0].key;
+    knobs = node->entries[0].value;
+  } else {
+    problems->Add(node->mark, StrCat(path,
+                                     ": expected the name of a transform, or one with its settings, as in `pad_crop: "
+                                     "{padding: 4}`; got ",
+                                     node->kind == YamlNode::Kind::kMap
+                                         ? StrCat("a map of ", node->entries.size(), " keys (write a `-` before each)")
+                                         : DescribeValue(*node)));
+    return;
+  }
+  const TransformSchema* const schema = FindTransformSchema(given.type);
+  if (knobs != nullptr && schema != nullptr) {
+    std::vector<std::string> names;
+    for (const TransformKnob& knob : schema->knobs) names.emplace_back(knob.name);
+    const std::string place = StrCat(path, ".", given.type);
+    const SectionReader section(knobs, place, names, problems);
+    if (!section.present() || knobs->kind != YamlNode::Kind::kMap) return;
+    for (const std::string& name : names) {
+      const YamlNodePtr value = section.Find(name);
+      if (value == nullptr) continue;
+      std::vector<double> numbers(1);
+      const bool read = value->kind == YamlNode::Kind::kSequence
+                            ? section.Numbers(name, {.minimum = -1e18, .maximum = 1e18}, &numbers)
+                            : section.Number(name, {.minimum = -1e18, .maximum = 1e18}, &numbers[0]);
+      if (!read) return;
+      given.values[name] = std::move(numbers);
+    }
+    for (const YamlEntry& entry : knobs->entries) {
+      if (std::find(names.begin(), names.end(), entry.key) == names.end()) return;  // was reported
+    }
+  }
+  StatusOr<TransformPlan> transform = CompleteTransform(given);
+  if (!transform.ok()) {
+    problems->Add(node->mark, StrCat(path, ": ", transform.status().message()));
+  } else if (test && schema->random) {
+    problems->Add(node->mark, StrCat(path, ": ", given.type,
+                                     " is random, but test images must look the same each time they are "
+                                     "measured on; resize and center_crop are not"));
+  } else {
+    transforms->push_back(*std::move(transform));
+  }
+}
+
+void ReadTransforms(const SectionReader& data, Problems* problems, JobDraft* job) {
+  JobPlan* const plan = &job->plan;
+  const SectionReader section(data.Find("transforms"), "data.transforms", JobSectionKeys("data.transforms"), problems);
+  bool all_read = true;
+  for (const auto& [key, out] :
+       {std::pair{"train", &plan->data.train_transforms}, {"test", &plan->data.test_transforms}}) {
+    const YamlNodePtr list = section.Find(key);
+    if (list == nullptr) continue;
+    if (list->kind != YamlNode::Kind::kSequence) {
+      section.Problem(key, StrCat("expected a list of transforms, got ", DescribeValue(*list)));
+      return;
+    }
+    if (list->items.size() > kMaxTransforms) {
+      section.Problem(key, StrCat("has ", list->items.size(), " transforms; at most ", kMaxTransforms));
+      return;
+    }
+    for (size_t i = 0; i < list->items.size(); ++i) {
+      ReadTransform(list->items[i], StrCat("data.transforms.", key, "[", i, "]"), key == std::string_view("test"),
+                    problems, out);
+    }
+    all_read = all_read && out->size() == list->items.size();
+  }
+  if (!all_read) return;
+  job->train_transforms_mark = section.Mark("train");
+  job->test_transforms_mark = section.Mark("test");
+  std::map<std::string, bool> any;
+  for (const auto& [key, list] :
+       {std::pair{"train", &plan->data.train_transforms}, {"test", &plan->data.test_transforms}}) {
+    const StatusOr<TransformedSize> size = SizeAfter(*list);
+    if (!size.ok()) {
+      section.Problem(key, ToStd(size.status().message()));
+      plan->data.train_transforms.clear();  // nothing more is to be said of them
+      plan->data.test_transforms.clear();
+      return;
+    }
+    any[key] = size->any;
+  }
+  if (plan->data.holdout > 0 && any["train"] && !any["test"]) {
+    section.Problem("test",
+                    "held-out images are training images seen through the test transforms, which do not bring "
+                    "them to the student's size as those for training do; add resize or center_crop");
+  }
+}
+
 void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const SectionReader data(node, "data", JobSectionKeys("data"), problems);
   if (!data.present()) return;
@@ -141,9 +240,15 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
                                    job->plan.accumulate > 1 ? "part of a batch, " : "batch of ", rank_batch, "; take ",
                                    std::max<uint64_t>(1, job->plan.data.holdout / rank_batch) * rank_batch));
   }
-  const SectionReader augment(data.Find("augment"), "data.augment", JobSectionKeys("data.augment"), problems);
-  augment.Integer("crop_padding", 0, 1024, &job->plan.data.crop_padding);
-  augment.Flag("horizontal_flip", &job->plan.data.horizontal_flip);
+  ReadTransforms(data, problems, job);
+  data.Choice("on_bad_image", {"fail", "skip"}, &job->plan.data.on_bad_image);
+  data.Number("bad_image_limit", kShare, &job->plan.data.bad_image_limit);
+  if (data.Has("bad_image_limit") && job->plan.data.on_bad_image != "skip") {
+    data.Problem("bad_image_limit", "is the limit of on_bad_image: skip, which is not set");
+  }
+  if (data.Has("on_bad_image") && job->plan.data.format == "idx") {
+    data.Problem("on_bad_image", "IDX files hold plain pixels, of which none can be bad alone; leave it out");
+  }
 }
 
 // What sskd.stages[] and sskd.head have in common.

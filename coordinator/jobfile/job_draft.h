@@ -147,7 +147,8 @@ struct JobDraft {
   YamlMark evaluate_mark;                  // of evaluate.teacher
   std::vector<std::string> weights_globs;  // of student.weights_modules, as written
   YamlMark weights_mark;
-  YamlMark format_mark;      // of data.format
+  YamlMark format_mark;  // of data.format
+  YamlMark train_transforms_mark, test_transforms_mark;
   YamlMark unlabelled_mark;  // of data.unlabelled
   bool evaluate_teacher = true;
   OptimizerDraft optimizer;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
+#include "common/plan/transform_schema.h"
 #include "common/str_cat.h"
 #include "common/zoo/archive_ref.h"
 #include "coordinator/jobfile/draft_reader.h"
@@ -301,6 +302,22 @@ void ExpandWeightsModules(const Architecture& student, Problems* problems, JobDr
   job->plan.student.weights_modules = *std::move(modules);
 }
 
+// Pictures become as large as the student takes them.
+void CheckTransforms(const JobDraft& job, Problems* problems) {
+  const ModelSpec& student = job.plan.student;
+  if (student.image_height == 0) return;
+  const auto check = [&](const std::vector<TransformPlan>& list, const YamlMark& mark, std::string_view key) {
+    const StatusOr<TransformedSize> size = SizeAfter(list);
+    if (!size.ok() || !size->any) return;
+    if (size->height == student.image_height && size->width == student.image_width) return;
+    problems->Add(mark, StrCat("data.transforms.", key, ": makes pictures of [", size->height, ", ", size->width,
+                               "] (height, width), the student takes student.image [", student.image_height, ", ",
+                               student.image_width, "]; make them equal"));
+  };
+  check(job.plan.data.train_transforms, job.train_transforms_mark, "train");
+  check(job.plan.data.test_transforms, job.test_transforms_mark, "test");
+}
+
 }  // namespace
 
 std::string Describe(const JobFileInput& input, const JobProblem& problem) {
@@ -318,6 +335,7 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
     spec.weights = job.plan.student.weights;
     job.plan.student = std::move(spec);
   }
+  CheckTransforms(job, &problems);
   // A baseline made from a distillation job's file names a teacher that nothing reads: it need not be there.
   const bool reads_teacher = ReadsTeacher(job);
   const ServedModelInfo* teacher = job.teacher.empty() || !reads_teacher ? nullptr : FindTeacher(job, fleet, &problems);

@@ -13,10 +13,10 @@ constexpr std::string_view kTop[] = {
     "tat",       "accumulate",    "autocast"};
 constexpr std::string_view kStudent[] = {"arch",  "archive", "width", "num_classes", "in_channels",
                                          "image", "mean",    "std",   "weights",     "weights_modules"};
-constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
-                                      "test_limit",      "unlabelled",   "holdout",    "augment",
-                                      "unlabelled_size", "ignore_label", "shrink"};
-constexpr std::string_view kAugment[] = {"crop_padding", "horizontal_flip"};
+constexpr std::string_view kData[] = {"format",     "path",         "train_size",     "train_limit",     "test_limit",
+                                      "unlabelled", "holdout",      "transforms",     "unlabelled_size", "ignore_label",
+                                      "shrink",     "on_bad_image", "bad_image_limit"};
+constexpr std::string_view kTransforms[] = {"train", "test"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};
 constexpr std::string_view kCwd[] = {"temperature", "weight", "kd_weight", "kd_temperature"};
@@ -47,7 +47,7 @@ constexpr JobSection kSections[] = {
     {"", kTop},
     {"student", kStudent},
     {"data", kData},
-    {"data.augment", kAugment},
+    {"data.transforms", kTransforms},
     {"budget", kLength},
     {"kd", kKd},
     {"cwd", kCwd},

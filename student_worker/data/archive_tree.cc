@@ -27,7 +27,8 @@ struct Member {
   bool is_link = false;  // symbolic
   std::string target;
   uint64_t size = 0;
-  std::shared_ptr<const std::string> content;  // shared by hard links; see FileTree::Content
+  uint64_t offset = kNoOffset;                 // see FileTree::Offset
+  std::shared_ptr<const std::string> content;  // its head, or all of it where there is no offset; shared by hard links
 };
 
 std::vector<std::string> Split(const std::string& path) { return absl::StrSplit(path, '/', absl::SkipEmpty()); }
@@ -105,11 +106,16 @@ class ArchiveTree : public FileTree {
     return nodes;
   }
 
-  std::string Head(const TreeNode& file) const override { return Content(file)->substr(0, kHeadBytes); }
+  std::string Head(const TreeNode& file) const override {
+    return members_.at(file.identity).content->substr(0, kHeadBytes);
+  }
 
   std::shared_ptr<const std::string> Content(const TreeNode& file) const override {
-    return members_.at(file.identity).content;
+    const Member& member = members_.at(file.identity);
+    return member.offset == kNoOffset ? member.content : nullptr;
   }
+
+  uint64_t Offset(const TreeNode& file) const override { return members_.at(file.identity).offset; }
 
  private:
   StatusOr<Member> Take(const TarEntry& entry, TarReader* tar, uint64_t max_bytes, uint64_t* total) {
@@ -135,13 +141,15 @@ class ArchiveTree : public FileTree {
       }
       case TarEntry::Type::kFile: {
         member.kind = TreeNode::Kind::kFile;
+        if (const auto offset = tar->ContentOffset()) member.offset = *offset;
         DISTILL_ASSIGN_OR_RETURN(std::string bytes, tar->Read(kHeadBytes));
-        if (IsJpeg(bytes) || IsPng(bytes)) {
+        if (member.offset == kNoOffset && (IsJpeg(bytes) || IsPng(bytes))) {
           *total += entry.size;
           if (*total > max_bytes || *total < entry.size) {
-            return absl::ResourceExhaustedError(StrCat("the images in '", path_, "' take more than the limit of ",
-                                                       max_bytes,
-                                                       " bytes even compressed; pack fewer or smaller ones"));
+            return absl::ResourceExhaustedError(
+                StrCat("the images in '", path_, "' take more than the limit of ", max_bytes,
+                       " bytes that a compressed archive may hold; unpack it, or pack it without "
+                       "compression: its pictures are then read where they lie"));
           }
           DISTILL_ASSIGN_OR_RETURN(const std::string rest, tar->Read(entry.size));
           bytes += rest;

@@ -1,4 +1,4 @@
-// The random numbers of data order and augmentation: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over a key hashed from a tuple.
+// The random numbers of data order and transforms: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over a key hashed from a tuple.
 //
 // Output i of stream k is Mix(k + (i + 1) * 0x9E3779B97F4A7C15); the key is a chain of the same mix over (seed, purpose, a, b). Every
 // value is a pure function of these numbers, equal on every platform and in every version: golden values are in the tests.
@@ -11,7 +11,7 @@
 namespace distill {
 
 // Purposes keep streams with equal (seed, a, b) apart. Values are part of the format: never renumber.
-enum class RngPurpose : uint64_t { kEpochOrder = 1, kAugment = 2, kSubset = 3 };
+enum class RngPurpose : uint64_t { kEpochOrder = 1, kTransform = 2, kSubset = 3 };
 
 // Value type, thread-compatible.
 class CounterRng {
@@ -30,6 +30,9 @@ class CounterRng {
     }
     return static_cast<uint64_t>(product >> 64);
   }
+
+  // Uniform in [0, 1): the multiples of 2^-53.
+  double Uniform() { return static_cast<double>(Next() >> 11) * 0x1p-53; }
 
   // The finalizer of SplitMix64 (Stafford's variant 13).
   static uint64_t Mix(uint64_t z) {

@@ -10,10 +10,12 @@
 #include "absl/strings/ascii.h"
 #include "common/hash/sha256.h"
 #include "common/log.h"
+#include "common/plan/transform_schema.h"
 #include "common/str_cat.h"
 #include "student_worker/data/data_report.h"
-#include "student_worker/data/loaded_split.h"
+#include "student_worker/data/file_dataset.h"
 #include "student_worker/data/sampler.h"
+#include "student_worker/data/split_request.h"
 
 namespace distill {
 namespace {
@@ -37,13 +39,19 @@ class MemoryDataset : public Dataset {
   uint32_t height() const override { return height_; }
   uint32_t width() const override { return width_; }
   uint32_t classes() const override { return classes_; }
-  void CopyImage(uint64_t index, uint8_t* out) const override {
-    std::memcpy(out, pixels_.data() + index * image_bytes(), image_bytes());
-  }
   int64_t label(uint64_t index) const override { return labels_[index]; }
   bool has_label_maps() const override { return !label_maps_.empty(); }
-  void CopyLabelMap(uint64_t index, uint8_t* out) const override {
-    std::memcpy(out, label_maps_.data() + index * label_map_bytes(), label_map_bytes());
+  std::string Where(uint64_t index) const override { return StrCat("image ", index); }
+  Status Read(uint64_t index, Picture* out) const override {
+    out->channels = channels_;
+    out->height = height_;
+    out->width = width_;
+    const auto copy = [index](const std::vector<uint8_t>& from, uint64_t bytes, std::vector<uint8_t>* to) {
+      to->assign(from.begin() + index * bytes, from.begin() + (index + 1) * bytes);
+    };
+    copy(pixels_, channels_ * out->plane(), &out->pixels);
+    copy(label_maps_, label_maps_.empty() ? 0 : out->plane(), &out->label_map);
+    return OkStatus();
   }
 
  private:
@@ -69,18 +77,18 @@ std::string Shape(uint32_t channels, uint32_t height, uint32_t width) {
 }
 
 // One more than the largest class that occurs.
-uint32_t SmallestClassCount(const LoadedSplit& split) {
+uint32_t SmallestClassCount(const SplitIndex& split) {
   uint32_t count = 0;
   for (const int64_t label : split.labels) count = std::max<uint32_t>(count, label + 1);
-  for (const uint8_t id : split.label_maps) {
-    if (id != kIgnoredPixel) count = std::max<uint32_t>(count, id + 1);
+  for (uint32_t id = 0; split.files != nullptr && id < kIgnoredPixel; ++id) {
+    if (split.files->pixels_of_class()[id] > 0) count = std::max(count, id + 1);
   }
   return count;
 }
 
 struct NamedSplit {
   std::string name;  // of the kind, for messages: "train", "test", "unlabelled"
-  LoadedSplit* split;
+  SplitIndex* split;
 };
 
 // See DataSplits.digest.
@@ -112,7 +120,7 @@ std::vector<std::string> Missing(const std::vector<std::string>& names, const st
 }
 
 // Classes of an image folder: those of training and test images are the same, and not more than the student's.
-void CheckClassNames(const std::string& folder, const LoadedSplit& train, const LoadedSplit& test, uint32_t classes,
+void CheckClassNames(const std::string& folder, const SplitIndex& train, const SplitIndex& test, uint32_t classes,
                      DataReport* report) {
   if (train.class_names.empty() && test.class_names.empty()) return;
   if (train.found > 0 && test.found > 0 && train.class_names != test.class_names) {
@@ -145,11 +153,11 @@ void CheckClassNames(const std::string& folder, const LoadedSplit& train, const 
 }
 
 // Names the classes below `classes` that never occur in the label maps (or, IDX, among the labels) of a split.
-void WarnOfAbsentClasses(const std::string& name, const LoadedSplit& split, uint32_t classes, DataReport* report) {
+void WarnOfAbsentClasses(const std::string& name, const SplitIndex& split, uint32_t classes, DataReport* report) {
   std::string ids;
   size_t absent = 0;
   for (uint32_t id = 0; id < std::min<uint32_t>(classes, kIgnoredPixel); ++id) {
-    const bool found = split.label_found.empty() ? split.pixels_of_class[id] > 0 : split.label_found[id];
+    const bool found = split.label_found.empty() ? split.files->pixels_of_class()[id] > 0 : split.label_found[id];
     if (found) continue;
     if (absent++ < DataReport::kNamedFiles) StrAppend(&ids, ids.empty() ? "" : ", ", id);
   }
@@ -159,6 +167,31 @@ void WarnOfAbsentClasses(const std::string& name, const LoadedSplit& split, uint
       StrCat("No ", split.label_found.empty() ? "pixel of the label maps" : "label", " of ", name, " has class ", ids,
              ", though num_classes is ", classes,
              name == "test" ? ": how well the student knows it is not measured." : ": the student cannot learn it."));
+}
+
+// Decides what stays in memory, and reads everything if all of it does. True: it was read.
+bool Preload(const std::vector<NamedSplit>& splits, const DataOptions& options, SplitRequest* request) {
+  uint64_t bytes = 0;
+  for (const auto& [name, split] : splits) bytes += split->files == nullptr ? 0 : split->files->decoded_bytes();
+  const bool fits = bytes <= options.cache_bytes;
+  const bool all = fits && (options.cache == CacheMode::kAuto || options.cache == CacheMode::kDecoded);
+  const CacheMode mode = all                                 ? CacheMode::kDecoded
+                         : options.cache == CacheMode::kAuto ? CacheMode::kNone
+                                                             : options.cache;
+  const auto budget = std::make_shared<CacheBudget>(options.cache_bytes);
+  for (const auto& [name, split] : splits) {
+    if (split->files == nullptr) continue;
+    // What is refused will not be used: it is read for its faults alone.
+    const bool keeps = !all || request->report->ok();
+    split->files->Keep(keeps ? mode : CacheMode::kNone, budget);
+    if (!all) continue;
+    request->name = name;
+    split->files->Preload(*request);
+    if (split->files->has_label_maps() && request->report->ok()) {
+      CheckLabelsSayMore(*request, split->label_source, split->files->pixels_of_class());
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -236,8 +269,9 @@ WantedImages WantedBy(const ModelSpec& student) {
 }
 
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
-                                 const WantedImages& want, const std::function<bool()>& stop) {
-  StatusOr<LoadedSplit> (*reader)(const SplitRequest&) = nullptr;
+                                 const WantedImages& want, const DataOptions& options,
+                                 const std::function<bool()>& stop) {
+  StatusOr<SplitIndex> (*reader)(const SplitRequest&) = nullptr;
   if (plan.format == "idx") reader = ReadIdxSplit;
   if (plan.format == "image_folder") reader = ReadImageFolderSplit;
   if (plan.format == "segmentation_folder") reader = ReadSegmentationFolderSplit;
@@ -250,34 +284,47 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     return absl::InvalidArgumentError(
         StrCat("data.ignore_label is ", plan.ignore_label, ", but label maps hold values of 0 to ", kIgnoredPixel));
   }
+  DISTILL_ASSIGN_OR_RETURN(const TransformedSize train_size, SizeAfter(plan.train_transforms));
+  DISTILL_ASSIGN_OR_RETURN(const TransformedSize test_size, SizeAfter(plan.test_transforms));
+  for (const TransformedSize& size : {train_size, test_size}) {
+    if (!size.any || want.height == 0 || (size.height == want.height && size.width == want.width)) continue;
+    return absl::InvalidArgumentError(StrCat("data.transforms makes pictures of [", size.height, ", ", size.width,
+                                             "] (height, width), the student takes [", want.height, ", ", want.width,
+                                             "]"));
+  }
   DISTILL_ASSIGN_OR_RETURN(const std::string folder, ResolveBelow(data_root, plan.path));
   DataReport report(stop);
+  DataSplits splits;
+  splits.bad_images = std::make_shared<BadImages>(plan);
+  splits.threads = std::make_shared<ReadThreads>(options.threads);
   SplitRequest request{.root = data_root,
                        .folder = folder,
                        .want = want,
                        .ignore_label = plan.ignore_label,
                        .shrink = plan.shrink,
-                       .report = &report};
+                       .report = &report,
+                       .bad_images = splits.bad_images.get(),
+                       .threads = splits.threads.get()};
   // What is wrong with one split does not keep the others from being looked at.
-  const auto read = [&](const std::string& name, SplitKind kind, SubsetFunction subset) {
+  const auto read = [&](const std::string& name, SplitKind kind, bool any_size, SubsetFunction subset) {
     request.name = name;
     request.kind = kind;
+    request.any_size = any_size;
     request.subset = std::move(subset);
-    if (!report.wanted().ok()) return LoadedSplit();
+    if (!report.wanted().ok()) return SplitIndex();
     auto split = reader(request);
-    if (!split.ok()) {
-      report.Refuse(split.status());
-      return LoadedSplit();
-    }
-    request.max_bytes -= split->pixels.size() + split->label_maps.size();
-    return *std::move(split);
+    if (split.ok()) return *std::move(split);
+    report.Refuse(split.status());
+    return SplitIndex();
   };
   const bool has_unlabelled = !plan.unlabelled.empty();
   const SplitKind train_kind = has_unlabelled ? SplitKind::kLabelledOrMissing : SplitKind::kLabelled;
-  LoadedSplit train = read("train", train_kind, FirstOfShuffle(seed, plan.train_limit));
-  LoadedSplit test = read("test", SplitKind::kLabelled, FirstOfShuffle(0, plan.test_limit));
-  LoadedSplit unlabelled;
-  if (has_unlabelled) unlabelled = read(plan.unlabelled, SplitKind::kUnlabelled, FirstOfShuffle(0, 0));
+  SplitIndex train = read("train", train_kind, train_size.any, FirstOfShuffle(seed, plan.train_limit));
+  SplitIndex test = read("test", SplitKind::kLabelled, test_size.any, FirstOfShuffle(0, plan.test_limit));
+  SplitIndex unlabelled;
+  if (has_unlabelled) unlabelled = read(plan.unlabelled, SplitKind::kUnlabelled, train_size.any, FirstOfShuffle(0, 0));
+  const std::vector<NamedSplit> named = {{"train", &train}, {"test", &test}, {"unlabelled", &unlabelled}};
+  const bool preloaded = Preload(named, options, &request);
   DISTILL_RETURN_IF_ERROR(report.wanted());
 
   CheckClassNames(folder, train, test, want.classes, &report);
@@ -288,8 +335,8 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   if (has_unlabelled && (report.ok() || unlabelled.found > 0)) {
     CheckCount("unlabelled_size", plan.unlabelled_size, unlabelled.found, 0, folder, &report);
   }
-  const std::vector<NamedSplit> named = {{"train", &train}, {"test", &test}, {"unlabelled", &unlabelled}};
-  if (plan.format != "image_folder" && report.ok()) {
+  const bool knows_classes = plan.format == "idx" || (plan.format == "segmentation_folder" && preloaded);
+  if (knows_classes && report.ok()) {
     for (const auto& [name, split] : named) {
       if (name != "unlabelled" && !split->labels.empty()) WarnOfAbsentClasses(name, *split, want.classes, &report);
     }
@@ -297,35 +344,44 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   if (report.ok()) {  // where the student does not say what it takes
     for (const auto& [name, split] : named) {
       if (split->labels.empty()) continue;
-      if (split->channels != test.channels || split->height != test.height || split->width != test.width) {
+      const bool any_size = name == "test" || train_size.any || test_size.any;
+      if (split->channels != test.channels ||
+          (!any_size && (split->height != test.height || split->width != test.width))) {
         report.Refuse(absl::FailedPreconditionError(
             StrCat(name, " images in '", folder, "' have shape ", Shape(split->channels, split->height, split->width),
                    ", test images ", Shape(test.channels, test.height, test.width))));
       }
     }
   }
+  splits.bad_images->SetTotal(train.labels.size() + test.labels.size() + unlabelled.labels.size());
+  if (const Status judged = splits.bad_images->Judge(); !judged.ok()) report.Refuse(judged);
   DISTILL_RETURN_IF_ERROR(report.status());
 
   uint32_t classes = want.classes;
   if (classes == 0) {
     classes = std::max(train.class_names.size(), test.class_names.size());
-    for (const LoadedSplit* split : {&train, &test}) classes = std::max(classes, SmallestClassCount(*split));
+    for (const SplitIndex* split : {&train, &test}) classes = std::max(classes, SmallestClassCount(*split));
   }
-  DataSplits splits;
   splits.warnings = report.warnings();
+  for (std::string& news : splits.bad_images->TakeNews()) splits.warnings.push_back(std::move(news));
   splits.digest = DigestOf(plan.format, named);
   for (const auto& [split, out] :
        {std::pair{&train, &splits.train}, {&test, &splits.test}, {&unlabelled, &splits.unlabelled}}) {
     if (split->labels.empty()) continue;
-    DISTILL_ASSIGN_OR_RETURN(
-        *out, MakeMemoryDataset(split->channels, split->height, split->width, classes, std::move(split->pixels),
-                                std::move(split->labels), std::move(split->label_maps)));
+    if (split->files != nullptr) {
+      split->files->SetClasses(classes);
+      *out = std::move(split->files);
+      continue;
+    }
+    DISTILL_ASSIGN_OR_RETURN(*out, MakeMemoryDataset(split->channels, split->height, split->width, classes,
+                                                     std::move(split->pixels), std::move(split->labels)));
   }
-  LogInfo("data loaded", {{"folder", folder},
+  LogInfo("data opened", {{"folder", folder},
                           {"train", splits.train == nullptr ? 0 : splits.train->size()},
                           {"unlabelled", splits.unlabelled == nullptr ? 0 : splits.unlabelled->size()},
                           {"test", splits.test->size()},
                           {"classes", classes},
+                          {"in_memory", preloaded},
                           {"digest", splits.digest}});
   for (const std::string& warning : splits.warnings) LogWarning("odd in the data", {{"what", warning}});
   return splits;

@@ -1,4 +1,5 @@
-// Images of one split, decoded into memory: what the sampler draws from.
+// The images of a split: an index of what there is, where it lies and which label it has. Pixels are read and decoded
+// when they are asked for (data_options.h says what stays in memory), so that a split may have any size.
 //
 // Three formats (DataPlan.format):
 //   "idx"                  MNIST-style IDX files, gzipped or plain, in one folder: train-images-idx3-ubyte[.gz],
@@ -15,8 +16,7 @@
 //                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead.
 // In the two folder formats pictures are turned upright as their EXIF says, grey files in a colour set are spread to
 // three channels, alpha is dropped and 16-bit PNGs are rounded to 8 bits (label maps of such kinds are refused); and
-// each side is divided by DataPlan.shrink at loading (shrink.h), which must divide it. A decoded picture is all that is
-// held: its file's bytes go as it comes. .jpe and .jfif are JPEG too. A folder and an archive of it give the same data
+// each side is divided by DataPlan.shrink when it is read (shrink.h), which must divide it. .jpe and .jfif are JPEG too. A folder and an archive of it give the same data
 // set (image_source.h): links are followed, litter such as ._a.png, .DS_Store and __MACOSX is left out, and pictures
 // deeper than they should be are refused.
 //
@@ -25,8 +25,9 @@
 //   "image_folder"         FOLDER/NAME, or FOLDER/NAME.tar[.gz]: files in it and in its folders, however deep, in
 //                          alphabetical order.
 //   "segmentation_folder"  FOLDER/images/NAME, in the same way.
-// All images of a data set have the same height and width. Pixels and label maps of all splits together, as they are
-// held (after shrinking), may take at most kMaxDatasetBytes.
+// Where the job's transforms (transforms.h) do not bring them to one size, all images of a split have the same height and
+// width. IDX files and what gzipped archives hold lie in memory as long as the job runs, kMaxHeldBytes of each at most;
+// plain archives and files are read where they lie.
 #ifndef DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 #define DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 
@@ -38,12 +39,15 @@
 
 #include "common/plan/plan.h"
 #include "common/status.h"
+#include "student_worker/data/bad_images.h"
+#include "student_worker/data/data_options.h"
+#include "student_worker/data/picture.h"
+#include "student_worker/data/read_threads.h"
 
 namespace distill {
 
-inline constexpr uint64_t kMaxDatasetBytes = 16ull << 30;
-inline constexpr int64_t kNoLabel = -1;        // of an image
-inline constexpr uint8_t kIgnoredPixel = 255;  // in a label map: the pixel has no label
+inline constexpr uint64_t kMaxHeldBytes = 16ull << 30;
+inline constexpr int64_t kNoLabel = -1;  // of an image
 
 // Immutable, thread-safe.
 class Dataset {
@@ -51,25 +55,22 @@ class Dataset {
   virtual ~Dataset() = default;
   // Number of images, >= 1.
   virtual uint64_t size() const = 0;
-  // Shape of each image.
-  virtual uint32_t channels() const = 0;
+  virtual uint32_t channels() const = 0;  // of each image
+  // Of each image; 0: they have many sizes.
   virtual uint32_t height() const = 0;
   virtual uint32_t width() const = 0;
   // Labels and class ids are in [0, classes()), or kNoLabel and kIgnoredPixel.
   virtual uint32_t classes() const = 0;
-  // Copies image `index` as uint8 [C, H, W] row-major to `out`, which has room for image_bytes(). REQUIRES: index <
-  // size().
-  virtual void CopyImage(uint64_t index, uint8_t* out) const = 0;
   // kNoLabel: the image has none, or a label map instead. REQUIRES: index < size().
   virtual int64_t label(uint64_t index) const = 0;
-  // Whether each image has a label map: a class id or kIgnoredPixel for every pixel.
+  // Whether each image has a label map.
   virtual bool has_label_maps() const = 0;
-  // Copies the label map of image `index` as uint8 [H, W] row-major to `out`, which has room for label_map_bytes().
-  // REQUIRES: has_label_maps(), index < size().
-  virtual void CopyLabelMap(uint64_t index, uint8_t* out) const = 0;
-
-  uint64_t image_bytes() const { return uint64_t{channels()} * height() * width(); }
-  uint64_t label_map_bytes() const { return uint64_t{height()} * width(); }
+  // The image's file, for messages. REQUIRES: index < size().
+  virtual std::string Where(uint64_t index) const = 0;
+  // Reads image `index`, with its label map if has_label_maps(). Errors name the file. kDataLoss: it cannot be decoded.
+  // kUnavailable: the disk failed. kInvalidArgument, kFailedPrecondition: its label map is none. REQUIRES: index <
+  // size().
+  virtual Status Read(uint64_t index, Picture* out) const = 0;
 };
 
 // Shared: the pipeline's loader thread and the trainer both read them. Labelled images have labels, or (segmentation
@@ -78,6 +79,10 @@ struct DataSplits {
   std::shared_ptr<const Dataset> train;  // all labelled; null: none, which only a plan with unlabelled images may have
   std::shared_ptr<const Dataset> test;   // all labelled
   std::shared_ptr<const Dataset> unlabelled;  // null: none
+  // Which could not be decoded, so far; shared with all who read. Never null after OpenDataset.
+  std::shared_ptr<BadImages> bad_images = nullptr;
+  // That all who read these splits share. Never null after OpenDataset.
+  std::shared_ptr<ReadThreads> threads = nullptr;
   // What the job's owner should know of the files, though they can be used: one whole sentence each.
   std::vector<std::string> warnings = {};
   // SHA-256 (hex) of the data set's index: its splits, their class names, and of all their images, in order and before
@@ -90,12 +95,13 @@ struct DataSplits {
 struct WantedImages {
   uint32_t classes = 0;  // outputs of its head
   uint32_t channels = 0;
-  uint32_t height = 0, width = 0;  // after shrinking; both or none
+  uint32_t height = 0, width = 0;  // after shrinking and transforms; both or none
 };
 WantedImages WantedBy(const ModelSpec& student);
 
-// Loads all splits into memory, decoding with two threads. The headers of a split's files are read and compared with
-// `want` before any of them is decoded.
+// Lists all splits and reads the headers of their files, which are compared with `want`. What options.cache says is then
+// read and decoded: every picture, if all of them fit into options.cache_bytes (kAuto, kDecoded). Else damage behind the
+// headers, and class ids beyond the student's classes, are found when Read() meets them.
 //
 // plan.path is taken below `data_root` (an absolute path is allowed when it lies inside); neither "..", nor a symbolic
 // link may lead out of the root. plan.train_limit keeps the first n images of a shuffle keyed by `seed` (SubsetOrder,
@@ -111,11 +117,12 @@ WantedImages WantedBy(const ModelSpec& student);
 // kDataLoss: a file is damaged, truncated, or neither JPEG nor PNG. kFailedPrecondition: files contradict each other or
 // the plan (counts, sizes, class lists, images and label maps), class folders are empty, pictures lie where none
 // belongs, links lead nowhere, shrink does not divide the sides, a file is no label map, or no pixel has a label.
-// kResourceExhausted: over kMaxDatasetBytes, or one file over 256 MiB. kUnavailable: the disk failed. kCancelled: stop()
+// kResourceExhausted: over kMaxHeldBytes, or one file over 256 MiB. kUnavailable: the disk failed. kCancelled: stop()
 // was true, which is asked on the threads that load, before each file and every few megabytes: what it ends late is a
 // disk that does not answer.
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
-                                 const WantedImages& want = {}, const std::function<bool()>& stop = nullptr);
+                                 const WantedImages& want = {}, const DataOptions& options = {},
+                                 const std::function<bool()>& stop = nullptr);
 
 // A data set from pixels in memory: `pixels` holds labels.size() images [C, H, W], `label_maps` nothing or as many maps
 // [H, W]. kInvalidArgument: sizes contradict; labels are not all in [0, classes) or all kNoLabel, which they have to be

@@ -49,6 +49,7 @@ class FolderTree : public FileTree {
   }
 
   std::shared_ptr<const std::string> Content(const TreeNode&) const override { return nullptr; }
+  uint64_t Offset(const TreeNode&) const override { return kNoOffset; }
 
  private:
   TreeNode Look(const fs::directory_entry& entry, const TreeNode& folder) const {

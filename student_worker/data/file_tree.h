@@ -12,6 +12,9 @@
 
 namespace distill {
 
+// Where a file's content lies.
+inline constexpr uint64_t kNoOffset = UINT64_MAX;  // in a file of its own, or in memory
+
 // One entry of a folder, symbolic links followed.
 struct TreeNode {
   enum class Kind {
@@ -39,9 +42,11 @@ class FileTree {
   virtual StatusOr<std::vector<TreeNode>> List(const TreeNode& folder) const = 0;
   // The first bytes of `file` (kFile), as KindOfContent wants them; nothing when it cannot be read.
   virtual std::string Head(const TreeNode& file) const = 0;
-  // The content of `file` (kFile) where the tree holds it in memory: of an archive's JPEG and PNG files all, of others
-  // the head. Null: it is read from the disk, under the path `where`.
+  // The content of `file` (kFile) where the tree holds it in memory: of the pictures of a compressed archive all, of its
+  // other files the head. Null: it is read from the disk, under the path `where`, or from Offset() on in the archive.
   virtual std::shared_ptr<const std::string> Content(const TreeNode& file) const = 0;
+  // Where the content of `file` (kFile) begins in its archive, if it is read from there; else kNoOffset.
+  virtual uint64_t Offset(const TreeNode& file) const = 0;
 };
 
 // The folder `path` on the disk. Links that lead out of `root` are kOutside.

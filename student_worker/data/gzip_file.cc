@@ -141,8 +141,11 @@ StatusOr<size_t> GzipFile::Read(void* out, size_t size) {
       if (part == 0) s.state = Stream::State::kEnd;
     }
   }
+  position_ += done;
   return done;
 }
+
+bool GzipFile::compressed() const { return stream_->any_member; }
 
 Status GzipFile::ReadExact(void* out, size_t size, const std::string& what) {
   DISTILL_ASSIGN_OR_RETURN(const size_t got, Read(out, size));

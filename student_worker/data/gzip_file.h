@@ -29,6 +29,10 @@ class GzipFile {
   Status ReadExact(void* out, size_t size, const std::string& what);
 
   const std::string& path() const { return path_; }
+  // Bytes of data read so far. In a file that is not compressed they are those of the file.
+  uint64_t position() const { return position_; }
+  // Whether it is compressed; known after the first read.
+  bool compressed() const;
   // Size of the file on disk, and the most it can decompress to (deflate expands at most 1032 times).
   uint64_t file_bytes() const { return file_bytes_; }
   uint64_t MaxDataBytes() const { return file_bytes_ * 1040; }
@@ -46,6 +50,7 @@ class GzipFile {
   const int file_;
   const uint64_t file_bytes_;
   const std::unique_ptr<Stream> stream_;
+  uint64_t position_ = 0;
 };
 
 }  // namespace distill

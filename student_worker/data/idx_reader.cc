@@ -9,7 +9,7 @@
 #include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/data/gzip_file.h"
-#include "student_worker/data/loaded_split.h"
+#include "student_worker/data/split_request.h"
 
 namespace distill {
 namespace {
@@ -60,9 +60,9 @@ StatusOr<std::vector<uint32_t>> ReadHeader(GzipFile* file, uint32_t magic) {
 // The elements, and nothing after them. The size comes from the header: refused before allocating when the file cannot
 // hold it.
 StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size, const DataReport& report) {
-  if (size > kMaxDatasetBytes) {
+  if (size > kMaxHeldBytes) {
     return absl::ResourceExhaustedError(
-        StrCat("'", file->path(), "' holds ", size, " bytes of pixels, over the limit of ", kMaxDatasetBytes));
+        StrCat("'", file->path(), "' holds ", size, " bytes of pixels, over the limit of ", kMaxHeldBytes));
   }
   if (size > file->MaxDataBytes()) {
     return absl::DataLossError(StrCat("'", file->path(), "' is truncated: its header announces ", size,
@@ -85,8 +85,8 @@ StatusOr<std::vector<uint8_t>> ReadElements(GzipFile* file, uint64_t size, const
 
 }  // namespace
 
-StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
-  LoadedSplit split;
+StatusOr<SplitIndex> ReadIdxSplit(const SplitRequest& request) {
+  SplitIndex split;
   if (request.shrink != 1) {
     return absl::InvalidArgumentError(
         StrCat("data.shrink is ", request.shrink, ", but images of data.format idx stay as they are; leave it out"));
@@ -149,7 +149,6 @@ StatusOr<LoadedSplit> ReadIdxSplit(const SplitRequest& request) {
                            ReadElements(image_file.get(), count * image_bytes, *request.report));
 
   const std::vector<uint32_t> chosen = request.subset(count);
-  DISTILL_RETURN_IF_ERROR(CheckSplitBytes(request, image_file->path(), chosen.size() * image_bytes));
   split.pixels.resize(chosen.size() * image_bytes);
   split.labels.reserve(chosen.size());
   for (size_t i = 0; i < chosen.size(); ++i) {

@@ -38,6 +38,7 @@ struct Job {
   uint32_t height = 0, width = 0;  // as stored, before turning
   std::vector<uint8_t> pixels;     // [height, width, C]
   std::vector<uint8_t*> rows;
+  std::vector<uint8_t> inks;  // JPEG of four components: one row
   char error[256] = "";
   StatusCode code = StatusCode::kDataLoss;
   std::jmp_buf jump;
@@ -78,10 +79,8 @@ bool Prepare(Job* job) {
     }
     job->code = StatusCode::kDataLoss;
   }
-  if (info.height != want.height || info.width != want.width || info.channels > want.channels) {
-    std::snprintf(job->error, sizeof(job->error),
-                  "[%u, %u] pixels (height, width) with %u channels, expected [%u, %u] with %u", info.height,
-                  info.width, info.channels, want.height, want.width, want.channels);
+  if (info.channels > want.channels) {
+    std::snprintf(job->error, sizeof(job->error), "%u channels, expected %u", info.channels, want.channels);
     return false;
   }
   const size_t stride = size_t{job->width} * want.channels;
@@ -140,25 +139,43 @@ int JpegOrientation(const jpeg_decompress_struct* jpeg) {
   return 1;
 }
 
+// What cyan, magenta, yellow and black on white paper leave of red, green and blue. Adobe's programs, from which nearly
+// all such files come, store the paper that is left instead of the ink.
+void InksToRgb(const uint8_t* inks, uint32_t width, bool inverted, uint8_t* rgb) {
+  const auto left = [inverted](uint8_t value) {
+    return uint32_t{inverted ? value : static_cast<uint8_t>(255 - value)};
+  };
+  for (uint32_t x = 0; x < width; ++x, inks += 4) {
+    for (int c = 0; c < 3; ++c) *rgb++ = static_cast<uint8_t>((left(inks[c]) * left(inks[3]) + 127) / 255);
+  }
+}
+
 bool RunJpeg(Job* job, jpeg_decompress_struct* jpeg) {
   if (setjmp(job->jump) != 0) return false;
   jpeg_create_decompress(jpeg);
   jpeg_mem_src(jpeg, reinterpret_cast<const unsigned char*>(job->file.data()), job->file.size());
   jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xFFFF);
   jpeg_read_header(jpeg, TRUE);
-  if (jpeg->num_components != 1 && jpeg->num_components != 3) {
-    std::snprintf(job->error, sizeof(job->error), "%d colour components (CMYK?); convert it to RGB",
-                  jpeg->num_components);
+  const bool inks = jpeg->num_components == 4;
+  if (jpeg->num_components != 1 && jpeg->num_components != 3 && !inks) {
+    std::snprintf(job->error, sizeof(job->error), "%d colour components; convert it to RGB", jpeg->num_components);
     return false;
   }
-  SetInfo(job, jpeg->num_components, jpeg->image_height, jpeg->image_width, JpegOrientation(jpeg), 8);
+  SetInfo(job, inks ? 3 : jpeg->num_components, jpeg->image_height, jpeg->image_width, JpegOrientation(jpeg), 8);
   if (!Prepare(job)) return false;
   if (job->mode == Mode::kHeader) return true;
-  jpeg->out_color_space = job->want.channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
+  jpeg->out_color_space = inks ? JCS_CMYK : job->want.channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
   jpeg->dct_method = JDCT_ISLOW;
   job->in_pixels = true;
   job->many_scans = jpeg_has_multiple_scans(jpeg) != 0;
   jpeg_start_decompress(jpeg);
+  if (inks) job->inks.resize(size_t{jpeg->output_width} * 4);
+  while (inks && jpeg->output_scanline < jpeg->output_height) {
+    uint8_t* const row = job->rows[jpeg->output_scanline];
+    uint8_t* four = job->inks.data();
+    jpeg_read_scanlines(jpeg, &four, 1);
+    InksToRgb(four, jpeg->output_width, jpeg->saw_Adobe_marker != 0, row);
+  }
   while (jpeg->output_scanline < jpeg->output_height) {
     jpeg_read_scanlines(jpeg, &job->rows[jpeg->output_scanline], jpeg->output_height - jpeg->output_scanline);
   }
@@ -247,9 +264,9 @@ bool RunPng(Job* job, png_structp png, png_infop info) {
   png_read_end(png, info);
   // Some programs put the orientation behind the pixels.
   const int orientation = PngOrientation(png, info);
-  if (orientation != job->info.orientation) {
+  if (const int before = job->info.orientation; orientation != before) {
     SetInfo(job, job->info.channels, job->height, job->width, orientation, job->info.bits);
-    if (class_ids || job->info.height != job->want.height || job->info.width != job->want.width) {
+    if (class_ids || ExchangesSides(orientation) != ExchangesSides(before)) {
       job->code = StatusCode::kFailedPrecondition;
       std::snprintf(job->error, sizeof(job->error),
                     "its EXIF, which stands behind its pixels, says to turn it (orientation %d) to [%u, %u] pixels "
@@ -293,12 +310,17 @@ StatusOr<ImageInfo> ReadImageInfo(std::string_view file) {
   return job.info;
 }
 
-Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out, DecodeNotes* notes) {
+Status DecodeImage(std::string_view file, uint32_t channels, Picture* out, DecodeNotes* notes) {
   Job job;
   job.file = file;
-  job.want = want;
+  job.want.channels = channels;
   DISTILL_RETURN_IF_ERROR(Run(&job));
-  TurnUpright(job.info.orientation, want.channels, job.height, job.width, job.pixels.data(), out);
+  out->channels = channels;
+  out->height = job.info.height;
+  out->width = job.info.width;
+  out->pixels.resize(job.pixels.size());
+  out->label_map.clear();
+  TurnUpright(job.info.orientation, channels, job.height, job.width, job.pixels.data(), out->pixels.data());
   if (notes != nullptr) *notes = job.notes;
   return OkStatus();
 }

@@ -3,7 +3,8 @@
 //
 // Pictures come out upright: the orientation that EXIF gives (of a JPEG in its segment APP1, of a PNG in its chunk
 // eXIf) is applied, and heights and widths are those of the upright picture. Values of 16 bits become the nearest of 8,
-// v / 257. Alpha is dropped.
+// v / 257. Alpha is dropped. JPEGs of four inks (CMYK, YCCK) become colour: what the inks leave of the white paper, without
+// a profile.
 //
 // Of damage that libjpeg would only warn of, one kind is let through, as it leaves the pixels whole: bytes between two
 // segments that belong to none; and a missing end mark of a JPEG of one scan with Huffman codes, whose pixels were all
@@ -15,6 +16,7 @@
 #include <string_view>
 
 #include "common/status.h"
+#include "student_worker/data/picture.h"
 
 namespace distill {
 
@@ -28,7 +30,7 @@ struct ImageInfo {
 };
 
 // From the file's header, which is its beginning: `file` may be cut off after it. kDataLoss: neither JPEG nor PNG,
-// damaged, CMYK, or a side over 16384 pixels.
+// damaged, or a side over 16384 pixels.
 StatusOr<ImageInfo> ReadImageInfo(std::string_view file);
 
 // What a decoded file had that a sound one has not.
@@ -37,11 +39,10 @@ struct DecodeNotes {
   bool no_end_mark = false;  // JPEG
 };
 
-// Decodes into `out`, which has room for want.channels * want.height * want.width bytes. A grey file is spread to
-// want.channels == 3. Of `want` only these three count. kDataLoss: damaged or truncated (also where the decoder could
-// guess on), or another size than `want`, which is found out before anything is decoded; `out` is then undefined.
-// Stateless; any thread.
-Status DecodeImage(std::string_view file, const ImageInfo& want, uint8_t* out, DecodeNotes* notes = nullptr);
+// Decodes into `out`, as large as the file has it and with `channels` channels: a grey file is spread to three. `out` has
+// no label map then. kDataLoss: damaged or truncated (also where the decoder could guess on), or a colour file where
+// `channels` is 1, which is found out before anything is decoded; `out` is then undefined. Stateless; any thread.
+Status DecodeImage(std::string_view file, uint32_t channels, Picture* out, DecodeNotes* notes = nullptr);
 
 // Decodes a label map: a PNG whose values are class ids, grey or with a palette (its indices), 1, 2, 4 or 8 bits deep,
 // into `out`, [height, width]: the values as they are stored. kFailedPrecondition: another kind of PNG, a JPEG (which

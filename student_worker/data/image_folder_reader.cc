@@ -3,15 +3,16 @@
 
 #include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
+#include "student_worker/data/file_dataset.h"
 #include "student_worker/data/image_source.h"
-#include "student_worker/data/image_stack.h"
-#include "student_worker/data/loaded_split.h"
+#include "student_worker/data/picture_headers.h"
+#include "student_worker/data/split_request.h"
 
 namespace distill {
 
-StatusOr<LoadedSplit> ReadImageFolderSplit(const SplitRequest& request) {
+StatusOr<SplitIndex> ReadImageFolderSplit(const SplitRequest& request) {
   const bool labelled = request.kind != SplitKind::kUnlabelled;
-  LoadedSplit split;
+  SplitIndex split;
   DISTILL_ASSIGN_OR_RETURN(const std::string source,
                            FindImageSource(request.root, request.folder, request.name, request.report));
   if (source.empty() && request.kind == SplitKind::kLabelledOrMissing) return split;
@@ -23,7 +24,7 @@ StatusOr<LoadedSplit> ReadImageFolderSplit(const SplitRequest& request) {
   DISTILL_ASSIGN_OR_RETURN(
       ImageListing listing,
       ListImages(request.root, source, request.name, labelled ? ImageLayout::kClassFolders : ImageLayout::kAnywhere,
-                 request.max_bytes, request.report));
+                 kMaxHeldBytes, request.report));
   if (listing.files.empty() && request.kind == SplitKind::kLabelledOrMissing) return split;
   if (listing.files.empty()) {
     return absl::NotFoundError(
@@ -45,7 +46,20 @@ StatusOr<LoadedSplit> ReadImageFolderSplit(const SplitRequest& request) {
     split.labels.push_back(labels[index]);
   }
   listing.files.clear();  // and the contents of those that were not chosen
-  DISTILL_RETURN_IF_ERROR(LoadImages(request, source, /*label_maps=*/false, &chosen, &split).status());
+  PictureHeaders headers = ReadHeaders(request, source, /*label_maps=*/false, chosen);
+  if (!headers.wanted) return split;
+  split.channels = headers.channels;
+  split.height = headers.height / request.shrink;
+  split.width = headers.width / request.shrink;
+  split.files = std::make_shared<FileDataset>(FileDataset::Options{.source = source,
+                                                                   .files = std::move(chosen),
+                                                                   .sound = std::move(headers.sound),
+                                                                   .labels = split.labels,
+                                                                   .channels = headers.channels,
+                                                                   .height = headers.height,
+                                                                   .width = headers.width,
+                                                                   .pixels = headers.pixels,
+                                                                   .shrink = request.shrink});
   return split;
 }
 

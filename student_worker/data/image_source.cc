@@ -33,8 +33,9 @@ bool MayMatter(const std::string& name) {
 
 class Walk {
  public:
-  Walk(const std::string& root, const FileTree& tree, bool in_archive, ImageLayout layout, DataReport* report)
-      : root_(root), tree_(tree), in_archive_(in_archive), layout_(layout), report_(report) {}
+  // `archive`: its path, or empty: a folder.
+  Walk(const std::string& root, const FileTree& tree, std::string archive, ImageLayout layout, DataReport* report)
+      : root_(root), tree_(tree), archive_(std::move(archive)), layout_(layout), report_(report) {}
 
   // Goes through `folder`, of the name `path` in the split ("" for the split itself), `depth` folders deep.
   Status Visit(const TreeNode& folder, const std::string& path, size_t depth, bool litter) {
@@ -113,7 +114,7 @@ class Walk {
   // What a link leads to is not there, or must not be read.
   void RefuseLink(const TreeNode& node) {
     const std::string detail = StrCat("to '", node.target, "'");
-    if (in_archive_) {
+    if (!archive_.empty()) {
       report_->Refuse({"links to what their archive does not hold",
                        "pack what they lead to along with them (tar --dereference stores it in their place)",
                        StatusCode::kFailedPrecondition},
@@ -148,12 +149,15 @@ class Walk {
 
   void Keep(const TreeNode& node, const std::string& path, size_t depth, bool refused) {
     if (depth > 0 && layout_ == ImageLayout::kClassFolders) filled_.insert(path.substr(0, path.find('/')));
-    listing_.files.push_back({.folder = path,
-                              .name = node.name,
-                              .where = node.where,
-                              .size = node.size,
-                              .refused = refused,
-                              .content = refused ? nullptr : tree_.Content(node)});
+    ImageFile file{.folder = path, .name = node.name, .where = node.where, .size = node.size, .refused = refused};
+    if (!refused) {
+      file.content = tree_.Content(node);
+      if (const uint64_t offset = tree_.Offset(node); offset != kNoOffset) {
+        file.archive = archive_;
+        file.offset = offset;
+      }
+    }
+    listing_.files.push_back(std::move(file));
   }
 
   void RefusePlace(const TreeNode& node, size_t depth) {
@@ -175,7 +179,7 @@ class Walk {
 
   const std::string root_;
   const FileTree& tree_;
-  const bool in_archive_;
+  const std::string archive_;
   const ImageLayout layout_;
   DataReport* const report_;
   ImageListing listing_;
@@ -243,7 +247,7 @@ StatusOr<ImageListing> ListImages(const std::string& root, const std::string& so
     tree = OpenFolderTree(root, source);
     top = tree->Root();
   }
-  Walk walk(root, *tree, in_archive, layout, report);
+  Walk walk(root, *tree, in_archive ? source : "", layout, report);
   DISTILL_RETURN_IF_ERROR(walk.Visit(top, "", 0, false));
   walk.RefuseEmptyClasses();
   ImageListing listing = walk.Take();
@@ -256,7 +260,9 @@ StatusOr<ImageListing> ListImages(const std::string& root, const std::string& so
 
 StatusOr<std::shared_ptr<const std::string>> ReadImageBytes(const ImageFile& file, uint64_t limit) {
   if (file.content != nullptr) return file.content;
-  DISTILL_ASSIGN_OR_RETURN(std::string bytes, ReadFileHead(file.where, limit));
+  DISTILL_ASSIGN_OR_RETURN(std::string bytes,
+                           file.archive.empty() ? ReadFileHead(file.where, limit)
+                                                : ReadFileHead(file.archive, std::min(limit, file.size), file.offset));
   return std::make_shared<const std::string>(std::move(bytes));
 }
 

@@ -17,11 +17,13 @@ namespace distill {
 struct ImageFile {
   std::string folder;  // the folders between the split and the file, joined by '/'; empty: directly in the split
   std::string name;
-  std::string where;  // for messages: its path, or ARCHIVE:MEMBER
-  uint64_t size = 0;  // bytes
+  std::string where;    // for messages: its path, or ARCHIVE:MEMBER
+  uint64_t size = 0;    // bytes
+  std::string archive;  // where its content is read from, from `offset` on; empty: from the file `where`
+  uint64_t offset = 0;
   // Was refused when it was listed, as a link to nothing: it counts as a picture of its split, but is not read.
   bool refused = false;
-  // Its content, or only the head of what is neither JPEG nor PNG; null: to be read from the file `where`.
+  // Its content, if it lies in memory (of what is no picture only the head); null: to be read.
   std::shared_ptr<const std::string> content;
 };
 
@@ -53,8 +55,8 @@ StatusOr<std::string> FindImageSource(const std::string& root, const std::string
 // back. Refused in `report`, by name: pictures in a place that `layout` does not have; links to nothing and links out
 // of `root` (of an archive: out of it), unless they are named like files that are no pictures; pictures that are no
 // files; kClassFolders: folders without a picture, unless the split has none at all. kDataLoss: a damaged archive.
-// kNotFound, kUnavailable: the disk failed. kResourceExhausted: the archive's pictures take over `max_bytes`, or there
-// are over 2^32 - 1.
+// kNotFound, kUnavailable: the disk failed. kResourceExhausted: the pictures of a compressed archive, which are held in
+// memory, take over `max_bytes`, or there are over 2^32 - 1.
 StatusOr<ImageListing> ListImages(const std::string& root, const std::string& source, const std::string& split,
                                   ImageLayout layout, uint64_t max_bytes, DataReport* report);
 

@@ -9,9 +9,9 @@
 
 namespace distill {
 
-// The first `limit` bytes of a file, or all of it when it is shorter. Errors name the reason, not the file:
+// The first `limit` bytes of a file from `offset` on, or all of them when there are fewer. Errors name the reason, not the file:
 // kDataLoss: it cannot be opened. kUnavailable: the disk failed. Stateless; any thread.
-StatusOr<std::string> ReadFileHead(const std::string& path, uint64_t limit);
+StatusOr<std::string> ReadFileHead(const std::string& path, uint64_t limit, uint64_t offset = 0);
 
 }  // namespace distill
 

@@ -6,15 +6,12 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
-#include "absl/synchronization/mutex.h"
 #include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
-#include "student_worker/data/image_decoder.h"
+#include "student_worker/data/file_dataset.h"
 #include "student_worker/data/image_source.h"
-#include "student_worker/data/image_stack.h"
-#include "student_worker/data/loaded_split.h"
-#include "student_worker/data/parallel_for.h"
-#include "student_worker/data/shrink.h"
+#include "student_worker/data/picture_headers.h"
+#include "student_worker/data/split_request.h"
 
 namespace distill {
 namespace {
@@ -71,68 +68,10 @@ void Pair(const std::string& label_source, DataReport* report, std::vector<Image
   *labels = std::move(paired_labels);
 }
 
-// Class ids of the file's size [H, W]: makes the ignored ones kIgnoredPixel. False, and a refusal that names the first
-// one, when some are beyond the student's classes.
-bool NormaliseIds(const SplitRequest& request, const std::string& where, uint32_t width, std::vector<uint8_t>* ids) {
-  const uint32_t classes = request.want.classes;
-  const uint32_t limit = classes == 0 ? kIgnoredPixel : std::min<uint32_t>(classes, kIgnoredPixel);
-  bool in_range = true;
-  for (size_t i = 0; i < ids->size(); ++i) {
-    uint8_t& id = (*ids)[i];
-    if (id == request.ignore_label) {
-      id = kIgnoredPixel;
-    } else if (id >= limit && in_range) {
-      in_range = false;
-      request.report->Refuse(
-          {StrCat("class ids beyond the student's ", limit, " classes (ids 0 to ", limit - 1, ", data.ignore_label is ",
-                  request.ignore_label, ")"),
-           "raise num_classes if it is a class (where 0 means nothing and classes begin with 1: num_classes one more "
-           "than "
-           "the highest id, and data.ignore_label: 0); set data.ignore_label to it if it means no label; else correct "
-           "the files",
-           StatusCode::kInvalidArgument},
-          where, StrCat("id ", int{id}, " in row ", i / width, ", column ", i % width, " from 0"));
-    }
-  }
-  return in_range;
-}
+}  // namespace
 
-// Reads the label maps of the sound images into `split`, [N, H / shrink, W / shrink], or, where it has no room for
-// them, looks for their faults alone.
-Status LoadLabelMaps(const SplitRequest& request, const ImageHeaders& headers, std::vector<ImageFile> files,
-                     LoadedSplit* split) {
-  const ImageInfo& full = headers.common;
-  const uint64_t full_bytes = uint64_t{full.height} * full.width;
-  const uint64_t map_bytes = full_bytes / request.shrink / request.shrink;
-  absl::Mutex mutex;  // of split->pixels_of_class
-  return ParallelFor(files.size(), [&](size_t i) -> Status {
-    DISTILL_RETURN_IF_ERROR(request.report->wanted());
-    ImageFile& file = files[i];
-    if (file.refused || !headers.sound[i]) return OkStatus();
-    const std::shared_ptr<const std::string> bytes = ReadOrRefuse(file, kMaxFileBytes, request.report);
-    if (bytes == nullptr) return OkStatus();
-    std::vector<uint8_t> ids(full_bytes), map(map_bytes);
-    const Status status = DecodeClassIds(*bytes, full.height, full.width, ids.data());
-    if (!status.ok()) {
-      request.report->Refuse({"files that are no label maps", "", status.code()}, file.where,
-                             std::string(ToStd(status.message())));
-      return OkStatus();
-    }
-    file.content.reset();
-    if (!NormaliseIds(request, file.where, full.width, &ids)) return OkStatus();
-    ShrinkLabelMap(full.height, full.width, request.shrink, ids.data(), map.data());
-    std::array<uint64_t, 256> count = {};
-    for (const uint8_t id : map) ++count[id];
-    if (!split->label_maps.empty()) std::copy(map.begin(), map.end(), split->label_maps.data() + i * map_bytes);
-    absl::MutexLock lock(&mutex);
-    for (size_t id = 0; id < count.size(); ++id) split->pixels_of_class[id] += count[id];
-    return OkStatus();
-  });
-}
-
-// Label maps that teach nothing although they can be read: the student would be measured at 100 % at once.
-void CheckLabelsSayMore(const SplitRequest& request, const std::string& source, const LoadedSplit& split) {
-  const auto& pixels = split.pixels_of_class;
+void CheckLabelsSayMore(const SplitRequest& request, const std::string& source,
+                        const std::array<uint64_t, 256>& pixels) {
   const auto ids = pixels.end() - 1;  // the last counts pixels without a label
   const uint64_t labelled = std::accumulate(pixels.begin(), ids, uint64_t{0}), ignored = *ids;
   const std::string ignore = StrCat("the value of data.ignore_label (", request.ignore_label, ")");
@@ -160,12 +99,10 @@ void CheckLabelsSayMore(const SplitRequest& request, const std::string& source, 
   request.report->Refuse(absl::FailedPreconditionError(text));
 }
 
-}  // namespace
-
-StatusOr<LoadedSplit> ReadSegmentationFolderSplit(const SplitRequest& request) {
+StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   const bool labelled = request.kind != SplitKind::kUnlabelled;
   const bool may_be_missing = request.kind == SplitKind::kLabelledOrMissing;
-  LoadedSplit split;
+  SplitIndex split;
   const std::string images_folder = request.folder + "/images", labels_folder = request.folder + "/labels";
   std::string name = request.name;
   const auto find = [&](const std::string& folder) {
@@ -191,7 +128,7 @@ StatusOr<LoadedSplit> ReadSegmentationFolderSplit(const SplitRequest& request) {
   const auto list = [&](const std::string& from) -> StatusOr<std::vector<ImageFile>> {
     DISTILL_ASSIGN_OR_RETURN(ImageListing listing, ListImages(request.root, from, name,
                                                               labelled ? ImageLayout::kFlat : ImageLayout::kAnywhere,
-                                                              request.max_bytes, request.report));
+                                                              kMaxHeldBytes, request.report));
     return std::move(listing.files);
   };
   DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> images, list(source));
@@ -225,11 +162,28 @@ StatusOr<LoadedSplit> ReadSegmentationFolderSplit(const SplitRequest& request) {
   images.clear();
   labels.clear();
   split.labels.assign(chosen.size(), kNoLabel);
-  DISTILL_ASSIGN_OR_RETURN(const ImageHeaders headers, LoadImages(request, source, labelled, &chosen, &split));
-  if (labelled && headers.wanted) {
-    DISTILL_RETURN_IF_ERROR(LoadLabelMaps(request, headers, std::move(chosen_labels), &split));
-    if (request.report->ok()) CheckLabelsSayMore(request, label_source, split);
+  PictureHeaders headers = ReadHeaders(request, source, labelled, chosen);
+  if (!headers.wanted) return split;
+  for (size_t i = 0; labelled && i < chosen.size(); ++i) {
+    if (chosen_labels[i].refused) headers.sound[i] = false;
   }
+  split.channels = headers.channels;
+  split.height = headers.height / request.shrink;
+  split.width = headers.width / request.shrink;
+  split.label_source = label_source;
+  split.files = std::make_shared<FileDataset>(FileDataset::Options{.source = source,
+                                                                   .label_source = label_source,
+                                                                   .files = std::move(chosen),
+                                                                   .label_files = std::move(chosen_labels),
+                                                                   .sound = std::move(headers.sound),
+                                                                   .labels = split.labels,
+                                                                   .channels = headers.channels,
+                                                                   .height = headers.height,
+                                                                   .width = headers.width,
+                                                                   .pixels = headers.pixels,
+                                                                   .shrink = request.shrink,
+                                                                   .ignore_label = request.ignore_label,
+                                                                   .classes = request.want.classes});
   return split;
 }
 

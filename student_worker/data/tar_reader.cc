@@ -208,6 +208,12 @@ Status TarReader::CheckNothingFollows() {
   }
 }
 
+std::optional<uint64_t> TarReader::ContentOffset() const {
+  const bool whole = map_.size() == 1 && map_[0].offset == 0 && map_[0].bytes == size_;
+  if (file_->compressed() || !whole) return std::nullopt;
+  return file_->position();
+}
+
 StatusOr<std::string> TarReader::Read(uint64_t size) {
   size = std::min(size, size_ - position_);
   std::string bytes(size, '\0');

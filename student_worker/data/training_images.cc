@@ -1,5 +1,6 @@
 #include "student_worker/data/training_images.h"
 
+#include <string>
 #include <vector>
 
 #include "common/str_cat.h"
@@ -18,39 +19,43 @@ class DatasetPart : public Dataset {
   uint32_t height() const override { return whole_->height(); }
   uint32_t width() const override { return whole_->width(); }
   uint32_t classes() const override { return whole_->classes(); }
-  void CopyImage(uint64_t index, uint8_t* out) const override { whole_->CopyImage(ids_[index], out); }
   int64_t label(uint64_t index) const override { return whole_->label(ids_[index]); }
   bool has_label_maps() const override { return whole_->has_label_maps(); }
-  void CopyLabelMap(uint64_t index, uint8_t* out) const override { whole_->CopyLabelMap(ids_[index], out); }
+  std::string Where(uint64_t index) const override { return whole_->Where(ids_[index]); }
+  Status Read(uint64_t index, Picture* out) const override { return whole_->Read(ids_[index], out); }
 
  private:
   const std::shared_ptr<const Dataset> whole_;  // shared by both parts
   const std::vector<uint32_t> ids_;
 };
 
-// Two data sets of one shape, one after the other.
+// Two data sets, one after the other.
 class JoinedDataset : public Dataset {
  public:
   JoinedDataset(std::shared_ptr<const Dataset> first, std::shared_ptr<const Dataset> second)
       : first_(std::move(first)), second_(std::move(second)), border_(first_->size()) {}
   uint64_t size() const override { return border_ + second_->size(); }
   uint32_t channels() const override { return first_->channels(); }
-  uint32_t height() const override { return first_->height(); }
-  uint32_t width() const override { return first_->width(); }
+  uint32_t height() const override { return one_size() ? first_->height() : 0; }
+  uint32_t width() const override { return one_size() ? first_->width() : 0; }
   uint32_t classes() const override { return first_->classes(); }
-  void CopyImage(uint64_t index, uint8_t* out) const override {
-    index < border_ ? first_->CopyImage(index, out) : second_->CopyImage(index - border_, out);
-  }
   int64_t label(uint64_t index) const override {
     return index < border_ ? first_->label(index) : second_->label(index - border_);
   }
   // Only when every image has one: images with label maps joined by others are images without.
   bool has_label_maps() const override { return first_->has_label_maps() && second_->has_label_maps(); }
-  void CopyLabelMap(uint64_t index, uint8_t* out) const override {
-    index < border_ ? first_->CopyLabelMap(index, out) : second_->CopyLabelMap(index - border_, out);
+  std::string Where(uint64_t index) const override {
+    return index < border_ ? first_->Where(index) : second_->Where(index - border_);
+  }
+  Status Read(uint64_t index, Picture* out) const override {
+    DISTILL_RETURN_IF_ERROR(index < border_ ? first_->Read(index, out) : second_->Read(index - border_, out));
+    if (!has_label_maps()) out->label_map.clear();
+    return OkStatus();
   }
 
  private:
+  bool one_size() const { return first_->height() == second_->height() && first_->width() == second_->width(); }
+
   const std::shared_ptr<const Dataset> first_, second_;  // shared with the stages that draw from one of them
   const uint64_t border_;
 };

@@ -38,9 +38,9 @@ struct StepPipeline::State {
 };
 
 StatusOr<std::unique_ptr<StepPipeline>> StepPipeline::Create(Options options) {
-  if (options.dataset == nullptr) return absl::InvalidArgumentError("a step pipeline needs a data set");
+  if (options.samples == nullptr) return absl::InvalidArgumentError("a step pipeline needs samples");
   if (options.depth == 0) return absl::InvalidArgumentError("a step pipeline needs a depth of at least 1 step");
-  options.sampler.dataset_size = options.dataset->size();
+  options.sampler.dataset_size = options.samples->size();
   DISTILL_ASSIGN_OR_RETURN(Sampler sampler, Sampler::Create(options.sampler));
   std::unique_ptr<StepPipeline> pipeline(new StepPipeline(std::move(options), std::move(sampler)));
   pipeline->loader_ = std::thread([raw = pipeline.get()] {
@@ -82,9 +82,7 @@ void StepPipeline::Stop() {
 }
 
 void StepPipeline::Load() {
-  const Dataset& data = *options_.dataset;
-  const uint64_t image_bytes = data.image_bytes();
-  const uint64_t map_bytes = data.has_label_maps() ? data.label_map_bytes() : 0;
+  const SampleReader& reader = *options_.samples;
   for (uint64_t step = options_.first_step; step < options_.end_step; ++step) {
     {
       absl::MutexLock lock(&state_->mu);
@@ -99,23 +97,17 @@ void StepPipeline::Load() {
     input.step = step;
     input.epoch = sampler_.Epoch(step);
     input.sample_ids = sampler_.SampleIds(step);
-    std::vector<uint8_t> pixels(input.sample_ids.size() * image_bytes);
-    std::vector<uint8_t> original(image_bytes), original_map(map_bytes);
-    input.label_maps.resize(input.sample_ids.size() * map_bytes);
-    for (size_t i = 0; i < input.sample_ids.size(); ++i) {
-      const uint32_t id = input.sample_ids[i];
-      data.CopyImage(id, original.data());
-      input.visible.push_back(AugmentImage(options_.augment, options_.sampler.seed, input.epoch, id, data.channels(),
-                                           data.height(), data.width(), original.data(),
-                                           pixels.data() + i * image_bytes));
-      input.labels.push_back(data.label(id));
-      if (map_bytes == 0) continue;
-      data.CopyLabelMap(id, original_map.data());
-      AugmentLabelMap(options_.augment, options_.sampler.seed, input.epoch, id, data.height(), data.width(),
-                      original_map.data(), input.label_maps.data() + i * map_bytes);
+    StatusOr<Samples> samples = reader.Read(input.sample_ids, input.epoch);
+    if (!samples.ok()) {
+      absl::MutexLock lock(&state_->mu);
+      state_->loader_error = samples.status();
+      return;
     }
-    input.images = ImageBatch{static_cast<uint32_t>(input.sample_ids.size()), data.channels(), data.height(),
-                              data.width(), Buffer::FromVector(std::move(pixels))};
+    input.labels = std::move(samples->labels);
+    input.label_maps = std::move(samples->label_maps);
+    input.visible = std::move(samples->visible);
+    input.images = ImageBatch{static_cast<uint32_t>(input.sample_ids.size()), reader.channels(), reader.height(),
+                              reader.width(), Buffer::FromVector(std::move(samples->pixels))};
     const ImageBatch images = input.images;
     slot.features_ready = options_.pool == nullptr;
     {

@@ -1,6 +1,7 @@
-// The inputs of training steps, in step order, prepared ahead: pixels by a loader thread, features by the teacher pool.
+// The inputs of training steps, in step order, prepared ahead: pixels by a loader thread and those that read pictures
+// (ReadThreads), features by the teacher pool.
 //
-// One thread ("loader") samples, augments and asks the pool for features; a ring keyed by step waits for both. At most
+// One thread ("loader") samples, has the pictures read and transformed, and asks the pool for features; a ring keyed by step waits for both. At most
 // `depth` steps are under way; the bytes of features are bounded by the pool's window. What step s contains depends on
 // the options and s alone.
 #ifndef DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
@@ -14,8 +15,7 @@
 
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
-#include "student_worker/data/augment.h"
-#include "student_worker/data/dataset.h"
+#include "student_worker/data/sample_reader.h"
 #include "student_worker/data/sampler.h"
 #include "student_worker/feature/teacher_pool.h"
 
@@ -26,9 +26,9 @@ struct StepInput {
   uint64_t step = 0;
   uint64_t epoch = 0;
   std::vector<uint32_t> sample_ids;  // [n], indices into the data set
-  ImageBatch images;                 // [n, C, H, W], augmented, as the teacher saw them
+  ImageBatch images;                 // [n, C, H, W], transformed, as the teacher saw them
   std::vector<int64_t> labels;       // [n]; kNoLabel: none, or a label map instead
-  // [n, H, W], class ids or kIgnoredPixel, augmented like `images`; empty: the data set has none.
+  // [n, H, W], class ids or kIgnoredPixel, transformed like `images`; empty: the data set has none.
   std::vector<uint8_t> label_maps;
   std::vector<VisibleRect> visible;  // [n], what of each picture is no padding
   FeatureBatch features;             // no taps when the pipeline has no pool
@@ -40,11 +40,9 @@ struct StepInput {
 class StepPipeline {
  public:
   struct Options {
-    std::shared_ptr<const Dataset> dataset;  // shared with the trainer; immutable
-    // dataset_size is filled in from `dataset`.
+    std::shared_ptr<const SampleReader> samples;  // shared with the trainer; immutable
+    // dataset_size is filled in from `samples`.
     SamplerOptions sampler;
-    // Keyed by sampler.seed.
-    AugmentOptions augment;
     // Not owned, outlives the pipeline; null: no features.
     TeacherPool* pool = nullptr;
     // Steps [first_step, end_step).

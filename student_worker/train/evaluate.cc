@@ -25,8 +25,8 @@ std::vector<int64_t> Classes(const torch::Tensor& logits) {
 
 }  // namespace
 
-StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
-                                        const JobControl& control, torch::Device device) {
+StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& test, const ModelSpec& spec,
+                                        Lockstep* lockstep, const JobControl& control, torch::Device device) {
   const uint64_t rank = lockstep->group()->rank(), ranks = lockstep->group()->world_size();
   const uint64_t begin = test.size() * rank / ranks, end = test.size() * (rank + 1) / ranks;
   const uint64_t batch = std::clamp<uint64_t>(kPixelsOfBatch / test.label_map_bytes(), 1, kMaxBatch);
@@ -49,15 +49,14 @@ StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const Dataset& test, co
         return OkStatus();
       }
       const uint64_t n = std::min(batch, end - start);
-      torch::Tensor pixels =
-          torch::empty({static_cast<int64_t>(n), test.channels(), test.height(), test.width()}, torch::kUInt8);
-      for (uint64_t i = 0; i < n; ++i) {
-        test.CopyImage(start + i, pixels.data_ptr<uint8_t>() + i * test.image_bytes());
-      }
+      DISTILL_ASSIGN_OR_RETURN(Samples samples, test.ReadRange(start, n));
+      const torch::Tensor pixels =
+          torch::from_blob(samples.pixels.data(),
+                           {static_cast<int64_t>(n), test.channels(), test.height(), test.width()}, torch::kUInt8);
       // (n, K), or (n, K, H, W)
       DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> logits,
                                net->Forward(NormalizePixels(pixels.to(device), spec, /*channels_last=*/true), {""}));
-      tally.Add(Classes(logits[0]), LabelsOf(test, start, n));
+      tally.Add(Classes(logits[0]), LabelsOf(samples));
     }
     return OkStatus();
   });

@@ -10,7 +10,7 @@
 #include "common/plan/plan.h"
 #include "common/status.h"
 #include "common/zoo/student_net.h"
-#include "student_worker/data/dataset.h"
+#include "student_worker/data/sample_reader.h"
 #include "student_worker/train/lockstep.h"
 #include "student_worker/train/score.h"
 
@@ -23,8 +23,8 @@ namespace distill {
 // nullopt: some rank was asked to stop meanwhile; all ranks learn it. kCancelled: revoked meanwhile; kAborted: a peer
 // failed or is lost; kInvalidArgument: the net answers once per image and the labels are for pixels, or the other way
 // round; otherwise what this rank met with, an exception (memory) included.
-StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const Dataset& test, const ModelSpec& spec, Lockstep* lockstep,
-                                        const JobControl& control, torch::Device device);
+StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& test, const ModelSpec& spec,
+                                        Lockstep* lockstep, const JobControl& control, torch::Device device);
 
 }  // namespace distill
 

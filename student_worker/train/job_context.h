@@ -14,7 +14,7 @@
 #include "common/plan/plan.h"
 #include "common/status.h"
 #include "common/zoo/student_net.h"
-#include "student_worker/data/dataset.h"
+#include "student_worker/data/sample_reader.h"
 #include "student_worker/data/training_images.h"
 #include "student_worker/train/job_runner.h"
 #include "student_worker/train/lockstep.h"
@@ -49,7 +49,8 @@ struct JobContext {
   std::shared_ptr<CollectiveGroup> group;  // shared with JobControl's abort function, which another thread may be in
   std::unique_ptr<Lockstep> lockstep;
   TrainingImages images;
-  std::shared_ptr<const Dataset> test;
+  SampleReaders readers;
+  std::shared_ptr<const SampleReader> test;  // shared with nobody, but handed on as it is
   std::shared_ptr<StudentNet> net;
   Position position;
   ProgressReporter reporter;

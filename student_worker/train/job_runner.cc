@@ -172,14 +172,19 @@ Status Job::LoadData() {
   const JobPlan& plan = job_.plan;
   DISTILL_ASSIGN_OR_RETURN(DataSplits data,
                            OpenDataset(plan.data, job_.environment.data_root, plan.seed, WantedBy(plan.student),
-                                       [this] { return job_.lockstep->stopping(); }));
+                                       job_.environment.data, [this] { return job_.lockstep->stopping(); }));
   data_index_ = IndexOf(data);
   data_warnings_ = std::move(data.warnings);
   DISTILL_ASSIGN_OR_RETURN(job_.images, PrepareTrainingImages(data, plan.data.holdout, plan.seed));
-  job_.test = data.test;
+  DISTILL_ASSIGN_OR_RETURN(job_.readers, SampleReaders::Create(plan, data));
+  DISTILL_ASSIGN_OR_RETURN(job_.test, job_.readers.ForMeasuring(data.test));
   // Now rather than when the stage begins, which may be days later.
   for (const StagePlan& stage : plan.stages) {
-    DISTILL_RETURN_IF_ERROR(ImagesOfStage(job_.images, stage, plan.batch_size).status());
+    DISTILL_ASSIGN_OR_RETURN(auto images, ImagesOfStage(job_.images, stage, plan.batch_size));
+    DISTILL_RETURN_IF_ERROR(job_.readers.ForTraining(std::move(images)).status());
+  }
+  if (job_.images.held_out != nullptr) {
+    DISTILL_RETURN_IF_ERROR(job_.readers.ForMeasuring(job_.images.held_out).status());
   }
   return OkStatus();
 }

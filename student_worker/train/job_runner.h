@@ -21,6 +21,7 @@
 #include "common/rendezvous/kv_client.h"
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
+#include "student_worker/data/data_options.h"
 #include "student_worker/train/job_control.h"
 #include "student_worker/train/student_archives.h"
 #include "student_worker/train/train_metrics.h"
@@ -38,7 +39,8 @@ struct JobEnvironment {
   std::function<StatusOr<std::shared_ptr<KvClient>>(const std::string& job_id, uint64_t generation)> make_store;
   RpcSecurity security;  // towards teachers
   std::string worker_id;
-  std::string data_root;   // DataPlan.path is below it
+  std::string data_root;  // DataPlan.path is below it
+  DataOptions data;
   std::string work_dir;    // <work_dir>/<job_id>/ holds checkpoints and results
   std::string model_root;  // ModelSpec.weights is below it; empty: jobs with initial weights are refused
   // What its model folder holds beside that; null: jobs that train an archive are refused.

@@ -51,6 +51,9 @@ struct Flags {
   std::string id;
   std::string host = "127.0.0.1";
   std::string device = "auto";
+  uint32_t data_threads = 2;
+  std::string data_cache = "auto";
+  double data_cache_gib = 4;
   double collective_timeout = 20;  // seconds
   double write_patience = 300;     // seconds
   double unwind_limit = 120;       // seconds
@@ -115,6 +118,9 @@ int Serve(const Flags& flags) {
   environment.security = flags.service.security;
   environment.worker_id = flags.id;
   environment.data_root = flags.data_root;
+  environment.data.threads = flags.data_threads;
+  environment.data.cache = *ParseCacheMode(flags.data_cache);  // the flag accepts valid ones only
+  environment.data.cache_bytes = static_cast<uint64_t>(flags.data_cache_gib * (uint64_t{1} << 30));
   environment.work_dir = flags.work_dir;
   environment.model_root = flags.model_root;
   std::vector<ServedModelInfo> archives;
@@ -191,6 +197,18 @@ int Main(int argc, char** argv) {
   app.add_option("--data-root", flags.data_root, "Folder below which jobs find their data")
       ->type_name("FOLDER")
       ->required();
+  app.add_option("--data-threads", flags.data_threads, "Threads that read, decode and transform pictures")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  app.add_option(
+         "--data-cache", flags.data_cache,
+         "What stays in memory of pictures: auto (pixels, if those of the whole data set fit), none, encoded (as "
+         "many files as fit), decoded (pixels of as many as fit)")
+      ->check(CLI::IsMember({"auto", "none", "encoded", "decoded"}))
+      ->capture_default_str();
+  app.add_option("--data-cache-gib", flags.data_cache_gib, "Memory for that, in GiB, of each rank")
+      ->check(CLI::Range(0.0, 65536.0))
+      ->capture_default_str();
   app.add_option("--work-dir", flags.work_dir, "Folder for checkpoints and results, one subfolder a job")
       ->type_name("FOLDER")
       ->required();

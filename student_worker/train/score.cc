@@ -2,18 +2,11 @@
 
 namespace distill {
 
-std::vector<int64_t> LabelsOf(const Dataset& images, uint64_t begin, uint64_t n) {
+std::vector<int64_t> LabelsOf(const Samples& samples) {
+  if (samples.label_maps.empty()) return samples.labels;
   std::vector<int64_t> labels;
-  if (!images.has_label_maps()) {
-    for (uint64_t i = begin; i < begin + n; ++i) labels.push_back(images.label(i));
-    return labels;
-  }
-  labels.reserve(n * images.label_map_bytes());
-  std::vector<uint8_t> map(images.label_map_bytes());
-  for (uint64_t i = begin; i < begin + n; ++i) {
-    images.CopyLabelMap(i, map.data());
-    for (const uint8_t id : map) labels.push_back(id == kIgnoredPixel ? kNoLabel : id);
-  }
+  labels.reserve(samples.label_maps.size());
+  for (const uint8_t id : samples.label_maps) labels.push_back(id == kIgnoredPixel ? kNoLabel : id);
   return labels;
 }
 

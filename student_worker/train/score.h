@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "student_worker/data/dataset.h"
+#include "student_worker/data/sample_reader.h"
 
 namespace distill {
 
@@ -22,9 +22,9 @@ struct Score {
   bool operator==(const Score&) const = default;
 };
 
-// The labels of images [begin, begin + n) as ScoreTally takes them: one for each image or, where the data set has label
-// maps, one for each pixel, row by row. REQUIRES: begin + n <= size().
-std::vector<int64_t> LabelsOf(const Dataset& images, uint64_t begin, uint64_t n);
+// The labels of samples as ScoreTally takes them: one for each image or, where they have label maps, one for each pixel,
+// row by row.
+std::vector<int64_t> LabelsOf(const Samples& samples);
 
 // Thread-compatible.
 class ScoreTally {

@@ -131,14 +131,13 @@ Status StageLoop::SetUpAlone() {
     DISTILL_ASSIGN_OR_RETURN(pool_, ConnectTeachers(job, runner_->teacher_taps()));
   }
   StepPipeline::Options options;
-  DISTILL_ASSIGN_OR_RETURN(options.dataset, ImagesOfStage(job.images, stage_, job.plan.batch_size));
+  DISTILL_ASSIGN_OR_RETURN(auto images, ImagesOfStage(job.images, stage_, job.plan.batch_size));
+  DISTILL_ASSIGN_OR_RETURN(options.samples, job.readers.ForTraining(std::move(images)));
   options.sampler.seed = job.plan.seed;
   options.sampler.batch_size = job.plan.batch_size;
   options.sampler.world_size = job.assignment.world_size;
   options.sampler.rank = job.assignment.rank;
   options.sampler.parts = job.plan.accumulate;
-  options.augment.crop_padding = job.plan.data.crop_padding;
-  options.augment.horizontal_flip = job.plan.data.horizontal_flip;
   options.pool = pool_.get();
   // Steps are counted over the whole job, so that a new stage goes on through the data instead of starting over.
   const uint64_t parts = job.plan.accumulate;
@@ -180,6 +179,10 @@ StatusOr<std::optional<JobEnd>> StageLoop::Run() {
     for (const std::string& warning : runner_->TakeWarnings()) {
       // Other ranks' maps are of the same teachers.
       if (job.leader()) job.reporter.Event(EventLevel::kWarning, EventType::kTeacher, warning);
+    }
+    // Each rank meets pictures of its own.
+    for (const std::string& news : job.readers.bad_images()->TakeNews()) {
+      job.reporter.Event(EventLevel::kWarning, EventType::kData, news);
     }
     if (stepped->stepped) CountStep(*stepped);
     const bool done = position.step == stage_.steps;
@@ -261,7 +264,7 @@ Status StageLoop::MeasureHeldOutAlone() {
     DISTILL_ASSIGN_OR_RETURN(pool, ConnectTeachers(job, runner_->teacher_taps()));
   }
   StepPipeline::Options options;
-  options.dataset = job.images.held_out;
+  DISTILL_ASSIGN_OR_RETURN(options.samples, job.readers.ForMeasuring(job.images.held_out));
   options.sampler.seed = job.plan.seed;
   options.sampler.batch_size = job.plan.batch_size / (job.assignment.world_size * job.plan.accumulate);
   options.pool = pool.get();

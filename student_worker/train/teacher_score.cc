@@ -56,7 +56,7 @@ StatusOr<std::vector<int64_t>> Classes(const FeatureBatch& features, uint64_t n,
 
 }  // namespace
 
-StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint32_t classes, uint32_t batch_size,
+StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test, uint32_t classes, uint32_t batch_size,
                                     uint64_t window_bytes, const std::function<bool()>& tick) {
   const auto tally = std::make_shared<Tally>(classes, test.has_label_maps());
   const uint64_t positions = test.has_label_maps() ? test.label_map_bytes() : 1;
@@ -85,11 +85,14 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint
   uint64_t id = 0;
   for (uint64_t start = 0; start < test.size() && status.ok(); start += batch) {
     const uint64_t n = std::min(batch, test.size() - start);
-    std::vector<uint8_t> pixels(n * test.image_bytes());
-    for (uint64_t i = 0; i < n; ++i) test.CopyImage(start + i, pixels.data() + i * test.image_bytes());
-    std::vector<int64_t> labels = LabelsOf(test, start, n);
+    StatusOr<Samples> samples = test.ReadRange(start, n);
+    if (!samples.ok()) {
+      status = samples.status();
+      break;
+    }
+    std::vector<int64_t> labels = LabelsOf(*samples);
     ImageBatch images{static_cast<uint32_t>(n), test.channels(), test.height(), test.width(),
-                      Buffer::FromVector(std::move(pixels))};
+                      Buffer::FromVector(std::move(samples->pixels))};
     {
       absl::MutexLock lock(&tally->mutex);
       ++tally->in_flight;

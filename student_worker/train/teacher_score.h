@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "common/status.h"
-#include "student_worker/data/dataset.h"
+#include "student_worker/data/sample_reader.h"
 #include "student_worker/feature/teacher_pool.h"
 #include "student_worker/train/score.h"
 
@@ -18,7 +18,7 @@ namespace distill {
 // 19 classes at 512 x 1024 are 38 MiB an image). `tick` is called about every 200 ms from the caller's
 // thread while waiting: it may refresh the pool's teachers, and returns false to give up (kCancelled). Other errors are
 // the pool's; kInvalidArgument: answers that are not float32 [n, K], or [n, K, H, W] where the labels are for pixels.
-StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const Dataset& test, uint32_t classes, uint32_t batch_size,
+StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test, uint32_t classes, uint32_t batch_size,
                                     uint64_t window_bytes, const std::function<bool()>& tick);
 
 }  // namespace distill

@@ -36,7 +36,7 @@ device: cpu
 batch_size: 64
 student: {arch: cifar_resnet8, width: 8, num_classes: 10, in_channels: 1, image: [28, 28], mean: [0.286], std: [0.353]}
 teacher: fashion
-data: {format: idx, path: fashion-mnist, train_limit: 2048, augment: {horizontal_flip: true}}
+data: {format: idx, path: fashion-mnist, train_limit: 2048, transforms: {train: [horizontal_flip]}}
 optimizer: {type: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.0005}
 checkpoint: {every: 10}
 log_every: 4

@@ -221,7 +221,7 @@ std::string JobText::Yaml() const {
     << "student: {arch: cifar_resnet8, width: 8, num_classes: 10, in_channels: 1, image: [28, 28], mean: [0.286], std: "
        "[0.353]}\n"
     << "teacher: fashion\n"
-    << "data: {format: idx, path: fashion-mnist, train_limit: 2048, augment: {horizontal_flip: true}}\n"
+    << "data: {format: idx, path: fashion-mnist, train_limit: 2048, transforms: {train: [horizontal_flip]}}\n"
     << "optimizer: {type: sgd, lr: 0.1, momentum: 0.9, weight_decay: 0.0005}\n"
     << "checkpoint: {every: " << checkpoint_every << "}\nlog_every: 4\n"
     << "stages:\n"

@@ -54,8 +54,8 @@ class SegmentationJobTest : public ::testing::Test {
     return "name: " + name + "\nseed: 3\nstudents: 2\nthreads: 1\ndevice: cpu\nbatch_size: 8\n" +
            "student: {arch: fcn_resnet18, width: " + std::to_string(width) +
            ", num_classes: 3, in_channels: 1, image: [24, 32]}\n"
-           "data: {format: segmentation_folder, path: street, train_size: 48, ignore_label: 200, shrink: 2, augment: "
-           "{crop_padding: 2, horizontal_flip: true}}\n"
+           "data: {format: segmentation_folder, path: street, train_size: 48, ignore_label: 200, shrink: 2, "
+           "transforms: {train: [{pad_crop: {padding: 2}}, horizontal_flip]}}\n"
            "optimizer: {lr: 0.05}\ncheckpoint: {every: 6}\nlog_every: 2\n" +
            rest;
   }

@@ -51,7 +51,7 @@ class UnlabelledJobTest : public ::testing::Test {
            "teacher: fashion\n"
            "data: {format: image_folder, path: bands, unlabelled: more, " +
            sizes +
-           ", augment: {crop_padding: 2, horizontal_flip: true}}\n"
+           ", transforms: {train: [{pad_crop: {padding: 2}}, horizontal_flip]}}\n"
            "preset: sskd\nbudget: {" +
            budget + "}\ncheckpoint: {every: 5}\nlog_every: 2\nsskd: {" + sskd + "}\n";
   }

@@ -30,18 +30,21 @@ JobPlan FullPlan() {
                   .weights_of_teacher = true};
   plan.teachers = {{.model = "big", .digest = "abc", .spec = plan.student, .parameters = 5, .bytes = 21},
                    {.model = "other"}};
-  plan.data = {.format = "image_folder",
-               .path = "cats",
-               .train_limit = 100,
-               .test_limit = 50,
-               .crop_padding = 4,
-               .horizontal_flip = true,
-               .holdout = 10,
-               .unlabelled = "more",
-               .ignore_label = 11,
-               .shrink = 4,
-               .train_size = 1000,
-               .unlabelled_size = 200};
+  plan.data = {
+      .format = "image_folder",
+      .path = "cats",
+      .train_limit = 100,
+      .test_limit = 50,
+      .train_transforms = {{"pad_crop", {{"fill", {0}}, {"padding", {4}}}}, {"horizontal_flip", {{"p", {0.5}}}}},
+      .test_transforms = {{"center_crop", {{"fill", {0}}, {"size", {8, 9}}}}},
+      .on_bad_image = "skip",
+      .bad_image_limit = 0.25,
+      .holdout = 10,
+      .unlabelled = "more",
+      .ignore_label = 11,
+      .shrink = 4,
+      .train_size = 1000,
+      .unlabelled_size = 200};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};

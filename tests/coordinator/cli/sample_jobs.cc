@@ -63,7 +63,10 @@ v1::JobPlan SamplePlan() {
   plan.mutable_data()->set_format("idx");
   plan.mutable_data()->set_path("fashion-mnist");
   plan.mutable_data()->set_test_limit(1000);
-  plan.mutable_data()->set_horizontal_flip(true);
+  v1::Transform* const flip = plan.mutable_data()->add_train_transforms();
+  flip->set_type("horizontal_flip");
+  flip->add_knobs()->set_name("p");
+  flip->mutable_knobs(0)->add_values(0.5);
 
   v1::LossPlan* l2 = AddLoss(AddStage(&plan, "mimic", 300, "layer1", true), "l2", 1);
   l2->set_student_tap("layer1");

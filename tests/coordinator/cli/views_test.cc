@@ -24,7 +24,8 @@ TEST(PlanViewTest, Golden) {
             "Plan of fashion (preset sskd)\n"
             "  student  cifar_resnet8, width 16, 10 classes, input 1x28x28\n"
             "  teacher  fashion-teacher (cifar_resnet20, width 16, 10 classes, input 1x28x28), digest 0123456789ab\n"
-            "  data     idx fashion-mnist, all training images, 1000 test images, horizontal flip\n"
+            "  data     idx fashion-mnist, all training images, 1000 test images, training images through "
+            "horizontal_flip (p: 0.5)\n"
             "  training seed 7, 2 students with 1 thread, batch 100, device cpu, features as f32, prefetch 64.0 MiB, "
             "deterministic\n"
             "\n"
@@ -55,7 +56,7 @@ TEST(PlanViewTest, SaysWhichStagesDrawFromImagesWithoutLabelsAndWhereWeightsCome
   v1::JobPlan plan = SamplePlan();
   plan.mutable_data()->set_unlabelled("more");
   plan.mutable_stages(0)->set_unlabelled_ok(true);
-  EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("horizontal flip, without labels more for mimic\n"));
+  EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("horizontal_flip (p: 0.5), without labels more for mimic\n"));
   plan.mutable_student()->set_weights("t.safetensors");
   EXPECT_THAT(RenderPlan(plan, kPlain), HasSubstr("input 1x28x28, from t.safetensors\n"));
   plan.mutable_student()->add_weights_modules("fc");

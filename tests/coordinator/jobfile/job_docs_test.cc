@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "common/plan/loss_schema.h"
+#include "common/plan/transform_schema.h"
 #include "coordinator/jobfile/job_keys.h"
 #include "coordinator/jobfile/presets.h"
 #include "tests/coordinator/jobfile/job_file_fixture.h"
@@ -48,6 +49,19 @@ TEST(JobDocsTest, EveryLossAndKnobIsDocumented) {
     for (const KnobSchema& knob : schema.knobs) {
       const std::string row = "| `" + std::string(schema.type) + "` | `" + std::string(knob.name) + "` | " +
                               std::string(knob.default_value) + " |";
+      EXPECT_NE(docs.find(row), std::string::npos) << "no row that begins " << row;
+    }
+  }
+}
+
+TEST(JobDocsTest, EveryTransformAndSettingIsDocumented) {
+  const std::string docs = Docs();
+  for (const TransformSchema& schema : TransformSchemas()) {
+    EXPECT_NE(docs.find("| `" + std::string(schema.type) + "` | "), std::string::npos) << schema.type;
+    for (const TransformKnob& knob : schema.knobs) {
+      const std::string value(knob.default_value.empty() ? "required" : knob.default_value);
+      const std::string row =
+          "| `" + std::string(schema.type) + "` | `" + std::string(knob.name) + "` | " + value + " |";
       EXPECT_NE(docs.find(row), std::string::npos) << "no row that begins " << row;
     }
   }

@@ -17,15 +17,15 @@
 namespace distill::testing {
 
 inline std::vector<uint8_t> Image(const Dataset& data, uint64_t index) {
-  std::vector<uint8_t> pixels(data.image_bytes());
-  data.CopyImage(index, pixels.data());
-  return pixels;
+  distill::Picture picture;
+  EXPECT_TRUE(data.Read(index, &picture).ok());
+  return picture.pixels;
 }
 
 inline std::vector<uint8_t> LabelMap(const Dataset& data, uint64_t index) {
-  std::vector<uint8_t> ids(data.label_map_bytes());
-  data.CopyLabelMap(index, ids.data());
-  return ids;
+  distill::Picture picture;
+  EXPECT_TRUE(data.Read(index, &picture).ok());
+  return picture.label_map;
 }
 
 // Smooth 8x8 pictures, [H, W, C]: JPEG keeps them within a few grey levels.

@@ -249,7 +249,7 @@ TEST_F(DatasetTest, LoadingEndsWhenNobodyWantsTheDataAnyMore) {
   fs::copy(Path("f/train"), Path("f/test"), fs::copy_options::recursive);
   const auto open = [&](const DataPlan& plan, int wanted_for, int* asked) {
     std::atomic<int> count = 0;  // asked on the threads that decode, too
-    const auto result = OpenDataset(plan, root_, 1, {}, [&] { return ++count > wanted_for; });
+    const auto result = OpenDataset(plan, root_, 1, {}, {}, [&] { return ++count > wanted_for; });
     *asked = count;
     return result.status();
   };
@@ -454,7 +454,9 @@ TEST_F(DatasetTest, ImagesOfFoldersAreMadeSmallerAtLoading) {
   const auto splits = Open({.format = "image_folder", .path = "d", .shrink = 4}, 1, 2);
   ASSERT_TRUE(splits.ok()) << splits.status();
   const Dataset& train = *splits->train;
-  EXPECT_EQ(train.image_bytes(), 3 * 2 * 2);
+  EXPECT_EQ(train.channels(), 3);
+  EXPECT_EQ(train.height(), 2);
+  EXPECT_EQ(train.width(), 2);
   // Picture() is linear: the mean of rows 0 to 3 and columns 0 to 3 is its value at 1.5, 1.5: 4 * 1.5 + 2 * 1.5 = 9.
   EXPECT_EQ(Image(train, 0), (std::vector<uint8_t>{9, 17, 25, 33, 39, 47, 55, 63, 69, 77, 85, 93}));
   EXPECT_EQ(Image(train, 1), (std::vector<uint8_t>{29, 37, 45, 53, 29, 37, 45, 53, 29, 37, 45, 53}));
@@ -630,7 +632,6 @@ TEST(MemoryDatasetTest, GivesTheLabelMapOfEachImage) {
   EXPECT_FALSE(plain->has_label_maps());
   const auto data = MakeMemoryDataset(3, 1, 2, 2, std::vector<uint8_t>(12), {-1, -1}, {0, 1, kIgnoredPixel, 1}).value();
   ASSERT_TRUE(data->has_label_maps());
-  EXPECT_EQ(data->label_map_bytes(), 2);
   EXPECT_EQ(testing::LabelMap(*data, 0), (std::vector<uint8_t>{0, 1}));
   EXPECT_EQ(testing::LabelMap(*data, 1), (std::vector<uint8_t>{kIgnoredPixel, 1}));
 }
@@ -643,7 +644,7 @@ TEST(FashionMnistTest, LoadsWhenInstalled) {
   ASSERT_TRUE(splits.ok()) << splits.status();
   EXPECT_EQ(splits->train->size(), 60000);
   EXPECT_EQ(splits->test->size(), 10000);
-  EXPECT_EQ(splits->train->image_bytes(), 28 * 28);
+  EXPECT_EQ(splits->train->height(), 28);
   std::vector<int> count(10);
   for (uint64_t i = 0; i < 60000; ++i) ++count[splits->train->label(i)];
   EXPECT_EQ(count, std::vector<int>(10, 6000));

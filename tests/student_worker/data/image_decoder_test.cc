@@ -18,12 +18,22 @@ using testing::EncodePng;
 using ::testing::HasSubstr;
 using testing::Picture;
 
+// Decodes what has the size of `want`.
+Status DecodeInto(const std::string& file, const ImageInfo& want, uint8_t* out, DecodeNotes* notes = nullptr) {
+  distill::Picture picture;
+  DISTILL_RETURN_IF_ERROR(DecodeImage(file, want.channels, &picture, notes));
+  EXPECT_EQ(picture.channels, want.channels);
+  if (picture.height != want.height || picture.width != want.width) return absl::OutOfRangeError("another size");
+  std::copy(picture.pixels.begin(), picture.pixels.end(), out);
+  return OkStatus();
+}
+
 TEST(ImageDecoderTest, PngKindsBecomeEightBitPixelsWithoutAlpha) {
   auto decode = [](const std::string& file) {
     auto info = ReadImageInfo(file);
     EXPECT_TRUE(info.ok()) << info.status();
     std::vector<uint8_t> out(info->channels * info->height * info->width);
-    EXPECT_TRUE(DecodeImage(file, *info, out.data()).ok());
+    EXPECT_TRUE(DecodeInto(file, *info, out.data()).ok());
     return out;
   };
   EXPECT_EQ(decode(EncodePng(1, 2, PNG_COLOR_TYPE_RGB_ALPHA, 8, {1, 2, 3, 0, 4, 5, 6, 128})),
@@ -38,21 +48,20 @@ TEST(ImageDecoderTest, EveryTruncationIsAnErrorAndNoByteFlipCrashes) {
   for (const std::string& file :
        {EncodeJpeg(8, 8, 3, Picture(1, 3)), EncodePng(8, 8, PNG_COLOR_TYPE_RGB, 8, Picture(1, 3))}) {
     std::vector<uint8_t> out(3 * 8 * 8);
-    ASSERT_TRUE(DecodeImage(file, {3, 8, 8}, out.data()).ok());
+    ASSERT_TRUE(DecodeInto(file, {3, 8, 8}, out.data()).ok());
     // The end marks themselves (JPEG: 2 bytes; PNG: IEND with 12) may be the only thing missing.
     for (size_t size = 0; size + 12 < file.size(); ++size) {
-      EXPECT_FALSE(DecodeImage(file.substr(0, size), {3, 8, 8}, out.data()).ok())
+      EXPECT_FALSE(DecodeInto(file.substr(0, size), {3, 8, 8}, out.data()).ok())
           << size << " of " << file.size() << " bytes";
     }
     for (size_t i = 0; i < file.size(); ++i) {
       std::string flipped = file;
       flipped[i] ^= 0x55;
-      (void)DecodeImage(flipped, {3, 8, 8}, out.data());
+      (void)DecodeInto(flipped, {3, 8, 8}, out.data());
     }
   }
   std::vector<uint8_t> out(3 * 8 * 8);
-  EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {1, 8, 8}, out.data()).ok());  // colour into grey
-  EXPECT_FALSE(DecodeImage(EncodeJpeg(8, 8, 3, Picture(1, 3)), {3, 8, 7}, out.data()).ok());
+  EXPECT_FALSE(DecodeInto(EncodeJpeg(8, 8, 3, Picture(1, 3)), {1, 8, 8}, out.data()).ok());  // colour into grey
 }
 
 // A picture of 2x3 pixels with one value each, turned by all eight orientations; PNG keeps values.
@@ -76,10 +85,10 @@ TEST(ImageDecoderTest, PicturesAreTurnedUpright) {
       EXPECT_EQ(info->height, orientation < 5 ? 2 : 3) << orientation;
       EXPECT_EQ(info->width, orientation < 5 ? 3 : 2) << orientation;
       std::vector<uint8_t> out(6);
-      ASSERT_TRUE(DecodeImage(file, *info, out.data()).ok()) << orientation;
+      ASSERT_TRUE(DecodeInto(file, *info, out.data()).ok()) << orientation;
       EXPECT_EQ(out, upright[orientation - 1]) << orientation;
       // Behind the pixels it comes too late to announce other sides.
-      const Status late = DecodeImage(testing::WithExif(png, exif, true), {1, 2, 3}, out.data());
+      const Status late = DecodeInto(testing::WithExif(png, exif, true), {1, 2, 3}, out.data());
       EXPECT_EQ(late.ok(), orientation < 5) << late;
       if (late.ok()) {
         EXPECT_EQ(out, upright[orientation - 1]) << orientation;
@@ -111,12 +120,44 @@ TEST(ImageDecoderTest, JpegAndColourAreTurnedTheSameWay) {
     const std::string exif = testing::ExifOrientation(orientation, orientation % 2 == 0);
     const ImageInfo want{3, orientation < 5 ? 16u : 8u, orientation < 5 ? 8u : 16u};
     std::vector<uint8_t> from_png(3 * 16 * 8), from_jpeg(3 * 16 * 8);
-    ASSERT_TRUE(DecodeImage(testing::WithExif(png, exif), want, from_png.data()).ok()) << orientation;
-    ASSERT_TRUE(DecodeImage(testing::WithExif(jpeg, exif), want, from_jpeg.data()).ok()) << orientation;
+    ASSERT_TRUE(DecodeInto(testing::WithExif(png, exif), want, from_png.data()).ok()) << orientation;
+    ASSERT_TRUE(DecodeInto(testing::WithExif(jpeg, exif), want, from_jpeg.data()).ok()) << orientation;
     int worst = 0;
     for (size_t i = 0; i < from_png.size(); ++i) worst = std::max(worst, std::abs(from_png[i] - from_jpeg[i]));
     EXPECT_LE(worst, 8) << orientation;
   }
+}
+
+// What is left of white paper, 255: worked by hand.
+TEST(ImageDecoderTest, FourInksBecomeColour) {
+  std::vector<uint8_t> stored;
+  for (int i = 0; i < 64; ++i) stored.insert(stored.end(), {250, 128, 0, 200});
+  for (const bool ycck : {false, true}) {
+    const std::string file = testing::EncodeInkJpeg(8, 8, stored, ycck);
+    const auto info = ReadImageInfo(file);
+    ASSERT_TRUE(info.ok()) << info.status();
+    EXPECT_EQ(info->channels, 3);
+    std::vector<uint8_t> out(3 * 64);
+    ASSERT_TRUE(DecodeInto(file, *info, out.data()).ok());
+    // Adobe stores what is left: 250 * 200 / 255 and so on.
+    EXPECT_NEAR(out[0], 196, 2) << ycck;
+    EXPECT_NEAR(out[64], 100, 2) << ycck;
+    EXPECT_NEAR(out[128], 0, 2) << ycck;
+    EXPECT_EQ(DecodeInto(file, {1, 8, 8}, out.data()).code(), StatusCode::kDataLoss);
+    for (size_t size = 0; size + 12 < file.size(); size += 7) {
+      EXPECT_FALSE(DecodeInto(file.substr(0, size), *info, out.data()).ok()) << size;
+    }
+  }
+  // Without Adobe's marker (14 bytes of content, with their length 2 + 14) they are inks: (255 - 250) * (255 - 200) / 255.
+  std::string plain = testing::EncodeInkJpeg(8, 8, stored, false);
+  const size_t marker = plain.find("\xFF\xEE");
+  ASSERT_NE(marker, std::string::npos);
+  plain.erase(marker, 16);
+  std::vector<uint8_t> out(3 * 64);
+  ASSERT_TRUE(DecodeInto(plain, {3, 8, 8}, out.data()).ok());
+  EXPECT_NEAR(out[0], 1, 1);
+  EXPECT_NEAR(out[64], 27, 2);
+  EXPECT_NEAR(out[128], 55, 2);
 }
 
 TEST(ImageDecoderTest, SixteenBitsBecomeTheNearestOfEight) {
@@ -128,16 +169,16 @@ TEST(ImageDecoderTest, SixteenBitsBecomeTheNearestOfEight) {
   const std::string file = EncodePng(256, 256, PNG_COLOR_TYPE_GRAY, 16, stored);
   EXPECT_EQ(ReadImageInfo(file)->bits, 16);
   std::vector<uint8_t> out(65536);
-  ASSERT_TRUE(DecodeImage(file, {1, 256, 256}, out.data()).ok());
+  ASSERT_TRUE(DecodeInto(file, {1, 256, 256}, out.data()).ok());
   for (int v = 0; v < 65536; ++v) ASSERT_EQ(out[v], (v + 128) / 257) << v;
 }
 
 TEST(ImageDecoderTest, JpegDamageThatLeavesThePixelsWholeIsLetThrough) {
   const std::string good = EncodeJpeg(32, 32, 3, std::vector<uint8_t>(32 * 32 * 3, 77));
   std::vector<uint8_t> whole(3 * 32 * 32), out(3 * 32 * 32);
-  ASSERT_TRUE(DecodeImage(good, {3, 32, 32}, whole.data()).ok());
+  ASSERT_TRUE(DecodeInto(good, {3, 32, 32}, whole.data()).ok());
   const auto decode = [&](const std::string& file, DecodeNotes* notes) {
-    const Status status = DecodeImage(file, {3, 32, 32}, out.data(), notes);
+    const Status status = DecodeInto(file, {3, 32, 32}, out.data(), notes);
     if (status.ok()) {
       EXPECT_EQ(out, whole);
     }
@@ -159,11 +200,11 @@ TEST(ImageDecoderTest, JpegDamageThatLeavesThePixelsWholeIsLetThrough) {
   EXPECT_FALSE(decode(good.substr(0, good.size() - 10) + "\xFF\xD9", &notes)) << "pixels are missing";
   // Several scans: the last ones may be missing without a trace.
   const std::string progressive = testing::EncodeProgressiveJpeg(32, 32, 3, testing::Noise(32 * 32 * 3));
-  ASSERT_TRUE(DecodeImage(progressive, {3, 32, 32}, out.data()).ok());
+  ASSERT_TRUE(DecodeInto(progressive, {3, 32, 32}, out.data()).ok());
   for (size_t size = 0; size < progressive.size(); ++size) {
-    EXPECT_FALSE(DecodeImage(progressive.substr(0, size), {3, 32, 32}, out.data()).ok()) << size;
+    EXPECT_FALSE(DecodeInto(progressive.substr(0, size), {3, 32, 32}, out.data()).ok()) << size;
   }
-  EXPECT_TRUE(DecodeImage(progressive + "garbage", {3, 32, 32}, out.data()).ok());
+  EXPECT_TRUE(DecodeInto(progressive + "garbage", {3, 32, 32}, out.data()).ok());
 }
 
 std::vector<uint8_t> ClassIds(const std::string& file, uint32_t height, uint32_t width) {

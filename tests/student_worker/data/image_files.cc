@@ -19,7 +19,7 @@ namespace distill::testing {
 namespace {
 
 std::string WriteJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality,
-                      bool progressive) {
+                      bool progressive, bool ycck = false) {
   jpeg_compress_struct jpeg;
   jpeg_error_mgr errors;
   jpeg.err = jpeg_std_error(&errors);
@@ -30,8 +30,9 @@ std::string WriteJpeg(int height, int width, int channels, const std::vector<uin
   jpeg.image_width = width;
   jpeg.image_height = height;
   jpeg.input_components = channels;
-  jpeg.in_color_space = channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
+  jpeg.in_color_space = channels == 1 ? JCS_GRAYSCALE : channels == 4 ? JCS_CMYK : JCS_RGB;
   jpeg_set_defaults(&jpeg);
+  if (ycck) jpeg_set_colorspace(&jpeg, JCS_YCCK);
   jpeg_set_quality(&jpeg, quality, TRUE);
   if (progressive) jpeg_simple_progression(&jpeg);
   for (int i = 0; i < channels; ++i) jpeg.comp_info[i].h_samp_factor = jpeg.comp_info[i].v_samp_factor = 1;
@@ -71,6 +72,10 @@ std::string WritePng(int height, int width, int color_type, int depth, const std
 }
 
 }  // namespace
+
+std::string EncodeInkJpeg(int height, int width, const std::vector<uint8_t>& pixels, bool ycck) {
+  return WriteJpeg(height, width, 4, pixels, 100, false, ycck);
+}
 
 std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality) {
   return WriteJpeg(height, width, channels, pixels, quality, /*progressive=*/false);

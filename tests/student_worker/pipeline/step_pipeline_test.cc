@@ -6,9 +6,11 @@
 #include <atomic>
 #include <cstring>
 #include <set>
+#include <span>
 
 #include "common/str_cat.h"
 #include "student_worker/data/training_images.h"
+#include "tests/student_worker/data/sample_readers.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
 namespace distill {
@@ -18,6 +20,7 @@ using testing::Fault;
 using ::testing::HasSubstr;
 using testing::kDigest;
 using testing::kModel;
+using testing::ReaderOf;
 using testing::ReferenceTap;
 using testing::TestTeacher;
 
@@ -34,11 +37,14 @@ std::shared_ptr<const Dataset> MakeData() {
   return *data;
 }
 
+std::shared_ptr<const SampleReader> Augmented(std::shared_ptr<const Dataset> data) {
+  return ReaderOf(std::move(data), {{"pad_crop", {{"padding", {2}}}}, {"horizontal_flip", {}}}, 5);
+}
+
 StepPipeline::Options Options(TeacherPool* pool, uint64_t end_step = 20) {
   StepPipeline::Options options;
-  options.dataset = MakeData();
+  options.samples = Augmented(MakeData());
   options.sampler = {.seed = 5, .batch_size = 8};
-  options.augment = {.crop_padding = 2, .horizontal_flip = true};
   options.pool = pool;
   options.end_step = end_step;
   options.depth = 4;
@@ -110,7 +116,7 @@ Steps Drain(StepPipeline* pipeline, uint64_t first_step = 0) {
 }
 
 TEST(StepPipelineTest, DeliversStepsInOrderWithAugmentedPixelsAndLabels) {
-  const auto data = MakeData();
+  const auto reader = Augmented(MakeData());
   const Steps steps = Drain(Make(Options(nullptr)).get());
   ASSERT_EQ(steps.ids.size(), 20);
   for (size_t s = 0; s < 20; ++s) {
@@ -119,9 +125,7 @@ TEST(StepPipelineTest, DeliversStepsInOrderWithAugmentedPixelsAndLabels) {
       const uint32_t id = order[s % 6 * 8 + i];
       EXPECT_EQ(steps.ids[s][i], id);
       EXPECT_EQ(steps.labels[s][i], id % 10);
-      std::vector<uint8_t> original(data->image_bytes()), expected(data->image_bytes());
-      data->CopyImage(id, original.data());
-      AugmentImage({2, true}, 5, s / 6, id, kC, kH, kW, original.data(), expected.data());
+      const std::vector<uint8_t> expected = reader->Read(std::vector<uint32_t>{id}, s / 6).value().pixels;
       EXPECT_EQ(std::memcmp(steps.pixels[s].data() + i * expected.size(), expected.data(), expected.size()), 0)
           << "step " << s << " image " << i;
     }
@@ -204,7 +208,7 @@ TrainingImages NineTenthsLabelled() {
 StepPipeline::Options OptionsOf(const StagePlan& stage, uint64_t first_step, TeacherPool* pool = nullptr) {
   auto options = Options(pool, first_step + stage.steps);
   options.first_step = first_step;
-  options.dataset = ImagesOfStage(NineTenthsLabelled(), stage, options.sampler.batch_size).value();
+  options.samples = Augmented(ImagesOfStage(NineTenthsLabelled(), stage, options.sampler.batch_size).value());
   return options;
 }
 
@@ -281,9 +285,11 @@ TEST(UnlabelledImagesTest, RanksAndRestartsAtAnyStepSeeWhatOneRankSeesAndSoDoTea
 // MakeData() with label maps instead of labels: image i's map holds (i + y + 2 * x) % 10, and kIgnoredPixel at (0, 0).
 std::shared_ptr<const Dataset> MakeDataWithMaps() {
   const auto data = MakeData();
-  std::vector<uint8_t> pixels(kImages * data->image_bytes()), maps;
+  std::vector<uint8_t> pixels, maps;
   for (uint64_t i = 0; i < kImages; ++i) {
-    data->CopyImage(i, pixels.data() + i * data->image_bytes());
+    Picture picture;
+    EXPECT_TRUE(data->Read(i, &picture).ok());
+    pixels.insert(pixels.end(), picture.pixels.begin(), picture.pixels.end());
     for (uint32_t p = 0; p < kH * kW; ++p) {
       maps.push_back(p == 0 ? kIgnoredPixel : static_cast<uint8_t>((i + p / kW + 2 * (p % kW)) % 10));
     }
@@ -293,9 +299,9 @@ std::shared_ptr<const Dataset> MakeDataWithMaps() {
 }
 
 TEST(LabelMapsTest, EachStepHasTheMapsOfItsImagesAugmentedInTheSameWay) {
-  const auto data = MakeDataWithMaps();
+  const auto reader = Augmented(MakeDataWithMaps());
   auto options = Options(nullptr);
-  options.dataset = data;
+  options.samples = reader;
   const Steps plain = Drain(Make(Options(nullptr)).get());
   const std::vector<StepInput> inputs = Inputs(std::move(options));
   ASSERT_EQ(inputs.size(), 20);
@@ -305,9 +311,8 @@ TEST(LabelMapsTest, EachStepHasTheMapsOfItsImagesAugmentedInTheSameWay) {
     EXPECT_EQ(input.labels, std::vector<int64_t>(8, kNoLabel));
     ASSERT_EQ(input.label_maps.size(), 8 * kMap);
     for (size_t i = 0; i < 8; ++i) {
-      std::vector<uint8_t> original(kMap), expected(kMap);
-      data->CopyLabelMap(input.sample_ids[i], original.data());
-      AugmentLabelMap({2, true}, 5, input.epoch, input.sample_ids[i], kH, kW, original.data(), expected.data());
+      const std::vector<uint8_t> expected =
+          reader->Read(std::span(&input.sample_ids[i], 1), input.epoch).value().label_maps;
       EXPECT_EQ(std::memcmp(input.label_maps.data() + i * kMap, expected.data(), kMap), 0)
           << "step " << input.step << " image " << i;
       // What is padding in the picture has no label.
@@ -326,7 +331,7 @@ TEST(LabelMapsTest, EachStepHasTheMapsOfItsImagesAugmentedInTheSameWay) {
 TEST(LabelMapsTest, RanksAndRestartsSeeWhatOneRankSees) {
   const auto from = [](uint64_t first_step, uint32_t rank, uint32_t world) {
     auto options = Options(nullptr);
-    options.dataset = MakeDataWithMaps();
+    options.samples = Augmented(MakeDataWithMaps());
     options.first_step = first_step;
     options.sampler.rank = rank;
     options.sampler.world_size = world;
@@ -436,7 +441,7 @@ TEST(StepPipelineTest, ImpossibleOptionsAreRefused) {
     change(&options);
     return StepPipeline::Create(std::move(options)).status().code();
   };
-  EXPECT_EQ(code([](StepPipeline::Options* o) { o->dataset = nullptr; }), StatusCode::kInvalidArgument);
+  EXPECT_EQ(code([](StepPipeline::Options* o) { o->samples = nullptr; }), StatusCode::kInvalidArgument);
   EXPECT_EQ(code([](StepPipeline::Options* o) { o->depth = 0; }), StatusCode::kInvalidArgument);
   EXPECT_EQ(code([](StepPipeline::Options* o) { o->sampler.batch_size = 51; }), StatusCode::kInvalidArgument);
 }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <thread>
 
+#include "tests/student_worker/data/sample_readers.h"
 #include "tests/student_worker/train/train_fixtures.h"
 
 namespace distill {
@@ -18,13 +19,14 @@ class ScriptedDataset : public Dataset {
   uint32_t height() const override { return 12; }
   uint32_t width() const override { return 12; }
   uint32_t classes() const override { return 4; }
-  void CopyImage(uint64_t index, uint8_t* out) const override {
+  std::string Where(uint64_t) const override { return "blank"; }
+  Status Read(uint64_t index, Picture* out) const override {
     on_copy_(index);
-    std::fill(out, out + image_bytes(), uint8_t{0});
+    *out = {1, 12, 12, std::vector<uint8_t>(144), {}};
+    return OkStatus();
   }
   int64_t label(uint64_t index) const override { return static_cast<int64_t>(index % 4); }
   bool has_label_maps() const override { return false; }
-  void CopyLabelMap(uint64_t, uint8_t*) const override {}
 
  private:
   const uint64_t size_;
@@ -33,8 +35,9 @@ class ScriptedDataset : public Dataset {
 
 JobPlan Plan() { return SmallPlan({Stage("head", {"fc"}, {CrossEntropy()}, 1)}); }
 
-StatusOr<std::optional<Score>> EvaluateOn(Rank* rank, const Dataset& data) {
-  return Evaluate(rank->net.get(), data, rank->plan.student, rank->lockstep.get(), rank->control, torch::kCPU);
+StatusOr<std::optional<Score>> EvaluateOn(Rank* rank, const std::shared_ptr<const Dataset>& data) {
+  return Evaluate(rank->net.get(), *testing::ReaderOf(data), rank->plan.student, rank->lockstep.get(), rank->control,
+                  torch::kCPU);
 }
 
 // One of four classes is right for blank images, whichever it is.
@@ -42,7 +45,7 @@ TEST(EvaluateTest, ARankThatTakesLongerThanTheCollectiveTimeoutIsWaitedFor) {
   constexpr std::chrono::seconds kTimeout{3};
   OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
     Rank rank(Plan(), number, 2, std::move(store), kTimeout);
-    const ScriptedDataset data(64, [&](uint64_t index) {
+    const auto data = std::make_shared<const ScriptedDataset>(64, [&](uint64_t index) {
       if (index == 40) std::this_thread::sleep_for(2 * kTimeout);  // of rank 1's part
     });
     const auto score = EvaluateOn(&rank, data);
@@ -57,7 +60,7 @@ TEST(EvaluateTest, AStopThatOneRankIsAskedForEndsItOnAll) {
   for (const bool cancel : {true, false}) {
     OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
       Rank rank(Plan(), number, 2, std::move(store));
-      const ScriptedDataset data(uint64_t{1} << 30, [&](uint64_t index) {
+      const auto data = std::make_shared<const ScriptedDataset>(uint64_t{1} << 30, [&](uint64_t index) {
         if (index != (uint64_t{1} << 29) + 1000) return;  // of rank 1's part
         cancel ? rank.control.Cancel() : rank.control.Terminate();
       });
@@ -72,7 +75,7 @@ TEST(EvaluateTest, AStopThatOneRankIsAskedForEndsItOnAll) {
 
 TEST(EvaluateTest, ARevocationEndsIt) {
   Rank rank(Plan());
-  const ScriptedDataset data(uint64_t{1} << 30, [&](uint64_t index) {
+  const auto data = std::make_shared<const ScriptedDataset>(uint64_t{1} << 30, [&](uint64_t index) {
     if (index == 1000) rank.control.Revoke();
   });
   EXPECT_EQ(EvaluateOn(&rank, data).status().code(), StatusCode::kCancelled);
@@ -81,7 +84,7 @@ TEST(EvaluateTest, ARevocationEndsIt) {
 TEST(EvaluateTest, AnExceptionOnOneRankReachesTheOthersAsAFailure) {
   OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
     Rank rank(Plan(), number, 2, std::move(store));
-    const ScriptedDataset data(64, [&](uint64_t index) {
+    const auto data = std::make_shared<const ScriptedDataset>(64, [&](uint64_t index) {
       if (index == 40) throw std::bad_alloc();
     });
     const Status status = EvaluateOn(&rank, data).status();

@@ -158,7 +158,7 @@ class JobRunnerTest : public testing::Test {
     JobPlan plan = SmallPlan({early, whole});
     plan.students = ranks;
     plan.data.path = "shapes";
-    plan.data.crop_padding = 1;
+    plan.data.train_transforms = {{"pad_crop", {{"padding", {1}}}}};
     plan.log_every = 1;
     plan.checkpoint_every = 5;
     return plan;
@@ -448,7 +448,7 @@ TEST_P(ResumedJobTest, SoDoesOneWithAnAverageAndBatchesInParts) {
 // Batch norms are frozen, so that parts and whole batches differ by rounding alone; nearly two epochs.
 TEST_P(ResumedJobTest, PartsOfBatchesAreThoseOfTheSameImages) {
   JobPlan plan = Plan(GetParam());
-  plan.data.crop_padding = 0;
+  plan.data.train_transforms.clear();
   plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, 30)};
   ASSERT_EQ(Run(plan, "whole").outcomes[0].end, JobEnd::kFinished);
   plan.accumulate = 4;
@@ -849,7 +849,9 @@ TEST_P(BestWeightsTest, AreThoseWithTheLowestHeldOutLossAlsoAfterAResume) {
     net->eval();
     torch::Tensor pixels = torch::empty({64, 1, 12, 12}, torch::kUInt8), labels = torch::empty({64}, torch::kInt64);
     for (int i = 0; i < 64; ++i) {
-      parts.held_out->CopyImage(i, pixels[i].data_ptr<uint8_t>());
+      Picture picture;
+      ASSERT_TRUE(parts.held_out->Read(i, &picture).ok());
+      std::copy(picture.pixels.begin(), picture.pixels.end(), pixels[i].data_ptr<uint8_t>());
       labels[i] = parts.held_out->label(i);
     }
     const torch::Tensor logits = Take(net->Forward(NormalizePixels(pixels, plan.student, true), {""}))[0];

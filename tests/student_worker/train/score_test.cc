@@ -63,10 +63,9 @@ TEST(ScoreTest, CountsOfPartsAddUpToThoseOfTheWhole) {
 }
 
 TEST(ScoreTest, LabelsOfImagesAndOfPixels) {
-  const auto images = MakeMemoryDataset(1, 1, 2, 5, {1, 2, 3, 4}, {4, 0});
-  ASSERT_TRUE(images.ok()) << images.status();
-  EXPECT_THAT(LabelsOf(**images, 0, 2), ElementsAre(4, 0));
-  EXPECT_THAT(LabelsOf(**images, 1, 1), ElementsAre(0));
+  EXPECT_THAT(LabelsOf({.labels = {4, 0}}), ElementsAre(4, 0));
+  EXPECT_THAT(LabelsOf({.labels = {kNoLabel, kNoLabel}, .label_maps = {3, kIgnoredPixel, 0, 1}}),
+              ElementsAre(3, kNoLabel, 0, 1));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "tests/student_worker/data/sample_readers.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
 namespace distill {
@@ -47,7 +48,8 @@ class TeacherScoreTest : public ::testing::Test {
     options.window_bytes = window_bytes;
     const auto pool = TeacherPool::Create(std::move(options)).value();
     pool->SetTeachers({teacher_->endpoint()});
-    return MeasureTeacherScore(pool.get(), *Images(), kChannels, batch_size, window_bytes, [] { return true; });
+    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(Images()), kChannels, batch_size, window_bytes,
+                               [] { return true; });
   }
   const std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
 };

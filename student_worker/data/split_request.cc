@@ -1,4 +1,4 @@
-#include "student_worker/data/loaded_split.h"
+#include "student_worker/data/split_request.h"
 
 #include "common/str_cat.h"
 
@@ -34,19 +34,16 @@ bool CheckShape(const SplitRequest& request, const std::string& source, uint32_t
     }
     request.report->Refuse(absl::InvalidArgumentError(text));
   }
-  if (want.channels != 0 && channels != want.channels) {
-    request.report->Refuse(absl::InvalidArgumentError(
-        StrCat("the images in '", source, "' have ", channels, channels == 1 ? " channel (grey)" : " channels (colour)",
-               ", the student takes ", want.channels, "; set student.in_channels: ", channels)));
-  }
+  CheckChannels(request, source, channels);
   return request.report->refusals() == before;
 }
 
-Status CheckSplitBytes(const SplitRequest& request, const std::string& source, uint64_t bytes) {
-  if (bytes <= request.max_bytes) return OkStatus();
-  return absl::ResourceExhaustedError(StrCat("the images in '", source, "' take over ", request.max_bytes,
-                                             " bytes, what is left of the limit of ", kMaxDatasetBytes,
-                                             " for all of them; use data.train_limit, data.shrink or smaller images"));
+bool CheckChannels(const SplitRequest& request, const std::string& source, uint32_t channels) {
+  if (request.want.channels == 0 || channels == request.want.channels) return true;
+  request.report->Refuse(absl::InvalidArgumentError(
+      StrCat("the images in '", source, "' have ", channels, channels == 1 ? " channel (grey)" : " channels (colour)",
+             ", the student takes ", request.want.channels, "; set student.in_channels: ", channels)));
+  return false;
 }
 
 }  // namespace distill
