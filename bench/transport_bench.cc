@@ -1,5 +1,5 @@
 // What our feature stream costs beside a bare one: the real FeatureService and TeacherPool against a stream of
-// grpc::ByteBuffers that carries the same bytes in chunks of the same size and throws them away. Two processes, loopback.
+// grpc::ByteBuffers that carries as many bytes in chunks of the same size and drops them. Two processes, loopback.
 //
 //   transport_bench [--rounds R] [--mib SIZE]...       (through scripts/bench.sh transport)
 //
@@ -7,7 +7,7 @@
 // first: the bytes that arrive are those that were sent. The teacher computes nothing. Ours has two answers under way,
 // copies every byte once and looks at it for NaN; the bare stream never stops between answers, so it is what cannot be
 // reached. The last lines are figures: RESULT <name> <value> <unit> baseline=<value> ratio=<x>, "_rate" in bytes per
-// second of wall clock, "_cpu" in CPU seconds of both processes for each GB (there a ratio above 1 is ours costing more).
+// second of wall clock, "_cpu" in CPU seconds of both processes for each GB (there above 1 is ours costing more).
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>

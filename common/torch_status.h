@@ -23,7 +23,7 @@ std::string TorchMessage(const std::exception& error);
 //   out of memory (c10::OutOfMemoryError, std::bad_alloc, cudaErrorMemoryAllo-
 //         cation, cuBLAS or cuDNN cannot allocate)                               kResourceExhausted  kWorker
 //   a CUDA call fails and leaves the context usable (c10::AcceleratorError)      kInternal           kWorker
-//     ... and the context is lost (illegal address, launch failure, ECC, ...)    kInternal           kWorker, ends the process
+//     ... and the context is lost (illegal address, launch failure, ECC, ...)    kInternal           kWorker, and exit
 //   any other c10::Error: shapes, types, what a kernel refuses                   kInternal           kJob
 //   anything else                                                                kInternal           not marked
 // clang-format on

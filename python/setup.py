@@ -1,5 +1,5 @@
-"""What pyproject.toml cannot say: the wheel holds programs, so it belongs to a platform but to no version of Python, and there is a
-command for each program."""
+"""What pyproject.toml cannot say: the wheel holds programs, so it belongs to a platform but to no version of Python,
+and there is a command for each program."""
 import pathlib
 
 from setuptools import Distribution, setup

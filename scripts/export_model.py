@@ -15,10 +15,10 @@ which images it takes, where its stages end and what its taps look like. Put bot
 `distill-student --models FOLDER` (a student of jobs with `student: {archive: NAME}`) or `distill-teacher --models
 FOLDER` (the teacher NAME).
 
-An archive for training (the default) follows train() and eval() module by module, as the network does, and can be served
-too; --for serving writes the network as it is in eval mode. The network is read with torch.fx: every module that it calls
-can be a tap, under its own name. What cannot be read this way is refused with the reason; such a network can be scripted
-by hand: torch.jit.script of a module whose forward returns {"tap": map, ..., "output": logits}.
+An archive for training (the default) follows train() and eval() module by module, as the network does, and can be
+served too; --for serving writes the network as it is in eval mode. The network is read with torch.fx: every module that
+it calls can be a tap, under its own name. What cannot be read this way is refused with the reason; such a network can
+be scripted by hand: torch.jit.script of a module whose forward returns {"tap": map, ..., "output": logits}.
 
 Before anything is written the archive is run beside the network: in eval mode with one, two and three pictures, and for
 training in train mode with the same random numbers. Answers that differ are refused.

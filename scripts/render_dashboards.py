@@ -74,7 +74,8 @@ def draw_lines(axes, panel, series, unit):
     axes.xaxis.set_major_locator(LinearLocator(4))
     axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M" if series and series[0][1][-1] - series[0][1][0] > 600 else "%H:%M:%S"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v, unit)))
-    axes.set_ylim(bottom=0, top=panel["fieldConfig"]["defaults"].get("max") or 1.2 * axes.get_ylim()[1])  # room for the legend
+    # Room for the legend.
+    axes.set_ylim(bottom=0, top=panel["fieldConfig"]["defaults"].get("max") or 1.2 * axes.get_ylim()[1])
     axes.tick_params(labelsize=6)
     axes.grid(alpha=0.3)
     if series: axes.legend(fontsize=5.5, loc="upper left", ncol=2, framealpha=0.6)

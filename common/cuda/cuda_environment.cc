@@ -7,10 +7,10 @@
 namespace distill {
 namespace {
 
+// c10d's defaults are made for jobs that end with their first error. Here a lost peer is survived, and its rank has to
+// be back within seconds: without these, 60 s pass between a time-out and the abort that it causes, and up to eight
+// minutes in the group's destructor.
 // clang-format off
-// c10d's defaults are made for jobs that end with their first error. Here a lost peer is survived, and its rank has to be
-// back within seconds: without these, 60 s pass between a time-out and the abort that it causes, and up to eight minutes
-// in the group's destructor.
 constexpr EnvironmentSetting kSettings[] = {
     {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "2", "on an error or time-out abort the communicator; the default ends the process"},
     {"TORCH_NCCL_DUMP_ON_TIMEOUT", "0", "no flight record on a time-out; also ends a question a second to the rendezvous store"},

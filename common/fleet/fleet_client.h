@@ -3,10 +3,10 @@
 //
 // One thread named "heartbeat". It survives the coordinator's restart: while the coordinator is away it retries with
 // back-off (at most one heartbeat interval) and registers again, under the same id and incarnation, when told to. When
-// another process has taken its id, the worker is displaced: its assignment is revoked (a teacher's jobs end), and once a
-// lease it asks to have its id back, which it gets when the other process is lost.
-// Reports (ReportResume, CommitStage, FinishJob) retry until they are answered, `Stop` is called or their generation is over. Answers
-// of an older coordinator epoch than the last seen are ignored.
+// another process has taken its id, the worker is displaced: its assignment is revoked (a teacher's jobs end), and once
+// a lease it asks to have its id back, which it gets when the other process is lost.
+// Reports (ReportResume, CommitStage, FinishJob) retry until they are answered, `Stop` is called or their generation is
+// over. Answers of an older coordinator epoch than the last seen are ignored.
 #ifndef DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
 #define DISTILL_COMMON_FLEET_FLEET_CLIENT_H_
 
@@ -163,11 +163,11 @@ class FleetClient {
   // What the worker acts on now; sent with a heartbeat at once, with later ones and after a coordinator restart. Empty
   // job id: idle.
   virtual void SetCurrent(const std::string& job_id, uint64_t generation) = 0;
-  // Progress of the current job (SetCurrent), sent with the next heartbeat; at most 1000 are kept, newest win. Dropped when
-  // the current job changes first.
+  // Progress of the current job (SetCurrent), sent with the next heartbeat; at most 1000 are kept, newest win. Dropped
+  // when the current job changes first.
   virtual void ReportProgress(const JobProgress& progress) = 0;
   // Kept (at most 1000, oldest dropped; texts are cut at 4 KiB) until the coordinator has stored it; goes to the job's
-  // event log, once, even if an answer was lost. Events of jobs in which the worker never held a rank are dropped there.
+  // event log, once, even if an answer was lost. Those of jobs in which the worker never held a rank are dropped there.
   virtual void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) = 0;
   // Blocking, all four. Rank 0, before a generation's first step: where it really starts, in that `step` steps of
   // `stage` are done (a stage whose checkpoint is complete counts as the next stage's step 0), and the digest of the

@@ -35,8 +35,8 @@ ResizedMaps ResizeTo(const std::string& spatial_mismatch, MapSize student, MapSi
 Status ResolveLoss(const MapShape& student, const MapShape& teacher, LossPlan* loss,
                    std::vector<std::string>* warnings);
 
-// What is allowed but useless or surprising about a loss on logits. REQUIRES: loss.student_channels, the classes, and all
-// knobs are filled in.
+// What is allowed but useless or surprising about a loss on logits. REQUIRES: loss.student_channels, the classes, and
+// all knobs are filled in.
 void WarnOfLogits(const LossPlan& loss, std::vector<std::string>* warnings);
 
 }  // namespace distill

@@ -1,5 +1,5 @@
-// Which transforms of pictures exist and which knobs they have: one table for the coordinator (which validates job files
-// against it), the student (which applies them) and the documentation (docs/job.md is checked against it by a test).
+// Which transforms of pictures exist and which knobs they have: one table for the coordinator (which validates job
+// files against it), the student (which applies them) and the documentation (a test checks docs/job.md against it).
 //
 // Immutable after start-up; any thread.
 #ifndef DISTILL_COMMON_PLAN_TRANSFORM_SCHEMA_H_

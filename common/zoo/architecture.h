@@ -1,11 +1,11 @@
 // What a network consists of, as plain data: of the zoo a tree of modules with torchvision's names, of a TorchScript
 // archive what was measured when it was loaded. No torch here.
 //
-// The coordinator, which links no torch, validates taps, module globs and shapes against it. A zoo network is built from
-// its tree (common/zoo/zoo_net.h); an archive describes itself (common/zoo/torchscript_net.h). Parameter names of the built module are the dotted paths of the tree: for
-// `resnet*` those of torchvision.models, for `fcn_resnet*` those of torchvision.models.segmentation without the prefix
-// `backbone.`, for `cifar_resnet*` those of the CIFAR ResNets of the distillation papers (RepDistiller, mdistiller:
-// conv1, bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
+// The coordinator, which links no torch, validates taps, module globs and shapes against it. A zoo network is built
+// from its tree (common/zoo/zoo_net.h); an archive describes itself (common/zoo/torchscript_net.h). Parameter names of
+// the built module are the dotted paths of the tree: for `resnet*` those of torchvision.models, for `fcn_resnet*` those
+// of torchvision.models.segmentation without the prefix `backbone.`, for `cifar_resnet*` those of the CIFAR ResNets of
+// the distillation papers (RepDistiller, mdistiller: conv1, bn1, layer1..layer3 of BasicBlocks with `downsample`, fc).
 //
 // Architectures:
 //   cifar_resnet8|14|20|32|44|56|110   3x3 stem of `width` (default 16) channels, three stages of width, 2*width and
@@ -33,8 +33,8 @@
 //
 // Archives (arch "torchscript"): the taps are the entries of the dictionary that forward returns; which parameters each
 // depends on, and whether the network can be cut there, was found in its graph. Modules are known by their parameters'
-// names: "layer1.0.conv1.weight" makes the modules layer1, layer1.0 and layer1.0.conv1. A parameter beside other modules
-// ("cls_token" of a transformer) counts as a module of its own.
+// names: "layer1.0.conv1.weight" makes the modules layer1, layer1.0 and layer1.0.conv1. A parameter beside other
+// modules ("cls_token" of a transformer) counts as a module of its own.
 //
 // Immutable after creation; any thread may read.
 #ifndef DISTILL_COMMON_ZOO_ARCHITECTURE_H_
@@ -137,8 +137,8 @@ class Architecture {
   bool Reaches(std::string_view module, std::string_view tap) const;
   // Modules at or below `path` that hold parameters and have no such modules below them.
   std::vector<std::string> Leaves(std::string_view path) const;
-  // Where the network can be cut in two: ascending numbers from 1 in the order of execution, 0 where it cannot. Zoo: the
-  // blocks of stages and the top-level modules around them; a stage has the number of its last block.
+  // Where the network can be cut in two: ascending numbers from 1 in the order of execution, 0 where it cannot. Zoo:
+  // the blocks of stages and the top-level modules around them; a stage has the number of its last block.
   size_t CutIndex(std::string_view tap) const;
 
   // All taps in execution order, with shapes for spec().image_height/width.
@@ -152,8 +152,8 @@ class Architecture {
   // Index in execution order of the top-level child that contains the path: how deep a prefix must run. REQUIRES: path
   // exists, of a network of the zoo.
   size_t TopLevelIndex(std::string_view path) const;
-  // True where a net can be run from a tap's value on (StudentNet::ForwardAfter): for a top-level child, and a cut of an
-  // archive.
+  // True where a net can be run from a tap's value on (StudentNet::ForwardAfter): for a top-level child, and a cut of
+  // an archive.
   bool CanStartAfter(std::string_view path) const;
 
   std::vector<StateEntry> StateDict() const;  // in torch's order

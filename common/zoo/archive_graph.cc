@@ -250,8 +250,8 @@ StatusOr<torch::jit::Code> ArchiveGraph::Program(const Key& key) const {
     return absl::InvalidArgumentError(
         StrCat("what was asked for does not depend on '", key.first, "' alone: a tap lies before it"));
   }
-  // Without a start everything up to the last tap stays that changes something (counters of batch norms). With one, what
-  // is not needed goes when it belongs to the part that does not run.
+  // Without a start everything up to the last tap stays that changes something (counters of batch norms). With one,
+  // what is not needed goes when it belongs to the part that does not run.
   std::unordered_set<const Node*> gone;
   for (size_t i = 0; i < body.size(); ++i) {
     if (needed.nodes.contains(body[i])) continue;

@@ -1,9 +1,9 @@
 // The forward of a TorchScript module as one graph, and the parts of it that give certain taps.
 //
 // A module whose forward ends in `return {"layer1": a, "layer2": b, "output": y}` (or `return y`) says which value is
-// which tap. So the graph, with all calls inlined, can be cut: behind the last value that is asked for nothing runs, and a
-// part can be run from a tap on. The same graph tells, value by value, which parameters a tap depends on, and at which
-// taps everything passes through (the residual stream of a network without long skips).
+// which tap. So the graph, with all calls inlined, can be cut: behind the last value that is asked for nothing runs,
+// and a part can be run from a tap on. The same graph tells, value by value, which parameters a tap depends on, and at
+// which taps everything passes through (the residual stream of a network without long skips).
 //
 // Thread-safe after creation.
 #ifndef DISTILL_COMMON_ZOO_ARCHIVE_GRAPH_H_
@@ -34,15 +34,15 @@ class ArchiveGraph {
   };
 
   // Null when the taps cannot be told from the graph (the dictionary is built by statements, say) or when a tapped
-  // value is overwritten in place later on: such an archive can only be run as a whole. `why` says which. May throw what
-  // torch throws.
+  // value is overwritten in place later on: such an archive can only be run as a whole. `why` says which. May throw
+  // what torch throws.
   static std::unique_ptr<ArchiveGraph> Create(const torch::jit::Module& module, std::string* why);
 
   const std::vector<Tap>& taps() const { return taps_; }  // in execution order
   const Tap* Find(const std::string& path) const;
 
-  // What stands against training, in words; "" when nothing does: batch normalization with a fixed mode, attributes that
-  // forward assigns.
+  // What stands against training, in words; "" when nothing does: batch normalization with a fixed mode, attributes
+  // that forward assigns.
   std::string AgainstTraining() const;
   // Whether a convolution is among them that LibTorch computes wrongly with channels_last (common/zoo/narrow_conv.h).
   bool HasNarrowStridedConv(const torch::jit::Module& module) const;

@@ -154,8 +154,8 @@ std::string NoModelName(const std::string& name, const std::string& path) {
                 ") is not a model name: letters, digits, '.', '_', '-', at most 63, the first a letter or digit");
 }
 
-// Every *.pt in the folder, and every *.safetensors unless only archives count; sorted; not those whose name begins with
-// a dot.
+// Every *.pt in the folder, and every *.safetensors unless only archives count; sorted; not those whose name begins
+// with a dot.
 StatusOr<std::vector<std::string>> ListModels(const std::string& folder, bool only_archives) {
   namespace fs = std::filesystem;
   std::error_code error;

@@ -68,8 +68,8 @@ struct ModelSidecar {
 // document (separators without content are no document), unknown key (with the nearest), a value of the wrong type or
 // range; the message names the file and the key.
 StatusOr<std::optional<ModelSidecar>> ReadSidecar(const std::string& model_path);
-// kFailedPrecondition: `bytes`, those of the archive `path`, are not those that the sidecar describes; or it lists a tap
-// that was not found, or found with another shape.
+// kFailedPrecondition: `bytes`, those of the archive `path`, are not those that the sidecar describes; or it lists a
+// tap that was not found, or found with another shape.
 Status CheckArchiveIsDescribed(const ModelSidecar& sidecar, const std::string& path, std::string_view bytes,
                                const std::vector<TapInfo>& found);
 // kInvalidArgument names the first of these that does not hold: in_channels, image_height and image_width are set; mean

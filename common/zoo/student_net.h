@@ -3,7 +3,7 @@
 //
 // Two implementations: ZooNet (common/zoo/zoo_net.h), built from an architecture of the zoo, and TorchScriptNet
 // (common/zoo/torchscript_net.h), a program that somebody exported. Paths of modules are those of
-// architecture().ModulePaths(). Thread-compatible; concurrent Forward() calls are safe when all modules are in eval mode.
+// architecture().ModulePaths(). Thread-compatible; concurrent Forward() is safe when all modules are in eval mode.
 #ifndef DISTILL_COMMON_ZOO_STUDENT_NET_H_
 #define DISTILL_COMMON_ZOO_STUDENT_NET_H_
 
@@ -33,8 +33,8 @@ class StudentNet {
   // x: floating point (N, C, H, W), of the weights' dtype and device, normalised, any memory format; C, H, W as in the
   // spec. Returns one tensor per tap, in the order asked for (a tap may be asked for twice); "" is the network's output
   // (N, K), of a dense network (N, K, H, W). Runs only what the taps need, and later modules' statistics stay as they
-  // are. Tapped values are never overwritten by later layers. kInvalidArgument: unknown tap, no tap, wrong input shape or
-  // dtype. kResourceExhausted: out of memory. kInternal: torch failed.
+  // are. Tapped values are never overwritten by later layers. kInvalidArgument: unknown tap, no tap, wrong input shape
+  // or dtype. kResourceExhausted: out of memory. kInternal: torch failed.
   virtual StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x,
                                                        const std::vector<std::string>& taps) = 0;
 
@@ -53,7 +53,7 @@ class StudentNet {
   virtual std::vector<bool> Modes() const = 0;
   virtual void SetModes(const std::vector<bool>& modes) = 0;
 
-  // The state before the first step, from the seed alone. An archive has what it was saved with, and no seed changes it.
+  // The state before the first step, from the seed alone. An archive has what it was saved with, whatever the seed.
   virtual void InitWeights(uint64_t seed) = 0;
 
   virtual void MoveTo(const torch::Device& device) = 0;

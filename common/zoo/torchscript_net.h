@@ -1,8 +1,8 @@
 // A network from a TorchScript archive, as a frozen teacher or as a student.
 //
 // forward(x) returns a tensor (the output) or a Dict[str, Tensor] of taps, in which the key "output", when present, is
-// the network's output; where there is none, the key "out", which is what torchvision's segmentation networks call it, is
-// a tap of that name and the output too. The output is [N, K], or [N, K, H, W] of a network that answers per pixel.
+// the network's output; where there is none, the key "out", which is what torchvision's segmentation networks call it,
+// is a tap of that name and the output too. The output is [N, K], or [N, K, H, W] of a network that answers per pixel.
 // scripts/export_model.py writes such archives; by hand it is torch.jit.script of a module whose forward ends in
 // `return {"layer1": a, "output": y}`.
 //
@@ -36,9 +36,9 @@ class TorchScriptNet : public StudentNet {
   // Loads the archive in eval mode and probes it with pictures of spec's channels, size, mean and std to learn its taps
   // (common/zoo/archive_probe.h). kNotFound: no such file. kDataLoss: damaged, or torch cannot read it.
   // kFailedPrecondition: it is another kind of file, a program whose answers are not the images', `stages` names no tap
-  // of it, or it cannot be trained: an output of another kind; taps that the graph does not show; parameters that are not
-  // float32, or one tensor under two names; a batch normalization of a fixed mode; a forward and backward in train mode
-  // that fails.
+  // of it, or it cannot be trained: an output of another kind; taps that the graph does not show; parameters that are
+  // not float32, or one tensor under two names; a batch normalization of a fixed mode; a forward and backward in train
+  // mode that fails.
   static StatusOr<std::unique_ptr<TorchScriptNet>> Load(const std::string& path, const ModelSpec& spec,
                                                         const TorchScriptOptions& options = {});
 

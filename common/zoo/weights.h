@@ -13,8 +13,8 @@
 namespace distill {
 
 // Copies tensors into the net by name. Floating-point tensors may be F32, F16, BF16 or F64 and are converted; a missing
-// num_batches_tracked becomes 0, another missing integer buffer stays as it is. kFailedPrecondition as CheckWeightsFit (common/zoo/weights_file.h); the net is
-// unchanged then.
+// num_batches_tracked becomes 0, another missing integer buffer stays as it is. kFailedPrecondition as CheckWeightsFit
+// (common/zoo/weights_file.h); the net is unchanged then.
 Status LoadWeights(const SafetensorsFile& file, StudentNet* net);
 // The net's state (float32 parameters and buffers, contiguous NCHW, copied), with the spec in the metadata
 // (model_metadata.h).

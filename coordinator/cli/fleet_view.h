@@ -9,7 +9,7 @@
 
 namespace distill::cli {
 
-// Workers, then the models that teachers serve (one row a teacher and model), then the archives that students can train.
+// Workers, then models that teachers serve (one row a teacher and model), then archives that students can train.
 std::string RenderFleet(const v1::GetFleetResponse& fleet, const TextOptions& options);
 // The model's line, then one row a tap; ends of stages are marked, because that is where feature losses usually read.
 std::string RenderTaps(const v1::ListTapsResponse& taps, const TextOptions& options);

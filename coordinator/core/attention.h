@@ -1,8 +1,8 @@
 // The coordinator's own time: seconds during which it looked at the world.
 //
-// A lease says "I have not heard of you for so long", which means nothing for a time in which nobody listened: a stopped
-// process, a paused machine, a starved host. So time advances by at most `longest_step` from one look to the next,
-// whatever the clock says, and a coordinator that wakes up after a minute has not lost its whole fleet.
+// A lease says "I have not heard of you for so long", which means nothing for a time in which nobody listened: a
+// stopped process, a paused machine, a starved host. So time advances by at most `longest_step` from one look to the
+// next, whatever the clock says, and a coordinator that wakes up after a minute has not lost its whole fleet.
 //
 // Thread-compatible.
 #ifndef DISTILL_COORDINATOR_CORE_ATTENTION_H_

@@ -3,9 +3,9 @@
 // It holds the cluster's state, calls Decide() after every event and at every tick, stores what was decided and only
 // then acts on it. A decision that cannot be stored is not acted on; it is taken again at the next tick.
 //
-// Two things never wait for the disk, since leases hang on them: Register() and Heartbeat(). They note who called, answer
-// from what was decided last, put what is to be stored into a queue, and ask for a decision where one may be due; the
-// next Tick() takes it. All other calls may block on the disk.
+// Two things never wait for the disk, since leases hang on them: Register() and Heartbeat(). They note who called,
+// answer from what was decided last, put what is to be stored into a queue, and ask for a decision where one may be
+// due; the next Tick() takes it. All other calls may block on the disk.
 //
 // Thread-safe. `deciding_` is held while something is decided and written: jobs change under it alone. `mutex_` guards
 // the state and is held for moments only, never while the disk is asked. Callbacks run under neither.
@@ -134,8 +134,8 @@ class Coordinator {
   StatusOr<SubmitResult> Submit(const SubmitRequest& request) ABSL_LOCKS_EXCLUDED(deciding_, mutex_);
   // Jobs are named by id or name (JobStore::Get). Ended jobs: no effect. Returns the job as it is afterwards.
   StatusOr<JobRecord> Cancel(const std::string& job, const std::string& reason) ABSL_LOCKS_EXCLUDED(deciding_, mutex_);
-  // Puts a failed or cancelled job back into the queue, under the next generation and with a fresh budget of attempts; it
-  // goes on from its newest checkpoint. A job that is queued or running already is returned as it is.
+  // Puts a failed or cancelled job back into the queue, under the next generation and with a fresh budget of attempts;
+  // it goes on from its newest checkpoint. A job that is queued or running already is returned as it is.
   // kFailedPrecondition: it succeeded, is still being cancelled, or its plan is damaged.
   StatusOr<JobRecord> Resume(const std::string& job) ABSL_LOCKS_EXCLUDED(deciding_, mutex_);
   // Lets a cordoned worker work again. kNotFound: nobody of that id.
@@ -156,8 +156,8 @@ class Coordinator {
   // --- workers (coordinator_workers.cc, coordinator_reports.cc) ---
   StatusOr<RegisterResult> Register(const RegisterInput& input) ABSL_LOCKS_EXCLUDED(mutex_);
   // kNotFound: not registered here (any more); register again. kAborted: another process has taken the id over.
-  // kFailedPrecondition (of Register() too): the worker has heard of a newer coordinator, nothing was noted. kAborted of
-  // Register(): a displaced process, and the other one lives.
+  // kFailedPrecondition (of Register() too): the worker has heard of a newer coordinator, nothing was noted. kAborted
+  // of Register(): a displaced process, and the other one lives.
   StatusOr<HeartbeatResult> Heartbeat(const HeartbeatInput& input) ABSL_LOCKS_EXCLUDED(mutex_);
   // Reports of ranks. kAborted: the generation is over, or another process has taken the id over. kUnavailable: not
   // stored, or the worker has heard of a newer coordinator; say it again.

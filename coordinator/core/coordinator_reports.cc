@@ -232,7 +232,7 @@ Status Coordinator::ReportFailure(const WorkerIdentity& from, const std::string&
     {
       absl::MutexLock lock(&mutex_);
       StatusOr<ActiveJob*> fenced = Fence(from, job_id, generation);
-      // Where all ranks fail alike (a mistyped path), the first report ends the group, and the others' count all the same.
+      // Where all ranks fail alike (a mistyped path), the first report ends the group, and the others' count too.
       if (absl::IsAborted(fenced.status()) && kind == FailureKind::kWorker && JustLeft(from, job_id, generation)) {
         fenced = FindJob(job_id);
       }

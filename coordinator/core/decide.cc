@@ -333,8 +333,8 @@ class Decider {
     return tried > 0;
   }
 
-  // Whether a student is neither taken nor reserved. Each is looked at once over all jobs, so that a long queue behind a
-  // fleet at work costs nothing.
+  // Whether a student is neither taken nor reserved. Each is looked at once over all jobs, so that a long queue behind
+  // a fleet at work costs nothing.
   bool AnySpare() {
     while (!spare_.empty() && (taken_.contains(spare_.back()->id) || reserved_.contains(spare_.back()->id))) {
       spare_.pop_back();
@@ -357,7 +357,7 @@ class Decider {
     status->wait = JobWait::kLine;
   }
 
-  // The job lacks students, and would not if it had not set some aside. True: that has lasted too long, and it has ended.
+  // The job lacks students, and would not if it had not set some aside. True: for too long, and it has ended.
   bool LacksThoseSetAside(const Supply& supply, size_t needed, JobDecision* decision) const {
     JobStatus& status = decision->status;
     if (supply.live >= needed || supply.live + supply.set_aside < needed || Grace()) {

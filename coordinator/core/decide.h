@@ -29,14 +29,14 @@
 // idle_limit though it holds a rank, or still acting on an older generation of the job after stuck_limit. After the
 // coordinator's own restart, members that have not called yet count as present until grace_until.
 //
-// A student that acts on something that it holds no rank for unwinds it; after stuck_limit it is stuck, and neither free
-// nor counted as live. A student that failed three jobs by its own fault is cordoned, likewise.
+// A student that acts on something that it holds no rank for unwinds it; after stuck_limit it is stuck, and neither
+// free nor counted as live. A student that failed three jobs by its own fault is cordoned, likewise.
 //
-// The queue is first in, first out for each student: a job that waits for students reserves all that it could have, free
-// or at work, and those behind it may use the others (which are set aside for it, or of the wrong device). So nobody
-// overtakes a job that this would delay. One that the fleet cannot run at all (more students than are alive, no teacher)
-// reserves nothing. Ranks of one job have one kind of device: a plan for "cuda" takes students with a GPU, one for "cpu"
-// those without before others, "auto" those with a GPU before others.
+// The queue is first in, first out for each student: a job that waits for students reserves all that it could have,
+// free or at work, and those behind it may use the others (which are set aside for it, or of the wrong device). So
+// nobody overtakes a job that this would delay. One that the fleet cannot run at all (more students than are alive, no
+// teacher) reserves nothing. Ranks of one job have one kind of device: a plan for "cuda" takes students with a GPU, one
+// for "cpu" those without before others, "auto" those with a GPU before others.
 #ifndef DISTILL_COORDINATOR_CORE_DECIDE_H_
 #define DISTILL_COORDINATOR_CORE_DECIDE_H_
 
@@ -84,8 +84,8 @@ std::vector<JobDecision> Decide(double now, const ClusterState& state, const Dec
 void NoteAstray(double now, ClusterState* state);
 bool IsStuck(double now, const Worker& worker, const DecideOptions& options);
 
-// After `missed` seconds in which the coordinator did not listen: who was alive gets a whole lease to call. Only once for
-// a worker that has not called since, so that one that is dead is found although the coordinator is often late.
+// After `missed` seconds in which the coordinator did not listen: who was alive gets a whole lease to call. Only once
+// for a worker that has not called since, so that one that is dead is found although the coordinator is often late.
 void ExcuseSilence(double now, double lease, ClusterState* state);
 
 }  // namespace distill

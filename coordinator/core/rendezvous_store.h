@@ -1,9 +1,9 @@
 // The key-value store through which the ranks of a job's generation find each other. In memory; nothing survives the
 // process.
 //
-// A scope is a job and its present generation. Opening a newer generation, or closing the job's scope, drops its keys and
-// ends its waits with kAborted; calls for any other generation get kAborted, and so do calls of processes that hold no
-// rank in it.
+// A scope is a job and its present generation. Opening a newer generation, or closing the job's scope, drops its keys
+// and ends its waits with kAborted; calls for any other generation get kAborted, and so do calls of processes that hold
+// no rank in it.
 //
 // Thread-safe. Waits cost no thread: the answer comes through a callback, exactly once, never under a lock. One thread,
 // "kv-expire", ends waits whose time is up.

@@ -1,6 +1,6 @@
-// What a job needs at once against what there is room for: a step's answers against `prefetch`, pixels against a message,
-// values a channel against what a batch norm can train with. All of it is known at submit, so that no job waits in the
-// queue only to fail at its first step.
+// What a job needs at once against what there is room for: a step's answers against `prefetch`, pixels against a
+// message, values a channel against what a batch norm can train with. All of it is known at submit, so that no job
+// waits in the queue only to fail at its first step.
 #ifndef DISTILL_COORDINATOR_JOBFILE_SIZE_CHECKS_H_
 #define DISTILL_COORDINATOR_JOBFILE_SIZE_CHECKS_H_
 

@@ -75,8 +75,8 @@ class JobStore {
   StatusOr<std::vector<JobProgress>> History(const std::string& job_id);
 };
 
-// SQLite (WAL, synchronous=FULL) in `path`, made when absent (its folder must exist); ":memory:" for tests. Once open, a
-// call waits at most `busy_seconds` for a lock that another process holds.
+// SQLite (WAL, synchronous=FULL) in `path`, made when absent (its folder must exist); ":memory:" for tests. Once open,
+// a call waits at most `busy_seconds` for a lock that another process holds.
 // kFailedPrecondition: written by a newer version of this program. kPermissionDenied: names the path. kDataLoss: not a
 // database, or damaged.
 StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const std::string& path, double busy_seconds = 1);

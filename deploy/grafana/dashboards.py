@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the Grafana dashboards in deploy/grafana/dashboards. The JSON is committed; tests/deploy/grafana_test.py holds both together.
+"""Writes the Grafana dashboards in deploy/grafana/dashboards. The JSON is committed; tests/deploy/grafana_test.py holds
+both together.
 
     deploy/grafana/dashboards.py            write the files
     deploy/grafana/dashboards.py --check    fail if a file differs from what would be written

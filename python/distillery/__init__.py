@@ -1,1 +1,2 @@
-"""Distillery: distributed knowledge distillation. The programs are in distillery/bin; pip puts launchers for them on the PATH."""
+"""Distillery: distributed knowledge distillation. The programs are in distillery/bin; pip puts launchers for them on
+the PATH."""

@@ -1,8 +1,8 @@
 """The commands that pip installs: each becomes the program of its name in distillery/bin.
 
-The programs look for LibTorch in the `torch` beside this package, where pip puts it. Where torch is installed elsewhere (a virtual
-environment with system packages, a .pth file), the launcher tells the loader by LD_LIBRARY_PATH. For programs it never imports torch:
-they start as quickly as Python itself."""
+The programs look for LibTorch in the `torch` beside this package, where pip puts it. Where torch is installed elsewhere
+(a virtual environment with system packages, a .pth file), the launcher tells the loader by LD_LIBRARY_PATH. For
+programs it never imports torch: they start as quickly as Python itself."""
 import importlib.util
 import os
 import pathlib
@@ -30,7 +30,8 @@ def torch_folder():
 
 
 def environment():
-    """The environment for a program that loads LibTorch. Ends with a message where the torch installed is not the one built for."""
+    """The environment for a program that loads LibTorch. Ends with a message where the torch installed is not the one
+    built for."""
     pin = (PACKAGE / "requirements.txt").read_text().strip()  # torch==2.11.0
     folder = torch_folder()
     if folder is None:

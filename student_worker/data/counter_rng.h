@@ -1,8 +1,8 @@
-// The random numbers of data order and transforms: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over a key hashed from a tuple.
+// The random numbers of data order and transforms: SplitMix64 (Steele et al., OOPSLA 2014), keyed by a hashed tuple.
 //
-// Output i of stream k is Mix(k + (i + 1) * 0x9E3779B97F4A7C15); the key is a chain of the same mix over (seed, purpose, a, b). Every
-// value is a pure function of these numbers, equal on every platform and in every version: golden values are in the tests.
-// (std::shuffle and the std distributions leave their results to the library.)
+// Output i of stream k is Mix(k + (i + 1) * 0x9E3779B97F4A7C15); the key is a chain of the same mix over (seed,
+// purpose, a, b). Every value is a pure function of these numbers, equal on every platform and in every version: golden
+// values are in the tests. (std::shuffle and the std distributions leave their results to the library.)
 #ifndef DISTILL_STUDENT_WORKER_DATA_COUNTER_RNG_H_
 #define DISTILL_STUDENT_WORKER_DATA_COUNTER_RNG_H_
 

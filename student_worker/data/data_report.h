@@ -37,8 +37,8 @@ class DataReport {
   // `stop`: true from some moment on: nobody wants the data set any more. Called from any thread; null: it is wanted.
   explicit DataReport(std::function<bool()> stop = nullptr) : stop_(std::move(stop)) {}
 
-  // kCancelled: nobody wants it any more. Readers ask before each file, and every few megabytes of a long one, and go no
-  // further then.
+  // kCancelled: nobody wants it any more. Readers ask before each file, and every few megabytes of a long one, and go
+  // no further then.
   Status wanted() const;
 
   // The data set must be refused. `file` as a reader could open it; `detail` about this file alone.

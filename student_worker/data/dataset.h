@@ -16,18 +16,18 @@
 //                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead.
 // In the two folder formats pictures are turned upright as their EXIF says, grey files in a colour set are spread to
 // three channels, alpha is dropped and 16-bit PNGs are rounded to 8 bits (label maps of such kinds are refused); and
-// each side is divided by DataPlan.shrink when it is read (shrink.h), which must divide it. .jpe and .jfif are JPEG too. A folder and an archive of it give the same data
-// set (image_source.h): links are followed, litter such as ._a.png, .DS_Store and __MACOSX is left out, and pictures
-// deeper than they should be are refused.
+// each side is divided by DataPlan.shrink when it is read (shrink.h), which must divide it. .jpe and .jfif are JPEG
+// too. A folder and an archive of it give the same data set (image_source.h): links are followed, litter such as
+// ._a.png, .DS_Store and __MACOSX is left out, and pictures deeper than they should be are refused.
 //
 // Training images without labels (DataPlan.unlabelled = NAME), beside those of the training split:
 //   "idx"                  NAME-images-idx3-ubyte[.gz] in the same folder.
 //   "image_folder"         FOLDER/NAME, or FOLDER/NAME.tar[.gz]: files in it and in its folders, however deep, in
 //                          alphabetical order.
 //   "segmentation_folder"  FOLDER/images/NAME, in the same way.
-// Where the job's transforms (transforms.h) do not bring them to one size, all images of a split have the same height and
-// width. IDX files and what gzipped archives hold lie in memory as long as the job runs, kMaxHeldBytes of each at most;
-// plain archives and files are read where they lie.
+// Where the job's transforms (transforms.h) do not bring them to one size, all images of a split have the same height
+// and width. IDX files and what gzipped archives hold lie in memory as long as the job runs, kMaxHeldBytes of each at
+// most; plain archives and files are read where they lie.
 #ifndef DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 #define DISTILL_STUDENT_WORKER_DATA_DATASET_H_
 
@@ -99,9 +99,9 @@ struct WantedImages {
 };
 WantedImages WantedBy(const ModelSpec& student);
 
-// Lists all splits and reads the headers of their files, which are compared with `want`. What options.cache says is then
-// read and decoded: every picture, if all of them fit into options.cache_bytes (kAuto, kDecoded). Else damage behind the
-// headers, and class ids beyond the student's classes, are found when Read() meets them.
+// Lists all splits and reads the headers of their files, which are compared with `want`. What options.cache says is
+// then read and decoded: every picture, if all of them fit into options.cache_bytes (kAuto, kDecoded). Else damage
+// behind the headers, and class ids beyond the student's classes, are found when Read() meets them.
 //
 // plan.path is taken below `data_root` (an absolute path is allowed when it lies inside); neither "..", nor a symbolic
 // link may lead out of the root. plan.train_limit keeps the first n images of a shuffle keyed by `seed` (SubsetOrder,

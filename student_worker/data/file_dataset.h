@@ -1,5 +1,5 @@
-// The pictures of a split that lie in files or in an archive: an index of where they are. They are read and decoded when
-// they are asked for.
+// The pictures of a split that lie in files or in an archive: an index of where they are. They are read and decoded
+// when they are asked for.
 #ifndef DISTILL_STUDENT_WORKER_DATA_FILE_DATASET_H_
 #define DISTILL_STUDENT_WORKER_DATA_FILE_DATASET_H_
 

@@ -42,8 +42,8 @@ class FileTree {
   virtual StatusOr<std::vector<TreeNode>> List(const TreeNode& folder) const = 0;
   // The first bytes of `file` (kFile), as KindOfContent wants them; nothing when it cannot be read.
   virtual std::string Head(const TreeNode& file) const = 0;
-  // The content of `file` (kFile) where the tree holds it in memory: of the pictures of a compressed archive all, of its
-  // other files the head. Null: it is read from the disk, under the path `where`, or from Offset() on in the archive.
+  // The content of `file` (kFile) where the tree holds it in memory: all of a compressed archive's pictures, the
+  // head of its other files. Null: it is read from the disk: the path `where`, or the archive from Offset() on.
   virtual std::shared_ptr<const std::string> Content(const TreeNode& file) const = 0;
   // Where the content of `file` (kFile) begins in its archive, if it is read from there; else kNoOffset.
   virtual uint64_t Offset(const TreeNode& file) const = 0;

@@ -3,8 +3,8 @@
 //
 // Pictures come out upright: the orientation that EXIF gives (of a JPEG in its segment APP1, of a PNG in its chunk
 // eXIf) is applied, and heights and widths are those of the upright picture. Values of 16 bits become the nearest of 8,
-// v / 257. Alpha is dropped. JPEGs of four inks (CMYK, YCCK) become colour: what the inks leave of the white paper, without
-// a profile.
+// v / 257. Alpha is dropped. JPEGs of four inks (CMYK, YCCK) become colour: what the inks leave of the white paper,
+// without a profile.
 //
 // Of damage that libjpeg would only warn of, one kind is let through, as it leaves the pixels whole: bytes between two
 // segments that belong to none; and a missing end mark of a JPEG of one scan with Huffman codes, whose pixels were all
@@ -39,9 +39,9 @@ struct DecodeNotes {
   bool no_end_mark = false;  // JPEG
 };
 
-// Decodes into `out`, as large as the file has it and with `channels` channels: a grey file is spread to three. `out` has
-// no label map then. kDataLoss: damaged or truncated (also where the decoder could guess on), or a colour file where
-// `channels` is 1, which is found out before anything is decoded; `out` is then undefined. Stateless; any thread.
+// Decodes into `out`, as large as the file has it and with `channels` channels: a grey file is spread to three. `out`
+// has no label map then. kDataLoss: damaged or truncated (also where the decoder could guess on), or a colour file
+// where `channels` is 1, which is found out before anything is decoded; `out` is then undefined. Stateless; any thread.
 Status DecodeImage(std::string_view file, uint32_t channels, Picture* out, DecodeNotes* notes = nullptr);
 
 // Decodes a label map: a PNG whose values are class ids, grey or with a palette (its indices), 1, 2, 4 or 8 bits deep,

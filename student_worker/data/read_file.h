@@ -9,8 +9,8 @@
 
 namespace distill {
 
-// The first `limit` bytes of a file from `offset` on, or all of them when there are fewer. Errors name the reason, not the file:
-// kDataLoss: it cannot be opened. kUnavailable: the disk failed. Stateless; any thread.
+// The first `limit` bytes of a file from `offset` on, or all of them when there are fewer. Errors name the reason, not
+// the file: kDataLoss: it cannot be opened. kUnavailable: the disk failed. Stateless; any thread.
 StatusOr<std::string> ReadFileHead(const std::string& path, uint64_t limit, uint64_t offset = 0);
 
 }  // namespace distill

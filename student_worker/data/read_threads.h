@@ -19,8 +19,8 @@ namespace distill {
 // Thread-safe: several callers share the threads.
 class ReadThreads {
  public:
-  // `threads` work at a time for one caller, who is one of them: threads - 1 are started (data-1, data-2 ...), none with
-  // 0 or 1.
+  // `threads` work at a time for one caller, who is one of them: threads - 1 are started (data-1, data-2 ...), none
+  // with 0 or 1.
   explicit ReadThreads(uint32_t threads);
   ~ReadThreads();  // REQUIRES: no call is under way
   ReadThreads(const ReadThreads&) = delete;

@@ -1,12 +1,13 @@
-// Which images a rank trains on in a step: a pure function of (seed, step, rank), so restarts and other ranks need no messages.
+// Which images a rank trains on in a step: a pure function of (seed, step, rank), so that ranks need no messages.
 //
-// Epoch e's order is a Fisher-Yates permutation of [0, dataset_size) drawn from CounterRng(seed, kEpochOrder, e). An epoch has
-// floor(dataset_size / batch_size) steps (the incomplete last global batch is dropped). Step s belongs to epoch e = s / steps_per_epoch
-// and takes the global batch perm[k * batch_size, (k + 1) * batch_size) with k = s % steps_per_epoch; rank r of W takes the slice
-// [r * b, (r + 1) * b) of it, b = batch_size / W. The ranks' slices joined are the global batch for any W.
+// Epoch e's order is a Fisher-Yates permutation of [0, dataset_size) drawn from CounterRng(seed, kEpochOrder, e). An
+// epoch has floor(dataset_size / batch_size) steps (the incomplete last global batch is dropped). Step s belongs to
+// epoch e = s / steps_per_epoch; with k = s % steps_per_epoch it takes the global batch
+// perm[k * batch_size, (k + 1) * batch_size), of which rank r of W takes the slice [r * b, (r + 1) * b),
+// b = batch_size / W. The ranks' slices joined are the global batch for any W.
 //
-// Batches that are computed in parts (gradient accumulation): part j of P is perm[k * batch_size + j * batch_size / P, ...), of which
-// each rank takes its slice in the same way. Parts are then what `step` counts: P of them to a batch.
+// Batches that are computed in parts (gradient accumulation): part j of P begins at perm[k * batch_size + j *
+// batch_size / P]; each rank takes its slice of it in the same way. `step` then counts parts: P of them to a batch.
 #ifndef DISTILL_STUDENT_WORKER_DATA_SAMPLER_H_
 #define DISTILL_STUDENT_WORKER_DATA_SAMPLER_H_
 
@@ -19,7 +20,7 @@ namespace distill {
 
 // The permutation of [0, size) for one epoch.
 std::vector<uint32_t> EpochOrder(uint64_t seed, uint64_t epoch, uint32_t size);
-// The first `count` entries of the permutation of [0, size) that picks a subset (DataPlan.train_limit). REQUIRES: count <= size.
+// The first `count` of the permutation of [0, size) that picks DataPlan.train_limit images. REQUIRES: count <= size.
 std::vector<uint32_t> SubsetOrder(uint64_t seed, uint32_t size, uint32_t count);
 
 struct SamplerOptions {
@@ -34,7 +35,8 @@ struct SamplerOptions {
 // Keeps the order of the epoch used last (4 bytes an image). Thread-compatible.
 class Sampler {
  public:
-  // kInvalidArgument: batch_size 0, larger than the data set or not divisible by world_size * parts; rank >= world_size; more than 2^32-1 images.
+  // kInvalidArgument: batch_size 0, larger than the data set or no multiple of world_size * parts; a rank that is not
+  // in the world; more than 2^32-1 images.
   static StatusOr<Sampler> Create(const SamplerOptions& options);
 
   uint64_t steps_per_epoch() const { return steps_per_epoch_; }

@@ -37,8 +37,8 @@ class TarReader {
   // follows it up to the end of the file. kDataLoss: damaged, truncated, a part of a multi-volume archive, or something
   // follows the end mark, as in archives that were joined by cat.
   StatusOr<bool> Next(TarEntry* entry);
-  // Where the present entry's content begins in the archive's file, if it lies there in one piece: in an archive that is
-  // not compressed, unless the member is sparse. REQUIRES: Next() returned true, and nothing was read since.
+  // Where the present entry's content begins in the archive's file, if it lies there in one piece: in an archive that
+  // is not compressed, unless the member is sparse. REQUIRES: Next() returned true, and nothing was read since.
   std::optional<uint64_t> ContentOffset() const;
   // Up to `size` further bytes of the present entry's content; fewer only at its end. Holes are zeros. REQUIRES: Next()
   // returned true.

@@ -2,8 +2,8 @@
 //
 // What a transform does to a picture is a pure function of (seed, epoch, sample id) and of its place in the list: it
 // depends neither on threads, ranks and retries nor on what the others in the list draw. Transform i draws from
-// CounterRng(Mix(seed + (i + 1) * kGamma), kTransform, epoch, id), first whether it is done at all (where it has a `p`),
-// then what it needs, in the order of its knobs. Label maps move with their pictures: the same part, the nearest
+// CounterRng(Mix(seed + (i + 1) * kGamma), kTransform, epoch, id), first whether it is done at all (where it has a
+// `p`), then what it needs, in the order of its knobs. Label maps move with their pictures: the same part, the nearest
 // values, kIgnoredPixel in padding.
 #ifndef DISTILL_STUDENT_WORKER_DATA_TRANSFORMS_H_
 #define DISTILL_STUDENT_WORKER_DATA_TRANSFORMS_H_

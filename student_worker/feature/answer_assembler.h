@@ -59,8 +59,8 @@ class AnswerAssembler {
   // True when the answer is complete. Tensors come tap by tap in the order asked for, their chunks in order and without
   // gaps; shape, dtype and total stand in the first chunk of a tensor, and agree with it where later chunks repeat
   // them. `chunk.error` is not looked at. kFailedPrecondition: another model's digest. kDataLoss: the chunk breaks the
-  // protocol. kOutOfRange: it keeps to the protocol, but does not fit into `max_bytes`, of which the teacher knew nothing.
-  // kResourceExhausted: out of memory. No call after an error.
+  // protocol. kOutOfRange: it keeps to the protocol, but does not fit into `max_bytes`, of which the teacher knew
+  // nothing. kResourceExhausted: out of memory. No call after an error.
   StatusOr<bool> Add(const FeatureChunk& chunk);
   // Payload bytes taken so far.
   uint64_t received() const { return received_; }

@@ -2,9 +2,9 @@
 // teachers together. The pool's thread grants, recalls and receives; a tensor gives its bytes back from whichever
 // thread drops its last reference, also after the pool is gone.
 //
-// Memory of tensors is kept and used again, because steps ask for the same sizes: fresh pages of an answer of 100 MB cost
-// more than receiving it, and malloc gives blocks of that size back to the kernel. Tensors that exist and memory that is
-// kept take at most bytes() together.
+// Memory of tensors is kept and used again, because steps ask for the same sizes: fresh pages of an answer of 100 MB
+// cost more than receiving it, and malloc gives blocks of that size back to the kernel. Tensors that exist and memory
+// that is kept take at most bytes() together.
 //
 // Thread-safe.
 #ifndef DISTILL_STUDENT_WORKER_FEATURE_FEATURE_WINDOW_H_

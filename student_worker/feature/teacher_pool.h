@@ -60,8 +60,8 @@ class TeacherPool {
     RpcSecurity security;
     // For the teachers' logs: job id and worker id.
     std::string client;
-    // See above. An answer that alone exceeds it fails with kResourceExhausted, by the job's fault. Raising it costs memory, and hides more
-    // latency.
+    // See above. An answer that alone exceeds it fails with kResourceExhausted, by the job's fault. Raising it costs
+    // memory, and hides more latency.
     uint64_t window_bytes = 64ull << 20;
     // When a teacher counts as late, silent, forgiven.
     TeacherHealth::Options health;
@@ -79,8 +79,8 @@ class TeacherPool {
   // kNotFound, kFailedPrecondition: they refuse (bad tap, unknown model, other digest), or this request is malformed;
   // kDataLoss: they keep breaking the protocol; kInternal, kResourceExhausted: they cannot compute it (three tries
   // each), or their reasons differ; kOutOfRange: where the shapes were not known their answers turned out larger than
-  // the window. Also kResourceExhausted, marked FailureKind::kJob: the answer is larger than the window; kDeadlineExceeded:
-  // none of three answers came, and their size is not known; kCancelled: Cancel or destruction.
+  // the window. Also kResourceExhausted, marked FailureKind::kJob: the answer is larger than the window;
+  // kDeadlineExceeded: none of three answers came, and their size is not known; kCancelled: Cancel or destruction.
   using Callback = std::function<void(StatusOr<FeatureBatch>)>;
 
   // kInvalidArgument: no taps, tap_shapes of another length, zero window.

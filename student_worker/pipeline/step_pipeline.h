@@ -1,9 +1,9 @@
 // The inputs of training steps, in step order, prepared ahead: pixels by a loader thread and those that read pictures
 // (ReadThreads), features by the teacher pool.
 //
-// One thread ("loader") samples, has the pictures read and transformed, and asks the pool for features; a ring keyed by step waits for both. At most
-// `depth` steps are under way; the bytes of features are bounded by the pool's window. What step s contains depends on
-// the options and s alone.
+// One thread ("loader") samples, has the pictures read and transformed, and asks the pool for features; a ring keyed by
+// step waits for both. At most `depth` steps are under way; the bytes of features are bounded by the pool's window.
+// What step s contains depends on the options and s alone.
 #ifndef DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
 #define DISTILL_STUDENT_WORKER_PIPELINE_STEP_PIPELINE_H_
 

@@ -15,8 +15,8 @@ namespace distill {
 class LrSchedule {
  public:
   // `steps`: optimizer steps of the stage. kInvalidArgument: unknown type, warm-up outside [0, 1), milestones not
-  // ascending in (0, 1), gamma <= 0, power <= 0, min_factor outside [0, 1), pct_start outside (0, 1), a divisor below 1,
-  // one_cycle with warm-up.
+  // ascending in (0, 1), gamma <= 0, power <= 0, min_factor outside [0, 1), pct_start outside (0, 1), a divisor
+  // below 1, one_cycle with warm-up.
   static StatusOr<LrSchedule> Create(const SchedulePlan& plan, uint64_t steps);
 
   // Factor for step 0 <= step < steps (later steps: that of the last). Where the stage is a part of a longer schedule

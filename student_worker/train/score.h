@@ -22,8 +22,8 @@ struct Score {
   bool operator==(const Score&) const = default;
 };
 
-// The labels of samples as ScoreTally takes them: one for each image or, where they have label maps, one for each pixel,
-// row by row.
+// The labels of samples as ScoreTally takes them: one for each image or, where they have label maps, one for each
+// pixel, row by row.
 std::vector<int64_t> LabelsOf(const Samples& samples);
 
 // Thread-compatible.

@@ -47,9 +47,9 @@ class StageOptimizer {
 
   const std::vector<NamedTensor>& parameters() const { return parameters_; }
 
-  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (the others).
-  // Parameters that were never stepped get their zeros here, which is what torch would start from. SGD without momentum
-  // has none.
+  // The live state, named "optimizer.<parameter>.<kind>" with kind momentum_buffer (SGD), exp_avg, exp_avg_sq (the
+  // others). Parameters that were never stepped get their zeros here, which is what torch would start from. SGD without
+  // momentum has none.
   std::vector<NamedTensor> StateTensors();
   // Steps that Adam, AdamW or LAMB took, equal for all parameters; 0 for SGD.
   int64_t StepCount();

@@ -1,7 +1,7 @@
-// The networks that jobs of this worker can train beside those of the zoo: the TorchScript archives of its model folder.
+// What jobs of this worker can train beside the networks of the zoo: the TorchScript archives of its model folder.
 //
-// Each is loaded once when the worker starts, looked at, and described to the coordinator, which checks jobs against the
-// description. A job loads its archive anew, so that it starts from the weights in the file whatever ran before.
+// Each is loaded once when the worker starts, looked at, and described to the coordinator, which checks jobs against
+// the description. A job loads its archive anew, so that it starts from the weights in the file whatever ran before.
 //
 // Headers of torch stay in the .cc, but for the net that MakeStudentNet returns.
 #ifndef DISTILL_STUDENT_WORKER_TRAIN_STUDENT_ARCHIVES_H_

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""deploy/compose on a real Docker engine: a job through the CLI's container, teachers scaled and containers killed meanwhile, metrics in
-a real Prometheus, what users see on bad days, and nothing left behind.
+"""deploy/compose on a real Docker engine: a job through the CLI's container, teachers scaled and containers killed
+meanwhile, metrics in a real Prometheus, what users see on bad days, and nothing left behind.
 
     compose_test.py --source DIR --build DIR
 
-The images are packaged from the build tree. Where no engine runs, one is started with all its files in the build folder and stopped at
-the end. Exit code 77: skipped, with the reason."""
+The images are packaged from the build tree. Where no engine runs, one is started with all its files in the build folder
+and stopped at the end. Exit code 77: skipped, with the reason."""
 
 import argparse
 import contextlib

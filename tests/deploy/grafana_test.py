@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """The Grafana dashboards.
 
-    grafana_test.py                  what can be said of the files: they are what dashboards.py writes, the rules of Grafana's
-                                     dashboard-linter hold, the queries are valid, the metrics exist in docs/services.md
-    grafana_test.py --live BINARIES  runs a real job under a real Prometheus and asks every query of every panel, every variable and
-                                     every recording rule for data; compares the metrics used with those the programs expose
+    grafana_test.py                  what can be said of the files: they are what dashboards.py writes, the rules of
+                                     Grafana's dashboard-linter hold, the queries are valid, the metrics exist in
+                                     docs/services.md
+    grafana_test.py --live BINARIES  runs a real job under a real Prometheus and asks every query of every panel, every
+                                     variable and every recording rule for data; compares the metrics used with those
+                                     the programs expose
 """
 import json
 import re
@@ -25,7 +27,8 @@ COUNTERS = re.compile(r"(_total|_sum|_count|_bucket)$")
 # Queries that cannot carry the matchers of job and instance, and why.
 NO_MATCHERS = {("distill-fleet", "Alerts firing"): "alerts are not always about one instance"}
 
-# NaN in jobs whose images have one label each, like the live test's; tests/integration/segmentation_job_test.cc sees their values.
+# NaN in jobs whose images have one label each, like the live test's; tests/integration/segmentation_job_test.cc sees
+# their values.
 SEGMENTATION = {"distill_student_mean_iou_ratio", "distill_student_teacher_mean_iou_ratio"}
 
 # Series that a student drops when a job ends, so that they are not there afterwards.
@@ -146,8 +149,8 @@ def live(binaries):
         wait_for("all targets are scraped", lambda: len(prometheus.query("up == 1")) == 5)
         start = time.time()
         problems = []
-        # The first job makes series that a rate shows only when they grow once more, and a fast one may slip between two scrapes:
-        # so the same job runs until every query has had data, at most four times.
+        # The first job makes series that a rate shows only when they grow once more, and a fast one may slip between
+        # two scrapes: so the same job runs until every query has had data, at most four times.
         for number in range(1, 5):
             cluster.wait_job(cluster.submit(job_text("grafana", 2, 6, 24, checkpoint_every=10)))
             wait_for("its end was scraped", lambda: prometheus.query(f'distill_coordinator_jobs_ended_total{{state="succeeded"}} == {number}'))

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The tree that `cmake --install` makes, and that the images are made of: all that its programs need is in it, and it finds it there.
+"""The tree that `cmake --install` makes, and that the images are made of: all that its programs need is in it, and it
+finds it there.
 
     installed_tree_test.py BUILD SCRATCH
 
-Libraries that are copied as they are (LibTorch's, NVIDIA's: 3 GB) are links here; programs and the plugin, whose search paths change
-on installation, are installed for real. Needs no GPU: an empty library stands for the driver's."""
+Libraries that are copied as they are (LibTorch's, NVIDIA's: 3 GB) are links here; programs and the plugin, whose search
+paths change on installation, are installed for real. Needs no GPU: an empty library stands for the driver's."""
 import os
 import pathlib
 import re
@@ -37,7 +38,8 @@ def check_needs(file, tree):
     assert found, f"ldd tells nothing about {file}"
     for name, path in found.items():
         if path == "not found":
-            assert name == "libcuda.so.1", f"{file.name} needs {name}, which is not in the tree"  # the driver is the host's
+            # The driver is the host's.
+            assert name == "libcuda.so.1", f"{file.name} needs {name}, which is not in the tree"
             continue
         path = os.path.normpath(path)
         assert path.startswith(f"{tree}/lib/") or path.startswith(SYSTEM), f"{file.name} finds {name} at {path}, outside of the tree"

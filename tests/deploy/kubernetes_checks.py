@@ -1,7 +1,7 @@
 """Cross-checks of rendered Kubernetes manifests: what they name must exist in the programs' --help and in one another.
 
-A check takes a Manifests and returns its problems as sentences; none means that it is content. kubernetes_test.py runs them on
-deploy/kubernetes/rendered and, to see that they can fail, on manifests with mistakes in them.
+A check takes a Manifests and returns its problems as sentences; none means that it is content. kubernetes_test.py runs
+them on deploy/kubernetes/rendered and, to see that they can fail, on manifests with mistakes in them.
 """
 
 import hashlib
@@ -188,7 +188,8 @@ def run_advertise(manifests, workload):
 
 
 def configuration(manifests, workload):
-    """Flags of the workload's program: those of its --config file, then those of the command line. ({flags}, [problems])."""
+    """Flags of the workload's program: those of its --config file, then those of the command line. ({flags},
+    [problems])."""
     container = pod(workload)["containers"][0]
     flags, problems = {}, []
     for argument in container.get("args", []):
@@ -355,7 +356,8 @@ def check_ports(manifests):
             if service is None or int(port) not in [p["port"] for p in service["spec"]["ports"]]:
                 problems.append(f'{name(workload)}: no Service answers at {flags["coordinator"]}')
     for service in manifests.of("Service"):
-        # Programs call each other as soon as they run: teachers before they are ready, a coordinator that has just restarted.
+        # Programs call each other as soon as they run: teachers before they are ready, a coordinator that has just
+        # restarted.
         if not service["spec"].get("publishNotReadyAddresses"):
             problems.append(f"{name(service)}: publishes no addresses that are not ready")
         for port in service["spec"]["ports"]:

@@ -1,9 +1,10 @@
-"""Renders the overlays of deploy/kubernetes and validates them against the schemas of several Kubernetes versions, offline.
+"""Renders the overlays of deploy/kubernetes and validates them against the schemas of several Kubernetes versions,
+offline.
 
     kubernetes_schema.py [--render] [--kustomize 'COMMAND...']
 
---kustomize   the command that builds an overlay (`kubectl kustomize`). Without it the committed renderings are validated, after a
-              look at whether they were made from the sources that are here.
+--kustomize   the command that builds an overlay (`kubectl kustomize`). Without it the committed renderings are
+              validated, after a look at whether they were made from the sources that are here.
 --render      writes deploy/kubernetes/rendered instead of comparing with it.
 """
 
@@ -38,8 +39,8 @@ _POLICY = _closed(
         ),
     },
 )
-# Kinds that Kubernetes itself does not define. Their structure as we use it, after the projects' API references; strict, so that
-# a field that is not listed here has to be looked up and added.
+# Kinds that Kubernetes itself does not define. Their structure as we use it, after the projects' API references;
+# strict, so that a field that is not listed here has to be looked up and added.
 CUSTOM = {
     ("keda.sh/v1alpha1", "ScaledObject"): _closed(
         ["scaleTargetRef", "triggers"],

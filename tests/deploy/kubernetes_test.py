@@ -195,8 +195,8 @@ class RealPrograms(unittest.TestCase):
                     service.stop()
 
     def test_config_maps_are_read_by_the_programs(self):
-        """Each file is taken as it is. The paths in it do not exist here: the program must get as far as saying so (exit code 42)
-        rather than stumble over a flag (2)."""
+        """Each file is taken as it is. The paths in it do not exist here: the program must get as far as saying so
+        (exit code 42) rather than stumble over a flag (2)."""
         for component in ("coordinator", "teacher", "student"):
             deployed = manifests("cpu")
             workload = deployed.workload(component)

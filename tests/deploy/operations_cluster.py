@@ -1,4 +1,5 @@
-"""A cluster of real processes on loopback, with TLS, token and Prometheus if asked for. For the tests of monitoring and operations."""
+"""A cluster of real processes on loopback, with TLS, token and Prometheus if asked for. For the tests of monitoring and
+operations."""
 import json
 import os
 import pathlib

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Plays procedures of docs/operations.md against real processes.
 
-    operations_test.py backup BINARIES     the coordinator's store is copied while a job runs, lost, restored; the job ends well
-    operations_test.py rolling_restart BINARIES [OTHERS]   every process is replaced during one job, as in an upgrade; with the
-                                           programs in OTHERS, if given, which may be of another version; the job ends well
-    operations_test.py rotation BINARIES   certificates are renewed while a job runs; no process notices but by its metric
+    operations_test.py backup BINARIES     the coordinator's store is copied while a job runs, lost, restored; the job
+                                           ends well
+    operations_test.py rolling_restart BINARIES [OTHERS]   every process is replaced during one job, as in an upgrade;
+                                           with the programs in OTHERS, if given, which may be of another version; the
+                                           job ends well
+    operations_test.py rotation BINARIES   certificates are renewed while a job runs; no process notices but by its
+                                           metric
 """
 import hashlib
 import pathlib
@@ -39,7 +42,8 @@ def backup(binaries):
         # As docs/operations.md says, while the coordinator runs.
         subprocess.run(["sqlite3", store, f".backup '{copy}'"], check=True)
         assert subprocess.run(["sqlite3", copy, "PRAGMA integrity_check"], check=True, capture_output=True, text=True).stdout.strip() == "ok"
-        # The job goes past what the copy knows: a stage is committed, checkpoints are written. The coordinator's epoch grows.
+        # The job goes past what the copy knows: a stage is committed, checkpoints are written. The coordinator's epoch
+        # grows.
         cluster.start_student("student-0")
         wait_for("the first stage is committed", lambda: stages(cluster.describe(second)) >= 1)
         checkpoint = cluster.folder / "work" / second
@@ -50,7 +54,8 @@ def backup(binaries):
         wait_for("workers have met the newest coordinator", lambda: "registered with the coordinator again" in cluster.log("student-0")
                  and re.search(r"epoch=3\b", cluster.log("student-0")))
 
-        # The machine's disk is lost. Stop, put the copy where the store was, without the old -wal and -shm files; start.
+        # The machine's disk is lost. Stop, put the copy where the store was, without the old -wal and -shm files;
+        # start.
         cluster.stop("coordinator", signal.SIGKILL)
         shutil.rmtree(store.parent)
         store.parent.mkdir()

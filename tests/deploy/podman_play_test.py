@@ -1,10 +1,11 @@
-"""Plays deploy/kubernetes/rendered/dev-single-node.yaml with `podman kube play` and runs a job through the pods, with TLS and token.
+"""Plays deploy/kubernetes/rendered/dev-single-node.yaml with `podman kube play` and runs a job through the pods, with
+TLS and token.
 
     podman_play_test.py BUILD-FOLDER [--tree INSTALLED-TREE] [--keep]
 
-Exit code 77 with the reason where this cannot be done (no root, no podman). Everything lives in a folder of its own: images,
-containers, volumes, network. Podman 4.3 of Debian 12 knows neither StatefulSets nor Services, so played() turns the workloads into
-pods with fixed addresses and says what it leaves out.
+Exit code 77 with the reason where this cannot be done (no root, no podman). Everything lives in a folder of its own:
+images, containers, volumes, network. Podman 4.3 of Debian 12 knows neither StatefulSets nor Services, so played() turns
+the workloads into pods with fixed addresses and says what it leaves out.
 """
 
 import argparse
@@ -32,8 +33,8 @@ DATA = pathlib.Path("/usr/share/datasets/fashion-mnist")
 NETWORK = "distillery"
 # Of volumes; in a cluster fsGroup lets the user of the images write.
 OWNER = {"volume.podman.io/uid": "10001", "volume.podman.io/gid": "10001"}
-# What podman 4.3 cannot play. Of these, Services and the ServiceAccount are replaced by fixed addresses and left out; the others only
-# matter to a cluster and are covered by kubernetes_test.py.
+# What podman 4.3 cannot play. Of these, Services and the ServiceAccount are replaced by fixed addresses and left out;
+# the others only matter to a cluster and are covered by kubernetes_test.py.
 LEFT_OUT = {"Namespace", "ServiceAccount", "Service", "NetworkPolicy", "PodDisruptionBudget"}
 
 
@@ -131,9 +132,9 @@ def claim_for(name):
 def played(manifests, addresses):
     """The pods that stand for the workloads, and the documents that they read. `addresses`: pod name -> address.
 
-    Changed: StatefulSet and Deployment -> pods; what the cluster fills in (names, addresses) is written out; names that DNS would
-    answer come from hostAliases; images are local; emptyDir -> a volume for each pod; probes are left to this test, because podman
-    runs them inside the container with curl, which the images do not have."""
+    Changed: StatefulSet and Deployment -> pods; what the cluster fills in (names, addresses) is written out; names that
+    DNS would answer come from hostAliases; images are local; emptyDir -> a volume for each pod; probes are left to this
+    test, because podman runs them inside the container with curl, which the images do not have."""
     documents, pods = [], []
     hosts = {
         address: [f'{address.replace(".", "-")}.teacher.distillery.svc']
@@ -240,8 +241,8 @@ class Cluster:
         if version >= (4, 4):
             self.play("secrets", secrets)
             return
-        # Podman before 4.4 does not decode what a played Secret holds. It stores Secrets as documents, so one is stored whose values
-        # are plain already.
+        # Podman before 4.4 does not decode what a played Secret holds. It stores Secrets as documents, so one is stored
+        # whose values are plain already.
         for document in secrets:
             plain = {
                 **document,

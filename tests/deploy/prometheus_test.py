@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""deploy/prometheus: configuration and rules are valid, every alert fires when it should and is silent when not, has a runbook entry,
-and reads only metrics that docs/services.md names (which a test of its own holds to the code)."""
+"""deploy/prometheus: configuration and rules are valid, every alert fires when it should and is silent when not, has a
+runbook entry, and reads only metrics that docs/services.md names (which a test of its own holds to the code)."""
 import pathlib
 import re
 import subprocess

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""The wheel that scripts/wheel.sh makes of a build folder, installed into a fresh virtual environment, works without that folder.
+"""The wheel that scripts/wheel.sh makes of a build folder, installed into a fresh virtual environment, works without
+that folder.
 
     wheel_test.py --source FOLDER --build FOLDER --torch FOLDER
 
 Torch is not downloaded (3 GB): the environment borrows the build's in two ways, each of which users have too.
   * A .pth file names the build's site-packages. Torch is installed then, as pip sees it, but not beside the package.
-  * The folders torch and nvidia of the build's site-packages are linked beside the package, where pip would have put them.
+  * The folders torch and nvidia of the build's site-packages are linked beside the package, where pip would have put
+    them.
 Skipped (77) where the build used a LibTorch that is no Python package."""
 import argparse
 import gzip
@@ -19,7 +21,8 @@ import tempfile
 import zipfile
 
 PROGRAMS = ["distill-coordinator", "distill-student", "distill-teacher", "distillctl"]
-# What manylinux wheels may take from the system. libstdc++ and libgcc_s: torch takes them from there too, and a process has one of each.
+# What manylinux wheels may take from the system. libstdc++ and libgcc_s: torch takes them from there too, and a process
+# has one of each.
 SYSTEM = re.compile(r"(libc|libm|libdl|libpthread|librt|libutil|ld-linux-x86-64|libstdc\+\+|libgcc_s)\.so\.\d+")
 
 
@@ -32,7 +35,8 @@ def run(*argv, fails=False, env=None, cwd=None, timeout=600):
 
 
 def write_fashion(folder):
-    """A small data set under Fashion-MNIST's names: the counts that the examples ask for, pictures of one grey level for each class."""
+    """A small data set under Fashion-MNIST's names: the counts that the examples ask for, pictures of one grey level
+    for each class."""
     folder.mkdir()
     for part, count in (("train", 60000), ("t10k", 1000)):
         labels = bytes(i % 10 for i in range(count))
@@ -86,7 +90,8 @@ class SmallNet(torch.nn.Sequential):
 
 
 def check_plugin(commands, scratch):
-    """The plugin is found, loads with all it needs, and is asked for devices: none with an empty driver, whatever this machine has."""
+    """The plugin is found, loads with all it needs, and is asked for devices: none with an empty driver, whatever this
+    machine has."""
     driver = scratch / "driver"
     driver.mkdir()
     (driver / "empty.c").write_text("int distill_no_driver;\n")

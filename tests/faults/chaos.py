@@ -3,9 +3,10 @@
 
     tests/faults/chaos.py --bin build/dev/bin [--faults 200] [--seed 1] [--only kill,term,stop,tamper,fill,lock]
 
-A cluster of one coordinator, two teachers and two students on loopback runs the same job again and again while faults hit it; a
-supervisor starts again what died. Each job must succeed with the very bytes of an undisturbed run. At the end: a table of faults, the
-time from a student's SIGKILL to the next training step of the job, and exit code 1 if a job was lost, stuck or differs.
+A cluster of one coordinator, two teachers and two students on loopback runs the same job again and again while faults
+hit it; a supervisor starts again what died. Each job must succeed with the very bytes of an undisturbed run. At the
+end: a table of faults, the time from a student's SIGKILL to the next training step of the job, and exit code 1 if a job
+was lost, stuck or differs.
 
 `fill` needs root: the work folder is then a small tmpfs of its own. Without it that kind is left out, and said so.
 """

@@ -78,8 +78,8 @@ bool Before(const timespec& a, const timespec& b) {
   return a.tv_sec != b.tv_sec ? a.tv_sec < b.tv_sec : a.tv_nsec < b.tv_nsec;
 }
 
-// Waits by wait(time of the kernel's clock), which says whether that time came before anything else, until `deadline` of
-// the set clock. Returns what the last wait did.
+// Waits by wait(time of the kernel's clock), which says whether that time came before anything else, until `deadline`
+// of the set clock. Returns what the last wait did.
 template <typename Wait>
 auto WaitUntil(const timespec& deadline, const Wait& wait, const auto& timed_out) {
   while (true) {

@@ -1,9 +1,12 @@
-"""Loads an exported student in plain Python and compares: safetensors in a torchvision-built network, the TorchScript archive, and
-the accuracy that the service reported; of a segmentation network (fcn_resnet*) also the mean intersection over union.
+"""Loads an exported student in plain Python and compares: safetensors in a torchvision-built network, the TorchScript
+archive, and the accuracy that the service reported; of a segmentation network (fcn_resnet*) also the mean intersection
+over union.
 
-usage: check_student.py STUDENT.safetensors STUDENT.pt DATA_FOLDER TEST_IMAGES REPORTED_ACCURACY [REPORTED_MEAN_IOU [IGNORE_LABEL]]
+usage: check_student.py STUDENT.safetensors STUDENT.pt DATA_FOLDER TEST_IMAGES REPORTED_ACCURACY
+                        [REPORTED_MEAN_IOU [IGNORE_LABEL]]
 
-DATA_FOLDER: IDX files, or for a segmentation network images/{test,val} and labels/{test,val}, whose size is the network's.
+DATA_FOLDER: IDX files, or for a segmentation network images/{test,val} and labels/{test,val}, whose size is the
+network's.
 """
 import gzip
 import sys

@@ -63,7 +63,7 @@ inline SafetensorsFile TestWeights(const ModelSpec& spec, uint64_t seed) {
 // The network in the weights file as a TorchScript archive with these taps.
 Status WriteTestArchive(const std::string& weights_file, const std::string& archive,
                         const std::vector<std::string>& taps);
-// An archive with this forward method, in TorchScript's language; `archive`.yaml beside it describes images as TestSpec().
+// An archive with this forward method, in TorchScript's language; `archive`.yaml beside it describes TestSpec() images.
 void WriteProgram(const std::string& forward, const std::string& archive);
 
 }  // namespace distill::testing

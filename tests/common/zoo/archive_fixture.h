@@ -12,7 +12,7 @@ namespace distill {
 
 // Grey images of `side` x `side` to 4 classes. Modules conv1, bn1, layer1.conv, layer1.bn, layer2.conv, layer2.bn,
 // layer2.shortcut (1x1, stride 2), fc, and a parameter `scale` beside them, which multiplies what goes into fc; dropout
-// before it (`dropout`). Taps stem [4, s, s], layer1 [4, s, s], layer2 [8, s/2, s/2], side (of layer1's convolution alone), output.
+// before it (`dropout`). Taps stem and layer1 [4, s, s], layer2 [8, s/2, s/2], side (layer1's convolution), output.
 inline torch::jit::Module OwnNetwork(double dropout = 0.1) {
   const auto unit = std::make_shared<torch::jit::CompilationUnit>();
   at::Generator generator = at::detail::createCPUGenerator(/*seed=*/7);

@@ -70,7 +70,7 @@ inline std::string With(std::string text, const std::string& from, const std::st
   return text.replace(at, from.size(), to);
 }
 
-// As a status: kInvalidArgument when the file is wrong, kFailedPrecondition when only the fleet is, with a line a problem.
+// As a status: kInvalidArgument when the file is wrong, kFailedPrecondition when the fleet is; a line a problem.
 inline StatusOr<ExpandedJob> Expand(const std::string& yaml, const FleetView& fleet = Fleet(),
                                     std::vector<std::string> overrides = {}) {
   const JobFileInput input{yaml, "job.yaml", std::move(overrides)};

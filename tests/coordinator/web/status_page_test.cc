@@ -402,8 +402,7 @@ TEST_F(StatusPageTest, TextsOfUsersAndWorkersStayText) {
   EXPECT_THAT(Get("/").body, Not(HasSubstr("alert")));
 }
 
-// --- files
-// ------------------------------------------------------------------------------------------------------------------------
+// --- files ---
 
 // A folder as students fill it, for the job that runs, and things in it that must not be shown.
 class JobFilesTest : public StatusPageTest {
@@ -594,8 +593,7 @@ TEST_F(JobFilesTest, TellsWhatIsWrongWithTheFolder) {
   EXPECT_THAT(Api("jobs/" + job_ + "/files")["problem"].get<std::string>(), HasSubstr("Not a directory"));
 }
 
-// --- who may see it
-// ---------------------------------------------------------------------------------------------------------------
+// --- who may see it ---
 
 TEST_F(StatusPageTest, WithATokenDataNeedsIt) {
   Serve({.token = "secret"});

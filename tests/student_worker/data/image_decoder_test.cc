@@ -148,7 +148,7 @@ TEST(ImageDecoderTest, FourInksBecomeColour) {
       EXPECT_FALSE(DecodeInto(file.substr(0, size), *info, out.data()).ok()) << size;
     }
   }
-  // Without Adobe's marker (14 bytes of content, with their length 2 + 14) they are inks: (255 - 250) * (255 - 200) / 255.
+  // Without Adobe's marker (14 bytes of content, with their length 2 + 14) they are inks: 5 * (255 - 200) / 255.
   std::string plain = testing::EncodeInkJpeg(8, 8, stored, false);
   const size_t marker = plain.find("\xFF\xEE");
   ASSERT_NE(marker, std::string::npos);

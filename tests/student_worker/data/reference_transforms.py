@@ -1,7 +1,7 @@
 """Transforms of one picture as Pillow and torchvision do them, for transforms_test.cc.
 
-reference_transforms.py FOLDER HEIGHT WIDTH: reads FOLDER/scene.raw (uint8 [3, H, W]), labels.raw ([H, W]) and cases.txt, and
-writes the result of line i, in the same layout, to FOLDER/i.raw.
+reference_transforms.py FOLDER HEIGHT WIDTH: reads FOLDER/scene.raw (uint8 [3, H, W]), labels.raw ([H, W]) and
+cases.txt, and writes the result of line i, in the same layout, to FOLDER/i.raw.
 """
 import sys
 

@@ -102,8 +102,8 @@ TEST(TransformsTest, ResizedCropsMatchGoldenValues) {
   EXPECT_EQ(DrawResizedCrop(&rng, 1, 100, {0.5, 1}, {0.75, 4.0 / 3}), (CropRect{0, 49, 1, 1}));
 }
 
-// Padding is 0 and OneTo holds no 0: the visible part is what is not 0, and a label map that is the image lies where the
-// image does.
+// Padding is 0 and OneTo holds no 0: the visible part is what is not 0, and a label map that is the image lies where
+// the image does.
 TEST(TransformsTest, LabelMapsAndTheVisibleRectMoveWithThePicture) {
   for (const std::vector<TransformPlan>& plans : {std::vector<TransformPlan>{},
                                                   {PadCrop(3), kFlip},

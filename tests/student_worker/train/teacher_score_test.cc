@@ -21,8 +21,8 @@ constexpr uint64_t kPixels = kSide * kSide;
 // The test teacher's tap "maps" has a value for each pixel and channel: as logits, a class for each pixel.
 constexpr uint64_t kAnswerBytes = kChannels * kPixels * sizeof(float);
 
-// Pixels such that channel (i + p) % 3 is the largest at position p of image i; labels that say so, but for one pixel of
-// each image.
+// Pixels such that channel (i + p) % 3 is the largest at position p of image i; labels that say so, but for one pixel
+// of each image.
 std::shared_ptr<const Dataset> Images() {
   std::vector<uint8_t> pixels, maps;
   for (uint32_t i = 0; i < kImages; ++i) {
