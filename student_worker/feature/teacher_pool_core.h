@@ -1,5 +1,9 @@
-// The inside of TeacherPool, for its own sources. teacher_pool.cc: the loop, requests, whom they go to, what is done
-// with answers. teacher_pool_links.cc: the list of teachers, connections and streams.
+// The inside of TeacherPool, for its own sources:
+//   teacher_pool.cc            the loop and its times
+//   teacher_pool_links.cc      the list of teachers, their connections and streams
+//   teacher_pool_requests.cc   requests: taken in, sent as the window has room, asked again, ended
+//   teacher_pool_choice.cc     whom they go to, and when a second teacher is asked
+//   teacher_pool_answers.cc    what teachers send, and what that says about them
 #ifndef DISTILL_STUDENT_WORKER_FEATURE_TEACHER_POOL_CORE_H_
 #define DISTILL_STUDENT_WORKER_FEATURE_TEACHER_POOL_CORE_H_
 
@@ -17,6 +21,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "student_worker/feature/answer_assembler.h"
+#include "student_worker/feature/feature_metrics.h"
 #include "student_worker/feature/feature_request.h"
 #include "student_worker/feature/feature_window.h"
 #include "student_worker/feature/teacher_connection.h"
@@ -92,6 +97,7 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
   Time NextTimerFromLoop(Time now) const;
   void CheckTimersFromLoop(Time now);
   void CheckQuietFromLoop(Time now);
+  void EndQuietFromLoop();
   void ShiftTimesFromLoop(Duration pause);
   void TellFromLoop(EventLevel level, const std::string& text) const;
 
@@ -107,30 +113,35 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
   std::string DescribeFromLoop(const Teacher& teacher, Time now) const;
 
   // Requests.
+  FeatureRequest* FindFromLoop(uint64_t ticket);
   void DispatchFromLoop(Time now);
   bool FailIfNobodyIsLeftFromLoop(FeatureRequest* request, Time now);
   bool MayStillBeAnsweredFromLoop(const FeatureRequest& request, Time now) const;
-  Teacher* ChooseFromLoop(const FeatureRequest& request, Time now, bool trusted_only);
-  void TryOutFromLoop(Time now);
-  void AskSecondsFromLoop(Time now);
+  // Bytes of the answer for n images; nothing while shapes are unknown.
+  std::optional<uint64_t> CostFromLoop(uint32_t n) const;
   // Whether the window has room for the answer, or the stream credit left over.
   bool HasRoomFromLoop(const Stream& stream, uint64_t cost) const;
   void SendFromLoop(Stream* stream, FeatureRequest* request, uint64_t cost, Time now);
-  std::optional<Duration> PoolUsualFromLoop(const Teacher* except) const;
-  // Bytes of the answer for n images; nothing while shapes are unknown.
-  std::optional<uint64_t> CostFromLoop(uint32_t n) const;
   FillableBuffer AllocateFromLoop(Stream* stream, uint64_t wire_id, uint64_t size);
+  void AskAgainFromLoop(FeatureRequest* request);
+  void FinishFromLoop(uint64_t ticket, StatusOr<FeatureBatch> result);
+
+  // Whom they go to.
+  Teacher* ChooseFromLoop(const FeatureRequest& request, Time now, bool trusted_only);
+  void TryOutFromLoop(Time now);
+  void AskSecondsFromLoop(Time now);
+  std::optional<Duration> PoolUsualFromLoop(const Teacher* except) const;
 
   // Answers.
   void OnEventFromLoop(TeacherConnection::Event event);
   void OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> chunk);
   void OnAnswerFromLoop(Stream* stream, Attempt attempt, Time now);
   void OnErrorFromLoop(Stream* stream, std::map<uint64_t, Attempt>::iterator it, const FeatureChunk& chunk);
-  void AskAgainFromLoop(FeatureRequest* request);
-  void FinishFromLoop(uint64_t ticket, StatusOr<FeatureBatch> result);
-  FeatureRequest* FindFromLoop(uint64_t ticket);
+
+  static int64_t WholeSeconds(Duration time) { return std::chrono::duration_cast<std::chrono::seconds>(time).count(); }
 
   const Options options_;
+  FeatureMetrics metrics_;
   std::thread thread_;
   std::atomic<uint64_t> last_ticket_ = 0;  // atomic: callers on any thread draw tickets
   std::atomic<size_t> connected_ = 0;      // atomic: read by any thread, for people and tests
@@ -151,19 +162,6 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
   int agreed_not_finite_ = 0;
   std::optional<Time> quiet_since_;  // since when answers are owed and none comes
   bool told_quiet_ = false;          // people know
-
-  // Null without a registry.
-  Counter* bytes_total_ = nullptr;
-  Counter* ok_total_ = nullptr;
-  Counter* error_total_ = nullptr;
-  Counter* cancelled_total_ = nullptr;
-  Counter* resends_total_ = nullptr;
-  Counter* seconds_total_ = nullptr;
-  Counter* stalls_total_ = nullptr;
-  Counter* wrong_total_ = nullptr;
-  Histogram* latency_ = nullptr;
-  Gauge* connected_gauge_ = nullptr;
-  Gauge* inflight_gauge_ = nullptr;
 };
 
 }  // namespace distill

@@ -97,11 +97,10 @@ void TeacherPool::Core::LeaveFromLoop(Teacher* teacher, const Status& why, Cause
 void TeacherPool::Core::SetAsideFromLoop(Teacher* teacher, const std::string& why, Cause cause) {
   if (cause == Cause::kStalled) {
     teacher->health.OnStall(Clock::now());
-    if (stalls_total_ != nullptr) stalls_total_->Add();
   } else {
     teacher->health.OnWrong(Clock::now());
-    if (wrong_total_ != nullptr) wrong_total_->Add();
   }
+  metrics_.SetAside(/*silent=*/cause == Cause::kStalled);
   TellFromLoop(EventLevel::kWarning, StrCat(teacher->Name(), " is set aside for ",
                                             SecondsText(teacher->health.last_rest()), " and then tried out: ", why));
 }
@@ -140,7 +139,7 @@ void TeacherPool::Core::UpdateConnectedFromLoop() {
   size_t count = 0;
   for (const auto& [connection, stream] : streams_) count += stream->teacher != nullptr && !stream->ending;
   connected_ = count;
-  if (connected_gauge_ != nullptr) connected_gauge_->Set(static_cast<double>(count));
+  metrics_.Connected(count);
 }
 
 void TeacherPool::Core::SetTeachersFromLoop(std::vector<TeacherEndpoint> endpoints) {
