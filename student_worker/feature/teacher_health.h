@@ -67,8 +67,6 @@ class TeacherHealth {
   Duration StallTimeout(uint64_t bytes) const;
   // ... and before another one is asked too. `pool_usual`: of the others, for a teacher that has not answered yet.
   Duration LateAfter(uint64_t bytes, std::optional<Duration> pool_usual) const;
-  // Times that it was set aside and not forgiven.
-  int strikes() const { return strikes_; }
   // How long the last OnStall() or OnWrong() set it aside.
   Duration last_rest() const { return last_rest_; }
 
