@@ -324,18 +324,6 @@ ExitCode RunResults(JobClient& client, const Options& options) {
   return kExitOk;
 }
 
-// The stored events of a job.
-Status FetchEvents(JobClient& client, const std::string& job_id, std::vector<v1::JobEvent>* events) {
-  DISTILL_ASSIGN_OR_RETURN(const JobClient::Connection connection, client.Connect());
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + client.timeout());
-  v1::StreamEventsRequest request;
-  request.set_job(job_id);
-  const auto reader = connection.stub->StreamEvents(&context, request);
-  for (v1::JobEvent event; reader->Read(&event);) events->push_back(event);
-  return client.Translate(reader->Finish(), connection.channel.get());
-}
-
 StatusOr<ReportInput> FetchReport(JobClient& client, const std::string& job) {
   ReportInput input;
   DISTILL_ASSIGN_OR_RETURN(input.job, FetchJob(client, job));

@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
@@ -89,6 +90,9 @@ class JobClient {
   const std::chrono::milliseconds timeout_;
   Connection connection_;
 };
+
+// The stored events of the job with this id, oldest first. One attempt, at most client.timeout() long.
+Status FetchEvents(const JobClient& client, const std::string& job_id, std::vector<v1::JobEvent>* events);
 
 }  // namespace distill::cli
 

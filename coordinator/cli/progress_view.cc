@@ -279,4 +279,23 @@ std::string RenderOutcome(const v1::Job& job, const TextOptions& options) {
   return out;
 }
 
+std::string RenderWarnings(const std::vector<v1::JobEvent>& events, std::string_view logs_command,
+                           const TextOptions& options) {
+  std::vector<std::string> texts;  // the newest first
+  for (auto event = events.rbegin(); event != events.rend(); ++event) {
+    if (event->level() != v1::EVENT_LEVEL_WARNING) continue;
+    std::string text = StrCat(Printable(event->source()), ": ", Printable(event->text()));
+    if (std::find(texts.begin(), texts.end(), text) == texts.end()) texts.push_back(std::move(text));
+  }
+  if (texts.empty()) return "";
+  const size_t shown = std::min(texts.size(), kShownWarnings);
+  std::string out;
+  for (size_t i = shown; i-- > 0;)
+    StrAppend(&out, "  ", Paint("warning", Style::kYellow, options.color), "   ", texts[i], "\n");
+  if (shown < texts.size()) {
+    StrAppend(&out, "  and ", texts.size() - shown, " older warnings: ", logs_command, "\n");
+  }
+  return out;
+}
+
 }  // namespace distill::cli

@@ -49,6 +49,12 @@ class PlainProgress {
 // newline.
 std::string RenderOutcome(const v1::Job& job, const TextOptions& options);
 
+// What went otherwise than the job's owner may think, below the outcome: the warnings among `events`, each text once,
+// the newest kShownWarnings of them, and the line that shows all. Empty where there is none.
+inline constexpr size_t kShownWarnings = 5;
+std::string RenderWarnings(const std::vector<v1::JobEvent>& events, std::string_view logs_command,
+                           const TextOptions& options);
+
 }  // namespace distill::cli
 
 #endif  // DISTILL_COORDINATOR_CLI_PROGRESS_VIEW_H_

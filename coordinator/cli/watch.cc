@@ -80,6 +80,9 @@ class ProgressPrinter {
     Show(job, false);
     if (!silent_) Print(RenderOutcome(job, text_), to_);
   }
+  void Warnings(const std::vector<v1::JobEvent>& events, const std::string& logs_command) {
+    if (!silent_) Print(RenderWarnings(events, logs_command, text_), to_);
+  }
 
  private:
   const std::string color_;
@@ -133,6 +136,12 @@ ExitCode WatchJob(JobClient& client, const v1::Job& first, const Options& option
     if (!status.ok()) return EndFollow(status, job, options);
   }
   printer.End(job);
+  std::vector<v1::JobEvent> events;
+  if (const Status status = FetchEvents(client, job.id(), &events); status.ok()) {
+    printer.Warnings(events, CommandLine(options, "logs", job.id()));
+  } else if (!options.quiet) {
+    PrintNote(StrCat("the job's warnings are not known: ", status.message()));
+  }
   if (options.json()) Print(ToJson(job, /*pretty=*/true));
   if (job.state() == v1::JOB_STATE_FAILED) return kExitJobFailed;
   return job.state() == v1::JOB_STATE_CANCELLED ? kExitJobCancelled : kExitOk;

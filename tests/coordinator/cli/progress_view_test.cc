@@ -289,5 +289,24 @@ TEST(OutcomeTest, NamesStateDurationAccuracyAndFiles) {
   EXPECT_EQ(RenderOutcome(failed, kAscii), "job j-1 (fashion) failed: data folder 'x' is missing\n");
 }
 
+TEST(OutcomeTest, WarningsFollowIt) {
+  std::vector<v1::JobEvent> events;
+  const auto add = [&events](v1::EventLevel level, const std::string& text) {
+    events.emplace_back().set_level(level);
+    events.back().set_source("s0");
+    events.back().set_text(text);
+  };
+  add(v1::EVENT_LEVEL_INFO, "stage 1 committed");
+  EXPECT_EQ(RenderWarnings(events, "distillctl logs j-1", kAscii), "");
+  add(v1::EVENT_LEVEL_WARNING, "2 pictures\nskipped");
+  add(v1::EVENT_LEVEL_WARNING, "2 pictures\nskipped");
+  add(v1::EVENT_LEVEL_ERROR, "an error is the outcome's");
+  EXPECT_EQ(RenderWarnings(events, "distillctl logs j-1", kAscii), "  warning   s0: 2 pictures\\nskipped\n");
+  for (int i = 0; i < 6; ++i) add(v1::EVENT_LEVEL_WARNING, std::string(1, static_cast<char>('a' + i)));
+  EXPECT_EQ(RenderWarnings(events, "distillctl logs j-1", kAscii),
+            "  warning   s0: b\n  warning   s0: c\n  warning   s0: d\n  warning   s0: e\n  warning   s0: f\n"
+            "  and 2 older warnings: distillctl logs j-1\n");
+}
+
 }  // namespace
 }  // namespace distill::cli
