@@ -99,17 +99,19 @@ done
 import json, statistics, sys
 folder, seeds, rows = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 runs = {row: [json.load(open(f"{folder}/{row}-{s}.json")) for s in range(1, seeds + 1)] for row in rows}
+def score(job):
+    return {m["name"]: m["value"] for m in job["artifacts"]["student_score"]["metrics"]}
 # Where pixels have labels, the mean intersection over union is what counts; the accuracy stands beside it.
-dense = all(j["artifacts"].get("student_mean_iou") is not None for jobs in runs.values() for j in jobs)
-measure, key = ("test mIoU", "student_mean_iou") if dense else ("test accuracy", "student_accuracy")
+dense = all("mean_iou" in score(j) for jobs in runs.values() for j in jobs)
+measure, key = ("test mIoU", "mean_iou") if dense else ("test accuracy", "top1")
 beside = " pixel accuracy, mean |" if dense else ""
 print(f"| row | {measure}, mean of {seeds} seeds | standard deviation | each seed |{beside} wall time, mean |")
 print("| --- | --- | --- | --- |" + " --- |" * (2 if dense else 1))
 for row, jobs in runs.items():
-    shares = [100 * j["artifacts"][key] for j in jobs]
+    shares = [100 * score(j)[key] for j in jobs]
     seconds = statistics.mean(j["finished_time"] - j["started_time"] for j in jobs)
     spread = statistics.stdev(shares) if seeds > 1 else 0
-    accuracy = statistics.mean(100 * j["artifacts"]["student_accuracy"] for j in jobs)
+    accuracy = statistics.mean(100 * score(j)["pixel_accuracy" if dense else "top1"] for j in jobs)
     print(f"| `{row}` | {statistics.mean(shares):.2f} % | {spread:.2f} | {', '.join(f'{a:.2f}' for a in shares)} |" +
           (f" {accuracy:.2f} % |" if dense else "") + f" {seconds:.0f} s |")
 parameters = int(runs[rows[0]][0]["artifacts"]["student_parameters"])

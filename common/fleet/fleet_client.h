@@ -21,6 +21,7 @@
 #include "common/fleet/worker_identity.h"
 #include "common/plan/plan.h"
 #include "common/rpc/rpc_options.h"
+#include "common/score/score.h"
 #include "common/status.h"
 
 namespace distill {
@@ -72,10 +73,6 @@ struct TeacherJob {
   bool operator==(const TeacherJob&) const = default;
 };
 
-struct NamedNumber {
-  std::string name;
-  double value = 0;
-};
 // Mirrors v1.Progress.
 struct JobProgress {
   uint32_t stage = 0;
@@ -83,23 +80,22 @@ struct JobProgress {
   uint64_t skipped_steps = 0;  // of `step`
   double loss = 0, learning_rate = 0, images_per_second = 0;
   std::vector<NamedNumber> terms, step_seconds;
-  double accuracy = -1, teacher_accuracy = -1;  // negative: not measured
-  double mean_iou = -1, teacher_mean_iou = -1;  // the same; only where pixels have labels
+  Score score, teacher_score;  // the newest; their results by class do not travel
   double time = 0;
   std::string phase;
 };
 struct JobStageResult {
   uint32_t stage = 0;
   std::string checkpoint, digest;
-  double accuracy = -1, mean_iou = -1, loss = 0, seconds = 0;
+  Score score;  // results by class do not travel
+  double loss = 0, seconds = 0;
   uint64_t skipped_steps = 0;
 };
 struct JobArtifacts {
   std::string safetensors, torchscript;
   uint64_t safetensors_bytes = 0, torchscript_bytes = 0, student_parameters = 0, teacher_parameters = 0,
            teacher_bytes = 0;
-  double student_accuracy = -1, teacher_accuracy = -1;
-  double student_mean_iou = -1, teacher_mean_iou = -1;
+  Score student_score, teacher_score;  // with results by class
 };
 enum class EventLevel { kInfo, kWarning, kError };
 // What an event is about; values equal those of v1.EventType, which says more. The first block is the coordinator's.

@@ -1,6 +1,7 @@
 #include "common/fleet/fleet_codec.h"
 
 #include "common/plan/plan_codec.h"
+#include "common/score/score_codec.h"
 #include "distill/v1/fleet.pb.h"
 #include "distill/v1/job.pb.h"
 #include "distill/v1/plan.pb.h"
@@ -83,10 +84,8 @@ void ToProto(const JobProgress& progress, v1::Progress* proto) {
   proto->set_images_per_second(progress.images_per_second);
   ToProto(progress.terms, proto->mutable_terms());
   ToProto(progress.step_seconds, proto->mutable_step_seconds());
-  proto->set_accuracy(progress.accuracy);
-  proto->set_teacher_accuracy(progress.teacher_accuracy);
-  if (progress.mean_iou >= 0) proto->set_mean_iou(progress.mean_iou);
-  if (progress.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(progress.teacher_mean_iou);
+  ToProto(progress.score, proto->mutable_score());
+  ToProto(progress.teacher_score, proto->mutable_teacher_score());
   proto->set_time(progress.time);
   proto->set_phase(progress.phase);
 }
@@ -102,10 +101,8 @@ JobProgress FromProto(const v1::Progress& proto) {
   progress.images_per_second = proto.images_per_second();
   progress.terms = FromProto(proto.terms());
   progress.step_seconds = FromProto(proto.step_seconds());
-  progress.accuracy = proto.accuracy();
-  progress.teacher_accuracy = proto.teacher_accuracy();
-  if (proto.has_mean_iou()) progress.mean_iou = proto.mean_iou();
-  if (proto.has_teacher_mean_iou()) progress.teacher_mean_iou = proto.teacher_mean_iou();
+  progress.score = FromProto(proto.score());
+  progress.teacher_score = FromProto(proto.teacher_score());
   progress.time = proto.time();
   progress.phase = proto.phase();
   return progress;
@@ -115,8 +112,7 @@ void ToProto(const JobStageResult& result, v1::StageResult* proto) {
   proto->set_stage(result.stage);
   proto->set_checkpoint(result.checkpoint);
   proto->set_digest(result.digest);
-  proto->set_accuracy(result.accuracy);
-  if (result.mean_iou >= 0) proto->set_mean_iou(result.mean_iou);
+  ToProto(result.score, proto->mutable_score());
   proto->set_loss(result.loss);
   proto->set_seconds(result.seconds);
   proto->set_skipped_steps(result.skipped_steps);
@@ -127,8 +123,7 @@ JobStageResult FromProto(const v1::StageResult& proto) {
   result.stage = proto.stage();
   result.checkpoint = proto.checkpoint();
   result.digest = proto.digest();
-  result.accuracy = proto.accuracy();
-  if (proto.has_mean_iou()) result.mean_iou = proto.mean_iou();
+  result.score = FromProto(proto.score());
   result.loss = proto.loss();
   result.seconds = proto.seconds();
   result.skipped_steps = proto.skipped_steps();
@@ -143,10 +138,10 @@ void ToProto(const JobArtifacts& artifacts, v1::Artifacts* proto) {
   proto->set_student_parameters(artifacts.student_parameters);
   proto->set_teacher_parameters(artifacts.teacher_parameters);
   proto->set_teacher_bytes(artifacts.teacher_bytes);
-  proto->set_student_accuracy(artifacts.student_accuracy);
-  proto->set_teacher_accuracy(artifacts.teacher_accuracy);
-  if (artifacts.student_mean_iou >= 0) proto->set_student_mean_iou(artifacts.student_mean_iou);
-  if (artifacts.teacher_mean_iou >= 0) proto->set_teacher_mean_iou(artifacts.teacher_mean_iou);
+  ToProto(artifacts.student_score, proto->mutable_student_score());
+  ToProto(artifacts.teacher_score, proto->mutable_teacher_score());
+  ToProto(artifacts.student_score.by_class, proto->mutable_student_classes());
+  ToProto(artifacts.teacher_score.by_class, proto->mutable_teacher_classes());
 }
 
 JobArtifacts FromProto(const v1::Artifacts& proto) {
@@ -158,10 +153,10 @@ JobArtifacts FromProto(const v1::Artifacts& proto) {
   artifacts.student_parameters = proto.student_parameters();
   artifacts.teacher_parameters = proto.teacher_parameters();
   artifacts.teacher_bytes = proto.teacher_bytes();
-  artifacts.student_accuracy = proto.student_accuracy();
-  artifacts.teacher_accuracy = proto.teacher_accuracy();
-  if (proto.has_student_mean_iou()) artifacts.student_mean_iou = proto.student_mean_iou();
-  if (proto.has_teacher_mean_iou()) artifacts.teacher_mean_iou = proto.teacher_mean_iou();
+  artifacts.student_score = FromProto(proto.student_score());
+  artifacts.student_score.by_class = FromProto(proto.student_classes());
+  artifacts.teacher_score = FromProto(proto.teacher_score());
+  artifacts.teacher_score.by_class = FromProto(proto.teacher_classes());
   return artifacts;
 }
 

@@ -131,6 +131,7 @@ struct StagePlan {
   std::string select = "last";
   uint32_t patience = 0;
   bool unlabelled_ok = false;
+  std::string select_by = "objective";
   bool operator==(const StagePlan&) const = default;
 };
 

@@ -143,6 +143,7 @@ void ToProto(const StagePlan& stage, v1::StagePlan* proto) {
   proto->set_select(stage.select);
   proto->set_patience(stage.patience);
   proto->set_unlabelled_ok(stage.unlabelled_ok);
+  proto->set_select_by(stage.select_by);
 }
 
 StagePlan FromProto(const v1::StagePlan& proto) {
@@ -186,6 +187,7 @@ StagePlan FromProto(const v1::StagePlan& proto) {
   stage.select = proto.select();
   stage.patience = proto.patience();
   stage.unlabelled_ok = proto.unlabelled_ok();
+  stage.select_by = proto.select_by();
   return stage;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/score/score.h"
 #include "common/str_cat.h"
 #include "coordinator/cli/units.h"
 
@@ -93,36 +94,26 @@ JobPosition PositionOf(const v1::Job& job) {
   return position;
 }
 
-Score ScoreOf(const v1::Progress& point) { return {point.accuracy(), point.has_mean_iou() ? point.mean_iou() : -1}; }
-
-Score ScoreOf(const v1::StageResult& result) {
-  return {result.accuracy(), result.has_mean_iou() ? result.mean_iou() : -1};
+const v1::Score& StudentScore(const v1::Job& job) {
+  return HasArtifacts(job) ? job.artifacts().student_score() : job.progress().score();
 }
 
-Score StudentScore(const v1::Job& job) {
-  if (HasArtifacts(job)) {
-    const v1::Artifacts& files = job.artifacts();
-    return {files.student_accuracy(), files.has_student_mean_iou() ? files.student_mean_iou() : -1};
+const v1::Score& TeacherScore(const v1::Job& job) {
+  if (job.plan().teachers().empty()) return v1::Score::default_instance();
+  return HasArtifacts(job) ? job.artifacts().teacher_score() : job.progress().teacher_score();
+}
+
+std::string FormatScore(const v1::Score& score) {
+  std::string text;
+  for (const v1::NamedValue& metric : score.metrics()) {
+    StrAppend(&text, text.empty() ? "" : ", ", MetricLabel(metric.name()), " ", FormatPercent(metric.value()));
   }
-  return HasProgress(job) ? ScoreOf(job.progress()) : Score();
+  return text.empty() ? "-" : text;
 }
 
-Score TeacherScore(const v1::Job& job) {
-  if (job.plan().teachers().empty()) return {};
-  // 0 in the artifacts means that nobody measured, as for a job with evaluate_teacher off.
-  if (HasArtifacts(job) && job.artifacts().teacher_accuracy() > 0) {
-    const v1::Artifacts& files = job.artifacts();
-    return {files.teacher_accuracy(), files.has_teacher_mean_iou() ? files.teacher_mean_iou() : -1};
-  }
-  if (!HasProgress(job)) return {};
-  const v1::Progress& progress = job.progress();
-  return {progress.teacher_accuracy(), progress.has_teacher_mean_iou() ? progress.teacher_mean_iou() : -1};
-}
-
-std::string FormatScore(const Score& score) {
-  std::string text = FormatPercent(score.accuracy);
-  if (score.mean_iou >= 0) StrAppend(&text, ", mIoU ", FormatPercent(score.mean_iou));
-  return text;
+std::string FormatHeadline(const v1::Score& score) {
+  if (score.metrics().empty()) return "-";
+  return StrCat(MetricLabel(score.metrics(0).name()), " ", FormatPercent(score.metrics(0).value()));
 }
 
 double ElapsedSeconds(const v1::Job& job, double now) {

@@ -38,20 +38,13 @@ struct JobPosition {
 };
 JobPosition PositionOf(const v1::Job& job);
 
-// What was measured on the test set: shares in [0, 1], negative where nothing was. The mean intersection over union of
-// the classes is measured where pixels have labels.
-struct Score {
-  double accuracy = -1;
-  double mean_iou = -1;
-  bool measured() const { return accuracy >= 0; }
-};
-Score ScoreOf(const v1::Progress& point);
-Score ScoreOf(const v1::StageResult& result);
-// The newest of the student and of the teacher.
-Score StudentScore(const v1::Job& job);
-Score TeacherScore(const v1::Job& job);
-// "88.47 %", "91.20 %, mIoU 61.03 %", or "-".
-std::string FormatScore(const Score& score);
+// What was measured on the test set of the student and of the teacher, the newest; without metrics where nothing was.
+const v1::Score& StudentScore(const v1::Job& job);
+const v1::Score& TeacherScore(const v1::Job& job);
+// "top-1 88.47 %, top-5 99.10 %", "mIoU 61.03 %, pixel accuracy 91.20 %", or "-".
+std::string FormatScore(const v1::Score& score);
+// The first metric alone.
+std::string FormatHeadline(const v1::Score& score);
 
 // Seconds since the job started (since it was submitted while it has not), up to its end or `now`; never negative.
 double ElapsedSeconds(const v1::Job& job, double now);

@@ -78,7 +78,7 @@ std::string ProgressLines(const v1::Job& job, double now) {
 std::string RenderJobList(const v1::ListJobsResponse& jobs, double now, const TextOptions& options,
                           absl::TimeZone zone) {
   if (jobs.jobs().empty()) return "no jobs; submit one: distillctl submit FILE\n";
-  Table table({Left("JOB"), Left("NAME"), Left("STATE"), Left("STAGE"), Right("DONE"), Right("ACCURACY"),
+  Table table({Left("JOB"), Left("NAME"), Left("STATE"), Left("STAGE"), Right("DONE"), Right("SCORE"),
                Left("SUBMITTED"), Right("TIME"), Left("REASON")});
   for (const v1::Job& job : jobs.jobs()) {
     table.AddRow({{job.id()},
@@ -86,7 +86,7 @@ std::string RenderJobList(const v1::ListJobsResponse& jobs, double now, const Te
                   {StateName(job.state()), StateStyle(job.state())},
                   {StageText(job)},
                   {ShareText(job)},
-                  {FormatScore(StudentScore(job))},
+                  {FormatHeadline(StudentScore(job))},
                   {FormatTime(job.submitted_time(), zone)},
                   {job.started_time() > 0 ? FormatDuration(ElapsedSeconds(job, now)) : "-"},
                   {ReasonText(job, options)}});
@@ -111,11 +111,11 @@ std::string RenderJob(const v1::Job& job, double now, const TextOptions& options
   out += Line("Generation",
               StrCat(job.generation(), ", ", job.restarts(), job.restarts() == 1 ? " restart" : " restarts"));
   if (HasProgress(job)) out += ProgressLines(job, now);
-  const Score student = StudentScore(job), teacher = TeacherScore(job);
-  if (student.measured() || teacher.measured()) {
+  const v1::Score &student = StudentScore(job), &teacher = TeacherScore(job);
+  if (!student.metrics().empty() || !teacher.metrics().empty()) {
     std::string text = StrCat("student ", FormatScore(student));
-    if (teacher.measured()) StrAppend(&text, "; teacher ", FormatScore(teacher));
-    out += Line("Accuracy", text);
+    if (!teacher.metrics().empty()) StrAppend(&text, "; teacher ", FormatScore(teacher));
+    out += Line("Test set", text);
   }
   if (HasArtifacts(job)) {
     const v1::Artifacts& files = job.artifacts();
@@ -132,14 +132,14 @@ std::string RenderJob(const v1::Job& job, double now, const TextOptions& options
     }
   }
   if (!job.stages_done().empty()) {
-    Table table({Right("#"), Left("STAGE"), Right("LOSS"), Right("ACCURACY"), Right("TIME"), Left("COMMITTED"),
+    Table table({Right("#"), Left("STAGE"), Right("LOSS"), Right("SCORE"), Right("TIME"), Left("COMMITTED"),
                  Left("CHECKPOINT")});
     for (const v1::StageResult& result : job.stages_done()) {
       const bool known = result.stage() < static_cast<uint32_t>(job.plan().stages_size());
       table.AddRow({{StrCat(uint64_t{result.stage()} + 1)},
                     {known ? job.plan().stages(static_cast<int>(result.stage())).name() : "?"},
                     {FormatNumber(result.loss())},
-                    {FormatScore(ScoreOf(result))},
+                    {FormatScore(result.score())},
                     {FormatDuration(result.seconds())},
                     {FormatTime(result.committed_time(), zone)},
                     {result.checkpoint()}});

@@ -34,12 +34,11 @@ std::string EtaText(const v1::Job& job, double now) {
   return text;
 }
 
-std::string AccuracyText(const v1::Job& job) {
-  const Score student = StudentScore(job), teacher = TeacherScore(job);
-  if (!student.measured() && !teacher.measured()) return "";
-  std::string text = StrCat("accuracy ", FormatScore(student));
-  if (teacher.measured()) StrAppend(&text, " (teacher ", FormatScore(teacher), ")");
-  return text;
+std::string ScoreText(const v1::Job& job) {
+  const v1::Score &student = StudentScore(job), &teacher = TeacherScore(job);
+  std::string text = student.metrics().empty() ? "" : FormatScore(student);
+  if (teacher.metrics().empty()) return text;
+  return StrCat(text, text.empty() ? "" : " ", "(teacher ", FormatScore(teacher), ")");
 }
 
 std::string RestartsText(uint32_t restarts) { return StrCat(restarts, restarts == 1 ? " restart" : " restarts"); }
@@ -78,7 +77,7 @@ std::vector<Span> StageLine(const v1::Job& job, int index, const JobPosition& po
   std::vector<Span> line = {{"  "}, mark, {" "}, {name, name_style}, {StrCat("  ", steps)}};
   if (result != nullptr) {
     line.push_back({StrCat("  loss ", FormatNumber(result->loss()))});
-    if (result->accuracy() >= 0) line.push_back({StrCat("  accuracy ", FormatScore(ScoreOf(*result)))});
+    if (!result->score().metrics().empty()) line.push_back({StrCat("  ", FormatScore(result->score()))});
     line.push_back({StrCat("  ", FormatDuration(result->seconds())), Style::kDim});
   } else if (active && HasProgress(job) && !job.progress().phase().empty()) {
     line.push_back({StrCat("  ", job.progress().phase()), Style::kCyan});
@@ -129,7 +128,7 @@ std::vector<std::string> RenderProgress(const v1::Job& job, double now, std::str
         StrAppend(&speed, FormatRate(progress.images_per_second()), " img/s  ");
       }
       if (progress.step() > 0) StrAppend(&speed, "lr ", FormatNumber(progress.learning_rate()), "  ");
-      StrAppend(&speed, AccuracyText(job));
+      StrAppend(&speed, ScoreText(job));
       while (!speed.empty() && speed.back() == ' ') speed.pop_back();
       if (!speed.empty()) tail.push_back({{StrCat("  ", speed)}});
       if (now - progress.time() > kStaleSeconds) {
@@ -203,8 +202,8 @@ std::string ProgressText(const v1::Job& job, double now) {
   } else if (progress.images_per_second() > 0) {
     StrAppend(&line, ", ", FormatRate(progress.images_per_second()), " img/s");
   }
-  const std::string accuracy = AccuracyText(job);
-  if (!accuracy.empty()) StrAppend(&line, ", ", accuracy);
+  const std::string score = ScoreText(job);
+  if (!score.empty()) StrAppend(&line, ", ", score);
   if (!progress.phase().empty()) StrAppend(&line, ", ", progress.phase());
   return line;
 }
@@ -228,7 +227,7 @@ std::vector<std::string> PlainProgress::Update(const v1::Job& job, double now) {
     if (stage >= job.plan().stages_size() || (last_.has_value() && ResultOf(*last_, stage) != nullptr)) continue;
     std::string text = StrCat(StageTitle(job, stage), " done in ", FormatDuration(result.seconds()), ": loss ",
                               FormatNumber(result.loss()));
-    if (result.accuracy() >= 0) StrAppend(&text, ", accuracy ", FormatScore(ScoreOf(result)));
+    if (!result.score().metrics().empty()) StrAppend(&text, ", ", FormatScore(result.score()));
     add(text);
   }
   const JobPosition position = PositionOf(job);
@@ -264,8 +263,8 @@ std::string RenderOutcome(const v1::Job& job, const TextOptions& options) {
   StrAppend(&out, "\n");
   if (HasArtifacts(job)) {
     const v1::Artifacts& artifacts = job.artifacts();
-    const std::string accuracy = AccuracyText(job);
-    StrAppend(&out, "  student   ", accuracy.empty() ? "accuracy not measured" : accuracy, ", ",
+    const std::string score = ScoreText(job);
+    StrAppend(&out, "  student   ", score.empty() ? "not measured" : score, ", ",
               FormatCount(artifacts.student_parameters()), " parameters\n");
     if (!artifacts.safetensors().empty()) {
       StrAppend(&out, "  weights   ", Printable(artifacts.safetensors()), " (",

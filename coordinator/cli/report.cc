@@ -97,12 +97,12 @@ std::string Results(const v1::Job& job) {
   HtmlTable table({{"Model", "n"},
                    {"Network", "n"},
                    {"State", "n"},
-                   {"Accuracy", "r"},
+                   {"Test set", "r"},
                    {"Parameters", "r"},
                    {"Size", "r"},
                    {"Wall time", "r"}});
   for (const ResultRow& row : ResultRows({job})) {
-    table.Row({row.model, row.network, row.state, row.accuracy, row.parameters, row.size, row.wall_time});
+    table.Row({row.model, row.network, row.state, row.score, row.parameters, row.size, row.wall_time});
   }
   return Section("Results", table.Html());
 }
@@ -156,8 +156,8 @@ std::string Plots(const ReportInput& input, const std::vector<RankGroup>& groups
              loss.empty() ? ""
                           : Details("logarithmic",
                                     RenderPlot(loss, marks, {.name = "loss by step, logarithmic", .log = true}))));
-  out += Section("Accuracy on the test set", RenderPlot(AccuracySeries(input.job, input.history), stages,
-                                                        {.name = "accuracy by step", .unit = "%"}));
+  out += Section("Results on the test set",
+                 RenderPlot(ScoreSeries(input.job, input.history), stages, {.name = "metrics by step", .unit = "%"}));
   out += Section("Where a step's time goes", RenderPlot(StepPartSeries(input.history), stages,
                                                         {.name = "parts of a step", .unit = "ms", .stacked = true}));
   out += Section("Speed", RenderPlot(SpeedSeries(input.history), stages,
@@ -173,7 +173,7 @@ std::string StagesAndFiles(const v1::Job& job, absl::TimeZone zone) {
     HtmlTable table({{"#", "r"},
                      {"Stage", "n"},
                      {"Loss", "r"},
-                     {"Accuracy", "r"},
+                     {"Test set", "r"},
                      {"Time", "r"},
                      {"Committed", "n"},
                      {"Checkpoint and SHA-256 of its manifest", "t"}});
@@ -181,7 +181,7 @@ std::string StagesAndFiles(const v1::Job& job, absl::TimeZone zone) {
       Cell files = Cell::Code(result.checkpoint());
       StrAppend(&files.html, " ", Cell::Code(result.digest()).html);
       table.Row({StrCat(uint64_t{result.stage()} + 1), StageName(job, result.stage()), FormatNumber(result.loss()),
-                 FormatScore(ScoreOf(result)), FormatDuration(result.seconds()),
+                 FormatScore(result.score()), FormatDuration(result.seconds()),
                  FormatTime(result.committed_time(), zone), files});
     }
     out += table.Html();
@@ -198,6 +198,85 @@ std::string StagesAndFiles(const v1::Job& job, absl::TimeZone zone) {
     StrAppend(&out, "<h3>The student's files</h3>\n", table.Html());
   }
   return Section("Stages and files", out);
+}
+
+// "91.20%", "-" of nothing.
+std::string ShareText(uint64_t part, uint64_t whole) {
+  return whole == 0 ? "-" : FormatPercent(static_cast<double>(part) / static_cast<double>(whole));
+}
+
+// Counts by label (rows) and answer (columns), the share of its row as the shade; beyond so many classes a matrix is
+// not read, and the commonest mistakes are listed.
+constexpr int kMatrixClasses = 32;
+constexpr size_t kMistakes = 20;
+
+std::string ConfusionMatrix(const v1::ClassResults& results) {
+  const int classes = results.labelled_size();
+  std::string out = "<div class=\"scroll\"><table class=\"matrix\"><thead><tr><th scope=\"col\">label \\ answer</th>";
+  for (int k = 0; k < classes; ++k) StrAppend(&out, "<th scope=\"col\" class=\"r\">", k, "</th>");
+  out += "</tr></thead><tbody>\n";
+  for (int label = 0; label < classes; ++label) {
+    StrAppend(&out, "<tr><th scope=\"row\" class=\"r\">", label, "</th>");
+    for (int answer = 0; answer < classes; ++answer) {
+      const uint64_t count = results.confusion(label * classes + answer);
+      // Five shades; what is there at all has one.
+      const uint64_t shade =
+          count == 0 ? 0 : 1 + std::min<uint64_t>(4, count * 5 / std::max<uint64_t>(1, results.labelled(label)));
+      StrAppend(&out, "<td class=\"r s", shade, "\">", count, "</td>");
+    }
+    out += "</tr>\n";
+  }
+  return out + "</tbody></table></div>\n";
+}
+
+std::string Mistakes(const v1::ClassResults& results) {
+  const int classes = results.labelled_size();
+  std::vector<std::pair<uint64_t, int>> found;  // count, place
+  for (int i = 0; i < results.confusion_size(); ++i) {
+    if (i / classes != i % classes && results.confusion(i) > 0) found.emplace_back(results.confusion(i), i);
+  }
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+  if (found.size() > kMistakes) found.resize(kMistakes);
+  HtmlTable table({{"Label", "r"}, {"Answer", "r"}, {"Count", "r"}, {"Of the label", "r"}});
+  for (const auto& [count, place] : found) {
+    table.Row({StrCat(place / classes), StrCat(place % classes), StrCat(count),
+               ShareText(count, results.labelled(place / classes))});
+  }
+  return table.Html();
+}
+
+std::string Classes(const v1::Job& job) {
+  const v1::ClassResults& student = job.artifacts().student_classes();
+  const v1::ClassResults& teacher = job.artifacts().teacher_classes();
+  const int classes = student.labelled_size();
+  if (classes == 0) return "";
+  const auto iou = [](const v1::ClassResults& results, int k) {
+    if (k >= results.labelled_size()) return std::string("-");
+    return ShareText(results.right(k), results.labelled(k) + results.answered(k) - results.right(k));
+  };
+  const bool compare = teacher.labelled_size() == classes;
+  std::vector<Column> columns = {{"Class", "r"}, {"Labelled", "r"}, {"Recall", "r"}, {"Precision", "r"}, {"IoU", "r"}};
+  if (compare) {
+    columns.push_back({"Teacher&#39;s recall", "r"});
+    columns.push_back({"Teacher&#39;s IoU", "r"});
+  }
+  HtmlTable table(columns);
+  for (int k = 0; k < classes; ++k) {
+    std::vector<Cell> row = {StrCat(k), StrCat(student.labelled(k)), ShareText(student.right(k), student.labelled(k)),
+                             ShareText(student.right(k), student.answered(k)), iou(student, k)};
+    if (compare) {
+      row.push_back(ShareText(teacher.right(k), teacher.labelled(k)));
+      row.push_back(iou(teacher, k));
+    }
+    table.Row(row);
+  }
+  std::string out = table.Html();
+  if (student.confusion_size() == int64_t{classes} * classes) {
+    if (classes <= kMatrixClasses) StrAppend(&out, "<h3>Confusion matrix</h3>\n", ConfusionMatrix(student));
+    StrAppend(&out, "<h3>Commonest mistakes</h3>\n", Mistakes(student));
+  }
+  return Section("Classes, on the test set", out);
 }
 
 std::string Environment(const ReportInput& input) {
@@ -276,7 +355,7 @@ std::string RenderReport(const ReportInput& input, absl::TimeZone zone) {
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
       "<meta name=\"color-scheme\" content=\"light dark\"/>\n<title>",
       EscapeHtml(input.job.name()), " - Distillery</title>\n<style>", kReportStyle, "</style>\n</head>\n<body>\n",
-      Head(input, zone), Results(input.job), Timeline(input, groups), Plots(input, groups),
+      Head(input, zone), Results(input.job), Timeline(input, groups), Plots(input, groups), Classes(input.job),
       StagesAndFiles(input.job, zone), Environment(input), Events(input.events, zone), Plan(input),
       "</body>\n</html>\n");
 }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 
+#include "common/score/score.h"
 #include "common/str_cat.h"
 #include "coordinator/cli/job_progress.h"
 
@@ -77,39 +78,45 @@ std::vector<PlotSeries> LossSeries(const v1::GetHistoryResponse& history) {
   return series;
 }
 
-std::vector<PlotSeries> AccuracySeries(const v1::Job& job, const v1::GetHistoryResponse& history) {
-  std::map<uint64_t, Score> found;
-  double before = -1;
+std::vector<PlotSeries> ScoreSeries(const v1::Job& job, const v1::GetHistoryResponse& history) {
+  std::map<uint64_t, const v1::Score*> found;
+  std::string before;
   for (const v1::Progress& point : history.points()) {
-    if (point.accuracy() >= 0 && point.accuracy() != before) found[point.total_step()] = ScoreOf(point);
-    before = point.accuracy();
+    const std::string now = point.score().SerializeAsString();
+    if (!now.empty() && now != before) found[point.total_step()] = &point.score();
+    before = now;
   }
   // What the stages' ends say is exact, also where reports were thinned out.
   uint64_t end = 0;
   for (int i = 0; i < job.plan().stages_size(); ++i) {
     end += job.plan().stages(i).steps();
     const v1::StageResult* const result = ResultOf(job, i);
-    if (result != nullptr && result->accuracy() >= 0) found[end] = ScoreOf(*result);
+    if (result != nullptr && !result->score().metrics().empty()) found[end] = &result->score();
   }
-  const Score teacher = TeacherScore(job);
+  const v1::Score& teacher = TeacherScore(job);
   const double last = static_cast<double>(std::max<uint64_t>(1, PositionOf(job).done_steps));
+  std::vector<std::string> names;
+  for (const auto& [step, score] : found) Collect(score->metrics(), &names);
+  Collect(teacher.metrics(), &names);
   std::vector<PlotSeries> series;
-  const auto add = [&](const std::string& ending, double Score::*share) {
-    const int color = static_cast<int>(series.size());
-    PlotSeries student{.name = "student" + ending, .color = color, .dots = true};
+  for (const std::string& name : names) {
+    const int color = static_cast<int>(series.size()) % kColors;
+    const std::string label = MetricLabel(name);
+    PlotSeries student{.name = "student " + label, .color = color, .dots = true};
     for (const auto& [step, score] : found) {
-      if (score.*share >= 0) student.points.push_back({static_cast<double>(step), score.*share * 100, 0});
+      if (const v1::NamedValue* metric = Find(score->metrics(), name)) {
+        student.points.push_back({static_cast<double>(step), metric->value() * 100, 0});
+      }
     }
     if (!student.points.empty()) series.push_back(std::move(student));
-    if (const double percent = teacher.*share * 100; percent >= 0) {
-      series.push_back({.name = "teacher" + ending,
-                        .color = color + 1,
+    if (const v1::NamedValue* metric = Find(teacher.metrics(), name)) {
+      const double percent = metric->value() * 100;
+      series.push_back({.name = "teacher " + label,
+                        .color = (color + 1) % kColors,
                         .dashed = true,
                         .points = {{0, percent, 0}, {last, percent, 0}}});
     }
-  };
-  add("", &Score::accuracy);
-  add(" mIoU", &Score::mean_iou);
+  }
   return series;
 }
 

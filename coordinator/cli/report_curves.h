@@ -24,8 +24,8 @@ std::vector<RankGroup> GroupsOf(const std::vector<v1::JobEvent>& events);
 // The weighted sum and each term, by step; after a restart the newest report of a step counts. Lines break between
 // stages.
 std::vector<PlotSeries> LossSeries(const v1::GetHistoryResponse& history);
-// Test accuracies in percent: the student's evaluations, and the teacher as a level.
-std::vector<PlotSeries> AccuracySeries(const v1::Job& job, const v1::GetHistoryResponse& history);
+// Metrics on the test set in percent: the student's evaluations, and the teacher as a level.
+std::vector<PlotSeries> ScoreSeries(const v1::Job& job, const v1::GetHistoryResponse& history);
 // Milliseconds of each part of a step, in the order of the step.
 std::vector<PlotSeries> StepPartSeries(const v1::GetHistoryResponse& history);
 // Images per second over all ranks.

@@ -60,6 +60,12 @@ svg .curve { fill: none; stroke: var(--k); stroke-width: 1.8; stroke-linejoin: r
 svg .area { fill: var(--k); fill-opacity: .85; } svg .dot { fill: var(--k); }
 .k0 { --k: var(--c0); } .k1 { --k: var(--c1); } .k2 { --k: var(--c2); } .k3 { --k: var(--c3); }
 .k4 { --k: var(--c4); } .k5 { --k: var(--c5); } .k6 { --k: var(--c6); } .k7 { --k: var(--c7); }
+.matrix td, .matrix th { padding: .15rem .45rem; } .matrix td { --shade: var(--c0); }
+.s1 { background: color-mix(in srgb, var(--shade) 10%, transparent); }
+.s2 { background: color-mix(in srgb, var(--shade) 20%, transparent); }
+.s3 { background: color-mix(in srgb, var(--shade) 30%, transparent); }
+.s4 { background: color-mix(in srgb, var(--shade) 40%, transparent); }
+.s5 { background: color-mix(in srgb, var(--shade) 50%, transparent); }
 @media print { body { max-width: none; } section, header { break-inside: avoid-page; } }
 )css";
 

@@ -70,7 +70,7 @@ std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs) {
     for (const v1::TeacherRef& teacher : job.plan().teachers()) {
       if (!teachers.emplace(teacher.model(), teacher.digest()).second) continue;
       // Another job may have measured what this one did not.
-      Score score;
+      const v1::Score* score = &v1::Score::default_instance();
       uint64_t parameters = 0, bytes = 0;
       for (const v1::Job& other : jobs) {
         const auto& refs = other.plan().teachers();
@@ -78,18 +78,18 @@ std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs) {
           return ref.model() == teacher.model() && ref.digest() == teacher.digest();
         });
         if (!same) continue;
-        if (!score.measured()) score = TeacherScore(other);
+        if (score->metrics().empty()) score = &TeacherScore(other);
         parameters = std::max<uint64_t>(parameters, other.artifacts().teacher_parameters());
         bytes = std::max<uint64_t>(bytes, other.artifacts().teacher_bytes());
       }
-      rows.push_back({StrCat("teacher ", teacher.model()), StudentText(teacher.spec()), "", FormatScore(score),
+      rows.push_back({StrCat("teacher ", teacher.model()), StudentText(teacher.spec()), "", FormatHeadline(*score),
                       parameters > 0 ? FormatCount(parameters) : "-", bytes > 0 ? FormatBytes(bytes) : "-", "-"});
     }
   }
   for (const v1::Job& job : jobs) {
     const bool files = HasArtifacts(job);
     rows.push_back({StrCat(job.name(), " (", job.id(), ")"), StudentText(job.plan().student()), StateName(job.state()),
-                    FormatScore(StudentScore(job)), files ? FormatCount(job.artifacts().student_parameters()) : "-",
+                    FormatHeadline(StudentScore(job)), files ? FormatCount(job.artifacts().student_parameters()) : "-",
                     files ? FormatBytes(job.artifacts().safetensors_bytes()) : "-", FormatDuration(WallSeconds(job)),
                     &job});
   }
@@ -97,7 +97,7 @@ std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs) {
 }
 
 std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& options) {
-  Table table({Left("MODEL"), Left("NETWORK"), Left("STATE"), Right("ACCURACY"), Right("PARAMETERS"), Right("SIZE"),
+  Table table({Left("MODEL"), Left("NETWORK"), Left("STATE"), Right("SCORE"), Right("PARAMETERS"), Right("SIZE"),
                Right("WALL TIME")});
   for (const ResultRow& row : ResultRows(jobs)) {
     const Style style = row.job == nullptr ? Style::kNone : Style::kBold;
@@ -105,7 +105,7 @@ std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& o
     table.AddRow({{row.model, style},
                   {row.network},
                   {row.state, state},
-                  {row.accuracy, style},
+                  {row.score, style},
                   {row.parameters},
                   {row.size},
                   {row.wall_time}});
@@ -155,10 +155,13 @@ std::string ResultsJson(const std::vector<v1::Job>& jobs) {
     entry["student"] = job.plan().student().arch();
     entry["teacher"] =
         job.plan().teachers().empty() ? ordered_json(nullptr) : ordered_json(job.plan().teachers(0).model());
-    entry["student_accuracy"] = measured(StudentScore(job).accuracy);
-    entry["teacher_accuracy"] = measured(TeacherScore(job).accuracy);
-    entry["student_mean_iou"] = measured(StudentScore(job).mean_iou);
-    entry["teacher_mean_iou"] = measured(TeacherScore(job).mean_iou);
+    const auto metrics = [&](const v1::Score& score) {
+      ordered_json values = nullptr;
+      for (const v1::NamedValue& metric : score.metrics()) values[metric.name()] = measured(metric.value());
+      return values;
+    };
+    entry["student_score"] = metrics(StudentScore(job));
+    entry["teacher_score"] = metrics(TeacherScore(job));
     entry["student_parameters"] = known(artifacts.student_parameters());
     entry["teacher_parameters"] = known(artifacts.teacher_parameters());
     entry["student_bytes"] = known(artifacts.safetensors_bytes());
@@ -177,7 +180,7 @@ std::string RenderHistory(const v1::Job& job, const v1::GetHistoryResponse& hist
                           const TextOptions& options) {
   if (history.points().empty()) return "no progress points yet\n";
   Table table({Left("STAGE"), Right("STEP"), Right("TOTAL"), Right("LOSS"), Right("LEARNING RATE"), Right("IMAGES/S"),
-               Right("ACCURACY"), Right("TIME")});
+               Right("SCORE"), Right("TIME")});
   for (int i = FirstPoint(history, limit); i < history.points_size(); ++i) {
     const v1::Progress& point = history.points(i);
     table.AddRow({{StageName(job, point.stage())},
@@ -186,14 +189,14 @@ std::string RenderHistory(const v1::Job& job, const v1::GetHistoryResponse& hist
                   {FormatNumber(point.loss())},
                   {FormatNumber(point.learning_rate())},
                   {FormatRate(point.images_per_second())},
-                  {FormatScore(ScoreOf(point))},
+                  {FormatHeadline(point.score())},
                   {job.started_time() > 0 ? FormatDuration(std::max(0.0, point.time() - job.started_time())) : "-"}});
   }
   return table.Render(options);
 }
 
 std::string HistoryCsv(const v1::Job& job, const v1::GetHistoryResponse& history, size_t limit) {
-  std::vector<std::string> terms, seconds;  // in order of first appearance
+  std::vector<std::string> metrics, teacher_metrics, terms, seconds;  // in order of first appearance
   const auto collect = [](const auto& values, std::vector<std::string>& names) {
     for (const v1::NamedValue& value : values) {
       if (std::find(names.begin(), names.end(), value.name()) == names.end()) names.push_back(value.name());
@@ -201,31 +204,33 @@ std::string HistoryCsv(const v1::Job& job, const v1::GetHistoryResponse& history
   };
   const int first = FirstPoint(history, limit);
   for (int i = first; i < history.points_size(); ++i) {
+    collect(history.points(i).score().metrics(), metrics);
+    collect(history.points(i).teacher_score().metrics(), teacher_metrics);
     collect(history.points(i).terms(), terms);
     collect(history.points(i).step_seconds(), seconds);
   }
-  std::string out =
-      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,mean_iou,"
-      "time,phase";
+  std::string out = "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,time,phase";
+  for (const std::string& name : metrics) StrAppend(&out, ",", CsvCell("student_" + name));
+  for (const std::string& name : teacher_metrics) StrAppend(&out, ",", CsvCell("teacher_" + name));
   for (const std::string& name : terms) StrAppend(&out, ",", CsvCell("term_" + name));
   for (const std::string& name : seconds) StrAppend(&out, ",", CsvCell("seconds_" + name));
   out += "\n";
-  const auto measured = [](double value) { return value < 0 ? std::string() : CsvNumber(value); };
   for (int i = first; i < history.points_size(); ++i) {
     const v1::Progress& point = history.points(i);
     StrAppend(&out, point.stage(), ",", CsvCell(StageName(job, point.stage())), ",", point.step(), ",",
               point.total_step(), ",", CsvNumber(point.loss()), ",", CsvNumber(point.learning_rate()), ",",
-              CsvNumber(point.images_per_second()), ",", measured(point.accuracy()), ",",
-              measured(point.teacher_accuracy()), ",", measured(ScoreOf(point).mean_iou), ",",
-              absl::StrFormat("%.3f", point.time()), ",", CsvCell(point.phase()));
-    for (const std::string& name : terms) {
-      const v1::NamedValue* value = FindValue(point.terms(), name);
-      StrAppend(&out, ",", value == nullptr ? "" : CsvNumber(value->value()));
-    }
-    for (const std::string& name : seconds) {
-      const v1::NamedValue* value = FindValue(point.step_seconds(), name);
-      StrAppend(&out, ",", value == nullptr ? "" : CsvNumber(value->value()));
-    }
+              CsvNumber(point.images_per_second()), ",", absl::StrFormat("%.3f", point.time()), ",",
+              CsvCell(point.phase()));
+    const auto append = [&](const auto& values, const std::vector<std::string>& names) {
+      for (const std::string& name : names) {
+        const v1::NamedValue* value = FindValue(values, name);
+        StrAppend(&out, ",", value == nullptr ? "" : CsvNumber(value->value()));
+      }
+    };
+    append(point.score().metrics(), metrics);
+    append(point.teacher_score().metrics(), teacher_metrics);
+    append(point.terms(), terms);
+    append(point.step_seconds(), seconds);
     out += "\n";
   }
   return out;

@@ -12,17 +12,17 @@ namespace distill::cli {
 
 // A row of the comparison, as text.
 struct ResultRow {
-  std::string model, network, state, accuracy, parameters, size, wall_time;
+  std::string model, network, state, score, parameters, size, wall_time;
   const v1::Job* job = nullptr;  // of the jobs asked for; null for a teacher's row
 };
 // The rows of RenderResults().
 std::vector<ResultRow> ResultRows(const std::vector<v1::Job>& jobs);
 
-// One row for each teacher (once per model and digest) and one for each job's student: accuracy, parameters, size of
-// the weights file, wall time; below it the students' files.
+// One row for each teacher (once per model and digest) and one for each job's student: headline metric, parameters,
+// size of the weights file, wall time; below it the students' files.
 std::string RenderResults(const std::vector<v1::Job>& jobs, const TextOptions& options);
-// {"results": [{"job": ..., "name": ..., "state": ..., "student_accuracy": number or null, ...}]}: one entry a job, in
-// the order asked for; null for what was not measured. Keys are listed in docs/cli.md.
+// {"results": [{"job": ..., "name": ..., "state": ..., "student_score": {"top1": number, ...} or null, ...}]}: one
+// entry a job, in the order asked for; null for what was not measured. Keys are listed in docs/cli.md.
 std::string ResultsJson(const std::vector<v1::Job>& jobs);
 
 // The newest `limit` points of a curve (0: all) as a table.

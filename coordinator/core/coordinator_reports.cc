@@ -138,8 +138,7 @@ Status Coordinator::CommitStage(const WorkerIdentity& from, const std::string& j
       }
       text = StrCat("stage ", result.stage + 1, " of ", stages, " ('", job.plan->stages[result.stage].name,
                     "') committed: loss ", result.loss);
-      if (result.accuracy >= 0) StrAppend(&text, ", accuracy ", result.accuracy);
-      if (result.mean_iou >= 0) StrAppend(&text, ", mean IoU ", result.mean_iou);
+      if (result.score.measured()) StrAppend(&text, ", ", DescribeScore(result.score));
       if (result.skipped_steps > 0) StrAppend(&text, ", ", result.skipped_steps, " steps skipped");
       StrAppend(&text, ", ", result.seconds, " s");
       change.events.push_back(OwnEvent(EventLevel::kInfo, EventType::kStageCommitted, text));

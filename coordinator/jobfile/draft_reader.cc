@@ -382,6 +382,7 @@ void ReadPresetOptions(const SectionReader& top, Problems* problems, JobDraft* j
   sskd.Flag("restart_lr", &job->sskd.restart_lr);
   sskd.Choice("select", {"last", "best"}, &job->sskd.select);
   sskd.Integer("patience", 0, 1'000'000, &job->sskd.patience);
+  ReadSelectBy(sskd, job->sskd.select, job->sskd.patience, &job->sskd.select_by, &job->sskd.select_by_mark);
   sskd.Flag("unlabelled_ok", &job->sskd.unlabelled_ok);
   job->sskd.unlabelled_mark = sskd.Mark("unlabelled_ok");
   sskd.Numbers("phase_shares", kPhaseShare, &job->sskd.phase_shares);

@@ -18,6 +18,9 @@ std::vector<StageDraft> ReadStages(const YamlNodePtr& list, const JobDraft& job,
 void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* problems, OptimizerDraft* out);
 void ReadSchedule(const YamlNodePtr& node, const std::string& path, Problems* problems, SchedulePlan* out);
 class SectionReader;
+// The key `select_by` of a section, which needs its `select` or `patience`: already read.
+void ReadSelectBy(const SectionReader& section, const std::string& select, uint32_t patience, std::string* out,
+                  YamlMark* mark);
 // The keys `epochs` and `steps` of a section.
 LengthDraft ReadLength(const SectionReader& section);
 

@@ -186,6 +186,7 @@ StageDraft ReadStage(const YamlNodePtr& node, const std::string& path, const Job
   section.Choice("frozen_bn", {"eval", "train"}, &stage.frozen_bn);
   section.Choice("select", {"last", "best"}, &stage.select);
   section.Integer("patience", 0, 1'000'000, &stage.patience);
+  ReadSelectBy(section, stage.select, stage.patience, &stage.select_by, &stage.select_by_mark);
   stage.select_mark = section.Mark(section.Has("select") ? "select" : "patience");
   section.Flag("unlabelled_ok", &stage.unlabelled_ok);
   stage.unlabelled_mark = section.Mark("unlabelled_ok");

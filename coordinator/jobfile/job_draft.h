@@ -65,7 +65,9 @@ struct StageDraft {
   std::string select = "last";
   uint32_t patience = 0;
   bool unlabelled_ok = false;
+  std::string select_by = "objective";
   YamlMark select_mark;
+  YamlMark select_by_mark;
   YamlMark unlabelled_mark;
   std::string teacher_input;  // blockwise: the teacher's map at this tap ...
   std::string student_input;  // ... takes the place of the student's at this one
@@ -121,6 +123,8 @@ struct SskdOptions {
   std::string frozen_bn = "eval";
   std::string select = "last";
   uint32_t patience = 0;
+  std::string select_by = "objective";
+  YamlMark select_by_mark;
   bool restart_lr = true;
   bool unlabelled_ok = false;
   YamlMark unlabelled_mark;

@@ -23,7 +23,8 @@ constexpr std::string_view kCwd[] = {"temperature", "weight", "kd_weight", "kd_t
 constexpr std::string_view kLastStage[] = {"weight", "kd_weight", "kd_temperature"};
 constexpr std::string_view kSskd[] = {"policy",           "stages",       "head",      "adapter",    "feature_loss",
                                       "reduction",        "tap_position", "frozen_bn", "restart_lr", "phase_shares",
-                                      "spatial_mismatch", "select",       "patience",  "finetune",   "unlabelled_ok"};
+                                      "spatial_mismatch", "select",       "patience",  "finetune",   "unlabelled_ok",
+                                      "select_by"};
 constexpr std::string_view kSskdStage[] = {"student", "teacher", "name", "share", "optimizer", "schedule"};
 constexpr std::string_view kSskdHead[] = {"share", "optimizer", "schedule", "loss", "label_smoothing", "init"};
 constexpr std::string_view kFinetune[] = {"epochs", "steps", "lr"};
@@ -37,7 +38,7 @@ constexpr std::string_view kCheckpoint[] = {"every"};
 constexpr std::string_view kEvaluate[] = {"every", "teacher"};
 constexpr std::string_view kStage[] = {"name",     "trainable", "epochs",        "steps",         "optimizer",
                                        "schedule", "frozen_bn", "teacher_input", "student_input", "select",
-                                       "patience", "losses",    "unlabelled_ok"};
+                                       "patience", "losses",    "unlabelled_ok", "select_by"};
 constexpr std::string_view kLoss[] = {"type",    "name",         "weight",          "student", "teacher",
                                       "adapter", "tap_position", "weight_schedule", "own"};
 constexpr std::string_view kWeightSchedule[] = {"type", "warmup", "start", "stop"};

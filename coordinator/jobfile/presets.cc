@@ -151,6 +151,9 @@ std::vector<StageDraft> SskdStages(const JobDraft& job, const StagePairs& pairs,
   head.schedule = options.head.schedule;
   head.losses.push_back(Loss(job, "cross_entropy", 1));
   head.losses.back().knobs["label_smoothing"] = options.head.label_smoothing;
+  // Before it the head is as it was initialised, and a metric of its answers is chance.
+  head.select_by = options.select_by;
+  head.select_by_mark = options.select_by_mark;
   stages.push_back(std::move(head));
   uint64_t total_steps = 0;
   for (const StageDraft& stage : stages) total_steps += *stage.length.steps;

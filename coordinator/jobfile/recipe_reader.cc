@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "common/score/score.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/draft_reader.h"
 #include "coordinator/jobfile/section_reader.h"
@@ -82,6 +83,15 @@ void ReadOptimizer(const YamlNodePtr& node, const std::string& path, Problems* p
   if (out->nesterov && out->type != "sgd") section.Problem("nesterov", StrCat("belongs to sgd, not to ", out->type));
   OnlyFor(section, "momentum", {"sgd"}, out->type);
   for (const std::string_view key : {"betas", "eps"}) OnlyFor(section, key, {"adam", "adamw", "lamb"}, out->type);
+}
+
+void ReadSelectBy(const SectionReader& section, const std::string& select, uint32_t patience, std::string* out,
+                  YamlMark* mark) {
+  section.Choice("select_by", {"objective", kTop1, kTop5, kMeanIou, kPixelAccuracy}, out);
+  if (section.Has("select_by") && select == "last" && patience == 0) {
+    section.Problem("select_by", "says what select: best and patience go by; give one of them");
+  }
+  *mark = section.Mark("select_by");
 }
 
 void ReadSchedule(const YamlNodePtr& node, const std::string& path, Problems* problems, SchedulePlan* out) {

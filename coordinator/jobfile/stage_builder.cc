@@ -6,6 +6,7 @@
 
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
+#include "common/score/score.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/loss_builder.h"
 
@@ -134,6 +135,25 @@ void NameLosses(std::vector<LossPlan>* losses) {
   }
 }
 
+// A metric has to be one of the task's, and to find labels.
+void CheckSelectBy(const StageDraft& draft, const std::string& where, const JobDraft& job, const Architecture& arch,
+                   Problems* problems) {
+  if (draft.select_by == "objective") return;
+  const bool of_pixels = draft.select_by == kMeanIou || draft.select_by == kPixelAccuracy;
+  if (of_pixels != arch.dense()) {
+    problems->Add(draft.select_by_mark,
+                  StrCat(where, ".select_by: '", draft.select_by, "' is for ", of_pixels ? "pixels" : "images",
+                         ", and the student answers for ", of_pixels ? "images: take top1" : "pixels: take mean_iou",
+                         " or objective"));
+  } else if (draft.select_by == kTop5 && arch.spec().num_classes <= 5) {
+    problems->Add(draft.select_by_mark, StrCat(where, ".select_by: top5 needs more than five classes; take top1"));
+  } else if (job.plan.data.train_size == 0) {
+    problems->Add(draft.select_by_mark,
+                  StrCat(where, ".select_by: '", draft.select_by,
+                         "' compares with labels, but data.train_size says that no training image has one"));
+  }
+}
+
 StagePlan BuildStage(const StageDraft& draft, const std::string& where, const JobDraft& job,
                      const StageContext& context, Problems* problems) {
   const Architecture& arch = *context.student;
@@ -145,6 +165,8 @@ StagePlan BuildStage(const StageDraft& draft, const std::string& where, const Jo
   stage.trainable_globs = draft.trainable;
   stage.frozen_bn = draft.frozen_bn;
   stage.select = draft.select;
+  stage.select_by = draft.select_by;
+  CheckSelectBy(draft, where, job, arch, problems);
   stage.patience = draft.patience;
   if ((stage.select == "best" || stage.patience > 0) && job.plan.data.holdout == 0) {
     problems->Add(draft.select_mark, StrCat(where,

@@ -57,7 +57,8 @@ class JobStore {
   // All or nothing. kNotFound: no such job.
   virtual Status Apply(const std::vector<JobChange>& changes) = 0;
 
-  // A job whose row cannot be read whole comes with JobRecord.damage: here, in List() and in Active().
+  // A job whose row cannot be read whole comes with JobRecord.damage: here, in List() and in Active(). Results by class
+  // (up to a few hundred kB a job) come here alone.
   // By id, else the job of that name that has not ended, else the newest of that name. kNotFound; kInvalidArgument:
   // several of that name have not ended (their ids are in the message).
   virtual StatusOr<JobRecord> Get(const std::string& id_or_name) = 0;

@@ -179,20 +179,25 @@ Status DropStages(SqliteDatabase* db, const std::string& job_id, uint32_t first)
 }
 
 Status WriteArtifacts(SqliteDatabase* db, const std::string& job_id, const JobArtifacts& artifacts) {
-  return db->Query("UPDATE jobs SET artifacts = ? WHERE id = ?")
-      .Blob(Serialize<v1::Artifacts>(artifacts))
+  v1::Artifacts rest, classes;
+  ToProto(artifacts, &rest);
+  classes.mutable_student_classes()->Swap(rest.mutable_student_classes());
+  classes.mutable_teacher_classes()->Swap(rest.mutable_teacher_classes());
+  return db->Query("UPDATE jobs SET artifacts = ?, classes = ? WHERE id = ?")
+      .Blob(rest.SerializeAsString())
+      .Blob(classes.SerializeAsString())
       .Text(job_id)
       .Run();
 }
 
-StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
+StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id, ResultsByClass classes) {
   JobRecord job;
   {
     SqliteQuery query = db->Query(
         "SELECT name, submitted, plan, overrides, file_name, state, reason, generation, restarts, cancel_requested, "
-        "cancel_reason, started, finished, progress, artifacts, wait, fruitless, best_step, best_stage FROM jobs "
-        "WHERE id = ?");
-    query.Text(id);
+        "cancel_reason, started, finished, progress, artifacts, wait, fruitless, best_step, best_stage, CASE WHEN ? "
+        "THEN classes END FROM jobs WHERE id = ?");
+    query.Int(classes == ResultsByClass::kLoad).Text(id);
     DISTILL_ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return absl::NotFoundError(StrCat("job ", id, " is not in the store"));
     job.id = id;
@@ -222,6 +227,10 @@ StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id) {
       job.progress = FromProto(progress);
     }
     if (v1::Artifacts artifacts; !query.IsNull(14) && Parse(query.TextAt(14), "artifacts", &artifacts, &job)) {
+      v1::Artifacts by_class;
+      if (!query.IsNull(19) && Parse(query.TextAt(19), "results by class", &by_class, &job)) {
+        artifacts.MergeFrom(by_class);
+      }
       job.has_artifacts = true;
       job.artifacts = FromProto(artifacts);
     }

@@ -24,7 +24,8 @@ Status WriteArtifacts(SqliteDatabase* db, const std::string& job_id, const JobAr
 // Gives sequence numbers; drops events that a worker sent twice, and the oldest beyond JobStore::kMaxEvents.
 Status AddEvents(SqliteDatabase* db, const std::string& job_id, const std::vector<EventRecord>& events);
 
-StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id);
+enum class ResultsByClass { kLoad, kLeave };  // of the artifacts' scores
+StatusOr<JobRecord> LoadJob(SqliteDatabase* db, const std::string& id, ResultsByClass classes);
 StatusOr<std::vector<EventRecord>> LoadEvents(SqliteDatabase* db, const std::string& job_id, uint64_t after,
                                               size_t limit);
 StatusOr<std::vector<CurvePoint>> LoadPoints(SqliteDatabase* db, const std::string& job_id, uint64_t from,

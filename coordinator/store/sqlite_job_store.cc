@@ -60,7 +60,7 @@ class SqliteJobStore : public JobStore {
     SqliteQuery by_id = db_->Query("SELECT id FROM jobs WHERE id = ?");
     by_id.Text(id_or_name);
     DISTILL_ASSIGN_OR_RETURN(const bool is_id, by_id.Step());
-    if (is_id) return LoadJob(db_.get(), id_or_name);
+    if (is_id) return LoadJob(db_.get(), id_or_name, ResultsByClass::kLoad);
     // Those that have not ended first: who says a name means the job that runs, not a later one that failed at once.
     SqliteQuery by_name =
         db_->Query("SELECT id, state IN (1, 2) AS active FROM jobs WHERE name = ? ORDER BY active DESC, number DESC");
@@ -73,13 +73,13 @@ class SqliteJobStore : public JobStore {
         active.push_back(by_name.TextAt(0));
         continue;
       }
-      if (active.empty()) return LoadJob(db_.get(), by_name.TextAt(0));
+      if (active.empty()) return LoadJob(db_.get(), by_name.TextAt(0), ResultsByClass::kLoad);
       break;
     }
     if (active.empty()) {
       return absl::NotFoundError(StrCat("no job has the id or name '", id_or_name, "'; distillctl list shows all"));
     }
-    if (active.size() == 1) return LoadJob(db_.get(), active[0]);
+    if (active.size() == 1) return LoadJob(db_.get(), active[0], ResultsByClass::kLoad);
     return absl::InvalidArgumentError(StrCat(active.size(), " jobs named '", id_or_name,
                                              "' have not ended; name one by its id: ", absl::StrJoin(active, ", ")));
   }
@@ -157,7 +157,7 @@ class SqliteJobStore : public JobStore {
     }
     std::vector<JobRecord> jobs;
     for (const std::string& id : ids) {
-      DISTILL_ASSIGN_OR_RETURN(JobRecord job, LoadJob(db_.get(), id));
+      DISTILL_ASSIGN_OR_RETURN(JobRecord job, LoadJob(db_.get(), id, ResultsByClass::kLeave));
       jobs.push_back(std::move(job));
     }
     return jobs;

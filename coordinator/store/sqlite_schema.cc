@@ -6,7 +6,8 @@ namespace distill {
 namespace {
 
 // `number` gives jobs their order of submission. Protobuf blobs: jobs.plan (JobPlan), jobs.progress and points.point
-// (Progress), jobs.artifacts (Artifacts), stages.result (StageResult), jobs.overrides (a SubmitJobRequest of these
+// (Progress), jobs.artifacts (Artifacts without its results by class), jobs.classes (an Artifacts of these alone: they
+// are large, and lists of jobs do without), stages.result (StageResult), jobs.overrides (a SubmitJobRequest of these
 // alone), all of distill.v1.
 constexpr const char* kTables = R"sql(
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -36,6 +37,7 @@ CREATE TABLE jobs (
   progress_seen INTEGER NOT NULL DEFAULT 0,
   progress_stride INTEGER NOT NULL DEFAULT 1,
   artifacts BLOB,
+  classes BLOB,
   last_event INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX jobs_by_name ON jobs (name);
 CREATE INDEX jobs_by_state ON jobs (state);
@@ -78,7 +80,7 @@ CREATE TABLE points (
   number INTEGER NOT NULL,
   point BLOB NOT NULL,
   PRIMARY KEY (job_id, number)) WITHOUT ROWID;
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 )sql";
 
 StatusOr<int64_t> ReadInt(SqliteDatabase* db, const char* sql) {

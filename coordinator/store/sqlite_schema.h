@@ -9,7 +9,7 @@
 
 namespace distill {
 
-inline constexpr int kSchemaVersion = 2;
+inline constexpr int kSchemaVersion = 3;
 
 // Makes the tables in an empty file, refuses other versions (kFailedPrecondition), raises the coordinator epoch by one
 // and returns it.

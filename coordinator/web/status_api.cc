@@ -46,8 +46,6 @@ bool IsJobName(std::string_view text) {
   });
 }
 
-ordered_json Measured(double share) { return share >= 0 ? ordered_json(share) : ordered_json(nullptr); }
-
 // Where the job is: its stage, and steps done over all stages. Rank 0's report may be a stage behind the commits.
 ordered_json Summary(const JobRecord& job) {
   const size_t stages = job.plan.stages.size();
@@ -62,9 +60,7 @@ ordered_json Summary(const JobRecord& job) {
     if (i < stage) done += steps;
     if (i == stage && job.has_progress && job.progress.stage == i) done += std::min(job.progress.step, steps);
   }
-  const double accuracy = job.has_artifacts  ? job.artifacts.student_accuracy
-                          : job.has_progress ? job.progress.accuracy
-                                             : -1;
+  const Score& score = job.has_artifacts ? job.artifacts.student_score : job.progress.score;
   ordered_json out;
   out["id"] = job.id;
   out["name"] = job.name;
@@ -80,7 +76,10 @@ ordered_json Summary(const JobRecord& job) {
   out["stage_name"] = stage < stages ? job.plan.stages[stage].name : "";
   out["done_steps"] = done;
   out["total_steps"] = total;
-  out["accuracy"] = Measured(accuracy);
+  // As in the messages: {"metrics": [{"name": "top1", "value": 0.88}, ...]}, the headline first.
+  ordered_json metrics = ordered_json::array();
+  for (const NamedNumber& metric : score.metrics) metrics.push_back({{"name", metric.name}, {"value", metric.value}});
+  out["score"] = {{"metrics", metrics}};
   return out;
 }
 

@@ -144,26 +144,24 @@ def fleet():
 
 
 def job():
-    return dashboard("job", "Job", "How training goes: losses, accuracy, speed, checkpoints of the ranks that are running.", "distill_student_steps_total", [
+    return dashboard("job", "Job", "How training goes: losses, results on the test set, speed, checkpoints of the ranks that are running.", "distill_student_steps_total", [
         stat("Stage", "Index of the running stage, from 0.", "short", Query("max(distill_student_stage{@})", "stage")),
         stat("Ranks at work", "Students that hold a rank.", "short", Query("sum(distill_student_generation{@} > bool 0)", "ranks")),
         stat("Since the last step", "Age of the newest optimizer step. Growing: see the runbook of DistillNoProgress.", "s",
              Query("time() - max(distill_student_last_step_timestamp_seconds{@})", "age")),
-        stat("Accuracy", "Newest test accuracy of the student. No value before the first evaluation.", "percentunit",
-             Query("max(distill_student_accuracy_ratio{@} >= 0)", "student")),
-        stat("Teacher's accuracy", "Test accuracy of the teacher, measured once a job. No value in jobs without teacher.", "percentunit",
-             Query("max(distill_student_teacher_accuracy_ratio{@} >= 0)", "teacher")),
+        stat("Student on the test set", "Newest results of the student by metric: top1 and top5, or mean_iou and pixel_accuracy. No value before the first evaluation.", "percentunit",
+             Query("max by (metric) (distill_student_score_ratio{@})", "{{metric}}")),
+        stat("Teacher on the test set", "Results of the teacher by metric, measured once a job. No value in jobs without teacher.", "percentunit",
+             Query("max by (metric) (distill_student_teacher_score_ratio{@})", "{{metric}}")),
         stat("Losses not finite", "Steps whose loss was NaN or infinite since the students started; each failed its job.", "short",
              Query("sum(distill_student_not_finite_losses_total{@})", "steps"), [(None, "green"), (1, "red")]),
         Panel("Loss", "Weighted sum of the stage's losses at the last step, mean over ranks. It jumps where a stage begins: other losses.", "short",
               Query("max(distill_student_loss{@})", "loss"), width=12),
         Panel("Loss terms", "Each loss of the stage, unweighted. A term that does not fall: its weight or its taps are wrong.", "short",
               Query("max by (term) (distill_student_loss_term{@})", "{{term}}"), width=12),
-        Panel("Accuracy over time", "Test accuracy of student and teacher; in segmentation their mean intersection over union too.", "percentunit", [
-            Query("max(distill_student_accuracy_ratio{@} >= 0)", "student"),
-            Query("max(distill_student_teacher_accuracy_ratio{@} >= 0)", "teacher"),
-            Query("max(distill_student_mean_iou_ratio{@} >= 0)", "student, mIoU"),
-            Query("max(distill_student_teacher_mean_iou_ratio{@} >= 0)", "teacher, mIoU")], max=1),
+        Panel("Results over time", "Results of student and teacher on the test set by metric.", "percentunit", [
+            Query("max by (metric) (distill_student_score_ratio{@})", "student, {{metric}}"),
+            Query("max by (metric) (distill_student_teacher_score_ratio{@})", "teacher, {{metric}}")], max=1),
         Panel("Learning rate", "Learning rate of the last step: warm-up and decay start again with each stage.", "short",
               Query("max(distill_student_learning_rate{@})", "learning rate")),
         Panel("Images per second", "Images trained on, per rank.", "ops",

@@ -26,7 +26,26 @@ Status Describe(const std::string& path, uint64_t bytes, json* description) {
   return OkStatus();
 }
 
-json Ratio(double value) { return value < 0 ? json(nullptr) : json(value); }
+// {"top1": 0.88, ...}, null where nothing was measured.
+json Metrics(const Score& score) {
+  json metrics = nullptr;
+  for (const NamedNumber& metric : score.metrics) metrics[metric.name] = metric.value;
+  return metrics;
+}
+
+// Counts by class, null where there are none.
+json ByClass(const ClassResults& results) {
+  if (results.classes() == 0) return nullptr;
+  json classes = {{"labelled", results.labelled}, {"answered", results.answered}, {"right", results.right}};
+  if (results.confusion.empty()) return classes;
+  json rows = json::array();  // by label; in a row by answer
+  for (size_t label = 0; label < results.classes(); ++label) {
+    const auto row = results.confusion.begin() + static_cast<std::ptrdiff_t>(label * results.classes());
+    rows.push_back(std::vector<uint64_t>(row, row + static_cast<std::ptrdiff_t>(results.classes())));
+  }
+  classes["confusion"] = rows;
+  return classes;
+}
 
 }  // namespace
 
@@ -51,10 +70,10 @@ Status WriteResult(const std::string& path, const std::string& job_id, const Job
                  {"steps", steps.total},
                  {"skipped_steps", steps.skipped},
                  {"student_parameters", artifacts.student_parameters},
-                 {"student_accuracy", Ratio(artifacts.student_accuracy)},
-                 {"student_mean_iou", Ratio(artifacts.student_mean_iou)},
-                 {"teacher_accuracy", Ratio(artifacts.teacher_accuracy)},
-                 {"teacher_mean_iou", Ratio(artifacts.teacher_mean_iou)},
+                 {"student_score", Metrics(artifacts.student_score)},
+                 {"teacher_score", Metrics(artifacts.teacher_score)},
+                 {"student_classes", ByClass(artifacts.student_score.by_class)},
+                 {"teacher_classes", ByClass(artifacts.teacher_score.by_class)},
                  {"safetensors", safetensors},
                  {"torchscript", torchscript}};
   if (!plan.teachers.empty()) {

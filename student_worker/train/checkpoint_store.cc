@@ -27,7 +27,7 @@ constexpr char kOptimizerFile[] = "optimizer.safetensors";
 constexpr char kStateFile[] = "state.json";
 constexpr char kManifestFile[] = "manifest.json";
 constexpr char kFenceFile[] = "generation";
-constexpr int kFormatVersion = 2;
+constexpr int kFormatVersion = 3;
 constexpr size_t kKeepNewest = 2;
 
 // A failed file operation as a Status that says what a person can do about it.
@@ -68,6 +68,28 @@ StatusOr<std::string> ReadText(const std::string& path) {
   return std::string(reinterpret_cast<const char*>(bytes->data), bytes->size);
 }
 
+json ScoreToJson(const Score& score) {
+  json metrics = json::array();  // in their order, which an object would not keep
+  for (const NamedNumber& metric : score.metrics) metrics.push_back({metric.name, metric.value});
+  return {{"metrics", metrics},
+          {"labelled", score.by_class.labelled},
+          {"answered", score.by_class.answered},
+          {"right", score.by_class.right},
+          {"confusion", score.by_class.confusion}};
+}
+
+Score ScoreFromJson(const json& object) {
+  Score score;
+  for (const json& metric : object.at("metrics")) {
+    score.metrics.push_back({metric.at(0).get<std::string>(), metric.at(1).get<double>()});
+  }
+  score.by_class.labelled = object.at("labelled").get<std::vector<uint64_t>>();
+  score.by_class.answered = object.at("answered").get<std::vector<uint64_t>>();
+  score.by_class.right = object.at("right").get<std::vector<uint64_t>>();
+  score.by_class.confusion = object.at("confusion").get<std::vector<uint64_t>>();
+  return score;
+}
+
 std::string StateToJson(const CheckpointState& s) {
   const json object = {{"format", kFormatVersion},
                        {"job_id", s.job_id},
@@ -82,12 +104,10 @@ std::string StateToJson(const CheckpointState& s) {
                        {"world_size", s.world_size},
                        {"threads", s.threads},
                        {"generation", s.generation},
-                       {"accuracy", s.score.accuracy},
-                       {"mean_iou", s.score.mean_iou},
-                       {"teacher_accuracy", s.teacher_score.accuracy},
-                       {"teacher_mean_iou", s.teacher_score.mean_iou},
+                       {"score", ScoreToJson(s.score)},
+                       {"teacher_score", ScoreToJson(s.teacher_score)},
                        {"loss", s.loss}};
-  return object.dump(2) + "\n";
+  return object.dump() + "\n";  // on one line: a matrix of classes has many numbers
 }
 
 StatusOr<CheckpointState> StateFromJson(const std::string& text, const std::string& path) {
@@ -111,8 +131,8 @@ StatusOr<CheckpointState> StateFromJson(const std::string& text, const std::stri
     s.world_size = object.at("world_size").get<uint32_t>();
     s.threads = object.at("threads").get<uint32_t>();
     s.generation = object.at("generation").get<uint64_t>();
-    s.score = {object.at("accuracy").get<double>(), object.at("mean_iou").get<double>()};
-    s.teacher_score = {object.at("teacher_accuracy").get<double>(), object.at("teacher_mean_iou").get<double>()};
+    s.score = ScoreFromJson(object.at("score"));
+    s.teacher_score = ScoreFromJson(object.at("teacher_score"));
     s.loss = object.at("loss").get<double>();
     return s;
   } catch (const json::exception& error) {

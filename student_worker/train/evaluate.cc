@@ -17,10 +17,18 @@ constexpr uint64_t kMaxBatch = 256;
 // or two of 512x1024.
 constexpr uint64_t kPixelsOfBatch = 1 << 20;
 
+std::vector<int64_t> Numbers(const torch::Tensor& tensor) {
+  const torch::Tensor flat = tensor.to(torch::kCPU).contiguous();
+  return {flat.data_ptr<int64_t>(), flat.data_ptr<int64_t>() + flat.numel()};
+}
+
 // (n, K, ...) logits -> classes, one for each label.
-std::vector<int64_t> Classes(const torch::Tensor& logits) {
-  const torch::Tensor classes = logits.argmax(1).to(torch::kCPU).contiguous();  // (n) or (n, H, W)
-  return {classes.data_ptr<int64_t>(), classes.data_ptr<int64_t>() + classes.numel()};
+std::vector<int64_t> Classes(const torch::Tensor& logits) { return Numbers(logits.argmax(1)); }
+
+// (n, K) logits -> how many classes have a larger one than the label's; of those without a label than class 0's.
+std::vector<int64_t> Larger(const torch::Tensor& logits, const std::vector<int64_t>& labels) {
+  const torch::Tensor index = torch::tensor(labels, torch::kInt64).clamp_min(0).view({-1, 1}).to(logits.device());
+  return Numbers(logits.gt(logits.gather(1, index)).sum(1));
 }
 
 }  // namespace
@@ -56,7 +64,8 @@ StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& tes
       // (n, K), or (n, K, H, W)
       DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> logits,
                                net->Forward(NormalizePixels(pixels.to(device), spec, /*channels_last=*/true), {""}));
-      tally.Add(Classes(logits[0]), LabelsOf(samples));
+      const std::vector<int64_t> labels = LabelsOf(samples);
+      tally.Add(Classes(logits[0]), labels, dense ? std::vector<int64_t>() : Larger(logits[0], labels));
     }
     return OkStatus();
   });

@@ -151,8 +151,7 @@ Status JobCheckpoints::Resume() {
   torch::Tensor numbers =
       torch::tensor({static_cast<double>(own.stage), static_cast<double>(own.step), own.trained ? 1.0 : 0.0,
                      static_cast<double>(own.skipped_steps), static_cast<double>(own.total_skipped_steps), own.loss,
-                     own.score.accuracy, own.score.mean_iou, own.teacher_score.accuracy, own.teacher_score.mean_iou,
-                     newest.has_value() ? 1.0 : 0.0},
+                     own.score.measured() ? 1.0 : 0.0, newest.has_value() ? 1.0 : 0.0},
                     torch::kFloat64);
   // The device's memory may not suffice on one rank alone.
   DISTILL_RETURN_IF_ERROR(job.lockstep->Together("to-device", [&]() -> Status {
@@ -174,10 +173,10 @@ Status JobCheckpoints::Resume() {
                   .skipped_steps = static_cast<uint64_t>(n[3]),
                   .total_skipped_steps = static_cast<uint64_t>(n[4]),
                   .loss = n[5],
-                  .score = {n[6], n[7]},
-                  .teacher_score = {n[8], n[9]}};
+                  .score = std::move(job.position.score),
+                  .teacher_score = std::move(job.position.teacher_score)};
   job.reporter.SetScores(job.position.score, job.position.teacher_score);
-  const bool resumed = n[10] > 0;
+  const bool measured = n[6] > 0, resumed = n[7] > 0;
   if (!resumed) return OkStatus();
   // The coordinator's store may be older than the checkpoint, when it was restored from a copy.
   for (uint32_t stage = job.assignment.first_stage; stage < job.position.stage; ++stage) {
@@ -191,7 +190,7 @@ Status JobCheckpoints::Resume() {
   if (!job.position.trained) return OkStatus();
   resumed_optimizer_ = SafetensorsFile();
   // Stopped before it was measured: the caller goes on there.
-  if (job.TrainsHead(job.position.stage) && job.position.score.accuracy < 0) return OkStatus();
+  if (job.TrainsHead(job.position.stage) && !measured) return OkStatus();
   // The stage is complete. Its commit may have been lost with whoever was about to send it.
   const uint32_t done = job.position.stage;
   if (done >= job.assignment.first_stage) DISTILL_RETURN_IF_ERROR(Commit(done, 0));
@@ -305,8 +304,7 @@ Status JobCheckpoints::Commit(uint32_t stage, double seconds) {
   result.stage = stage;
   result.checkpoint = last_path_;
   result.digest = last_digest_;
-  result.accuracy = job.position.score.accuracy;
-  result.mean_iou = job.position.score.mean_iou;
+  result.score.metrics = job.position.score.metrics;
   result.loss = job.position.loss;
   result.seconds = seconds;
   result.skipped_steps = stage == job.position.stage ? job.position.skipped_steps : 0;
@@ -335,10 +333,8 @@ Status JobCheckpoints::Export() {
     JobArtifacts artifacts;
     artifacts.safetensors = StrCat(job.folder(), "/student.safetensors");
     artifacts.torchscript = StrCat(job.folder(), "/student.pt");
-    artifacts.student_accuracy = job.position.score.accuracy;
-    artifacts.student_mean_iou = job.position.score.mean_iou;
-    artifacts.teacher_accuracy = job.position.teacher_score.accuracy;
-    artifacts.teacher_mean_iou = job.position.teacher_score.mean_iou;
+    artifacts.student_score = job.position.score;
+    artifacts.teacher_score = job.position.teacher_score;
     artifacts.student_parameters = job.net->architecture().ParameterCount();
     if (!job.plan.teachers.empty()) {
       artifacts.teacher_parameters = job.plan.teachers[0].parameters;

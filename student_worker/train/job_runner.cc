@@ -220,19 +220,19 @@ Status Job::MeasureTeacherAlone(Score* score) {
 
 Status Job::MeasureTeacher() {
   const JobPlan& plan = job_.plan;
-  if (!plan.evaluate_teacher || plan.teachers.empty() || job_.position.teacher_score.accuracy >= 0) return OkStatus();
+  if (!plan.evaluate_teacher || plan.teachers.empty()) return OkStatus();
   job_.reporter.Phase("evaluating");
-  Score score;
-  DISTILL_RETURN_IF_ERROR(job_.LeaderDoes("teacher-eval", [&] { return MeasureTeacherAlone(&score); }));
-  // Only rank 0 writes and reports it.
-  job_.position.teacher_score = score;
+  // Only rank 0 knows whether it was done before, measures, writes and reports.
+  Score& score = job_.position.teacher_score;
+  const bool before = score.measured();
+  DISTILL_RETURN_IF_ERROR(
+      job_.LeaderDoes("teacher-eval", [&] { return before ? OkStatus() : MeasureTeacherAlone(&score); }));
+  if (!job_.leader() || !score.measured()) return OkStatus();
   job_.reporter.SetScores(job_.position.score, score);
-  if (job_.leader() && score.accuracy >= 0) {
-    job_.environment.metrics->SetTeacherScore(score);
-    std::string text = StrCat("teacher '", plan.teachers[0].model, "' has test accuracy ", score.accuracy);
-    if (score.mean_iou >= 0) StrAppend(&text, ", mean IoU ", score.mean_iou);
-    job_.reporter.Event(EventLevel::kInfo, EventType::kGeneral, text);
-  }
+  job_.environment.metrics->SetTeacherScore(score);
+  if (before) return OkStatus();
+  job_.reporter.Event(EventLevel::kInfo, EventType::kGeneral,
+                      StrCat("teacher '", plan.teachers[0].model, "' has on the test set ", DescribeScore(score)));
   return OkStatus();
 }
 

@@ -26,10 +26,8 @@ LogLevel LevelOfLog(EventLevel level) {
 }  // namespace
 
 void ProgressReporter::SetScores(const Score& student, const Score& teacher) {
-  progress_.accuracy = student.accuracy;
-  progress_.mean_iou = student.mean_iou;
-  progress_.teacher_accuracy = teacher.accuracy;
-  progress_.teacher_mean_iou = teacher.mean_iou;
+  progress_.score.metrics = student.metrics;
+  progress_.teacher_score.metrics = teacher.metrics;
 }
 
 void ProgressReporter::BeginStage(uint32_t stage, uint64_t step, uint64_t total_step, uint64_t skipped_steps,
@@ -39,10 +37,8 @@ void ProgressReporter::BeginStage(uint32_t stage, uint64_t step, uint64_t total_
   fresh.step = step;
   fresh.total_step = total_step;
   fresh.skipped_steps = skipped_steps;
-  fresh.accuracy = progress_.accuracy;
-  fresh.mean_iou = progress_.mean_iou;
-  fresh.teacher_accuracy = progress_.teacher_accuracy;
-  fresh.teacher_mean_iou = progress_.teacher_mean_iou;
+  fresh.score = progress_.score;
+  fresh.teacher_score = progress_.teacher_score;
   progress_ = std::move(fresh);
   term_names_ = std::move(terms);
   terms_.assign(term_names_.size(), 0.0);

@@ -8,19 +8,10 @@
 #include <span>
 #include <vector>
 
+#include "common/score/score.h"
 #include "student_worker/data/sample_reader.h"
 
 namespace distill {
-
-// Shares in [0, 1]; negative: not measured.
-struct Score {
-  // Answers that are the label's, of all images or, in segmentation, of all labelled pixels together.
-  double accuracy = -1;
-  // Intersection over union of a class's pixels in answers and labels, over the whole set, mean over the classes that
-  // occur in either. Only where pixels have labels.
-  double mean_iou = -1;
-  bool operator==(const Score&) const = default;
-};
 
 // The labels of samples as ScoreTally takes them: one for each image or, where they have label maps, one for each
 // pixel, row by row.
@@ -29,23 +20,27 @@ std::vector<int64_t> LabelsOf(const Samples& samples);
 // Thread-compatible.
 class ScoreTally {
  public:
-  // Classes are [0, classes). `pixels`: answers are for pixels, so that there is a mean IoU.
+  // Classes are [0, classes). `pixels`: labels are for pixels. REQUIRES: then classes <= kMaxByClass.
   ScoreTally(uint32_t classes, bool pixels);
 
   // One answer for each label. An answer whose label is negative (kNoLabel) is not counted; one beyond the classes is
-  // wrong. REQUIRES: equal sizes, labels < classes.
-  void Add(std::span<const int64_t> answers, std::span<const int64_t> labels);
+  // wrong. `larger`: how many classes have a larger logit than the label's, for top5; not read for pixels and for
+  // labels that are not counted. REQUIRES: equal sizes (`larger` of pixels: any), labels < classes.
+  void Add(std::span<const int64_t> answers, std::span<const int64_t> labels, std::span<const int64_t> larger);
   // The counts so far: those of several tallies add up element by element.
   const std::vector<double>& counts() const { return counts_; }
   // REQUIRES: as many as counts().
   void SetCounts(std::vector<double> counts) { counts_ = std::move(counts); }
-  // Accuracy -1 when nothing was counted.
+  // Not measured when nothing was counted.
   Score Result() const;
 
  private:
+  ClassResults ByClass() const;
+
   const size_t classes_;
   const bool pixels_;
-  // Right answers, all answers; then, for pixels and each class: right answers, answers, labels.
+  // All answers, right ones, those among the first five; then, up to kMaxConfusion classes, by label and answer, a
+  // column more for answers beyond the classes; else, up to kMaxByClass, labels, answers and right answers of each.
   std::vector<double> counts_;
 };
 

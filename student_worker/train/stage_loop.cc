@@ -103,8 +103,7 @@ StatusOr<bool> MeasureStudent(JobContext* job) {
     LogInfo("evaluated", {{"job", job->assignment.job_id},
                           {"stage", job->position.stage},
                           {"step", job->position.step},
-                          {"accuracy", score->accuracy},
-                          {"mean_iou", score->mean_iou}});
+                          {"score", DescribeScore(*score)}});
   }
   job->reporter.Phase("training");
   return true;
@@ -278,33 +277,60 @@ Status StageLoop::MeasureHeldOutAlone() {
   // Asked to stop: the next step finds the ranks' common end.
   if (loss.status().code() == StatusCode::kCancelled && !job.control->revoked()) return OkStatus();
   DISTILL_RETURN_IF_ERROR(loss.status());
-  const bool better = *loss < best_.loss;
+  Judge("objective", *loss, *loss);
+  return OkStatus();
+}
+
+void StageLoop::Judge(const std::string& what, double value, double lowest) {
+  const JobContext& job = *job_;
+  const bool better = lowest < best_.loss;
   LogInfo("measured on held-out images", {{"stage", stage_.name},
                                           {"step", job.position.step},
-                                          {"loss", *loss},
+                                          {what, value},
                                           {"best", better},
                                           {"training_loss", job.position.loss},
                                           {"learning_rate", job.reporter.learning_rate()}});
   best_.since = better ? 0 : best_.since + 1;
   if (better) {
-    best_.loss = *loss;
+    best_.loss = lowest;
     best_.model = SaveWeights(*job.net);
   }
+}
+
+Status StageLoop::MeasureHeldOutMetric() {
+  JobContext& job = *job_;
+  DISTILL_ASSIGN_OR_RETURN(const std::shared_ptr<const SampleReader> held_out,
+                           job.readers.ForMeasuring(job.images.held_out));
+  DISTILL_ASSIGN_OR_RETURN(const std::optional<Score> score, Evaluate(job.net.get(), *held_out, job.plan.student,
+                                                                      job.lockstep.get(), *job.control, job.device));
+  if (!score.has_value()) return OkStatus();  // asked to stop: the next step finds the ranks' common end
+  const double* value = score->Find(stage_.select_by);
+  if (value == nullptr) {
+    return absl::InvalidArgumentError(StrCat("stage '", stage_.name, "': select_by is '", stage_.select_by,
+                                             "', which is not measured here: ", DescribeScore(*score)));
+  }
+  if (job.leader()) Judge(stage_.select_by, *value, -*value);
   return OkStatus();
 }
 
 StatusOr<bool> StageLoop::MeasureHeldOut() {
   JobContext& job = *job_;
   job.reporter.Phase("measuring");
-  DISTILL_RETURN_IF_ERROR(BroadcastNet(job.group.get(), job.net.get(), /*buffers_only=*/true));
-  DISTILL_RETURN_IF_ERROR(job.LeaderDoes("held-out", [this] { return MeasureHeldOutAlone(); }));
+  if (stage_.select_by == "objective") {
+    DISTILL_RETURN_IF_ERROR(BroadcastNet(job.group.get(), job.net.get(), /*buffers_only=*/true));
+    DISTILL_RETURN_IF_ERROR(job.LeaderDoes("held-out", [this] { return MeasureHeldOutAlone(); }));
+  } else {
+    const AveragedWeightsGuard averaged(runner_->average());
+    DISTILL_RETURN_IF_ERROR(BroadcastNet(job.group.get(), job.net.get(), /*buffers_only=*/true));
+    DISTILL_RETURN_IF_ERROR(MeasureHeldOutMetric());
+  }
   const bool wanted = job.leader() && stage_.patience > 0 && best_.since >= stage_.patience;
   DISTILL_ASSIGN_OR_RETURN(const Lockstep::Round round,
                            job.lockstep->Meet({.failed = false, .waiting = false, .values = {wanted ? 1.0 : 0.0}}));
   if (wanted && job.position.step < stage_.steps) {
     job.reporter.Event(EventLevel::kInfo, EventType::kSteps,
                        StrCat("stage '", stage_.name, "' ends at step ", job.position.step, " of ", stage_.steps,
-                              ": no lower loss on held-out images in ", best_.since, " measurements"));
+                              ": nothing better on held-out images in ", best_.since, " measurements"));
   }
   job.reporter.Phase("training");
   return round.sums[0] > 0;

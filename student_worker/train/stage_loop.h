@@ -42,9 +42,13 @@ class StageLoop {
   void CountStep(const StepResult& result);
   // Events about skipped steps: the first one with its reason, then at 10, 100, 1000, ...
   void ReportSkipped(const StepResult& result);
-  // Measures the objective on held-out images and keeps the best weights. True when the stage ends early (patience).
+  // Measures on held-out images, by the stage's objective or a metric, and keeps the best weights. True when the stage
+  // ends early (patience).
   StatusOr<bool> MeasureHeldOut();
-  Status MeasureHeldOutAlone();
+  Status MeasureHeldOutAlone();   // the objective; rank 0
+  Status MeasureHeldOutMetric();  // all ranks together
+  // Rank 0: whether the weights are the best so far; `lowest` is what is compared, `what` and `value` what is told.
+  void Judge(const std::string& what, double value, double lowest);
   StatusOr<JobEnd> Stop(const StepResult& result);
   Status Finish();
 

@@ -26,8 +26,14 @@ struct Tally {
   Status error ABSL_GUARDED_BY(mutex);
 };
 
-// The classes of the largest logits, one for each label: `positions` of them in each of n images.
-StatusOr<std::vector<int64_t>> Classes(const FeatureBatch& features, uint64_t n, uint64_t positions, uint64_t rank) {
+struct Answers {
+  std::vector<int64_t> classes;  // of the largest logits, one for each label
+  std::vector<int64_t> larger;   // of images: how many classes have a larger logit than the label's
+};
+
+// `positions` answers in each of n images.
+StatusOr<Answers> AnswersOf(const FeatureBatch& features, uint64_t n, uint64_t positions, uint64_t rank,
+                            const std::vector<int64_t>& labels) {
   const WireTensor* tap = features.taps.size() == 1 ? &features.taps[0] : nullptr;
   const auto fits = [&] {
     if (tap == nullptr || tap->dtype != WireDtype::kF32 || tap->shape.size() != rank) return false;
@@ -41,17 +47,24 @@ StatusOr<std::vector<int64_t>> Classes(const FeatureBatch& features, uint64_t n,
   const uint64_t classes = tap->shape[1];
   std::vector<float> logits(n * classes * positions);  // (n, K, positions)
   std::memcpy(logits.data(), tap->bytes.data, tap->bytes.size);
-  std::vector<int64_t> best(n * positions, 0);
+  Answers answers{.classes = std::vector<int64_t>(n * positions, 0), .larger = {}};
   for (uint64_t i = 0; i < n; ++i) {
     const float* const image = logits.data() + i * classes * positions;
     for (uint64_t k = 1; k < classes; ++k) {
       for (uint64_t p = 0; p < positions; ++p) {
-        int64_t& found = best[i * positions + p];
+        int64_t& found = answers.classes[i * positions + p];
         if (image[k * positions + p] > image[found * positions + p]) found = static_cast<int64_t>(k);
       }
     }
   }
-  return best;
+  for (uint64_t i = 0; rank == 2 && i < n; ++i) {
+    const float* const image = logits.data() + i * classes;
+    const uint64_t label = labels[i] < 0 ? 0 : static_cast<uint64_t>(labels[i]);
+    answers.larger.push_back(
+        label < classes ? std::count_if(image, image + classes, [&](float logit) { return logit > image[label]; })
+                        : static_cast<int64_t>(classes));
+  }
+  return answers;
 }
 
 }  // namespace
@@ -99,12 +112,12 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test,
     }
     tickets.push_back(
         pool->Fetch(id++, std::move(images), [=, labels = std::move(labels)](StatusOr<FeatureBatch> features) {
-          StatusOr<std::vector<int64_t>> answers = features.ok() ? Classes(*features, n, positions, rank)
-                                                                 : StatusOr<std::vector<int64_t>>(features.status());
+          const StatusOr<Answers> answers =
+              features.ok() ? AnswersOf(*features, n, positions, rank, labels) : StatusOr<Answers>(features.status());
           absl::MutexLock lock(&tally->mutex);
           --tally->in_flight;
           if (answers.ok()) {
-            tally->score.Add(*answers, labels);
+            tally->score.Add(answers->classes, labels, answers->larger);
           } else if (tally->error.ok()) {
             tally->error = answers.status();
           }

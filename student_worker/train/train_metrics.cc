@@ -13,8 +13,10 @@ double WallClock() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-// Not measured yet is not 0 %.
-double MeasuredOrNan(double share) { return share < 0 ? std::numeric_limits<double>::quiet_NaN() : share; }
+constexpr char kScoreName[] = "distill_student_score_ratio";
+constexpr char kScoreHelp[] = "Newest results of the student on the test set by metric, 0 to 1; no series before.";
+constexpr char kTeacherScoreName[] = "distill_student_teacher_score_ratio";
+constexpr char kTeacherScoreHelp[] = "Results of the teacher on the test set by metric, 0 to 1; no series before.";
 
 }  // namespace
 
@@ -25,17 +27,6 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
       loss_(registry->GetGauge("distill_student_loss",
                                "Weighted sum of the stage's losses at the last step, mean over ranks.")),
       learning_rate_(registry->GetGauge("distill_student_learning_rate", "Learning rate of the last step.")),
-      accuracy_(registry->GetGauge("distill_student_accuracy_ratio",
-                                   "Newest test accuracy of the student, 0 to 1; NaN before.")),
-      teacher_accuracy_(registry->GetGauge("distill_student_teacher_accuracy_ratio",
-                                           "Test accuracy of the teacher, 0 to 1; NaN before it is measured.")),
-      mean_iou_(registry->GetGauge("distill_student_mean_iou_ratio",
-                                   "Newest mean intersection over union of the student's classes on the test set, 0 to "
-                                   "1; NaN before, and where images have one label each.")),
-      teacher_mean_iou_(
-          registry->GetGauge("distill_student_teacher_mean_iou_ratio",
-                             "Mean intersection over union of the teacher's classes on the test set, 0 to "
-                             "1; NaN before it is measured, and where images have one label each.")),
       generation_(registry->GetGauge("distill_student_generation",
                                      "Generation of the job this rank takes part in; 0 when idle.")),
       stage_(registry->GetGauge("distill_student_stage", "Index of the stage that is running.")),
@@ -48,10 +39,7 @@ TrainMetrics::TrainMetrics(MetricsRegistry* registry)
       not_finite_losses_(registry->GetCounter("distill_student_not_finite_losses_total",
                                               "Steps whose loss was NaN or infinite; each ends its job.")),
       skipped_steps_(registry->GetCounter("distill_student_skipped_steps_total",
-                                          "Steps skipped because a teacher map held NaN or infinity.")) {
-  SetScore({});
-  SetTeacherScore({});
-}
+                                          "Steps skipped because a teacher map held NaN or infinity.")) {}
 
 void TrainMetrics::ObserveStep(uint32_t images, double loss, double learning_rate,
                                const std::vector<std::pair<std::string, double>>& seconds,
@@ -81,14 +69,26 @@ void TrainMetrics::CountCheckpointFailure() { checkpoint_failures_.Add(); }
 void TrainMetrics::CountNotFiniteLoss() { not_finite_losses_.Add(); }
 void TrainMetrics::CountSkippedStep() { skipped_steps_.Add(); }
 
-void TrainMetrics::SetScore(const Score& score) {
-  accuracy_.Set(MeasuredOrNan(score.accuracy));
-  mean_iou_.Set(MeasuredOrNan(score.mean_iou));
+void TrainMetrics::Show(const Score& score, const char* name, const char* help, std::map<std::string, Gauge*>* series) {
+  for (auto it = series->begin(); it != series->end();) {
+    if (score.Find(it->first) != nullptr) {
+      ++it;
+    } else {
+      registry_->Remove(name, {{"metric", it->first}});
+      it = series->erase(it);
+    }
+  }
+  for (const NamedNumber& metric : score.metrics) {
+    Gauge*& gauge = (*series)[metric.name];
+    if (gauge == nullptr) gauge = &registry_->GetGauge(name, help, {{"metric", metric.name}});
+    gauge->Set(metric.value);
+  }
 }
 
+void TrainMetrics::SetScore(const Score& score) { Show(score, kScoreName, kScoreHelp, &scores_); }
+
 void TrainMetrics::SetTeacherScore(const Score& score) {
-  teacher_accuracy_.Set(MeasuredOrNan(score.accuracy));
-  teacher_mean_iou_.Set(MeasuredOrNan(score.mean_iou));
+  Show(score, kTeacherScoreName, kTeacherScoreHelp, &teacher_scores_);
 }
 
 void TrainMetrics::SetPosition(uint64_t generation, uint32_t stage) {

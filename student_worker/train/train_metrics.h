@@ -30,19 +30,19 @@ class TrainMetrics {
   void SetTeacherScore(const Score& score);
   void SetPosition(uint64_t generation, uint32_t stage);
   void CountJob(const std::string& outcome);  // "finished", "cancelled", "failed", "interrupted"
-  // Drops the series of the loss terms, which belong to one job.
+  // Drops the series of the loss terms, which belong to one job. What was measured stays to be seen until the next job
+  // measures.
   void EndJob();
 
  private:
+  // Sets the series of `score`'s metrics under `name`, and drops those that it has not.
+  void Show(const Score& score, const char* name, const char* help, std::map<std::string, Gauge*>* series);
+
   MetricsRegistry* const registry_;
   Counter& steps_;
   Counter& images_;
   Gauge& loss_;
   Gauge& learning_rate_;
-  Gauge& accuracy_;
-  Gauge& teacher_accuracy_;
-  Gauge& mean_iou_;
-  Gauge& teacher_mean_iou_;
   Gauge& generation_;
   Gauge& stage_;
   Gauge& last_step_;
@@ -52,6 +52,7 @@ class TrainMetrics {
   Counter& skipped_steps_;
   std::map<std::string, Histogram*> parts_;  // owned by the registry, like the gauges below
   std::map<std::string, Gauge*> terms_;
+  std::map<std::string, Gauge*> scores_, teacher_scores_;  // by metric
 };
 
 }  // namespace distill

@@ -208,6 +208,14 @@ std::string Cluster::HttpGet(const std::string& id, const std::string& path) {
   return body == std::string::npos ? "" : answer.substr(body + 4);
 }
 
+double MetricOf(const nlohmann::json& message, const std::string& score, const std::string& metric) {
+  if (!message.contains(score) || !message[score].contains("metrics")) return -1;
+  for (const auto& one : message[score]["metrics"]) {
+    if (one.value("name", "") == metric) return one.value("value", -1.0);
+  }
+  return -1;
+}
+
 int StageOf(const nlohmann::json& job) { return job.contains("progress") ? job["progress"].value("stage", -1) : -1; }
 
 uint64_t StepOf(const nlohmann::json& job) {

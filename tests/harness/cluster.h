@@ -87,6 +87,8 @@ class Cluster {
 
 // Where a job of Describe() is: index of its stage and steps done in it; -1 and 0 before its first report.
 int StageOf(const nlohmann::json& job);
+// A metric of a score ("student_score" of a job's artifacts, say); -1 when it is not there.
+double MetricOf(const nlohmann::json& message, const std::string& score, const std::string& metric);
 uint64_t StepOf(const nlohmann::json& job);
 
 // A short job over Fashion-MNIST: two stages with remote teachers (mimic, then CE + KD + CWD), a few dozen steps.

@@ -1,7 +1,7 @@
 // The status page: fetches what changed every two seconds while the page is visible, and draws it.
 import * as f from './format.js';
 import {element} from './format.js';
-import {JobView, statePill} from './job.js';
+import {headlineText, JobView, statePill} from './job.js';
 
 const byId = (id) => document.getElementById(id);
 const INTERVAL_MS = 2000;
@@ -68,7 +68,7 @@ function drawJobs() {
       (job) =>
           [job.id, job.name, job.state,
            job.stage < job.stages ? `${job.stage + 1}/${job.stages} ${job.stage_name}` : `${job.stages}/${job.stages}`,
-           job.total_steps > 0 ? Math.floor((job.done_steps * 100) / job.total_steps) : 0, f.percent(job.accuracy),
+           job.total_steps > 0 ? Math.floor((job.done_steps * 100) / job.total_steps) : 0, headlineText(job.score),
            f.time(job.submitted_time),
            job.started_time > 0 ? f.duration((job.finished_time || now()) - job.started_time) : '-']);
   f.render(
@@ -78,10 +78,10 @@ function drawJobs() {
           f.table(
               'Jobs, newest first',
               [
-                ['Job', 'short'], ['State', 'short'], ['Stage', 'short'], ['Done', 'short'], ['Accuracy', 'number'],
+                ['Job', 'short'], ['State', 'short'], ['Stage', 'short'], ['Done', 'short'], ['Test set', 'number'],
                 ['Submitted', 'short'], ['Time', 'number']
               ],
-              rows.map(([id, name, jobState, stage, done, accuracy, submitted, time]) => {
+              rows.map(([id, name, jobState, stage, done, score, submitted, time]) => {
                 const link =
                     element('a', {href: `#job=${encodeURIComponent(id)}`, 'data-focus': `job ${id}`, title: name}, id);
                 if (id === chosen) link.setAttribute('aria-current', 'true');
@@ -93,7 +93,7 @@ function drawJobs() {
                         'span', {},
                         element('progress', {max: '100', value: String(done), 'aria-label': `${id}: ${done}% done`}),
                         ` ${done}%`),
-                    accuracy, submitted, time
+                    score, submitted, time
                   ]
                 };
               }),

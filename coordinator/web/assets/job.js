@@ -34,21 +34,18 @@ const isEnded = (job) => !['queued', 'running'].includes(stateName(job.state));
 
 const hasProgress = (job) => job.progress && job.progress.time > 0;
 const hasFiles = (job) => job.artifacts && (job.artifacts.safetensors || job.artifacts.torchscript);
-// {accuracy, meanIou}: shares of what was measured on the test set, negative where nothing was; the mean intersection
-// over union only where pixels have labels.
-const scoreOf = (accuracy, meanIou) => ({accuracy: accuracy ?? -1, meanIou: meanIou ?? -1});
-const studentScoreOf = (job) => hasFiles(job) ? scoreOf(job.artifacts.student_accuracy, job.artifacts.student_mean_iou) :
-    hasProgress(job) ? scoreOf(job.progress.accuracy, job.progress.mean_iou) :
-                       scoreOf();
-function teacherScoreOf(job) {
-  if (job.plan.teachers.length === 0) return scoreOf();
-  if (hasFiles(job) && job.artifacts.teacher_accuracy > 0) {
-    return scoreOf(job.artifacts.teacher_accuracy, job.artifacts.teacher_mean_iou);
-  }
-  return hasProgress(job) ? scoreOf(job.progress.teacher_accuracy, job.progress.teacher_mean_iou) : scoreOf();
-}
-const scoreText = (score) =>
-    f.percent(score.accuracy) + (score.meanIou >= 0 ? `, mIoU ${f.percent(score.meanIou)}` : '');
+// What was measured on the test set: [{name, value}], the headline first; empty where nothing was.
+const metricsOf = (score) => score?.metrics ?? [];
+const LABELS = {top1: 'top-1', top5: 'top-5', mean_iou: 'mIoU'};
+const labelOf = (name) => LABELS[name] ?? name.replaceAll('_', ' ');
+export const scoreText = (score) =>
+    metricsOf(score).map((metric) => `${labelOf(metric.name)} ${f.percent(metric.value)}`).join(', ') || '-';
+// The headline alone.
+export const headlineText = (score) => scoreText({metrics: metricsOf(score).slice(0, 1)});
+const studentScoreOf = (job) => hasFiles(job) ? job.artifacts.student_score : job.progress?.score;
+const teacherScoreOf = (job) => job.plan.teachers.length === 0 ? null :
+    hasFiles(job)                                              ? job.artifacts.teacher_score :
+                                                                 job.progress?.teacher_score;
 
 // Where the job is, as distillctl computes it: the first stage that is not done, its steps, and steps over all stages.
 function positionOf(job) {
@@ -123,31 +120,35 @@ function bySteps(points, wanted) {
   return [...found.entries()].sort((a, b) => a[0] - b[0]);
 }
 
-function accuracySeries(job, points) {
+function scoreSeries(job, points) {
   const found = new Map();
-  let before = -1;
+  let before = '';
   for (const point of points) {
-    if (point.accuracy >= 0 && point.accuracy !== before) {
-      found.set(Number(point.total_step), scoreOf(point.accuracy, point.mean_iou));
-    }
-    before = point.accuracy;
+    const now = JSON.stringify(metricsOf(point.score));
+    if (metricsOf(point.score).length > 0 && now !== before) found.set(Number(point.total_step), metricsOf(point.score));
+    before = now;
   }
   const ends = starts(job).map((start, i) => start + Number(job.plan.stages[i].steps));
   for (const stage of job.stages_done) {
-    if (stage.accuracy >= 0 && ends[stage.stage] !== undefined) {
-      found.set(ends[stage.stage], scoreOf(stage.accuracy, stage.mean_iou));
+    if (metricsOf(stage.score).length > 0 && ends[stage.stage] !== undefined) {
+      found.set(ends[stage.stage], metricsOf(stage.score));
     }
   }
   const measured = [...found.entries()].sort((a, b) => a[0] - b[0]);
-  const teacher = teacherScoreOf(job);
+  const teacher = metricsOf(teacherScoreOf(job));
   const end = Math.max(positionOf(job).done, 1);
+  const names = [...new Set([...measured.flatMap(([, metrics]) => metrics), ...teacher].map((metric) => metric.name))];
   const series = [];
-  for (const [key, ending] of [['accuracy', ''], ['meanIou', ' mIoU']]) {
+  for (const name of names) {
     const k = series.length;
-    const student = measured.filter(([, score]) => score[key] >= 0).map(([x, score]) => ({x, y: score[key] * 100}));
-    if (student.length > 0) series.push({name: `student${ending}`, k, dots: true, points: student});
-    const y = teacher[key] * 100;
-    if (y >= 0) series.push({name: `teacher${ending}`, k: k + 1, dashed: true, points: [{x: 0, y}, {x: end, y}]});
+    const valueIn = (metrics) => metrics.find((metric) => metric.name === name)?.value;
+    const student = measured.filter(([, metrics]) => valueIn(metrics) !== undefined)
+                        .map(([x, metrics]) => ({x, y: valueIn(metrics) * 100}));
+    if (student.length > 0) series.push({name: `student ${labelOf(name)}`, k: k % 8, dots: true, points: student});
+    if (valueIn(teacher) !== undefined) {
+      const y = valueIn(teacher) * 100;
+      series.push({name: `teacher ${labelOf(name)}`, k: (k + 1) % 8, dashed: true, points: [{x: 0, y}, {x: end, y}]});
+    }
   }
   return series;
 }
@@ -158,8 +159,8 @@ export class JobView {
       loss: new Chart(
           byId('loss-chart'),
           {name: 'loss', format: f.number, unit: '', logToggle: true, empty: 'No loss reported yet.'}),
-      accuracy: new Chart(byId('accuracy-chart'), {
-        name: 'test accuracy',
+      score: new Chart(byId('score-chart'), {
+        name: 'results on the test set',
         format: (v) => String(Number(v.toFixed(2))),
         unit: '%',
         empty: 'Nothing evaluated yet.'
@@ -231,8 +232,8 @@ export class JobView {
       ],
       ['Loss', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.loss) : ''],
       ['Learning rate', hasProgress(job) && Number(progress.step) > 0 ? f.number(progress.learning_rate) : ''],
-      ['Student accuracy', scoreText(studentScoreOf(job))],
-      ['Teacher accuracy', teacherScoreOf(job).accuracy >= 0 ? scoreText(teacherScoreOf(job)) : ''],
+      ['Student on the test set', scoreText(studentScoreOf(job))],
+      ['Teacher on the test set', metricsOf(teacherScoreOf(job)).length > 0 ? scoreText(teacherScoreOf(job)) : ''],
       ['Submitted', f.time(job.submitted_time)],
       ['Started', job.started_time > 0 ? f.time(job.started_time) : ''],
       ['Finished', job.finished_time > 0 ? f.time(job.finished_time) : ''],
@@ -360,13 +361,13 @@ export class JobView {
             f.table(
                 'Stages that are done',
                 [
-                  ['#', 'number'], ['Stage', 'short'], ['Loss', 'number'], ['Accuracy', 'number'], ['Time', 'number'],
+                  ['#', 'number'], ['Stage', 'short'], ['Loss', 'number'], ['Test set', 'number'], ['Time', 'number'],
                   ['Committed', 'short'], ['Checkpoint', 'text']
                 ],
                 job.stages_done.map(
                     (result) =>
                         [String(result.stage + 1), job.plan.stages[result.stage]?.name || '?', f.number(result.loss),
-                         scoreText(scoreOf(result.accuracy, result.mean_iou)), f.duration(result.seconds), f.time(result.committed_time),
+                         scoreText(result.score), f.duration(result.seconds), f.time(result.committed_time),
                          this.path(result.checkpoint)]),
                 'stack labelled'));
   }
@@ -391,7 +392,7 @@ export class JobView {
       if (first) resumed.push({x: Number(first.total_step), text: `generation ${group.generation}`, restart: true});
     }
     this.charts.loss.update(trained.length > 0 ? series : [], [...marks, ...resumed]);
-    this.charts.accuracy.update(accuracySeries(job, points), marks);
+    this.charts.score.update(scoreSeries(job, points), marks);
     const timed = bySteps(points, (p) => p.step_seconds.length > 0);
     const parts = [...new Set([...PARTS, ...timed.flatMap(([, p]) => p.step_seconds.map((s) => s.name))])].filter(
         (name) => timed.some(([, p]) => p.step_seconds.some((s) => s.name === name)));

@@ -434,8 +434,7 @@ TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
   progress.learning_rate = 0.1;
   progress.images_per_second = 1000;
   progress.step_seconds = {{"forward", 0.01}};
-  progress.accuracy = 0.75;
-  progress.mean_iou = 0.5;
+  progress.score.metrics = {{"mean_iou", 0.5}, {"pixel_accuracy", 0.75}};
   progress.time = 12;
   progress.phase = "training";
   (*client)->ReportProgress(progress);
@@ -459,10 +458,10 @@ TEST_F(FleetClientTest, HeartbeatCarriesCurrentJobProgressAndQueueLength) {
   EXPECT_EQ(sent.images_per_second(), 1000);
   ASSERT_EQ(sent.step_seconds_size(), 1);
   EXPECT_EQ(sent.step_seconds(0).name(), "forward");
-  EXPECT_EQ(sent.accuracy(), 0.75);
-  EXPECT_EQ(sent.teacher_accuracy(), -1);
-  EXPECT_EQ(sent.mean_iou(), 0.5);
-  EXPECT_FALSE(sent.has_teacher_mean_iou());
+  ASSERT_EQ(sent.score().metrics_size(), 2);
+  EXPECT_EQ(sent.score().metrics(0).name(), "mean_iou");
+  EXPECT_EQ(sent.score().metrics(1).value(), 0.75);
+  EXPECT_EQ(sent.teacher_score().metrics_size(), 0);
   EXPECT_EQ(sent.time(), 12);
   EXPECT_EQ(sent.phase(), "training");
 }
@@ -699,7 +698,11 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
   answers({away, unknown, away});
   EXPECT_TRUE(client_
                   ->CommitStage("j1", 2,
-                                {.stage = 1, .digest = "d", .accuracy = 0.5, .mean_iou = 0.25, .loss = 2, .seconds = 3})
+                                {.stage = 1,
+                                 .digest = "d",
+                                 .score = {.metrics = {{"top1", 0.5}}, .by_class = {}},
+                                 .loss = 2,
+                                 .seconds = 3})
                   .ok());
   answers({away, aborted});
   const Status status = client_->CommitStage("j1", 2, {});
@@ -715,9 +718,12 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
                          .student_parameters = 3,
                          .teacher_parameters = 4,
                          .teacher_bytes = 5,
-                         .student_accuracy = 0.25,
-                         .teacher_accuracy = 0.5,
-                         .student_mean_iou = 0.125};
+                         .student_score = {.metrics = {{"top1", 0.25}},
+                                           .by_class = {.labelled = {2, 1},
+                                                        .answered = {1, 2},
+                                                        .right = {1, 1},
+                                                        .confusion = {1, 1, 0, 1}}},
+                         .teacher_score = {.metrics = {{"top1", 0.5}}, .by_class = {}}};
   EXPECT_TRUE(client_->FinishJob("j1", 2, artifacts).ok());
   answers({away});
   EXPECT_TRUE(client_->ReportResume("j1", 2, 3, 40, "d").ok());
@@ -725,9 +731,8 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
   client_->Stop();
   ASSERT_THAT(coordinator_.commits_, SizeIs(6));
   EXPECT_EQ(coordinator_.commits_[3].result().digest(), "d");
-  EXPECT_EQ(coordinator_.commits_[3].result().accuracy(), 0.5);
-  EXPECT_EQ(coordinator_.commits_[3].result().mean_iou(), 0.25);
-  EXPECT_FALSE(coordinator_.commits_[5].result().has_mean_iou());
+  EXPECT_EQ(coordinator_.commits_[3].result().score().metrics(0).value(), 0.5);
+  EXPECT_EQ(coordinator_.commits_[5].result().score().metrics_size(), 0);
   EXPECT_EQ(coordinator_.commits_[3].result().loss(), 2);
   EXPECT_EQ(coordinator_.commits_[3].result().seconds(), 3);
   ASSERT_THAT(coordinator_.finishes_, SizeIs(3));
@@ -737,10 +742,11 @@ TEST_F(FleetClientTest, ReportsRetryUntilAnsweredAndGiveTheAnswer) {
   EXPECT_EQ(sent.safetensors_bytes() * 10000 + sent.torchscript_bytes() * 1000 + sent.student_parameters() * 100 +
                 sent.teacher_parameters() * 10 + sent.teacher_bytes(),
             12345u);
-  EXPECT_EQ(sent.student_accuracy(), 0.25);
-  EXPECT_EQ(sent.teacher_accuracy(), 0.5);
-  EXPECT_EQ(sent.student_mean_iou(), 0.125);
-  EXPECT_FALSE(sent.has_teacher_mean_iou());
+  EXPECT_EQ(sent.student_score().metrics(0).value(), 0.25);
+  EXPECT_EQ(sent.teacher_score().metrics(0).value(), 0.5);
+  EXPECT_EQ(sent.student_classes().labelled(0), 2u);
+  EXPECT_EQ(sent.student_classes().confusion_size(), 4);
+  EXPECT_EQ(sent.teacher_classes().labelled_size(), 0);
   ASSERT_THAT(coordinator_.resumes_, SizeIs(2));
   EXPECT_EQ(coordinator_.resumes_[1].stage(), 3u);
   EXPECT_EQ(coordinator_.resumes_[1].step(), 40u);

@@ -98,6 +98,7 @@ JobPlan FullPlan() {
   stage.select = "best";
   stage.patience = 3;
   stage.unlabelled_ok = true;
+  stage.select_by = "top1";
   plan.stages = {stage, StagePlan{}};
   plan.checkpoint_every = 11;
   plan.log_every = 7;

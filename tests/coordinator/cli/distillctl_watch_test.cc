@@ -230,9 +230,9 @@ TEST_F(DistillctlWatchTest, TheDisplayFollowsTheTerminalsWidth) {
   service_.Put(RunningJob());
   StartServer();
   auto child = Start({"watch", "j-1"}, {.terminal = true, .columns = 120});
-  ASSERT_TRUE(child->WaitForOutput("(teacher 93.75%)"));
+  ASSERT_TRUE(child->WaitForOutput("(teacher top-1 93.75%)"));
   child->Resize(30, 24);
-  ASSERT_TRUE(child->WaitForOutput("  2100 img/s  lr 0.05  accura…")) << child->output();
+  ASSERT_TRUE(child->WaitForOutput("  2100 img/s  lr 0.05  top-1 …")) << child->output();
   child->Signal(SIGINT);
   EXPECT_EQ(child->Wait().exit_code, kExitInterrupted);
 }

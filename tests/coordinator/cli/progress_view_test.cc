@@ -120,7 +120,7 @@ TEST(ProgressViewTest, RunningJobAsciiGolden) {
             "  - head       0/200\n"
             "  ################........................   40%  eta 25s (job 35s)\n"
             "  loss 0.5432 (cross_entropy 0.31, kd 1.2)\n"
-            "  2100 img/s  lr 0.05  accuracy 88.12% (teacher 93.75%)");
+            "  2100 img/s  lr 0.05  top-1 88.12% (teacher top-1 93.75%)");
 }
 
 TEST(ProgressViewTest, RunningJobUtf8Golden) {
@@ -131,7 +131,7 @@ TEST(ProgressViewTest, RunningJobUtf8Golden) {
             "  · head       0/200\n"
             "  ━━━━━━━━━━━━━━━━────────────────────────   40%  eta 25s (job 35s)\n"
             "  loss 0.5432 (cross_entropy 0.31, kd 1.2)\n"
-            "  2100 img/s  lr 0.05  accuracy 88.12% (teacher 93.75%)\n"
+            "  2100 img/s  lr 0.05  top-1 88.12% (teacher top-1 93.75%)\n"
             "  lost the coordinator");
 }
 
@@ -234,7 +234,7 @@ TEST(ProgressViewTest, BarIsFilledByTheShare) {
 TEST(PlainProgressTest, OneLineHasAllThatMatters) {
   EXPECT_EQ(PlainProgressLine(RunningJob(), kSubmitted + 105),
             "[1m35s] stage 2/3 whole: step 420/1050 (40%), loss 0.5432 (cross_entropy 0.31, kd 1.2), 2100 img/s, "
-            "accuracy 88.12% (teacher 93.75%), training, eta 25s (job 35s)");
+            "top-1 88.12% (teacher top-1 93.75%), training, eta 25s (job 35s)");
 }
 
 TEST(PlainProgressTest, ChangesAreToldAtOnceAndProgressOncePerInterval) {
@@ -267,8 +267,8 @@ TEST(PlainProgressTest, ChangesAreToldAtOnceAndProgressOncePerInterval) {
   job.set_restarts(1);
   EXPECT_THAT(plain.Update(job, now + 8), ElementsAre("[1m08s] re-formed after the loss of a member (1 restart)"));
   EXPECT_THAT(plain.Update(SucceededJob(), now + 9),
-              ElementsAre("[3m10s] stage 2/3 whole done in 1m00s: loss 0.3, accuracy 91.00%",
-                          "[3m10s] stage 3/3 head done in 1m00s: loss 0.3, accuracy 92.00%"));
+              ElementsAre("[3m10s] stage 2/3 whole done in 1m00s: loss 0.3, top-1 91.00%",
+                          "[3m10s] stage 3/3 head done in 1m00s: loss 0.3, top-1 92.00%"));
 }
 
 TEST(PlainProgressTest, AJobWatchedFromTheMiddleGoesOn) {
@@ -280,7 +280,7 @@ TEST(PlainProgressTest, AJobWatchedFromTheMiddleGoesOn) {
 TEST(OutcomeTest, NamesStateDurationAccuracyAndFiles) {
   EXPECT_EQ(RenderOutcome(SucceededJob(), kAscii),
             "job j-1 (fashion) succeeded after 3m10s\n"
-            "  student   accuracy 91.52% (teacher 93.75%), 77.4k parameters\n"
+            "  student   top-1 91.52% (teacher top-1 93.75%), 77.4k parameters\n"
             "  weights   /work/j-1/student.safetensors (312 KiB)\n"
             "  program   /work/j-1/student.pt (416 KiB)\n");
   v1::Job failed = QueuedJob();

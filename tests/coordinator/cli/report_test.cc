@@ -35,7 +35,6 @@ v1::Progress* AddPoint(v1::GetHistoryResponse* history, uint32_t stage, uint64_t
   point->set_step(step);
   point->set_total_step(total);
   point->set_loss(loss);
-  point->set_accuracy(-1);
   point->set_images_per_second(2000);
   point->set_time(kSubmitted + static_cast<double>(total));
   v1::NamedValue* term = point->add_terms();
@@ -67,7 +66,7 @@ ReportInput Sample(const v1::Job& job) {
   for (uint64_t step = 100; step <= 300; step += 100) AddPoint(&input.history, 0, step, step, 1.0 / step);
   AddPoint(&input.history, 1, 0, 300, 0)->clear_terms();
   for (uint64_t step = 100; step <= 400; step += 100) AddPoint(&input.history, 1, step, 300 + step, 5.0 / step);
-  input.history.mutable_points(5)->set_accuracy(0.5);
+  SetScore({{"top1", 0.5}}, input.history.mutable_points(5)->mutable_score());
   input.events = {MakeEvent(kSubmitted, "coordinator", "submitted: 3 stage(s)"),
                   MakeEvent(kSubmitted + 10, "coordinator", "generation 1: s0, s1", v1::EVENT_TYPE_GROUP_FORMED, 1),
                   MakeEvent(kSubmitted + 50, "coordinator",
@@ -122,7 +121,7 @@ TEST_F(ReportTest, TellsAllAboutAFinishedJob) {
   EXPECT_EQ(Check(html), "svg 6 table 7\n");
   // Results as `distillctl results` has them.
   for (const ResultRow& row : ResultRows({job})) {
-    for (const std::string& cell : {row.model, row.network, row.accuracy, row.parameters, row.size, row.wall_time}) {
+    for (const std::string& cell : {row.model, row.network, row.score, row.parameters, row.size, row.wall_time}) {
       EXPECT_THAT(html, HasSubstr(EscapeHtml(cell)));
     }
   }
@@ -216,33 +215,57 @@ TEST_F(ReportTest, CurvesGoByStepAndBreakBetweenStages) {
   EXPECT_EQ(std::count(d.begin(), d.end(), 'L'), 1) << d;
 }
 
-TEST_F(ReportTest, AccuraciesComeFromReportsAndStages) {
+TEST_F(ReportTest, ScoresComeFromReportsAndStages) {
   v1::Job job = SucceededJob();
   v1::GetHistoryResponse history;
-  AddPoint(&history, 1, 100, 400, 1)->set_accuracy(0.4);
-  AddPoint(&history, 1, 200, 500, 1)->set_accuracy(0.4);  // the same evaluation, told again
-  const std::vector<PlotSeries> series = AccuracySeries(job, history);
+  SetScore({{"top1", 0.4}}, AddPoint(&history, 1, 100, 400, 1)->mutable_score());
+  SetScore({{"top1", 0.4}}, AddPoint(&history, 1, 200, 500, 1)->mutable_score());  // the same evaluation, told again
+  const std::vector<PlotSeries> series = ScoreSeries(job, history);
   ASSERT_THAT(series, SizeIs(2));
   EXPECT_EQ(series[0].points[0].x, 400);
   EXPECT_EQ(series[0].points[0].y, 40);
   EXPECT_EQ(series[0].points.back().x, 1550) << "the end of the last stage";
-  EXPECT_NEAR(series[0].points.back().y, job.stages_done(2).accuracy() * 100, 1e-9);
-  EXPECT_EQ(series[1].name, "teacher");
+  EXPECT_NEAR(series[0].points.back().y, job.stages_done(2).score().metrics(0).value() * 100, 1e-9);
+  EXPECT_EQ(series[0].name, "student top-1");
+  EXPECT_EQ(series[1].name, "teacher top-1");
 }
 
-TEST_F(ReportTest, IntersectionsOverUnionHaveCurvesOfTheirOwn) {
+TEST_F(ReportTest, EveryMetricHasACurveOfItsOwn) {
   v1::Job job = SucceededJob();
-  job.mutable_artifacts()->set_teacher_mean_iou(0.7);
+  SetScore({{"top1", 0.9375}, {"top5", 0.7}}, job.mutable_artifacts()->mutable_teacher_score());
   v1::GetHistoryResponse history;
   v1::Progress* const point = AddPoint(&history, 1, 100, 400, 1);
-  point->set_accuracy(0.4);
-  point->set_mean_iou(0.25);
-  const std::vector<PlotSeries> series = AccuracySeries(job, history);
+  SetScore({{"top1", 0.4}, {"top5", 0.25}}, point->mutable_score());
+  const std::vector<PlotSeries> series = ScoreSeries(job, history);
   ASSERT_THAT(series, SizeIs(4));
-  EXPECT_EQ(series[2].name, "student mIoU");
+  EXPECT_EQ(series[2].name, "student top-5");
   ASSERT_THAT(series[2].points, SizeIs(1));
   EXPECT_EQ(series[2].points[0].y, 25);
-  EXPECT_EQ(series[3].name, "teacher mIoU");
+  EXPECT_EQ(series[3].name, "teacher top-5");
+}
+
+TEST_F(ReportTest, ClassesHaveATableAMatrixAndTheirCommonestMistakes) {
+  v1::Job job = SucceededJob();
+  EXPECT_THAT(Render(Sample(job)), Not(HasSubstr("Confusion matrix")));
+  v1::ClassResults* student = job.mutable_artifacts()->mutable_student_classes();
+  // Labels 0: 8 right, 2 taken for 1; 1: 4 of 5 right, 1 beyond the classes.
+  for (const uint64_t n : {10, 5}) student->add_labelled(n);
+  for (const uint64_t n : {8, 6}) student->add_answered(n);
+  for (const uint64_t n : {8, 4}) student->add_right(n);
+  for (const uint64_t n : {8, 2, 0, 4}) student->add_confusion(n);
+  *job.mutable_artifacts()->mutable_teacher_classes() = *student;
+  const std::string html = Render(Sample(job));
+  EXPECT_EQ(Check(html), "svg 6 table 10\n");
+  EXPECT_THAT(html, AllOf(HasSubstr("Confusion matrix"), HasSubstr("Teacher&#39;s recall")));
+  // Class 1: 5 labelled, recall 4 of 5, precision 4 of 6, IoU 4 of 7.
+  EXPECT_THAT(html, HasSubstr("<td class=\"r\">5</td><td class=\"r\">80.00%</td><td class=\"r\">66.67%</td><td "
+                              "class=\"r\">57.14%</td>"));
+  // 0 taken for 1 twice: a fifth of the label.
+  EXPECT_THAT(html, HasSubstr("<td class=\"r\">0</td><td class=\"r\">1</td><td class=\"r\">2</td><td "
+                              "class=\"r\">20.00%</td>"));
+  // Without the matrix, the table alone; of many classes, the mistakes alone.
+  job.mutable_artifacts()->mutable_student_classes()->clear_confusion();
+  EXPECT_EQ(Check(Render(Sample(job))), "svg 6 table 8\n");
 }
 
 TEST_F(ReportTest, GroupsAreReadFromTheTypesOfEvents) {

@@ -43,6 +43,15 @@ void AddTerm(v1::Progress* progress, const char* name, double value) {
 
 }  // namespace
 
+void SetScore(std::initializer_list<std::pair<const char*, double>> metrics, v1::Score* score) {
+  score->Clear();
+  for (const auto& [name, value] : metrics) {
+    v1::NamedValue* metric = score->add_metrics();
+    metric->set_name(name);
+    metric->set_value(value);
+  }
+}
+
 v1::JobPlan SamplePlan() {
   v1::JobPlan plan;
   plan.set_name("fashion");
@@ -108,7 +117,6 @@ v1::Job RunningJob() {
   v1::StageResult* mimic = job.add_stages_done();
   mimic->set_stage(0);
   mimic->set_checkpoint("/work/j-1/stage-0");
-  mimic->set_accuracy(-1);
   mimic->set_loss(0.1234);
   mimic->set_seconds(32);
   mimic->set_committed_time(kSubmitted + 42);
@@ -121,8 +129,8 @@ v1::Job RunningJob() {
   AddTerm(progress, "kd", 1.2);
   progress->set_learning_rate(0.05);
   progress->set_images_per_second(2100);
-  progress->set_accuracy(0.8812);
-  progress->set_teacher_accuracy(0.9375);
+  SetScore({{"top1", 0.8812}}, progress->mutable_score());
+  SetScore({{"top1", 0.9375}}, progress->mutable_teacher_score());
   progress->set_time(kSubmitted + 100);
   progress->set_phase("training");
   v1::NamedValue* seconds = progress->add_step_seconds();
@@ -138,7 +146,7 @@ v1::Job SucceededJob() {
   for (uint32_t stage = 1; stage < 3; ++stage) {
     v1::StageResult* result = job.add_stages_done();
     result->set_stage(stage);
-    result->set_accuracy(0.9 + 0.01 * stage);
+    SetScore({{"top1", 0.9 + 0.01 * stage}}, result->mutable_score());
     result->set_loss(0.3);
     result->set_seconds(60);
   }
@@ -152,8 +160,8 @@ v1::Job SucceededJob() {
   files->set_student_parameters(77360);
   files->set_teacher_parameters(272474);
   files->set_teacher_bytes(1'122'304);
-  files->set_student_accuracy(0.9152);
-  files->set_teacher_accuracy(0.9375);
+  SetScore({{"top1", 0.9152}}, files->mutable_student_score());
+  SetScore({{"top1", 0.9375}}, files->mutable_teacher_score());
   return job;
 }
 

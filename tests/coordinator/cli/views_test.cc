@@ -69,12 +69,13 @@ TEST(JobViewTest, ListGolden) {
   *jobs.add_jobs() = SucceededJob();
   *jobs.add_jobs() = RunningJob();
   *jobs.add_jobs() = QueuedJob();
-  EXPECT_EQ(RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
-            "JOB  NAME     STATE      STAGE      DONE  ACCURACY  SUBMITTED             TIME  REASON\n"
-            "j-1  fashion  succeeded  3/3        100%    91.52%  2099-01-01 00:00:00  3m10s\n"
-            "j-1  fashion  running    2/3 whole   46%    88.12%  2099-01-01 00:00:00  1m30s\n"
-            "j-1  fashion  queued     1/3 mimic    0%         -  2099-01-01 00:00:00      -  waiting for 2 students; 1 "
-            "is idle\n");
+  EXPECT_EQ(
+      RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
+      "JOB  NAME     STATE      STAGE      DONE         SCORE  SUBMITTED             TIME  REASON\n"
+      "j-1  fashion  succeeded  3/3        100%  top-1 91.52%  2099-01-01 00:00:00  3m10s\n"
+      "j-1  fashion  running    2/3 whole   46%  top-1 88.12%  2099-01-01 00:00:00  1m30s\n"
+      "j-1  fashion  queued     1/3 mimic    0%             -  2099-01-01 00:00:00      -  waiting for 2 students; 1 "
+      "is idle\n");
   jobs.mutable_jobs(2)->set_reason(std::string(200, 'x'));
   EXPECT_THAT(RenderJobList(jobs, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
               HasSubstr("  " + std::string(59, 'x') + "…\n"));
@@ -95,11 +96,11 @@ TEST(JobViewTest, DescribeGolden) {
             "Loss       0.5432, cross_entropy 0.31, kd 1.2, learning rate 0.05\n"
             "Speed      2100 images/s, stage ends in about 25s, job in about 35s\n"
             "Step time  forward 12.5 ms\n"
-            "Accuracy   student 88.12%; teacher 93.75%\n"
+            "Test set   student top-1 88.12%; teacher top-1 93.75%\n"
             "\n"
             "Stages done\n"
-            "  #  STAGE    LOSS  ACCURACY  TIME  COMMITTED            CHECKPOINT\n"
-            "  1  mimic  0.1234         -   32s  2099-01-01 00:00:42  /work/j-1/stage-0\n"
+            "  #  STAGE    LOSS  SCORE  TIME  COMMITTED            CHECKPOINT\n"
+            "  1  mimic  0.1234      -   32s  2099-01-01 00:00:42  /work/j-1/stage-0\n"
             "\n");
   v1::Job stalled = RunningJob();
   stalled.set_wait(v1::JOB_WAIT_TEACHER);
@@ -199,28 +200,29 @@ TEST(ResultsViewTest, TeachersOnceThenEveryJobThenFiles) {
   alone.set_id("j-0");
   alone.set_name("alone");
   alone.mutable_plan()->clear_teachers();
-  alone.mutable_artifacts()->set_student_accuracy(0.9053);
+  SetScore({{"top1", 0.9053}}, alone.mutable_artifacts()->mutable_student_score());
   alone.mutable_artifacts()->clear_torchscript();
   v1::Job again = SucceededJob();
   again.set_id("j-2");
-  EXPECT_EQ(RenderResults({alone, SucceededJob(), again, QueuedJob()}, kPlain),
-            "MODEL                    NETWORK                  STATE      ACCURACY  PARAMETERS      SIZE  WALL TIME\n"
-            "teacher fashion-teacher  cifar_resnet20 width 16               93.75%        272k  1.07 MiB          -\n"
-            "alone (j-0)              cifar_resnet8 width 16   succeeded    90.53%       77.4k   312 KiB      3m10s\n"
-            "fashion (j-1)            cifar_resnet8 width 16   succeeded    91.52%       77.4k   312 KiB      3m10s\n"
-            "fashion (j-2)            cifar_resnet8 width 16   succeeded    91.52%       77.4k   312 KiB      3m10s\n"
-            "fashion (j-1)            cifar_resnet8 width 16   queued            -           -         -          -\n"
-            "\n"
-            "Files of alone (j-0)\n"
-            "  weights  /work/j-1/student.safetensors (312 KiB)\n"
-            "\n"
-            "Files of fashion (j-1)\n"
-            "  weights  /work/j-1/student.safetensors (312 KiB)\n"
-            "  program  /work/j-1/student.pt (416 KiB)\n"
-            "\n"
-            "Files of fashion (j-2)\n"
-            "  weights  /work/j-1/student.safetensors (312 KiB)\n"
-            "  program  /work/j-1/student.pt (416 KiB)\n");
+  EXPECT_EQ(
+      RenderResults({alone, SucceededJob(), again, QueuedJob()}, kPlain),
+      "MODEL                    NETWORK                  STATE             SCORE  PARAMETERS      SIZE  WALL TIME\n"
+      "teacher fashion-teacher  cifar_resnet20 width 16             top-1 93.75%        272k  1.07 MiB          -\n"
+      "alone (j-0)              cifar_resnet8 width 16   succeeded  top-1 90.53%       77.4k   312 KiB      3m10s\n"
+      "fashion (j-1)            cifar_resnet8 width 16   succeeded  top-1 91.52%       77.4k   312 KiB      3m10s\n"
+      "fashion (j-2)            cifar_resnet8 width 16   succeeded  top-1 91.52%       77.4k   312 KiB      3m10s\n"
+      "fashion (j-1)            cifar_resnet8 width 16   queued                -           -         -          -\n"
+      "\n"
+      "Files of alone (j-0)\n"
+      "  weights  /work/j-1/student.safetensors (312 KiB)\n"
+      "\n"
+      "Files of fashion (j-1)\n"
+      "  weights  /work/j-1/student.safetensors (312 KiB)\n"
+      "  program  /work/j-1/student.pt (416 KiB)\n"
+      "\n"
+      "Files of fashion (j-2)\n"
+      "  weights  /work/j-1/student.safetensors (312 KiB)\n"
+      "  program  /work/j-1/student.pt (416 KiB)\n");
 }
 
 TEST(ResultsViewTest, StepsThatWereSkippedAreTold) {
@@ -242,15 +244,14 @@ TEST(ResultsViewTest, JsonHasNumbersAndNulls) {
   const auto& done = json["results"][0];
   EXPECT_EQ(done["job"], "j-1");
   EXPECT_EQ(done["state"], "JOB_STATE_SUCCEEDED");
-  EXPECT_DOUBLE_EQ(done["student_accuracy"], 0.9152);
-  EXPECT_DOUBLE_EQ(done["teacher_accuracy"], 0.9375);
+  EXPECT_DOUBLE_EQ(done["student_score"]["top1"], 0.9152);
+  EXPECT_DOUBLE_EQ(done["teacher_score"]["top1"], 0.9375);
   EXPECT_EQ(done["student_parameters"], 77360);
   EXPECT_EQ(done["student_bytes"], 319488);
   EXPECT_DOUBLE_EQ(done["wall_seconds"], 190);
   EXPECT_EQ(done["torchscript"], "/work/j-1/student.pt");
   const auto& queued = json["results"][1];
-  for (const char* key :
-       {"student_accuracy", "teacher_accuracy", "student_parameters", "wall_seconds", "safetensors"}) {
+  for (const char* key : {"student_score", "teacher_score", "student_parameters", "wall_seconds", "safetensors"}) {
     EXPECT_TRUE(queued[key].is_null()) << key;
   }
 }
@@ -262,7 +263,8 @@ v1::GetHistoryResponse SampleHistory() {
     *point = RunningJob().progress();
     point->set_step(100 * (i + 1));
     point->set_total_step(300 + 100 * (i + 1));
-    point->set_accuracy(i == 2 ? 0.5 : -1);
+    point->clear_score();
+    if (i == 2) SetScore({{"top1", 0.5}}, point->mutable_score());
   }
   history.mutable_points(0)->clear_terms();
   history.mutable_points(0)->set_stage(9);
@@ -272,61 +274,62 @@ v1::GetHistoryResponse SampleHistory() {
 
 TEST(HistoryViewTest, TableGolden) {
   EXPECT_EQ(RenderHistory(RunningJob(), SampleHistory(), 0, kPlain),
-            "STAGE     STEP  TOTAL    LOSS  LEARNING RATE  IMAGES/S  ACCURACY   TIME\n"
-            "stage 10   100    400  0.5432           0.05      2100         -  1m30s\n"
-            "whole      200    500  0.5432           0.05      2100         -  1m30s\n"
-            "whole      300    600  0.5432           0.05      2100    50.00%  1m30s\n");
+            "STAGE     STEP  TOTAL    LOSS  LEARNING RATE  IMAGES/S         SCORE   TIME\n"
+            "stage 10   100    400  0.5432           0.05      2100             -  1m30s\n"
+            "whole      200    500  0.5432           0.05      2100             -  1m30s\n"
+            "whole      300    600  0.5432           0.05      2100  top-1 50.00%  1m30s\n");
   EXPECT_THAT(RenderHistory(RunningJob(), SampleHistory(), 1, kPlain), Not(HasSubstr("stage 10")));
   EXPECT_THAT(RenderHistory(RunningJob(), v1::GetHistoryResponse(), 0, kPlain), HasSubstr("no progress points"));
 }
 
 TEST(HistoryViewTest, CsvHasAllColumnsQuotedWhereNeeded) {
-  EXPECT_EQ(HistoryCsv(RunningJob(), SampleHistory(), 2),
-            "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,accuracy,teacher_accuracy,mean_iou,"
-            "time,phase,term_cross_entropy,term_kd,seconds_forward\n"
-            "1,whole,200,500,0.5432,0.05,2100,,0.9375,,4070908900.000,\"a,\"\"b\"\"\",0.31,1.2,0.0125\n"
-            "1,whole,300,600,0.5432,0.05,2100,0.5,0.9375,,4070908900.000,training,0.31,1.2,0.0125\n");
+  EXPECT_EQ(
+      HistoryCsv(RunningJob(), SampleHistory(), 2),
+      "stage,stage_name,step,total_step,loss,learning_rate,images_per_second,time,phase,student_top1,teacher_top1,"
+      "term_cross_entropy,term_kd,seconds_forward\n"
+      "1,whole,200,500,0.5432,0.05,2100,4070908900.000,\"a,\"\"b\"\"\",,0.9375,0.31,1.2,0.0125\n"
+      "1,whole,300,600,0.5432,0.05,2100,4070908900.000,training,0.5,0.9375,0.31,1.2,0.0125\n");
   // The first point has no terms: its cells are empty.
   EXPECT_THAT(HistoryCsv(RunningJob(), SampleHistory(), 0),
-              HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,,0.9375,,4070908900.000,training,,,0.0125\n"));
+              HasSubstr("9,stage 10,100,400,0.5432,0.05,2100,4070908900.000,training,,0.9375,,,0.0125\n"));
 }
 
-// ---- Segmentation: the mean intersection over union stands beside the accuracy ------------------------------------
+// ---- Several metrics: the first is the headline ---------------------------------------------------------------------
 
 v1::Job SegmentationJob() {
   v1::Job job = SucceededJob();
-  job.mutable_artifacts()->set_student_mean_iou(0.6103);
-  job.mutable_artifacts()->set_teacher_mean_iou(0.7);
-  job.mutable_stages_done(0)->set_accuracy(0.8);
-  job.mutable_stages_done(0)->set_mean_iou(0.5);
+  SetScore({{"mean_iou", 0.6103}, {"pixel_accuracy", 0.9152}}, job.mutable_artifacts()->mutable_student_score());
+  SetScore({{"mean_iou", 0.7}, {"pixel_accuracy", 0.9375}}, job.mutable_artifacts()->mutable_teacher_score());
+  SetScore({{"mean_iou", 0.5}, {"pixel_accuracy", 0.8}}, job.mutable_stages_done(0)->mutable_score());
   return job;
 }
 
-TEST(SegmentationViewTest, JobListResultsAndOutcome) {
+TEST(MetricsViewTest, JobListResultsAndOutcome) {
   const v1::Job job = SegmentationJob();
   const std::string text = RenderJob(job, kSubmitted + 300, kPlain, absl::UTCTimeZone());
-  EXPECT_THAT(text, HasSubstr("Accuracy   student 91.52%, mIoU 61.03%; teacher 93.75%, mIoU 70.00%\n"));
-  EXPECT_THAT(text, HasSubstr("80.00%, mIoU 50.00%"));
+  EXPECT_THAT(text, HasSubstr("Test set   student mIoU 61.03%, pixel accuracy 91.52%; teacher mIoU 70.00%, pixel "
+                              "accuracy 93.75%\n"));
+  EXPECT_THAT(text, HasSubstr("mIoU 50.00%, pixel accuracy 80.00%"));
   const std::string results = RenderResults({job}, kPlain);
-  EXPECT_THAT(results, HasSubstr("91.52%, mIoU 61.03%"));
-  EXPECT_THAT(results, HasSubstr("93.75%, mIoU 70.00%"));
-  EXPECT_THAT(RenderOutcome(job, kPlain), HasSubstr("accuracy 91.52%, mIoU 61.03% (teacher 93.75%, mIoU 70.00%)"));
+  EXPECT_THAT(results, AllOf(HasSubstr("  mIoU 61.03%  "), HasSubstr("  mIoU 70.00%  ")));
+  EXPECT_THAT(RenderOutcome(job, kPlain),
+              HasSubstr("mIoU 61.03%, pixel accuracy 91.52% (teacher mIoU 70.00%, pixel accuracy 93.75%)"));
   const auto json = nlohmann::json::parse(ResultsJson({job, SucceededJob()}));
-  EXPECT_DOUBLE_EQ(json["results"][0]["student_mean_iou"], 0.6103);
-  EXPECT_DOUBLE_EQ(json["results"][0]["teacher_mean_iou"], 0.7);
-  EXPECT_TRUE(json["results"][1]["student_mean_iou"].is_null());
+  EXPECT_DOUBLE_EQ(json["results"][0]["student_score"]["mean_iou"], 0.6103);
+  EXPECT_DOUBLE_EQ(json["results"][0]["teacher_score"]["pixel_accuracy"], 0.9375);
+  EXPECT_FALSE(json["results"][1]["student_score"].contains("mean_iou"));
 }
 
-TEST(SegmentationViewTest, ARunningJobAndItsCurve) {
+TEST(MetricsViewTest, ARunningJobAndItsCurve) {
   v1::Job job = RunningJob();
-  job.mutable_progress()->set_mean_iou(0.25);
-  job.mutable_progress()->set_teacher_mean_iou(0.75);
+  SetScore({{"top1", 0.8812}, {"top5", 0.99}, {"some_new_one", 0.5}}, job.mutable_progress()->mutable_score());
   EXPECT_THAT(RenderJob(job, kSubmitted + 100, kPlain, absl::UTCTimeZone()),
-              HasSubstr("student 88.12%, mIoU 25.00%; teacher 93.75%, mIoU 75.00%"));
+              HasSubstr("student top-1 88.12%, top-5 99.00%, some new one 50.00%; teacher top-1 93.75%"));
   v1::GetHistoryResponse history;
   *history.add_points() = job.progress();
-  EXPECT_THAT(RenderHistory(job, history, 0, kPlain), HasSubstr("88.12%, mIoU 25.00%"));
-  EXPECT_THAT(HistoryCsv(job, history, 0), HasSubstr(",0.8812,0.9375,0.25,"));
+  EXPECT_THAT(RenderHistory(job, history, 0, kPlain), HasSubstr("  top-1 88.12%  "));
+  EXPECT_THAT(HistoryCsv(job, history, 0), AllOf(HasSubstr(",student_top1,student_top5,student_some_new_one,teacher_"),
+                                                 HasSubstr(",0.8812,0.99,0.5,0.9375,")));
 }
 
 }  // namespace

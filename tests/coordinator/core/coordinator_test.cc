@@ -214,11 +214,13 @@ TEST_F(CoordinatorTest, RunsAJobFromTheFirstStageToTheExport) {
   EXPECT_EQ(beat->student->checkpoint_digest, "d0");
   EXPECT_THAT(Beat("t0")->teacher_jobs[0].taps, ElementsAre("", "layer3"));
 
-  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 1, .accuracy = 0.9}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage(Id("s0"), job, 1, {.stage = 1, .score = {.metrics = {{"top1", 0.9}}}}).ok());
   EXPECT_THAT(Beat("t0")->teacher_jobs, IsEmpty()) << "released";
   EXPECT_THAT(EventTexts(job), Contains("teachers released: no later stage reads them"));
   ASSERT_TRUE(
-      coordinator_->FinishJob(Id("s0"), job, 1, {.safetensors = "s.safetensors", .student_accuracy = 0.9}).ok());
+      coordinator_
+          ->FinishJob(Id("s0"), job, 1, {.safetensors = "s.safetensors", .student_score = {.metrics = {{"top1", 0.9}}}})
+          .ok());
   EXPECT_TRUE(coordinator_->FinishJob(Id("s0"), job, 1, {.safetensors = "s.safetensors"}).ok()) << "repeated report";
   EXPECT_EQ(coordinator_->FinishJob(Id("s0"), job, 2, {}).code(), StatusCode::kAborted);
   const JobRecord record = coordinator_->Get(job).value();

@@ -93,6 +93,22 @@ TEST(JobFileTest, RecipesReachTheStagesWithTheirGlobsExpanded) {
   EXPECT_EQ(schedule.final_div_factor, 100);
 }
 
+TEST(JobFileTest, AMetricToSelectByIsOneOfTheTasks) {
+  const auto with = [](const std::string& metric) {
+    return With(With(kExplicitJob, "train_size: 60000", "train_size: 60000, holdout: 640"), "steps: 100",
+                "steps: 100\n    select: best\n    select_by: " + metric);
+  };
+  const StatusOr<ExpandedJob> job = Expand(with("top5"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->plan.stages[0].select_by, "objective");
+  EXPECT_EQ(job->plan.stages[1].select_by, "top5");
+  EXPECT_THAT(Refusal(with("top_1")), HasSubstr("did you mean 'top1'?"));
+  EXPECT_THAT(Refusal(with("mean_iou")),
+              HasSubstr("'mean_iou' is for pixels, and the student answers for images: take top1 or objective"));
+  EXPECT_THAT(Refusal(With(with("top5"), "num_classes: 10", "num_classes: 5")),
+              HasSubstr("select_by: top5 needs more than five classes; take top1"));
+}
+
 TEST(JobFileTest, WhatAllStagesTakeFromOnePlaceIsWrongOnce) {
   const std::string refusal =
       Refusal(With(kExplicitJob, "optimizer: {lr: 0.05}", "optimizer: {lr_mult: [{modules: [layr1], factor: 2}]}"));
@@ -232,6 +248,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "job.yaml:8:", "must ascend"},
         BadCase{"MilestonesWithCosine", "optimizer: {lr: 0.05}", "schedule: {milestones: [0.5]}",
                 "job.yaml:8:", "belong to type 'step'"},
+        BadCase{"SelectByAlone", "steps: 100", "steps: 100\n    select_by: top1",
+                "job.yaml:17:16: ", "select_by: says what select: best and patience go by"},
         BadCase{"Accumulate", "optimizer: {lr: 0.05}", "accumulate: 3", "job.yaml:8:13: ",
                 "accumulate: batch_size 128 cannot be divided into 3 equal parts on each of the 2 students; take a "
                 "batch_size of 126"},

@@ -54,6 +54,19 @@ TEST(PresetsTest, KdMixesLabelsAndSoftTargets) {
   EXPECT_FALSE(pure.stages[0].uses_labels);
 }
 
+TEST(PresetsTest, AMetricSelectsForTheHeadOfSskdAlone) {
+  const std::string held_out = With(kPresetJob, "train_size: 60000", "train_size: 60000, holdout: 640");
+  const StatusOr<ExpandedJob> job =
+      Expand(With(held_out, "budget:", "sskd: {select: best, select_by: top1, patience: 3}\nbudget:"));
+  ASSERT_TRUE(job.ok()) << job.status();
+  for (const StagePlan& stage : job->plan.stages) {
+    EXPECT_EQ(stage.select, "best");
+    EXPECT_EQ(stage.select_by, stage.name == "head" ? "top1" : "objective") << stage.name;
+  }
+  EXPECT_THAT(Refusal(With(held_out, "budget:", "sskd: {select_by: top1}\nbudget:")),
+              HasSubstr("sskd.select_by: says what select: best and patience go by"));
+}
+
 TEST(PresetsTest, CwdPairsStageEnds) {
   const JobPlan plan = PlanOf("cwd");
   ASSERT_EQ(plan.stages.size(), 1u);

@@ -76,6 +76,20 @@ TEST(SegmentationJobTest, AnswersAndLabelsAreForTheSameThings) {
                     HasSubstr("mask: valid_labels needs a label for every pixel")));
 }
 
+TEST(SegmentationJobTest, MetricsToSelectByAreThoseOfPixels) {
+  const auto with = [](const std::string& metric) {
+    return With(With(kStreets, "shrink: 4", "shrink: 4, holdout: 64"), "epochs: 2",
+                "epochs: 2\n    select: best\n    select_by: " + metric);
+  };
+  for (const std::string metric : {"mean_iou", "pixel_accuracy", "objective"}) {
+    const StatusOr<ExpandedJob> job = Expand(with(metric), Streets());
+    ASSERT_TRUE(job.ok()) << job.status();
+    EXPECT_EQ(job->plan.stages[0].select_by, metric);
+  }
+  EXPECT_THAT(Refusal(with("top1"), Streets()),
+              HasSubstr("'top1' is for images, and the student answers for pixels: take mean_iou or objective"));
+}
+
 TEST(SegmentationJobTest, KeysThatDoNotApplyAreRefused) {
   EXPECT_THAT(Refusal(With(kStreets, "segmentation_folder", "image_folder"), Streets()),
               HasSubstr("ignore_label: stands for pixels without a label"));

@@ -162,15 +162,20 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   progress.loss = 0.5;
   progress.terms = {{"kd", 1.5}};
   progress.step_seconds = {{"forward", 0.01}};
-  progress.accuracy = 0.9;
-  progress.mean_iou = 0.7;
+  progress.score.metrics = {{"mean_iou", 0.7}, {"pixel_accuracy", 0.9}};
   progress.phase = "training";
   change.progress = {progress};
-  change.stage = StageRecord{
-      {.stage = 0, .checkpoint = "/w/c", .digest = "dd", .accuracy = 0.8, .mean_iou = 0.6, .loss = 1, .seconds = 2},
-      77};
-  change.artifacts = JobArtifacts{
-      .safetensors = "s.safetensors", .safetensors_bytes = 5, .student_accuracy = 0.91, .student_mean_iou = 0.71};
+  change.stage = StageRecord{{.stage = 0,
+                              .checkpoint = "/w/c",
+                              .digest = "dd",
+                              .score = {.metrics = {{"mean_iou", 0.6}}, .by_class = {}},
+                              .loss = 1,
+                              .seconds = 2},
+                             77};
+  const ClassResults classes{.labelled = {3, 2}, .answered = {4, 1}, .right = {3, 1}, .confusion = {3, 0, 1, 1}};
+  change.artifacts = JobArtifacts{.safetensors = "s.safetensors",
+                                  .safetensors_bytes = 5,
+                                  .student_score = {.metrics = {{"mean_iou", 0.71}}, .by_class = classes}};
   change.events = {MakeEvent("one"), MakeEvent("two")};
   ASSERT_TRUE(Apply(change).ok());
   const JobRecord job = store_->Get("job").value();
@@ -179,17 +184,20 @@ TEST_P(JobStoreSuite, AppliesAllPartsOfAChange) {
   EXPECT_EQ(job.progress.total_step, 120u);
   EXPECT_EQ(job.progress.terms[0].name, "kd");
   EXPECT_EQ(job.progress.phase, "training");
-  EXPECT_EQ(job.progress.mean_iou, 0.7);
-  EXPECT_EQ(job.progress.teacher_mean_iou, -1);
+  EXPECT_EQ(job.progress.score, progress.score);
+  EXPECT_FALSE(job.progress.teacher_score.measured());
   ASSERT_EQ(job.stages.size(), 1u);
   EXPECT_EQ(job.stages[0].result.digest, "dd");
   EXPECT_EQ(job.stages[0].committed_time, 77);
-  EXPECT_EQ(job.stages[0].result.mean_iou, 0.6);
+  ASSERT_NE(job.stages[0].result.score.Find("mean_iou"), nullptr);
+  EXPECT_EQ(*job.stages[0].result.score.Find("mean_iou"), 0.6);
   ASSERT_TRUE(job.has_artifacts);
   EXPECT_EQ(job.artifacts.safetensors, "s.safetensors");
-  EXPECT_EQ(job.artifacts.student_accuracy, 0.91);
-  EXPECT_EQ(job.artifacts.student_mean_iou, 0.71);
-  EXPECT_EQ(job.artifacts.teacher_mean_iou, -1);
+  EXPECT_EQ(job.artifacts.student_score, change.artifacts->student_score);
+  EXPECT_FALSE(job.artifacts.teacher_score.measured());
+  const JobRecord listed = store_->List(1)->at(0);
+  EXPECT_EQ(listed.artifacts.student_score.metrics, change.artifacts->student_score.metrics);
+  EXPECT_EQ(listed.artifacts.student_score.by_class, ClassResults()) << "lists would grow too large";
   EXPECT_THAT(EventTexts("job"), ElementsAre("submitted", "one", "two"));
   EXPECT_THAT(EventTexts("job", 1), ElementsAre("one", "two"));
   EXPECT_THAT(EventTexts("job", 1, 1), ElementsAre("one"));

@@ -76,10 +76,10 @@ TEST(SqliteJobStoreTest, RefusesADamagedFile) {
 TEST(SqliteJobStoreTest, RefusesNewerOlderAndForeignFiles) {
   TempDir dir;
   { auto store = OpenSqliteJobStore(dir.File("jobs.db")).value(); }
-  { ASSERT_TRUE(SqliteDatabase::Open(dir.File("jobs.db")).value()->Execute("PRAGMA user_version = 3").ok()); }
+  { ASSERT_TRUE(SqliteDatabase::Open(dir.File("jobs.db")).value()->Execute("PRAGMA user_version = 4").ok()); }
   Status status = OpenSqliteJobStore(dir.File("jobs.db")).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 3, this program knows 2"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("schema version 4, this program knows 3"));
   { ASSERT_TRUE(SqliteDatabase::Open(dir.File("jobs.db")).value()->Execute("PRAGMA user_version = 1").ok()); }
   status = OpenSqliteJobStore(dir.File("jobs.db")).status();
   EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition);

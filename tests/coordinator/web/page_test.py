@@ -306,14 +306,18 @@ class PageTest(unittest.TestCase):
     def test_3_values_are_those_of_distillctl(self):
         job = self.cluster.ctl_json("describe", self.job)
         stages = job["plan"]["stages"]
-        percent = f"{job['artifacts']['student_accuracy'] * 100:.2f}%"
-        self.assertEqual(self.fact("Student accuracy"), percent)
-        self.assertEqual(self.fact("Teacher accuracy"), f"{job['artifacts']['teacher_accuracy'] * 100:.2f}%")
+
+        def shown(score):
+            names = {"top1": "top-1", "top5": "top-5"}
+            return ", ".join(f"{names[m['name']]} {m['value'] * 100:.2f}%" for m in score["metrics"])
+
+        self.assertEqual(self.fact("Student on the test set"), shown(job["artifacts"]["student_score"]))
+        self.assertEqual(self.fact("Teacher on the test set"), shown(job["artifacts"]["teacher_score"]))
         self.assertEqual(self.fact("Loss"), f"{job['progress']['loss']:.4g}")
         self.assertEqual(self.fact("Steps"), "140 of 140 (100%)")
         self.assertEqual(self.fact("Generation"), "2, 1 restart")
         self.assertEqual(self.fact("Members by rank"), ", ".join(job["ranks"]))
-        # The table of jobs against `list`: id, state, stage, done, accuracy, time submitted, time taken.
+        # The table of jobs against `list`: id, state, stage, done, score, time submitted, time taken.
         listed = re.split(r"\s{2,}", self.cluster.ctl("list").splitlines()[1].strip())
         row = self.rows("#jobs")[0]
         self.assertEqual(
@@ -401,7 +405,7 @@ class PageTest(unittest.TestCase):
         )
         self.assertEqual(shown, {s["name"] for s in newest[steps[-1]]["step_seconds"]})
         self.assertIn(
-            "newest values: student", self.browser.evaluate("document.querySelector('#accuracy-chart svg').ariaLabel")
+            "newest values: student", self.browser.evaluate("document.querySelector('#score-chart svg').ariaLabel")
         )
         # Logarithmic, and back; the curves' switches.
         button = "document.querySelector('#loss-chart .scale')"
@@ -494,7 +498,7 @@ class PageTest(unittest.TestCase):
         job = self.cluster.ctl_json("describe", self.job)
         text = self.browser.evaluate("document.body.textContent")
         for wanted in (
-            f"{job['artifacts']['student_accuracy'] * 100:.2f}%",
+            f"{job['artifacts']['student_score']['metrics'][0]['value'] * 100:.2f}%",
             job["stages_done"][0]["digest"],
             job["plan"]["teachers"][0]["digest"],
             "generation 2",

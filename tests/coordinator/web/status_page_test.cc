@@ -206,7 +206,7 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   EXPECT_EQ(job["stages"], 2);
   EXPECT_EQ(job["done_steps"], 0);
   EXPECT_EQ(job["total_steps"], 217);
-  EXPECT_TRUE(job["accuracy"].is_null());
+  EXPECT_TRUE(job["score"]["metrics"].empty());
   Beat("s0", id, 1, Report(0, 30, 30, 0.5));
   EXPECT_EQ(Api("jobs")["jobs"].at(0)["done_steps"], 30);
   ASSERT_TRUE(
@@ -215,12 +215,14 @@ TEST_F(StatusPageTest, ListsJobsAsSummaries) {
   job = Api("jobs")["jobs"].at(0);
   EXPECT_EQ(job["done_steps"], 117);
   EXPECT_EQ(job["stage"], 1);
-  ASSERT_TRUE(coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 1, .accuracy = 0.75}).ok());
-  ASSERT_TRUE(coordinator_->FinishJob({"s0", "1"}, id, 1, {.safetensors = "w", .student_accuracy = 0.75}).ok());
+  ASSERT_TRUE(coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = 1, .score = {.metrics = {{"top1", 0.75}}}}).ok());
+  ASSERT_TRUE(
+      coordinator_->FinishJob({"s0", "1"}, id, 1, {.safetensors = "w", .student_score = {.metrics = {{"top1", 0.75}}}})
+          .ok());
   job = Api("jobs")["jobs"].at(0);
   EXPECT_EQ(job["state"], "succeeded");
   EXPECT_EQ(job["done_steps"], 217);
-  EXPECT_EQ(job["accuracy"], 0.75);
+  EXPECT_EQ(job["score"]["metrics"][0], (json{{"name", "top1"}, {"value", 0.75}}));
   ASSERT_TRUE(coordinator_->Submit({"r2", {kExplicitJob, "job.yaml", {}}, false}).ok());
   EXPECT_EQ(Api("jobs")["jobs"].size(), 2u);
   EXPECT_EQ(Api("jobs?limit=1")["jobs"].size(), 1u);

@@ -36,7 +36,9 @@ Checkpoint At(uint32_t stage, uint64_t step, bool stage_end = false) {
   state.world_size = 2;
   state.threads = 1;
   state.generation = 3;
-  state.score = {.accuracy = 0.875, .mean_iou = 0.5};
+  state.score = {.metrics = {{"top1", 0.875}, {"top5", 0.1 + 0.2}},
+                 .by_class = {.labelled = {4, 4}, .answered = {3, 5}, .right = {3, 4}, .confusion = {3, 1, 0, 4}}};
+  state.teacher_score = {.metrics = {{"top1", 1.0 / 3}}, .by_class = {}};
   state.loss = 0.1;
   checkpoint.model = Tensors("fc.weight", 16, static_cast<uint8_t>(step));
   checkpoint.optimizer = Tensors("optimizer.fc.weight.momentum_buffer", 16, static_cast<uint8_t>(step + 1));

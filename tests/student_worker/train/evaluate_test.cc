@@ -10,27 +10,29 @@
 namespace distill {
 namespace {
 
-// Blank images of four classes; `on_copy` runs before an image is handed out.
+// Blank images of a few classes; `on_copy` runs before an image is handed out.
 class ScriptedDataset : public Dataset {
  public:
-  ScriptedDataset(uint64_t size, std::function<void(uint64_t)> on_copy) : size_(size), on_copy_(std::move(on_copy)) {}
+  ScriptedDataset(uint64_t size, std::function<void(uint64_t)> on_copy, uint32_t classes = 4)
+      : size_(size), on_copy_(std::move(on_copy)), classes_(classes) {}
   uint64_t size() const override { return size_; }
   uint32_t channels() const override { return 1; }
   uint32_t height() const override { return 12; }
   uint32_t width() const override { return 12; }
-  uint32_t classes() const override { return 4; }
+  uint32_t classes() const override { return classes_; }
   std::string Where(uint64_t) const override { return "blank"; }
   Status Read(uint64_t index, Picture* out) const override {
     on_copy_(index);
     *out = {1, 12, 12, std::vector<uint8_t>(144), {}};
     return OkStatus();
   }
-  int64_t label(uint64_t index) const override { return static_cast<int64_t>(index % 4); }
+  int64_t label(uint64_t index) const override { return static_cast<int64_t>(index % classes_); }
   bool has_label_maps() const override { return false; }
 
  private:
   const uint64_t size_;
   const std::function<void(uint64_t)> on_copy_;
+  const uint32_t classes_;
 };
 
 JobPlan Plan() { return SmallPlan({Stage("head", {"fc"}, {CrossEntropy()}, 1)}); }
@@ -51,7 +53,24 @@ TEST(EvaluateTest, ARankThatTakesLongerThanTheCollectiveTimeoutIsWaitedFor) {
     const auto score = EvaluateOn(&rank, data);
     ASSERT_TRUE(score.ok()) << score.status();
     ASSERT_TRUE(score->has_value());
-    EXPECT_EQ((*score)->accuracy, 0.25);
+    EXPECT_EQ((*score)->metrics, (std::vector<NamedNumber>{{"top1", 0.25}}));
+    EXPECT_THAT((*score)->by_class.labelled, ::testing::Each(16u));
+  });
+}
+
+// The same logits for all images: of eight classes, each in turn the label, one is the answer and five are among the
+// first five.
+TEST(EvaluateTest, OfMoreThanFiveClassesTheFirstFiveCountToo) {
+  JobPlan plan = Plan();
+  plan.student.num_classes = 8;
+  OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
+    Rank rank(plan, number, 2, std::move(store));
+    const auto score = EvaluateOn(&rank, std::make_shared<const ScriptedDataset>(
+                                             64, [](uint64_t) {}, 8));
+    ASSERT_TRUE(score.ok()) << score.status();
+    ASSERT_TRUE(score->has_value());
+    EXPECT_EQ((*score)->metrics, (std::vector<NamedNumber>{{"top1", 1.0 / 8}, {"top5", 5.0 / 8}}));
+    EXPECT_THAT((*score)->by_class.right, ::testing::UnorderedElementsAre(8u, 0u, 0u, 0u, 0u, 0u, 0u, 0u));
   });
 }
 

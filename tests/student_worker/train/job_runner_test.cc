@@ -307,15 +307,17 @@ TEST_F(JobRunnerTest, TrainsCommitsEvaluatesAndExports) {
   ASSERT_EQ(fleet.finished().size(), 1u);
   const JobArtifacts artifacts = fleet.finished()[0];
   // The classes are separable: a network that learns at all gets nearly all of them right.
-  EXPECT_GT(artifacts.student_accuracy, 0.9);
-  EXPECT_EQ(artifacts.student_accuracy, fleet.commits()[1].accuracy);
-  EXPECT_EQ(artifacts.teacher_accuracy, -1);
+  ASSERT_TRUE(artifacts.student_score.measured());
+  EXPECT_GT(artifacts.student_score.metrics[0].value, 0.9);
+  EXPECT_EQ(artifacts.student_score.metrics, fleet.commits()[1].score.metrics);
+  EXPECT_FALSE(artifacts.teacher_score.measured());
   EXPECT_EQ(artifacts.safetensors_bytes, fs::file_size(artifacts.safetensors));
   EXPECT_EQ(artifacts.torchscript_bytes, fs::file_size(artifacts.torchscript));
 
   const auto result = nlohmann::json::parse(ReadAll(folder_ / "work/job-1/result.json"));
-  EXPECT_DOUBLE_EQ(result.at("student_accuracy").get<double>(), artifacts.student_accuracy);
-  EXPECT_TRUE(result.at("teacher_accuracy").is_null());
+  EXPECT_DOUBLE_EQ(result.at("student_score").at("top1").get<double>(), artifacts.student_score.metrics[0].value);
+  EXPECT_EQ(result.at("student_classes").at("labelled").size(), artifacts.student_score.by_class.classes());
+  EXPECT_TRUE(result.at("teacher_score").is_null());
   EXPECT_EQ(result.at("student_parameters").get<uint64_t>(), artifacts.student_parameters);
 
   // Progress: every step of both stages, loss falling, parts of the step named.
@@ -371,7 +373,7 @@ print('%.6f' % (logits.argmax(1) == labels).float().mean().item())
   char buffer[512];
   while (fgets(buffer, sizeof buffer, pipe) != nullptr) output += buffer;
   EXPECT_EQ(pclose(pipe), 0) << output;
-  EXPECT_NEAR(std::atof(output.c_str()), ended.fleets[0]->finished()[0].student_accuracy, 1e-6) << output;
+  EXPECT_NEAR(std::atof(output.c_str()), ended.fleets[0]->finished()[0].student_score.metrics[0].value, 1e-6) << output;
 }
 
 // Stops the job when rank 0 reports step `step` of stage `stage`, by what `stop` does to the control.
@@ -409,7 +411,7 @@ void ResumedJobTest::ExpectAnInterruptedJobEndsBitIdentical(const JobPlan& plan)
   EXPECT_EQ(third.fleets[0]->commits().size(), 1u);
 
   EXPECT_EQ(Student("straight"), Student("broken"));
-  EXPECT_EQ(straight.fleets[0]->finished()[0].student_accuracy, third.fleets[0]->finished()[0].student_accuracy);
+  EXPECT_EQ(straight.fleets[0]->finished()[0].student_score, third.fleets[0]->finished()[0].student_score);
 }
 
 TEST_P(ResumedJobTest, AnInterruptedJobEndsBitIdentical) { ExpectAnInterruptedJobEndsBitIdentical(Plan(GetParam())); }
@@ -565,8 +567,8 @@ TEST_F(JobRunnerTest, ALostCommitIsRepeatedAfterTheRestart) {
   ASSERT_EQ(again.outcomes[0].end, JobEnd::kFinished) << again.outcomes[0].status;
   ASSERT_EQ(again.fleets[0]->commits().size(), 1u);
   EXPECT_EQ(again.fleets[0]->commits()[0].stage, 1u);
-  EXPECT_GE(again.fleets[0]->commits()[0].accuracy, 0);
-  EXPECT_EQ(again.fleets[0]->finished()[0].student_accuracy, again.fleets[0]->commits()[0].accuracy);
+  EXPECT_TRUE(again.fleets[0]->commits()[0].score.measured());
+  EXPECT_EQ(again.fleets[0]->finished()[0].student_score.metrics, again.fleets[0]->commits()[0].score.metrics);
 }
 
 TEST_F(JobRunnerTest, AStoreRestoredWhileTheJobRunsLearnsOfAllStages) {
@@ -867,6 +869,58 @@ TEST_P(BestWeightsTest, AreThoseWithTheLowestHeldOutLossAlsoAfterAResume) {
   EXPECT_EQ(Student("broken"), Student("best"));
 }
 
+TEST_P(BestWeightsTest, AMetricMayDecideInsteadAndAnAverageIsWhatIsJudged) {
+  constexpr uint64_t kSteps = 6;
+  JobPlan plan = Plan(GetParam());
+  plan.data.holdout = 64;
+  plan.evaluate_every = 1;
+  plan.checkpoint_every = 2;
+  const auto stage = [&](uint64_t steps, const std::string& select) {
+    plan.stages = {Stage("head", {"fc"}, {CrossEntropy()}, steps)};
+    plan.stages[0].optimizer.lr = 8;
+    plan.stages[0].optimizer.ema_decay = 0.5;
+    plan.stages[0].schedule.type = "constant";
+    plan.stages[0].schedule.warmup = 0;
+    plan.stages[0].select = select;
+    plan.stages[0].select_by = "top1";
+  };
+  stage(kSteps, "best");
+  ASSERT_EQ(Run(plan, "best").outcomes[0].end, JobEnd::kFinished);
+  const DataSplits data = Take(OpenDataset(plan.data, folder_ / "data", plan.seed, {.classes = 4}));
+  const HeldOutSplit parts = Take(HoldOut(data.train, plan.data.holdout, plan.seed));
+  std::vector<std::string> after;  // the averages after each number of steps
+  std::vector<int64_t> right;      // on the held-out images
+  for (uint64_t steps = 1; steps <= kSteps; ++steps) {
+    stage(steps, "last");
+    const std::string work = "last-" + std::to_string(steps);
+    ASSERT_EQ(Run(plan, work).outcomes[0].end, JobEnd::kFinished);
+    after.push_back(Student(work));
+    const auto net = Take(ZooNet::Create(plan.student));
+    ASSERT_TRUE(LoadWeights(Take(ReadSafetensors(folder_ / (work + "/job-1/student.safetensors"))), net.get()).ok());
+    net->eval();
+    torch::Tensor pixels = torch::empty({64, 1, 12, 12}, torch::kUInt8), labels = torch::empty({64}, torch::kInt64);
+    for (int i = 0; i < 64; ++i) {
+      Picture picture;
+      ASSERT_TRUE(parts.held_out->Read(i, &picture).ok());
+      std::copy(picture.pixels.begin(), picture.pixels.end(), pixels[i].data_ptr<uint8_t>());
+      labels[i] = parts.held_out->label(i);
+    }
+    const torch::Tensor logits = Take(net->Forward(NormalizePixels(pixels, plan.student, true), {""}))[0];
+    right.push_back(logits.argmax(1).eq(labels).sum().item<int64_t>());
+  }
+  const auto found = std::find(after.begin(), after.end(), Student("best"));
+  ASSERT_NE(found, after.end()) << "the best weights are none of those that training passed through";
+  // The first of equals.
+  EXPECT_EQ(found - after.begin(), std::max_element(right.begin(), right.end()) - right.begin())
+      << testing::PrintToString(right);
+
+  stage(kSteps, "best");
+  const Ended first = Run(plan, "broken", StopAt(0, 3, [](JobControl* control) { control->Terminate(); }));
+  EXPECT_EQ(first.outcomes[0].end, JobEnd::kTerminated) << first.outcomes[0].status;
+  ASSERT_EQ(Run(plan, "broken").outcomes[0].end, JobEnd::kFinished);
+  EXPECT_EQ(Student("broken"), Student("best"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Ranks, BestWeightsTest, testing::Values(1u, 2u));
 
 // Fills a small disk to the last byte and gives it back.
@@ -1042,7 +1096,7 @@ TEST_F(JobRunnerTest, AStopDuringTheLastEvaluationOfAStageLosesNothing) {
     const Ended second = Run(plan, broken, nullptr, 1);
     ASSERT_EQ(second.outcomes[0].end, JobEnd::kFinished) << second.outcomes[0].status;
     ASSERT_EQ(second.fleets[0]->commits().size(), 1u);
-    EXPECT_GE(second.fleets[0]->commits()[0].accuracy, 0);
+    EXPECT_TRUE(second.fleets[0]->commits()[0].score.measured());
     EXPECT_EQ(Student(straight), Student(broken));
   }
 }

@@ -16,7 +16,7 @@ using testing::kDigest;
 using testing::kModel;
 using testing::TestTeacher;
 
-constexpr uint32_t kChannels = 3, kSide = 4, kImages = 11;
+constexpr uint32_t kChannels = 3, kSide = 4, kImages = 11, kClasses = 7;
 constexpr uint64_t kPixels = kSide * kSide;
 // The test teacher's tap "maps" has a value for each pixel and channel: as logits, a class for each pixel.
 constexpr uint64_t kAnswerBytes = kChannels * kPixels * sizeof(float);
@@ -36,19 +36,35 @@ std::shared_ptr<const Dataset> Images() {
       .value();
 }
 
+// The test teacher's logits of an image are its channels' means. Channel c of each of these has 10 * c, the larger the
+// better; the labels of seven images are the classes one after the other.
+std::shared_ptr<const Dataset> LabelledImages() {
+  std::vector<uint8_t> pixels;
+  std::vector<int64_t> labels;
+  for (uint32_t i = 0; i < kClasses; ++i) {
+    for (uint32_t c = 0; c < kClasses; ++c) pixels.insert(pixels.end(), kPixels, static_cast<uint8_t>(10 * c));
+    labels.push_back(i);
+  }
+  return MakeMemoryDataset(kClasses, kSide, kSide, kClasses, std::move(pixels), std::move(labels)).value();
+}
+
 class TeacherScoreTest : public ::testing::Test {
  protected:
   StatusOr<Score> Measure(uint64_t window_bytes, uint32_t batch_size) {
+    return MeasureOn(Images(), "maps", {kChannels, kSide, kSide}, window_bytes, batch_size);
+  }
+  StatusOr<Score> MeasureOn(std::shared_ptr<const Dataset> images, const std::string& tap,
+                            const std::vector<uint32_t>& shape, uint64_t window_bytes, uint32_t batch_size) {
     TeacherPool::Options options;
     options.model = kModel;
     options.digest = kDigest;
-    options.taps = {{"maps"}};
-    options.tap_shapes = {{kChannels, kSide, kSide}};
+    options.taps = {{tap}};
+    options.tap_shapes = {shape};
     options.client = "test";
     options.window_bytes = window_bytes;
     const auto pool = TeacherPool::Create(std::move(options)).value();
     pool->SetTeachers({teacher_->endpoint()});
-    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(Images()), kChannels, batch_size, window_bytes,
+    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(std::move(images)), shape[0], batch_size, window_bytes,
                                [] { return true; });
   }
   const std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
@@ -57,9 +73,17 @@ class TeacherScoreTest : public ::testing::Test {
 TEST_F(TeacherScoreTest, CountsTheClassesOfTheLargestLogits) {
   const StatusOr<Score> score = Measure(1 << 20, 4);
   ASSERT_TRUE(score.ok()) << score.status();
-  EXPECT_DOUBLE_EQ(score->accuracy, double{kPixels - 1} / kPixels);
-  EXPECT_GT(score->mean_iou, 0.8);
+  ASSERT_NE(score->Find(kPixelAccuracy), nullptr);
+  EXPECT_DOUBLE_EQ(*score->Find(kPixelAccuracy), double{kPixels - 1} / kPixels);
+  EXPECT_GT(*score->Find(kMeanIou), 0.8);
   EXPECT_EQ(teacher_->received(), 3);
+}
+
+TEST_F(TeacherScoreTest, CountsTheFirstFiveOfImagesWithOneLabelEach) {
+  const StatusOr<Score> score = MeasureOn(LabelledImages(), "", {kClasses}, 1 << 20, 3);
+  ASSERT_TRUE(score.ok()) << score.status();
+  EXPECT_EQ(score->metrics, (std::vector<NamedNumber>{{"top1", 1.0 / 7}, {"top5", 5.0 / 7}}));
+  EXPECT_THAT(score->by_class.answered, ::testing::ElementsAre(0, 0, 0, 0, 0, 0, 7));
 }
 
 // Logits for every pixel of a whole batch are larger than what a student may have under way.
