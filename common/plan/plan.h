@@ -179,6 +179,7 @@ struct JobPlan {
   std::string device = "auto";
   bool evaluate_teacher = true;
   uint64_t evaluate_every = 0;
+  bool evaluate_flip = false;
   uint32_t accumulate = 1;
   std::string autocast = "none";
   bool operator==(const JobPlan&) const = default;

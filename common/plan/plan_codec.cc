@@ -266,6 +266,7 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   proto->set_device(plan.device);
   proto->set_evaluate_teacher(plan.evaluate_teacher);
   proto->set_evaluate_every(plan.evaluate_every);
+  proto->set_evaluate_flip(plan.evaluate_flip);
   proto->set_accumulate(plan.accumulate);
   proto->set_autocast(plan.autocast);
 }
@@ -313,6 +314,7 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.device = proto.device();
   plan.evaluate_teacher = proto.evaluate_teacher();
   plan.evaluate_every = proto.evaluate_every();
+  plan.evaluate_flip = proto.evaluate_flip();
   plan.accumulate = proto.accumulate();
   plan.autocast = proto.autocast();
   return plan;

@@ -494,6 +494,7 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
   const SectionReader evaluate(top.Find("evaluate"), "evaluate", JobSectionKeys("evaluate"), problems);
   evaluate.Integer("every", 0, kMaxSteps, &plan.evaluate_every);
   evaluate.Flag("teacher", &job.evaluate_teacher);
+  evaluate.Flag("flip", &plan.evaluate_flip);
   job.evaluate_mark = evaluate.present() ? evaluate.Mark("teacher") : top.mark();
   top.Integer("log_every", 1, kMaxSteps, &plan.log_every);
   top.Flag("deterministic", &plan.deterministic);

@@ -22,22 +22,38 @@ std::vector<int64_t> Numbers(const torch::Tensor& tensor) {
   return {flat.data_ptr<int64_t>(), flat.data_ptr<int64_t>() + flat.numel()};
 }
 
-// (n, K, ...) logits -> classes, one for each label.
-std::vector<int64_t> Classes(const torch::Tensor& logits) { return Numbers(logits.argmax(1)); }
+// uint8 pixels (n, C, H, W) -> (n, K), or (n, K, H, W) of a net that answers for every pixel: logits, or the sum of two
+// views' probabilities.
+StatusOr<torch::Tensor> ScoresOf(StudentNet* net, const torch::Tensor& pixels, const JobPlan& plan) {
+  const auto logits_of = [&](const torch::Tensor& view) -> StatusOr<torch::Tensor> {
+    DISTILL_ASSIGN_OR_RETURN(std::vector<torch::Tensor> taps,
+                             net->Forward(NormalizePixels(view, plan.student, /*channels_last=*/true), {""}));
+    return std::move(taps[0]);
+  };
+  DISTILL_ASSIGN_OR_RETURN(torch::Tensor logits, logits_of(pixels));
+  if (!plan.evaluate_flip) return logits;
+  DISTILL_ASSIGN_OR_RETURN(const torch::Tensor mirrored, logits_of(pixels.flip({3})));
+  const torch::Tensor other = mirrored.softmax(1);
+  return logits.softmax(1) + (other.dim() == 4 ? other.flip({3}) : other);
+}
 
-// (n, K) logits -> how many classes have a larger one than the label's; of those without a label than class 0's.
-std::vector<int64_t> Larger(const torch::Tensor& logits, const std::vector<int64_t>& labels) {
-  const torch::Tensor index = torch::tensor(labels, torch::kInt64).clamp_min(0).view({-1, 1}).to(logits.device());
-  return Numbers(logits.gt(logits.gather(1, index)).sum(1));
+// (n, K, ...) scores -> classes, one for each label.
+std::vector<int64_t> Classes(const torch::Tensor& scores) { return Numbers(scores.argmax(1)); }
+
+// (n, K) scores -> how many classes have a larger one than the label's; of those without a label than class 0's.
+std::vector<int64_t> Larger(const torch::Tensor& scores, const std::vector<int64_t>& labels) {
+  const torch::Tensor index = torch::tensor(labels, torch::kInt64).clamp_min(0).view({-1, 1}).to(scores.device());
+  return Numbers(scores.gt(scores.gather(1, index)).sum(1));
 }
 
 }  // namespace
 
-StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& test, const ModelSpec& spec,
+StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& test, const JobPlan& plan,
                                         Lockstep* lockstep, const JobControl& control, torch::Device device) {
   const uint64_t rank = lockstep->group()->rank(), ranks = lockstep->group()->world_size();
   const uint64_t begin = test.size() * rank / ranks, end = test.size() * (rank + 1) / ranks;
   const uint64_t batch = std::clamp<uint64_t>(kPixelsOfBatch / test.label_map_bytes(), 1, kMaxBatch);
+  const ModelSpec& spec = plan.student;
   const bool dense = test.has_label_maps();
   ScoreTally tally(spec.num_classes, dense);
   bool stopped = false;
@@ -61,11 +77,9 @@ StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& tes
       const torch::Tensor pixels =
           torch::from_blob(samples.pixels.data(),
                            {static_cast<int64_t>(n), test.channels(), test.height(), test.width()}, torch::kUInt8);
-      // (n, K), or (n, K, H, W)
-      DISTILL_ASSIGN_OR_RETURN(const std::vector<torch::Tensor> logits,
-                               net->Forward(NormalizePixels(pixels.to(device), spec, /*channels_last=*/true), {""}));
+      DISTILL_ASSIGN_OR_RETURN(const torch::Tensor scores, ScoresOf(net, pixels.to(device), plan));
       const std::vector<int64_t> labels = LabelsOf(samples);
-      tally.Add(Classes(logits[0]), labels, dense ? std::vector<int64_t>() : Larger(logits[0], labels));
+      tally.Add(Classes(scores), labels, dense ? std::vector<int64_t>() : Larger(scores, labels));
     }
     return OkStatus();
   });

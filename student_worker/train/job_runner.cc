@@ -209,8 +209,12 @@ Status Job::MeasureTeacherAlone(Score* score) {
   tick();
   const uint32_t batch =
       std::max<uint32_t>(1, job_.plan.batch_size / (job_.assignment.world_size * job_.plan.accumulate));
-  auto result =
-      MeasureTeacherScore(pool.get(), *job_.test, job_.plan.student.num_classes, batch, job_.plan.prefetch_bytes, tick);
+  auto result = MeasureTeacherScore(pool.get(), *job_.test,
+                                    {.classes = job_.plan.student.num_classes,
+                                     .batch_size = batch,
+                                     .window_bytes = job_.plan.prefetch_bytes,
+                                     .flip = job_.plan.evaluate_flip},
+                                    tick);
   // Asked to stop: the stage's first step finds the ranks' common end.
   if (result.status().code() == StatusCode::kCancelled && !job_.control->revoked()) return OkStatus();
   DISTILL_RETURN_IF_ERROR(result.status());

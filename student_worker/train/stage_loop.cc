@@ -93,7 +93,7 @@ StatusOr<std::unique_ptr<TeacherPool>> ConnectTeachers(const JobContext& job, co
 StatusOr<bool> MeasureStudent(JobContext* job) {
   job->reporter.Phase("evaluating");
   DISTILL_RETURN_IF_ERROR(BroadcastNet(job->group.get(), job->net.get(), /*buffers_only=*/true));
-  DISTILL_ASSIGN_OR_RETURN(const std::optional<Score> score, Evaluate(job->net.get(), *job->test, job->plan.student,
+  DISTILL_ASSIGN_OR_RETURN(const std::optional<Score> score, Evaluate(job->net.get(), *job->test, job->plan,
                                                                       job->lockstep.get(), *job->control, job->device));
   if (!score.has_value()) return false;
   job->position.score = *score;
@@ -301,8 +301,8 @@ Status StageLoop::MeasureHeldOutMetric() {
   JobContext& job = *job_;
   DISTILL_ASSIGN_OR_RETURN(const std::shared_ptr<const SampleReader> held_out,
                            job.readers.ForMeasuring(job.images.held_out));
-  DISTILL_ASSIGN_OR_RETURN(const std::optional<Score> score, Evaluate(job.net.get(), *held_out, job.plan.student,
-                                                                      job.lockstep.get(), *job.control, job.device));
+  DISTILL_ASSIGN_OR_RETURN(const std::optional<Score> score,
+                           Evaluate(job.net.get(), *held_out, job.plan, job.lockstep.get(), *job.control, job.device));
   if (!score.has_value()) return OkStatus();  // asked to stop: the next step finds the ranks' common end
   const double* value = score->Find(stage_.select_by);
   if (value == nullptr) {

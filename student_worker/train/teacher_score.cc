@@ -1,6 +1,7 @@
 #include "student_worker/train/teacher_score.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -26,14 +27,21 @@ struct Tally {
   Status error ABSL_GUARDED_BY(mutex);
 };
 
-struct Answers {
-  std::vector<int64_t> classes;  // of the largest logits, one for each label
-  std::vector<int64_t> larger;   // of images: how many classes have a larger logit than the label's
+// What the views of a batch of n images were answered. Written by one callback at a time, under Tally::mutex; whoever
+// brings the last view has it alone.
+struct Views {
+  std::vector<int64_t> labels;
+  int missing = 1;
+  std::vector<float> scores;  // (n, K, positions): logits, or the sum of the views' probabilities
 };
 
-// `positions` answers in each of n images.
-StatusOr<Answers> AnswersOf(const FeatureBatch& features, uint64_t n, uint64_t positions, uint64_t rank,
-                            const std::vector<int64_t>& labels) {
+struct Answers {
+  std::vector<int64_t> classes;  // of the largest scores, one for each label
+  std::vector<int64_t> larger;   // of images: how many classes have a larger score than the label's
+};
+
+// (n, K, positions)
+StatusOr<std::vector<float>> LogitsOf(const FeatureBatch& features, uint64_t n, uint64_t positions, uint64_t rank) {
   const WireTensor* tap = features.taps.size() == 1 ? &features.taps[0] : nullptr;
   const auto fits = [&] {
     if (tap == nullptr || tap->dtype != WireDtype::kF32 || tap->shape.size() != rank) return false;
@@ -44,36 +52,92 @@ StatusOr<Answers> AnswersOf(const FeatureBatch& features, uint64_t n, uint64_t p
     return absl::InvalidArgumentError(StrCat("the teacher's output is not float32 logits of ", n, " images",
                                              rank == 4 ? " for every pixel" : "", "; it cannot be evaluated"));
   }
-  const uint64_t classes = tap->shape[1];
-  std::vector<float> logits(n * classes * positions);  // (n, K, positions)
+  std::vector<float> logits(n * tap->shape[1] * positions);
   std::memcpy(logits.data(), tap->bytes.data, tap->bytes.size);
-  Answers answers{.classes = std::vector<int64_t>(n * positions, 0), .larger = {}};
+  return logits;
+}
+
+// Softmax over the classes of logits (n, K, positions), in place.
+void ToProbabilities(uint64_t classes, uint64_t positions, std::vector<float>* logits) {
+  for (size_t image = 0; image < logits->size(); image += classes * positions) {
+    for (uint64_t p = 0; p < positions; ++p) {
+      float* const first = logits->data() + image + p;
+      float largest = *first;
+      for (uint64_t k = 1; k < classes; ++k) largest = std::max(largest, first[k * positions]);
+      double sum = 0;
+      for (uint64_t k = 0; k < classes; ++k) sum += first[k * positions] = std::exp(first[k * positions] - largest);
+      for (uint64_t k = 0; k < classes; ++k) first[k * positions] = static_cast<float>(first[k * positions] / sum);
+    }
+  }
+}
+
+// Turns each row of `width` values round.
+template <typename T>
+void Mirror(uint64_t width, std::vector<T>* values) {
+  for (size_t row = 0; row < values->size(); row += width) {
+    std::reverse(values->data() + row, values->data() + row + width);
+  }
+}
+
+// Of images with `positions` answers each.
+Answers AnswersOf(const Views& views, uint64_t positions, bool pixels) {
+  const std::vector<int64_t>& labels = views.labels;  // n * positions
+  const uint64_t n = labels.size() / positions, classes = views.scores.size() / labels.size();
+  Answers answers{.classes = std::vector<int64_t>(labels.size(), 0), .larger = {}};
   for (uint64_t i = 0; i < n; ++i) {
-    const float* const image = logits.data() + i * classes * positions;
+    const float* const image = views.scores.data() + i * classes * positions;
     for (uint64_t k = 1; k < classes; ++k) {
       for (uint64_t p = 0; p < positions; ++p) {
         int64_t& found = answers.classes[i * positions + p];
         if (image[k * positions + p] > image[found * positions + p]) found = static_cast<int64_t>(k);
       }
     }
-  }
-  for (uint64_t i = 0; rank == 2 && i < n; ++i) {
-    const float* const image = logits.data() + i * classes;
+    if (pixels) continue;
     const uint64_t label = labels[i] < 0 ? 0 : static_cast<uint64_t>(labels[i]);
     answers.larger.push_back(
-        label < classes ? std::count_if(image, image + classes, [&](float logit) { return logit > image[label]; })
+        label < classes ? std::count_if(image, image + classes, [&](float score) { return score > image[label]; })
                         : static_cast<int64_t>(classes));
   }
   return answers;
 }
 
+// Takes in what one view was answered; the last one completes the batch, whose answers count.
+void Count(StatusOr<std::vector<float>> scores, uint64_t positions, bool pixels, Views* views, Tally* tally) {
+  {
+    absl::MutexLock lock(&tally->mutex);
+    if (scores.ok() && !views->scores.empty() && scores->size() != views->scores.size()) {
+      scores = absl::InvalidArgumentError("the teacher's outputs are of different numbers of classes");
+    }
+    if (!scores.ok()) {
+      --tally->in_flight;
+      if (tally->error.ok()) tally->error = scores.status();
+      return;
+    }
+    if (views->scores.empty()) {
+      views->scores = *std::move(scores);
+    } else {
+      for (size_t i = 0; i < scores->size(); ++i) views->scores[i] += (*scores)[i];
+    }
+    if (--views->missing > 0) {
+      --tally->in_flight;
+      return;
+    }
+  }
+  const Answers answers = AnswersOf(*views, positions, pixels);
+  absl::MutexLock lock(&tally->mutex);
+  --tally->in_flight;
+  tally->score.Add(answers.classes, views->labels, answers.larger);
+}
+
 }  // namespace
 
-StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test, uint32_t classes, uint32_t batch_size,
-                                    uint64_t window_bytes, const std::function<bool()>& tick) {
-  const auto tally = std::make_shared<Tally>(classes, test.has_label_maps());
-  const uint64_t positions = test.has_label_maps() ? test.label_map_bytes() : 1;
-  const uint64_t rank = test.has_label_maps() ? 4 : 2;
+StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test, const TeacherScoreOptions& options,
+                                    const std::function<bool()>& tick) {
+  const bool pixels = test.has_label_maps(), flip = options.flip;
+  const auto tally = std::make_shared<Tally>(options.classes, pixels);
+  const uint64_t positions = pixels ? test.label_map_bytes() : 1;
+  const uint64_t rank = pixels ? 4 : 2;
+  const uint64_t width = test.width();
   // Waits until at most `limit` batches are in flight.
   const auto wait = [&](int limit) -> Status {
     while (true) {
@@ -89,10 +153,11 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test,
     }
   };
   // Not less than one image: whether one fits is the coordinator's to know at submit, and the pool's to say.
-  const uint64_t answer_bytes = classes * positions * sizeof(float);
-  const uint64_t batch = std::clamp<uint64_t>(std::min({window_bytes / answer_bytes, kMaxAnswerBytes / answer_bytes,
-                                                        kMaxPixelBytes / std::max<uint64_t>(1, test.image_bytes())}),
-                                              1, std::clamp<uint32_t>(batch_size, 1, kMaxBatchImages));
+  const uint64_t answer_bytes = options.classes * positions * sizeof(float);
+  const uint64_t batch =
+      std::clamp<uint64_t>(std::min({options.window_bytes / answer_bytes, kMaxAnswerBytes / answer_bytes,
+                                     kMaxPixelBytes / std::max<uint64_t>(1, test.image_bytes())}),
+                           1, std::clamp<uint32_t>(options.batch_size, 1, kMaxBatchImages));
   std::vector<uint64_t> tickets;
   Status status;
   uint64_t id = 0;
@@ -103,26 +168,32 @@ StatusOr<Score> MeasureTeacherScore(TeacherPool* pool, const SampleReader& test,
       status = samples.status();
       break;
     }
-    std::vector<int64_t> labels = LabelsOf(*samples);
-    ImageBatch images{static_cast<uint32_t>(n), test.channels(), test.height(), test.width(),
-                      Buffer::FromVector(std::move(samples->pixels))};
-    {
-      absl::MutexLock lock(&tally->mutex);
-      ++tally->in_flight;
+    const auto views = std::make_shared<Views>();
+    views->labels = LabelsOf(*samples);
+    views->missing = flip ? 2 : 1;
+    for (const bool mirrored : {false, true}) {
+      if (mirrored && !flip) break;
+      const bool last = mirrored || !flip;
+      std::vector<uint8_t> shown = last ? std::move(samples->pixels) : samples->pixels;
+      if (mirrored) Mirror(width, &shown);
+      ImageBatch images{static_cast<uint32_t>(n), test.channels(), test.height(), test.width(),
+                        Buffer::FromVector(std::move(shown))};
+      {
+        absl::MutexLock lock(&tally->mutex);
+        ++tally->in_flight;
+      }
+      tickets.push_back(pool->Fetch(id++, std::move(images), [=](StatusOr<FeatureBatch> features) {
+        StatusOr<std::vector<float>> scores =
+            features.ok() ? LogitsOf(*features, n, positions, rank) : StatusOr<std::vector<float>>(features.status());
+        if (scores.ok() && flip) {
+          ToProbabilities(scores->size() / (n * positions), positions, &*scores);
+          if (mirrored && pixels) Mirror(width, &*scores);
+        }
+        Count(std::move(scores), positions, pixels, views.get(), tally.get());
+      }));
+      status = wait(kInFlight - 1);
+      if (!status.ok()) break;
     }
-    tickets.push_back(
-        pool->Fetch(id++, std::move(images), [=, labels = std::move(labels)](StatusOr<FeatureBatch> features) {
-          const StatusOr<Answers> answers =
-              features.ok() ? AnswersOf(*features, n, positions, rank, labels) : StatusOr<Answers>(features.status());
-          absl::MutexLock lock(&tally->mutex);
-          --tally->in_flight;
-          if (answers.ok()) {
-            tally->score.Add(answers->classes, labels, answers->larger);
-          } else if (tally->error.ok()) {
-            tally->error = answers.status();
-          }
-        }));
-    status = wait(kInFlight - 1);
   }
   if (status.ok()) status = wait(0);
   if (!status.ok()) {

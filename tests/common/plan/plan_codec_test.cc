@@ -109,6 +109,7 @@ JobPlan FullPlan() {
   plan.device = "cuda";
   plan.evaluate_teacher = false;
   plan.evaluate_every = 9;
+  plan.evaluate_flip = true;
   return plan;
 }
 

@@ -90,6 +90,13 @@ TEST(SegmentationJobTest, MetricsToSelectByAreThoseOfPixels) {
               HasSubstr("'top1' is for images, and the student answers for pixels: take mean_iou or objective"));
 }
 
+TEST(SegmentationJobTest, MirrorImagesMayCountToo) {
+  EXPECT_FALSE(Expand(kStreets, Streets())->plan.evaluate_flip);
+  EXPECT_TRUE(Expand(With(kStreets, "stages:", "evaluate: {flip: true}\nstages:"), Streets())->plan.evaluate_flip);
+  EXPECT_THAT(Refusal(With(kStreets, "stages:", "evaluate: {flip: 2}\nstages:"), Streets()),
+              HasSubstr("evaluate.flip"));
+}
+
 TEST(SegmentationJobTest, KeysThatDoNotApplyAreRefused) {
   EXPECT_THAT(Refusal(With(kStreets, "segmentation_folder", "image_folder"), Streets()),
               HasSubstr("ignore_label: stands for pixels without a label"));

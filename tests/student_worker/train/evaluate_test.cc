@@ -38,7 +38,7 @@ class ScriptedDataset : public Dataset {
 JobPlan Plan() { return SmallPlan({Stage("head", {"fc"}, {CrossEntropy()}, 1)}); }
 
 StatusOr<std::optional<Score>> EvaluateOn(Rank* rank, const std::shared_ptr<const Dataset>& data) {
-  return Evaluate(rank->net.get(), *testing::ReaderOf(data), rank->plan.student, rank->lockstep.get(), rank->control,
+  return Evaluate(rank->net.get(), *testing::ReaderOf(data), rank->plan, rank->lockstep.get(), rank->control,
                   torch::kCPU);
 }
 
@@ -72,6 +72,62 @@ TEST(EvaluateTest, OfMoreThanFiveClassesTheFirstFiveCountToo) {
     EXPECT_EQ((*score)->metrics, (std::vector<NamedNumber>{{"top1", 1.0 / 8}, {"top5", 5.0 / 8}}));
     EXPECT_THAT((*score)->by_class.right, ::testing::UnorderedElementsAre(8u, 0u, 0u, 0u, 0u, 0u, 0u, 0u));
   });
+}
+
+// Pictures of noise, by whose right answers two nets can be told apart.
+std::shared_ptr<const Dataset> Noise(const ModelSpec& spec, int64_t images, bool dense) {
+  torch::manual_seed(3);
+  const int64_t height = spec.image_height, width = spec.image_width;
+  const torch::Tensor pixels = torch::randint(256, {images, spec.in_channels, height, width}, torch::kUInt8);
+  const torch::Tensor maps = torch::randint(spec.num_classes, {images, height, width}, torch::kUInt8);
+  const torch::Tensor classes = torch::randint(spec.num_classes, {images}, torch::kInt64);
+  const auto bytes = [](const torch::Tensor& tensor) {
+    return std::vector<uint8_t>(tensor.data_ptr<uint8_t>(), tensor.data_ptr<uint8_t>() + tensor.numel());
+  };
+  std::vector<int64_t> labels(static_cast<size_t>(images), kNoLabel);
+  if (!dense) labels.assign(classes.data_ptr<int64_t>(), classes.data_ptr<int64_t>() + images);
+  return Take(MakeMemoryDataset(spec.in_channels, spec.image_height, spec.image_width, spec.num_classes, bytes(pixels),
+                                std::move(labels), dense ? bytes(maps) : std::vector<uint8_t>()));
+}
+
+// How often each class is the answer by the mean probabilities of both views, computed here on all images at once.
+std::vector<uint64_t> AnswersOfBothViews(StudentNet* net, const Dataset& data, const ModelSpec& spec) {
+  const auto images = static_cast<int64_t>(data.size());
+  torch::Tensor pixels = torch::empty({images, data.channels(), data.height(), data.width()}, torch::kUInt8);
+  for (int64_t i = 0; i < images; ++i) {
+    Picture picture;
+    EXPECT_TRUE(data.Read(static_cast<uint64_t>(i), &picture).ok());
+    std::copy(picture.pixels.begin(), picture.pixels.end(), pixels[i].data_ptr<uint8_t>());
+  }
+  const torch::NoGradGuard no_grad;
+  const auto probabilities = [&](const torch::Tensor& view) {
+    return Take(net->Forward(NormalizePixels(view, spec, true), {""}))[0].softmax(1);
+  };
+  torch::Tensor mirrored = probabilities(pixels.flip({3}));
+  if (mirrored.dim() == 4) mirrored = mirrored.flip({3});
+  const torch::Tensor mean = (probabilities(pixels) + mirrored) / 2;
+  const torch::Tensor counts = mean.argmax(1).flatten().bincount({}, spec.num_classes);
+  return {counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel()};
+}
+
+TEST(EvaluateTest, WithAFlipBothViewsAreAnsweredTogether) {
+  for (const bool dense : {false, true}) {
+    JobPlan plan = Plan();
+    if (dense) {
+      plan.student.arch = "fcn_resnet18";
+      plan.student.width = 8;
+      plan.student.image_height = plan.student.image_width = 32;
+    }
+    const auto data = Noise(plan.student, dense ? 3 : 200, dense);
+    Rank rank(plan);
+    rank.net->eval();
+    const auto plain = EvaluateOn(&rank, data);
+    rank.plan.evaluate_flip = true;
+    const auto both = EvaluateOn(&rank, data);
+    ASSERT_TRUE(plain.ok() && both.ok()) << plain.status() << both.status();
+    EXPECT_EQ((*both)->by_class.answered, AnswersOfBothViews(rank.net.get(), *data, plan.student));
+    EXPECT_NE((*both)->by_class.answered, (*plain)->by_class.answered) << "the test shows nothing";
+  }
 }
 
 // Without the stop the test would run for hours.

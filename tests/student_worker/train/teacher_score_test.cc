@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
 #include "tests/student_worker/data/sample_readers.h"
 #include "tests/student_worker/feature/test_teacher.h"
 
@@ -48,24 +46,26 @@ std::shared_ptr<const Dataset> LabelledImages() {
   return MakeMemoryDataset(kClasses, kSide, kSide, kClasses, std::move(pixels), std::move(labels)).value();
 }
 
+constexpr TeacherScoreOptions kLabelled{.classes = kClasses, .batch_size = 3, .window_bytes = 1 << 20};
+
 class TeacherScoreTest : public ::testing::Test {
  protected:
   StatusOr<Score> Measure(uint64_t window_bytes, uint32_t batch_size) {
-    return MeasureOn(Images(), "maps", {kChannels, kSide, kSide}, window_bytes, batch_size);
+    return MeasureOn(Images(), "maps", {kChannels, kSide, kSide},
+                     {.classes = kChannels, .batch_size = batch_size, .window_bytes = window_bytes});
   }
   StatusOr<Score> MeasureOn(std::shared_ptr<const Dataset> images, const std::string& tap,
-                            const std::vector<uint32_t>& shape, uint64_t window_bytes, uint32_t batch_size) {
+                            const std::vector<uint32_t>& shape, const TeacherScoreOptions& how) {
     TeacherPool::Options options;
     options.model = kModel;
     options.digest = kDigest;
     options.taps = {{tap}};
     options.tap_shapes = {shape};
     options.client = "test";
-    options.window_bytes = window_bytes;
+    options.window_bytes = how.window_bytes;
     const auto pool = TeacherPool::Create(std::move(options)).value();
     pool->SetTeachers({teacher_->endpoint()});
-    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(std::move(images)), shape[0], batch_size, window_bytes,
-                               [] { return true; });
+    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(std::move(images)), how, [] { return true; });
   }
   const std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
 };
@@ -80,10 +80,27 @@ TEST_F(TeacherScoreTest, CountsTheClassesOfTheLargestLogits) {
 }
 
 TEST_F(TeacherScoreTest, CountsTheFirstFiveOfImagesWithOneLabelEach) {
-  const StatusOr<Score> score = MeasureOn(LabelledImages(), "", {kClasses}, 1 << 20, 3);
+  const StatusOr<Score> score = MeasureOn(LabelledImages(), "", {kClasses}, kLabelled);
   ASSERT_TRUE(score.ok()) << score.status();
   EXPECT_EQ(score->metrics, (std::vector<NamedNumber>{{"top1", 1.0 / 7}, {"top5", 5.0 / 7}}));
   EXPECT_THAT(score->by_class.answered, ::testing::ElementsAre(0, 0, 0, 0, 0, 0, 7));
+}
+
+// The test teacher sees pixels and means of pixels, so that a mirror image's answers are those of the image, mirrored.
+TEST_F(TeacherScoreTest, WithAFlipBothViewsAreAnsweredTogether) {
+  const StatusOr<Score> plain = Measure(1 << 20, 4);
+  const int before = teacher_->received();
+  const StatusOr<Score> both =
+      MeasureOn(Images(), "maps", {kChannels, kSide, kSide},
+                {.classes = kChannels, .batch_size = 4, .window_bytes = 1 << 20, .flip = true});
+  ASSERT_TRUE(both.ok()) << both.status();
+  EXPECT_EQ(*both, *plain);
+  EXPECT_EQ(teacher_->received() - before, 2 * before);
+  TeacherScoreOptions flipped = kLabelled;
+  flipped.flip = true;
+  const StatusOr<Score> images = MeasureOn(LabelledImages(), "", {kClasses}, flipped);
+  ASSERT_TRUE(images.ok()) << images.status();
+  EXPECT_EQ(*images, *MeasureOn(LabelledImages(), "", {kClasses}, kLabelled));
 }
 
 // Logits for every pixel of a whole batch are larger than what a student may have under way.
