@@ -3,10 +3,10 @@ archive, and the accuracy that the service reported; of a segmentation network (
 over union.
 
 usage: check_student.py STUDENT.safetensors STUDENT.pt DATA_FOLDER TEST_IMAGES REPORTED_ACCURACY
-                        [REPORTED_MEAN_IOU [IGNORE_LABEL]]
+                        [REPORTED_MEAN_IOU [IGNORE_LABEL [one|flip]]]
 
 DATA_FOLDER: IDX files, or for a segmentation network images/{test,val} and labels/{test,val}, whose size is the
-network's.
+network's. flip: answers are those of an image and of its mirror image together.
 """
 import gzip
 import sys
@@ -136,7 +136,8 @@ def main():
             x = x / std if std.numel() else x
             a, b = net(x), archive(x)
             worst = max(worst, (a - b).abs().max().item())
-            answers.append(a.argmax(1))
+            scores = a.softmax(1) + net(x.flip(3)).softmax(1).flip(3) if sys.argv[8:] == ["flip"] else a
+            answers.append(scores.argmax(1))
     assert worst < 1e-3, f"safetensors and TorchScript logits differ by {worst}"
     labelled = labels != (int(sys.argv[7]) if len(sys.argv) > 7 else 255) if dense else torch.ones_like(labels, dtype=torch.bool)
     answers, labels = torch.cat(answers)[labelled], labels[labelled]

@@ -105,8 +105,8 @@ TEST_F(SegmentationJobTest, ATeacherIsTrainedServedAndDistilledAndPlainPythonAgr
   EXPECT_NE(cluster_.HttpGet("s0", "/metrics").find("distill_student_score_ratio{metric=\"mean_iou\"} 0."),
             std::string::npos);
 
-  // Killed and resumed, it is the same student.
-  const std::string third = cluster_.Submit(Distilled());
+  // Killed and resumed, it is the same student, however it is measured.
+  const std::string third = cluster_.Submit(Distilled() + "evaluate: {flip: true}\n");
   ASSERT_FALSE(
       cluster_.WaitFor(third, std::chrono::seconds(120), [](const auto& j) { return StageOf(j) >= 1; }).is_null());
   cluster_.Kill("s1", SIGKILL);
@@ -138,14 +138,25 @@ TEST_F(SegmentationJobTest, ATeacherIsTrainedServedAndDistilledAndPlainPythonAgr
                                            data_ / "street", folder},
                                           std::chrono::seconds(60));
   ASSERT_EQ(shrunk.exit_code, 0) << shrunk.out << shrunk.err;
-  const std::string archive = cluster_.dir() / ("work/" + second + "/student.pt");
-  const CommandResult check = RunCommand(
-      {python, std::string(DISTILL_SOURCE_DIR) + "/tests/integration/check_student.py", cluster_.StudentFile(second),
-       archive, folder, std::to_string(kTest),
-       std::to_string(MetricOf(distilled["artifacts"], "student_score", "pixel_accuracy")),
-       std::to_string(MetricOf(distilled["artifacts"], "student_score", "mean_iou")), std::to_string(kIgnore)},
-      std::chrono::seconds(120));
-  EXPECT_EQ(check.exit_code, 0) << check.out << check.err;
+  const auto check = [&](const std::string& job, const nlohmann::json& reported, const std::string& score,
+                         const std::string& views) {
+    const std::string archive = cluster_.dir() / ("work/" + job + "/student.pt");
+    const CommandResult result =
+        RunCommand({python, std::string(DISTILL_SOURCE_DIR) + "/tests/integration/check_student.py",
+                    cluster_.StudentFile(job), archive, folder, std::to_string(kTest),
+                    std::to_string(MetricOf(reported["artifacts"], score, "pixel_accuracy")),
+                    std::to_string(MetricOf(reported["artifacts"], score, "mean_iou")), std::to_string(kIgnore), views},
+                   std::chrono::seconds(120));
+    EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
+  };
+  check(second, distilled, "student_score", "one");
+  check(third, resumed, "student_score", "flip");
+  check(first, resumed, "teacher_score", "flip");
+  for (const std::string score : {"student_score", "teacher_score"}) {
+    EXPECT_NE(MetricOf(resumed["artifacts"], score, "pixel_accuracy"),
+              MetricOf(distilled["artifacts"], score, "pixel_accuracy"))
+        << score << ": the flip changes nothing";
+  }
 }
 
 TEST_F(SegmentationJobTest, BadLabelsFailTheJobWithFileAndPixel) {
