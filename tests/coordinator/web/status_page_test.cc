@@ -252,6 +252,20 @@ TEST_F(StatusPageTest, TellsAllAboutOneJob) {
   EXPECT_EQ(Get("/api/v1/jobs/" + id).headers.at("date"), "Sun, 09 Sep 2001 01:46:40 GMT");
 }
 
+TEST_F(StatusPageTest, ResultsByClassAreLeftToOthers) {
+  Serve();
+  const std::string id = RunJob();
+  for (uint32_t stage : {0u, 1u}) ASSERT_TRUE(coordinator_->CommitStage({"s0", "1"}, id, 1, {.stage = stage}).ok());
+  JobArtifacts artifacts{.safetensors = "w"};
+  artifacts.student_score.metrics = {{"top1", 0.75}};
+  artifacts.student_score.by_class = {.labelled = {4}, .answered = {4}, .right = {3}, .confusion = {3}};
+  ASSERT_TRUE(coordinator_->FinishJob({"s0", "1"}, id, 1, artifacts).ok());
+  EXPECT_EQ(coordinator_->Get(id)->artifacts.student_score, artifacts.student_score);
+  const json shown = Api("jobs/" + id)["artifacts"];
+  EXPECT_EQ(shown["student_score"]["metrics"].at(0)["value"], 0.75);
+  EXPECT_FALSE(shown.contains("student_classes")) << shown;
+}
+
 TEST_F(StatusPageTest, CurvesAndEventsComePieceByPiece) {
   Serve();
   const std::string id = RunJob();
