@@ -182,10 +182,11 @@ class GrpcFleetClient : public FleetClient {
 
   void Drain() override {
     absl::MutexLock lock(&mutex_);
+    if (!draining_) drain_until_ = SteadyNow() + kDrainTimeout;
     draining_ = true;
     beat_now_ = true;
     const auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return drained_ || stopped_; };
-    AwaitFor(&mutex_, absl::Condition(&done), kDrainTimeout);
+    AwaitFor(&mutex_, absl::Condition(&done), std::max(drain_until_ - SteadyNow(), absl::ZeroDuration()));
   }
 
   void Stop() override {
@@ -475,7 +476,8 @@ class GrpcFleetClient : public FleetClient {
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   bool beat_now_ ABSL_GUARDED_BY(mutex_) = true;  // the first goes out at once
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool drained_ ABSL_GUARDED_BY(mutex_) = false;  // a heartbeat that said so was answered
+  absl::Duration drain_until_ ABSL_GUARDED_BY(mutex_);  // when Drain() waits no longer
+  bool drained_ ABSL_GUARDED_BY(mutex_) = false;        // a heartbeat that said so was answered
   std::string current_job_ ABSL_GUARDED_BY(mutex_);
   uint64_t current_generation_ ABSL_GUARDED_BY(mutex_) = 0;
   std::deque<std::pair<uint64_t, JobProgress>> progress_ ABSL_GUARDED_BY(mutex_);  // with ascending numbers

@@ -180,7 +180,7 @@ class FleetClient {
                                const std::string& message) = 0;
   // Who this is, as every message says it.
   virtual WorkerIdentity identity() const = 0;
-  // The worker is going away: one last heartbeat says so (at most 2 s).
+  // The worker is going away: one last heartbeat says so (at most 2 s, of which later calls wait what is left).
   virtual void Drain() = 0;
   // Ends the heartbeat, unblocks all calls (kCancelled) and joins the thread. Idempotent.
   virtual void Stop() = 0;

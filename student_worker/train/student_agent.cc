@@ -3,6 +3,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "absl/time/time.h"
 #include "common/exit_codes.h"
 #include "common/failure_kind.h"
@@ -189,11 +191,12 @@ bool StudentAgent::Shutdown(std::chrono::milliseconds grace, std::chrono::millis
   }
   if (!stopped) {
     LogWarning("the job did not stop in time and is broken off", {});
+    const absl::Duration end = SteadyNow() + absl::FromChrono(unwind);
     // Before the other ranks notice: their next group is to be formed without this process.
     if (environment_.fleet != nullptr) environment_.fleet->Drain();
     if (control != nullptr) control->Revoke();
     absl::MutexLock lock(&mutex_);
-    stopped = AwaitFor(&mutex_, absl::Condition(&stopped_), absl::FromChrono(unwind));
+    stopped = AwaitFor(&mutex_, absl::Condition(&stopped_), std::max(end - SteadyNow(), absl::ZeroDuration()));
   }
   if (!stopped) return false;
   if (trainer_.joinable()) trainer_.join();

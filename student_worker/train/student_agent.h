@@ -50,9 +50,10 @@ class StudentAgent {
   void Start(FleetClient* fleet);
 
   // An orderly end: the running job checkpoints at its next step and the trainer ends. A job that has not stopped after
-  // `grace` is broken off, which loses its steps since the last checkpoint, and has `unwind` to leave. True: the
-  // trainer has ended and was joined. False: it is stuck; call again later (after FleetClient::Stop(), which ends waits
-  // for the coordinator) or end the process by _exit(): no destructor may run. Idempotent.
+  // `grace` is broken off, which loses its steps since the last checkpoint, and has `unwind` to leave; the coordinator
+  // is told within that time. True: the trainer has ended and was joined. False: it is stuck; call again later (after
+  // FleetClient::Stop(), which ends waits for the coordinator) or end the process by _exit(): no destructor may run.
+  // Idempotent.
   [[nodiscard]] bool Shutdown(std::chrono::milliseconds grace, std::chrono::milliseconds unwind);
 
  private:
