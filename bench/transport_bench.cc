@@ -80,7 +80,9 @@ class StoredEngine final : public TeacherEngine {
     batch.model_digest = "stored";
     const std::string& tap = request.taps->front().tap;
     const auto mib = static_cast<uint32_t>(std::stoul(tap));
-    batch.taps.push_back({.shape = {1, mib, 512, 512}, .bytes = Buffer{stored_.data, mib * kMiB, stored_.owner}});
+    batch.taps.push_back({.shape = {1, mib, 512, 512},
+                          .layout = TensorLayout::kChannelsLast,
+                          .bytes = Buffer{stored_.data, mib * kMiB, stored_.owner}});
     done(std::move(batch));
   }
   void Cancel(uint64_t, uint64_t) override {}

@@ -23,7 +23,7 @@ StreamOpen FromProto(const v1::OpenStream& proto) {
   open.digest = proto.digest();
   open.client = proto.client();
   for (const v1::TapRequest& tap : proto.taps()) {
-    open.taps.push_back({tap.tap(), static_cast<int>(tap.dtype()), tap.subtract_row_max()});
+    open.taps.push_back({tap.tap(), static_cast<int>(tap.encoding().dtype()), tap.encoding().less_row_max()});
   }
   open.exclusive_batches = proto.exclusive_batches();
   open.credit_bytes = proto.credit_bytes();
@@ -41,6 +41,7 @@ grpc::ByteBuffer Encode(const StreamMessage& message) {
   response.set_tap_index(message.tap_index);
   response.mutable_shape()->Add(message.shape.begin(), message.shape.end());
   response.set_dtype(static_cast<v1::WireDtype>(message.dtype));
+  response.set_layout(static_cast<v1::TensorLayout>(message.layout));
   response.set_total_bytes(message.total_bytes);
   response.set_offset(message.offset);
   response.set_model_digest(message.model_digest);

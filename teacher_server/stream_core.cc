@@ -402,7 +402,8 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
   message.request_id = answer.request_id;
   message.tap_index = static_cast<uint32_t>(answer.tap);
   message.shape = tensor.shape;
-  message.dtype = tensor.dtype;
+  message.dtype = tensor.encoding.dtype;
+  message.layout = tensor.layout;
   message.total_bytes = tensor.bytes.size;
   message.offset = answer.offset;
   if (answer.offset == 0) message.model_digest = answer.batch.model_digest;

@@ -41,6 +41,7 @@ struct StreamMessage {
   uint32_t tap_index = 0;
   std::vector<uint32_t> shape;  // of the whole tensor
   WireDtype dtype = WireDtype::kF32;
+  TensorLayout layout = TensorLayout::kRowMajor;
   uint64_t total_bytes = 0;
   uint64_t offset = 0;
   Buffer payload;

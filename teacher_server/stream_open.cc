@@ -37,9 +37,9 @@ Status CheckTap(const StreamOpen::Tap& tap, const std::vector<uint32_t>& shape) 
     return absl::InvalidArgumentError(
         StrCat("tap '", tap.path, "': dtype ", tap.dtype, " cannot be asked for; use WIRE_DTYPE_F32, _F16 or _BF16"));
   }
-  if (tap.subtract_row_max && shape.size() != 3) {
+  if (tap.less_row_max && shape.size() != 3) {
     return absl::InvalidArgumentError(StrCat(
-        "tap '", tap.path, "': subtract_row_max needs a feature map [C, H, W], this tap has shape ", ShapeText(shape)));
+        "tap '", tap.path, "': less_row_max needs a feature map [C, H, W], this tap has shape ", ShapeText(shape)));
   }
   return OkStatus();
 }
@@ -76,8 +76,8 @@ StatusOr<OpenedModel> FindModel(const StreamOpen& open, const std::vector<Teache
     DISTILL_RETURN_IF_ERROR(CheckName("tap", asked.path));
     DISTILL_ASSIGN_OR_RETURN(const std::vector<uint32_t> shape, ShapeOf(model, asked.path));
     DISTILL_RETURN_IF_ERROR(CheckTap(asked, shape));
-    taps->push_back({asked.path, static_cast<WireDtype>(asked.dtype), asked.subtract_row_max});
-    opened.image_answer_bytes += ByteSize(shape, taps->back().dtype);
+    taps->push_back({asked.path, {static_cast<WireDtype>(asked.dtype), asked.less_row_max}});
+    opened.image_answer_bytes += LayoutOf(shape, taps->back().encoding).bytes;
   }
   opened.taps = std::move(taps);
   return opened;

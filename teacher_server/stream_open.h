@@ -18,7 +18,7 @@ struct StreamOpen {
   struct Tap {
     std::string path;  // "" for the network's output
     int dtype = 0;     // number of a WireDtype
-    bool subtract_row_max = false;
+    bool less_row_max = false;
   };
   std::string model;
   std::string digest;  // "" for any

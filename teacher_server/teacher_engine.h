@@ -39,7 +39,7 @@ struct TeacherRequest {
   uint64_t client = 0;  // who asks; clients are served by turns, one client's requests in order
   uint64_t tag = 0;     // the client's name for the request, for Cancel()
   // What to return. Shared by the requests of a stream. REQUIRES: not null, not empty, every tap exists, dtype f32, f16
-  // or bf16, subtract_row_max only on taps of shape [C, H, W].
+  // or bf16, less_row_max only on taps of shape [C, H, W].
   std::shared_ptr<const std::vector<TapRequest>> taps;
   ImageBatch images;  // REQUIRES: shape as the model's spec says, n >= 1, pixels.size == n*c*h*w
   // Computed alone. Otherwise it may share a forward pass with requests of other clients, which can change the last

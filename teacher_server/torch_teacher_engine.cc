@@ -26,6 +26,7 @@
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/wire/copy_count.h"
 #include "common/zoo/file_kind.h"
 #include "common/zoo/model_metadata.h"
 #include "common/zoo/torchscript_net.h"
@@ -62,22 +63,73 @@ torch::ScalarType TorchType(WireDtype dtype) {
   return torch::kFloat32;
 }
 
-// What goes on the wire: the tap's tensor [N, C, H, W] or [N, K] on the CPU, row-major.
-torch::Tensor Reduce(torch::Tensor tensor, const TapRequest& tap) {
-  if (tap.subtract_row_max) tensor = tensor - tensor.amax({2, 3}, /*keepdim=*/true);
-  return tensor.to(TorchType(tap.dtype)).contiguous().to(torch::kCPU);
+// Values that are encoded at a time: they stay in the second-level cache between one operator and the next.
+constexpr int64_t kTile = 1 << 16;
+
+// kChannelsLast where that is how it lies; kRowMajor where both descriptions fit, or neither does.
+TensorLayout TensorLayoutOf(const torch::Tensor& tensor) {
+  const bool last =
+      tensor.dim() == 4 && !tensor.is_contiguous() && tensor.is_contiguous(torch::MemoryFormat::ChannelsLast);
+  return last ? TensorLayout::kChannelsLast : TensorLayout::kRowMajor;
+}
+
+// to = from less `largest` (N, C, 1, 1), cast. From memory `from` is read once. REQUIRES: equal layouts, on the CPU.
+void CopyLessRowMax(const torch::Tensor& from, const torch::Tensor& largest, const torch::Tensor& to) {
+  const int64_t n = from.size(0), sample = from.numel() / std::max<int64_t>(n, 1);
+  const int64_t samples = std::max<int64_t>(1, kTile / std::max<int64_t>(sample, 1));
+  // The outermost axis of a sample in memory.
+  const int64_t axis = TensorLayoutOf(from) == TensorLayout::kChannelsLast ? 2 : 1;
+  const int64_t part = std::max<int64_t>(1, kTile / std::max<int64_t>(sample / from.size(axis), 1));
+  for (int64_t first = 0; first < n; first += samples) {
+    const int64_t count = std::min(samples, n - first);
+    for (int64_t begin = 0; begin < from.size(axis); begin += part) {
+      const auto tile = [&](const torch::Tensor& x) {
+        const torch::Tensor rows = x.narrow(0, first, count);
+        return x.size(axis) == 1 && from.size(axis) != 1
+                   ? rows
+                   : rows.narrow(axis, begin, std::min(part, from.size(axis) - begin));
+      };
+      tile(to).copy_(tile(from) - tile(largest));
+    }
+  }
+}
+
+// What goes on the wire: the tap's tensor [N, C, H, W] or [N, K] on the CPU, its axes in the order they had.
+torch::Tensor Encode(torch::Tensor tensor, const TapEncoding& encoding) {
+  if (!tensor.is_contiguous() && TensorLayoutOf(tensor) == TensorLayout::kRowMajor) {
+    tensor = tensor.contiguous();  // a view with gaps, or axes in another order
+    CountFeatureCopy(tensor.nbytes());
+  }
+  const torch::ScalarType type = TorchType(encoding.dtype);
+  if (!encoding.less_row_max && tensor.scalar_type() == type && tensor.is_cpu()) return tensor;
+  torch::Tensor encoded;
+  if (!encoding.less_row_max || tensor.numel() == 0) {
+    encoded = tensor.to(type).to(torch::kCPU);
+  } else {
+    const torch::Tensor largest = tensor.amax({2, 3}, /*keepdim=*/true);  // (N, C, 1, 1)
+    if (tensor.is_cpu()) {
+      encoded = torch::empty_like(tensor, tensor.options().dtype(type));
+      CopyLessRowMax(tensor, largest, encoded);
+    } else {
+      encoded = (tensor - largest).to(type).to(torch::kCPU);
+    }
+  }
+  CountFeatureCopy(encoded.nbytes());
+  return encoded;
 }
 
 // Rows [begin, begin + n) of `tensor`; without a copy, unless they are so few of its rows that they would hold much
 // more memory than they are counted for, as long as their client takes to fetch them. REQUIRES: tensor has that many
 // rows.
-WireTensor Slice(const torch::Tensor& tensor, WireDtype dtype, int64_t begin, int64_t n) {
+WireTensor Slice(const torch::Tensor& tensor, const TapEncoding& encoding, int64_t begin, int64_t n) {
   WireTensor wire;
-  wire.dtype = dtype;
+  wire.encoding = encoding;
+  wire.layout = TensorLayoutOf(tensor);
   for (int64_t axis : tensor.sizes()) wire.shape.push_back(static_cast<uint32_t>(axis));
   wire.shape[0] = static_cast<uint32_t>(n);
   const uint64_t row_bytes = tensor.nbytes() / tensor.size(0);
   const bool few = static_cast<uint64_t>(n) * kMostPinned < static_cast<uint64_t>(tensor.size(0));
+  if (few) CountFeatureCopy(n * row_bytes);
   auto owner = std::make_shared<const torch::Tensor>(few ? tensor.narrow(0, begin, n).clone() : tensor);
   const uint64_t offset = few ? 0 : begin * row_bytes;
   wire.bytes = Buffer{static_cast<const uint8_t*>(owner->const_data_ptr()) + offset, n * row_bytes, owner};
@@ -367,7 +419,7 @@ class TorchTeacherEngine final : public TeacherEngine {
       torch::Tensor x = pixels.size() == 1 ? pixels[0] : torch::cat(pixels);
       x = NormalizePixels(x.to(device_), worker.spec, /*channels_last=*/true);
 
-      // Each path once, though it may be asked for in several dtypes.
+      // Each path once, though it may be asked for in several encodings.
       const std::vector<TapRequest>& taps = *batch[0].request.taps;
       std::vector<std::string> paths;
       for (const TapRequest& tap : taps) {
@@ -379,11 +431,11 @@ class TorchTeacherEngine final : public TeacherEngine {
       for (FeatureBatch& answer : answers) answer.model_digest = worker.digest;
       for (const TapRequest& tap : taps) {
         const size_t path = std::find(paths.begin(), paths.end(), tap.tap) - paths.begin();
-        const torch::Tensor reduced = Reduce(outputs[path], tap);
+        const torch::Tensor encoded = Encode(outputs[path], tap.encoding);
         int64_t begin = 0;
         for (size_t i = 0; i < batch.size(); ++i) {
           const int64_t n = batch[i].request.images.n;
-          answers[i].taps.push_back(Slice(reduced, tap.dtype, begin, n));
+          answers[i].taps.push_back(Slice(encoded, tap.encoding, begin, n));
           begin += n;
         }
       }

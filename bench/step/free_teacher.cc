@@ -47,13 +47,14 @@ class FreeEngine : public TeacherEngine {
     FeatureBatch batch;
     batch.model_digest = models_[0].served.digest;
     for (const TapRequest& tap : *request.taps) {
-      WireTensor tensor{.shape = {request.images.n}, .dtype = tap.dtype};
+      WireTensor tensor{.shape = {request.images.n}, .encoding = tap.encoding};
       const std::vector<uint32_t>* shape = &models_[0].output_shape;
       for (const ServedTap& known : models_[0].taps) {
         if (known.path == tap.tap) shape = &known.shape;
       }
       tensor.shape.insert(tensor.shape.end(), shape->begin(), shape->end());
-      const uint64_t size = ByteSize(tensor.shape, tensor.dtype);
+      if (tensor.shape.size() == 4) tensor.layout = TensorLayout::kChannelsLast;  // as our networks compute
+      const uint64_t size = LayoutOf(tensor.shape, tensor.encoding).bytes;
       if (size > kNoiseBytes)
         return done(
             absl::ResourceExhaustedError(StrCat("a tap of ", size, " bytes is larger than this benchmark's noise")));

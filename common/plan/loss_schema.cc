@@ -251,7 +251,9 @@ constexpr LossSchema kSchemas[] = {
      .input = LossInput::kFeatures,
      .help = "Channel-wise distillation: KL between softmaxes over the positions of each channel (Shu et al. 2021, "
              "arXiv:2011.13256).",
-     .knobs = kCwdKnobs},
+     .knobs = kCwdKnobs,
+     // Softmaxes over positions do; resizing a map keeps a constant what it is.
+     .ignores_row_offsets = [](const Knobs& knobs) { return TextKnob(knobs, "norm_axis") == "spatial"; }},
     {.type = "dkd",
      .input = LossInput::kLogits,
      .help = "Decoupled soft targets: alpha times the target class's part plus beta times the other classes' (Zhao et "

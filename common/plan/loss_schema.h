@@ -49,6 +49,9 @@ struct LossSchema {
   std::span<const KnobSchema> knobs;
   bool uses_labels = false;                      // whatever its knobs say
   ChannelRule channels = ChannelRule::kAdapter;  // read for kFeatures only
+  // Whether the loss with these completed knobs says that a constant added to all positions of a channel of a sample's
+  // map, in the teacher's alone, changes neither the term nor its gradient. Null: it never is so.
+  bool (*ignores_row_offsets)(const Knobs& knobs) = nullptr;
 };
 
 // All known losses, sorted by type.

@@ -8,15 +8,14 @@
 #include <vector>
 
 #include "common/wire/buffer.h"
-#include "common/wire/dtype.h"
+#include "common/wire/tap_encoding.h"
 
 namespace distill {
 
-// One tap as a client wants it. tap "" is the network's output.
+// One tap as a client wants it; a client may want one tap in several encodings. tap "" is the network's output.
 struct TapRequest {
   std::string tap;
-  WireDtype dtype = WireDtype::kF32;
-  bool subtract_row_max = false;
+  TapEncoding encoding;
   bool operator==(const TapRequest&) const = default;
 };
 
@@ -26,11 +25,14 @@ struct ImageBatch {
   Buffer pixels;  // n*c*h*w bytes
 };
 
-// One tensor on the wire: row-major, little-endian.
+// One tensor on the wire.
 struct WireTensor {
-  std::vector<uint32_t> shape;  // [N, C, H, W] or [N, K]
-  WireDtype dtype = WireDtype::kF32;
-  Buffer bytes;  // product(shape) * SizeOf(dtype)
+  std::vector<uint32_t> shape;  // [N, C, H, W] or [N, K], whatever the layout
+  TapEncoding encoding;
+  TensorLayout layout = TensorLayout::kRowMajor;
+  Buffer bytes;  // LayoutOf(shape, encoding).bytes
+  // Of a tensor that was received: LargestValue of its elements, not finite if one of them is not.
+  float largest = 0;
 };
 
 // The answer to one ImageBatch: one tensor per requested tap, in the order asked for.
@@ -40,13 +42,6 @@ struct FeatureBatch {
   double queue_seconds = 0;    // waiting on the teacher
   double compute_seconds = 0;  // forward, on the teacher
 };
-
-// Bytes of a tensor of this shape and dtype; 0-sized axes give 0.
-inline uint64_t ByteSize(const std::vector<uint32_t>& shape, WireDtype dtype) {
-  uint64_t n = SizeOf(dtype);
-  for (uint32_t d : shape) n *= d;
-  return n;
-}
 
 }  // namespace distill
 

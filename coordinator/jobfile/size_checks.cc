@@ -8,9 +8,8 @@
 #include <variant>
 #include <vector>
 
-#include "common/plan/loss_schema.h"
+#include "common/plan/teacher_requests.h"
 #include "common/str_cat.h"
-#include "common/wire/dtype.h"
 #include "common/wire/limits.h"
 #include "coordinator/jobfile/text_checks.h"
 
@@ -33,42 +32,32 @@ std::string Text(Bytes bytes) {
 
 // A teacher's tap as it travels.
 struct Answer {
-  std::string tap;
+  TapRequest request;
   TapShape shape;
-  WireDtype dtype;
 };
 
 Bytes PerImage(const Answer& answer) {
-  Bytes bytes = static_cast<Bytes>(SizeOf(answer.dtype));
-  for (const uint32_t axis : answer.shape) bytes *= axis;
-  return bytes;
+  return static_cast<Bytes>(LayoutOf(answer.shape, answer.request.encoding).bytes);
 }
 
 // "output [19, 512, 1024] x 4 bytes"
 std::string Text(const Answer& answer) {
-  return StrCat(answer.tap.empty() ? "output" : StrCat("'", answer.tap, "'"), " ", DescribeShape(answer.shape), " x ",
-                SizeOf(answer.dtype), " bytes");
+  const std::string& tap = answer.request.tap;
+  return StrCat(tap.empty() ? "output" : StrCat("'", tap, "'"), " ", DescribeShape(answer.shape), " x ",
+                SizeOf(answer.request.encoding.dtype), " bytes");
 }
 
-// What a stage asks for: each tap once, logits always as float32.
+// What a stage asks for, of what the teacher has.
 std::vector<Answer> AnswersOf(const StagePlan& stage, const ModelTaps& teacher, WireDtype maps) {
   std::vector<Answer> answers;
-  const auto ask = [&](const std::string& tap, WireDtype dtype) {
-    const auto known = std::find_if(answers.begin(), answers.end(), [&](const Answer& one) { return one.tap == tap; });
-    if (known != answers.end()) {
-      if (SizeOf(dtype) > SizeOf(known->dtype)) known->dtype = dtype;
-      return;
+  for (const TapRequest& request : TeacherRequestsOf(stage, maps).taps) {
+    const ServedTap* served = request.tap.empty() ? nullptr : teacher.Find(request.tap);
+    if (request.tap.empty()) {
+      answers.push_back({request, teacher.output});
+    } else if (served != nullptr) {
+      answers.push_back({request, served->shape});
     }
-    const ServedTap* served = tap.empty() ? nullptr : teacher.Find(tap);
-    if (tap.empty() || served != nullptr) answers.push_back({tap, tap.empty() ? teacher.output : served->shape, dtype});
-  };
-  for (const LossPlan& loss : stage.losses) {
-    if (!loss.needs_teacher || loss.weight == 0) continue;
-    const LossSchema* schema = FindLossSchema(loss.type);
-    const bool logits = schema != nullptr && schema->input == LossInput::kLogits;
-    ask(loss.teacher_tap, logits ? WireDtype::kF32 : maps);
   }
-  if (!stage.teacher_input.empty()) ask(stage.teacher_input, maps);
   return answers;
 }
 
@@ -85,7 +74,7 @@ void CheckAnswers(const std::string& where, const std::vector<Answer>& answers, 
   if (total <= std::min(prefetch, static_cast<Bytes>(kMaxAnswerBytes))) return;
   const bool raise = total <= static_cast<Bytes>(kMaxAnswerBytes);
   const bool narrow = plan.wire_dtype == "f32" && std::any_of(answers.begin(), answers.end(), [](const Answer& one) {
-                        return one.shape.size() == 3 && !one.tap.empty();
+                        return one.shape.size() == 3 && !one.request.tap.empty();
                       });
   problems->Add(
       mark, StrCat(where, ": the teacher's answers to one step of a rank, ", images, images == 1 ? " image" : " images",
@@ -182,7 +171,7 @@ void CheckSizes(const JobDraft& job, const Architecture& student, const ModelTap
   if (reads_teacher) CheckPixels(plan, images, job.batch_mark, problems);
   if (!plan.evaluate_teacher || teacher == nullptr) return;
   // The student asks for as many images at once as fit; one has to.
-  const Answer output{"", teacher->output, WireDtype::kF32};
+  const Answer output{{"", {WireDtype::kF32}}, teacher->output};
   const Bytes room = std::min(static_cast<Bytes>(plan.prefetch_bytes), static_cast<Bytes>(kMaxAnswerBytes));
   if (PerImage(output) <= room) return;
   problems->Add(job.evaluate_mark,

@@ -18,17 +18,6 @@ Status Broken(const Args&... args) {
   return absl::DataLossError(StrCat(args...));
 }
 
-// product(shape) * element bytes, or nothing when it exceeds `limit` (also by overflow).
-bool BoundedByteSize(const std::vector<uint32_t>& shape, WireDtype dtype, uint64_t limit, uint64_t* size) {
-  unsigned __int128 product = SizeOf(dtype);
-  for (uint32_t side : shape) {
-    product *= side;
-    if (product > limit) return false;
-  }
-  *size = static_cast<uint64_t>(product);
-  return true;
-}
-
 // Copied and looked at in one go: half of a first-level cache.
 constexpr size_t kBlock = 16 << 10;
 
@@ -37,9 +26,9 @@ constexpr size_t kBlock = 16 << 10;
 Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
   const size_t index = batch_.taps.size();
   const TapRequest& tap = expect_.taps[index];
-  if (chunk.dtype != static_cast<uint32_t>(tap.dtype)) {
-    return Broken("tap '", tap.tap, "' came with dtype number ", chunk.dtype, ", asked for ",
-                  std::string(Name(tap.dtype)));
+  const WireDtype dtype = tap.encoding.dtype;
+  if (chunk.dtype != static_cast<uint32_t>(dtype)) {
+    return Broken("tap '", tap.tap, "' came with dtype number ", chunk.dtype, ", asked for ", std::string(Name(dtype)));
   }
   if (chunk.shape.size() < 2 || chunk.shape.size() > 4 || chunk.shape[0] != expect_.batch) {
     return Broken("tap '", tap.tap, "' came with shape ", ShapeText(chunk.shape), " for a batch of ", expect_.batch);
@@ -49,18 +38,21 @@ Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
     return Broken("tap '", tap.tap, "' came with shape ", ShapeText(chunk.shape), ", expected ",
                   ShapeText(expect_.tap_shapes[index]), " per image");
   }
-  uint64_t size = 0;
+  const bool last = chunk.layout == static_cast<uint32_t>(TensorLayout::kChannelsLast);
+  if (chunk.layout > static_cast<uint32_t>(TensorLayout::kChannelsLast) || (last && chunk.shape.size() != 4)) {
+    return Broken("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " came with layout number ", chunk.layout);
+  }
+  const uint64_t size = LayoutOf(chunk.shape, tap.encoding).bytes;
   const uint64_t left = expect_.max_bytes - total_;
-  if (expect_.tap_shapes.empty() && chunk.total_bytes > left &&
-      BoundedByteSize(chunk.shape, tap.dtype, chunk.total_bytes, &size) && size == chunk.total_bytes) {
+  const bool consistent = size != 0 && size != UINT64_MAX && size == chunk.total_bytes;
+  if (consistent && size > left && expect_.tap_shapes.empty()) {
     return absl::OutOfRangeError(StrCat("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " takes ", size,
                                         " bytes, of the window of ", expect_.max_bytes, " bytes there are ", left,
                                         " left; raise the job's prefetch or lower its batch_size"));
   }
-  if (!BoundedByteSize(chunk.shape, tap.dtype, expect_.max_bytes - total_, &size) || size == 0 ||
-      size != chunk.total_bytes) {
+  if (!consistent || size > left) {
     return Broken("tap '", tap.tap, "' of shape ", ShapeText(chunk.shape), " came with a total of ", chunk.total_bytes,
-                  " bytes; ", expect_.max_bytes - total_, " bytes were granted for it");
+                  " bytes; ", left, " bytes were granted for it");
   }
   const std::string& digest = index == 0 ? expect_.digest : batch_.model_digest;
   if ((index > 0 || !digest.empty()) && chunk.model_digest != digest) {
@@ -73,14 +65,17 @@ Status AnswerAssembler::StartTensor(const FeatureChunk& chunk) {
     return absl::ResourceExhaustedError(StrCat("no memory for ", size, " bytes of tap '", tap.tap, "'"));
   fill_ = memory.bytes;
   filled_ = looked_at_ = 0;
-  largest_ = LargestValue(tap.dtype);
+  largest_ = LargestValue(dtype);
   total_ += size;
-  batch_.taps.push_back(WireTensor{chunk.shape, tap.dtype, std::move(memory.buffer)});
+  batch_.taps.push_back(WireTensor{.shape = chunk.shape,
+                                   .encoding = tap.encoding,
+                                   .layout = static_cast<TensorLayout>(chunk.layout),
+                                   .bytes = std::move(memory.buffer)});
   return OkStatus();
 }
 
 void AnswerAssembler::Fill(std::span<const uint8_t> piece) {
-  const size_t element = SizeOf(batch_.taps.back().dtype);
+  const size_t element = SizeOf(batch_.taps.back().encoding.dtype);
   CountFeatureCopy(piece.size());
   received_ += piece.size();
   while (!piece.empty()) {
@@ -111,13 +106,15 @@ StatusOr<bool> AnswerAssembler::Add(const FeatureChunk& chunk) {
   }
   if ((!chunk.shape.empty() && chunk.shape != tensor.shape) ||
       (chunk.total_bytes != 0 && chunk.total_bytes != tensor.bytes.size) ||
-      (chunk.dtype != 0 && chunk.dtype != static_cast<uint32_t>(tensor.dtype))) {
-    return Broken("shape, dtype or total of tap number ", chunk.tap_index, " changed between its chunks");
+      (chunk.dtype != 0 && chunk.dtype != static_cast<uint32_t>(tensor.encoding.dtype)) ||
+      (chunk.layout != 0 && chunk.layout != static_cast<uint32_t>(tensor.layout))) {
+    return Broken("shape, dtype, layout or total of tap number ", chunk.tap_index, " changed between its chunks");
   }
   for (std::span<const uint8_t> piece : chunk.payload.pieces) Fill(piece);
   if (filled_ == tensor.bytes.size) {
     fill_ = nullptr;
-    if (not_finite_tap_ == nullptr && !std::isfinite(largest_.value())) {
+    batch_.taps.back().largest = largest_.value();
+    if (not_finite_tap_ == nullptr && !std::isfinite(tensor.largest)) {
       not_finite_tap_ = &expect_.taps[batch_.taps.size() - 1].tap;
     }
   }

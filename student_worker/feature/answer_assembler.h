@@ -20,7 +20,8 @@ struct FeatureChunk {
   uint64_t request_id = 0;
   uint32_t tap_index = 0;
   std::vector<uint32_t> shape;
-  uint32_t dtype = 0;  // number of a WireDtype, unchecked
+  uint32_t dtype = 0;   // number of a WireDtype, unchecked
+  uint32_t layout = 0;  // number of a TensorLayout, unchecked
   uint64_t total_bytes = 0;
   uint64_t offset = 0;
   bool last = false;
@@ -57,10 +58,10 @@ class AnswerAssembler {
       : expect_(std::move(expectation)), allocate_(std::move(allocate)) {}
 
   // True when the answer is complete. Tensors come tap by tap in the order asked for, their chunks in order and without
-  // gaps; shape, dtype and total stand in the first chunk of a tensor, and agree with it where later chunks repeat
-  // them. `chunk.error` is not looked at. kFailedPrecondition: another model's digest. kDataLoss: the chunk breaks the
-  // protocol. kOutOfRange: it keeps to the protocol, but does not fit into `max_bytes`, of which the teacher knew
-  // nothing. kResourceExhausted: out of memory. No call after an error.
+  // gaps; shape, dtype, layout and total stand in the first chunk of a tensor, and agree with it where later chunks
+  // repeat them. `chunk.error` is not looked at. kFailedPrecondition: another model's digest. kDataLoss: the chunk
+  // breaks the protocol. kOutOfRange: it keeps to the protocol, but does not fit into `max_bytes`, of which the teacher
+  // knew nothing. kResourceExhausted: out of memory. No call after an error.
   StatusOr<bool> Add(const FeatureChunk& chunk);
   // Payload bytes taken so far.
   uint64_t received() const { return received_; }

@@ -22,6 +22,7 @@ StatusOr<FeatureChunk> ParseResponse(const grpc::ByteBuffer& message) {
   chunk.tap_index = header.tap_index();
   chunk.shape.assign(header.shape().begin(), header.shape().end());
   chunk.dtype = static_cast<uint32_t>(header.dtype());
+  chunk.layout = static_cast<uint32_t>(header.layout());
   chunk.total_bytes = header.total_bytes();
   chunk.offset = header.offset();
   chunk.last = header.last();
@@ -52,8 +53,8 @@ void TeacherConnection::Start(const OpenStream& open) {
   for (const TapRequest& tap : open.taps) {
     v1::TapRequest* wanted = proto->add_taps();
     wanted->set_tap(tap.tap);
-    wanted->set_dtype(static_cast<v1::WireDtype>(tap.dtype));
-    wanted->set_subtract_row_max(tap.subtract_row_max);
+    wanted->mutable_encoding()->set_dtype(static_cast<v1::WireDtype>(tap.encoding.dtype));
+    wanted->mutable_encoding()->set_less_row_max(tap.encoding.less_row_max);
   }
   proto->set_exclusive_batches(open.exclusive_batches);
   proto->set_credit_bytes(open.credit_bytes);

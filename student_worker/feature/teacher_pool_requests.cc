@@ -111,9 +111,7 @@ std::optional<uint64_t> TeacherPool::Core::CostFromLoop(uint32_t n) const {
   if (tap_shapes_.empty()) return std::nullopt;
   unsigned __int128 cost = 0;
   for (size_t i = 0; i < tap_shapes_.size(); ++i) {
-    unsigned __int128 size = static_cast<unsigned __int128>(n) * SizeOf(options_.taps[i].dtype);
-    for (uint32_t side : tap_shapes_[i]) size = std::min<unsigned __int128>(size * side, UINT64_MAX);
-    cost += size;
+    cost += static_cast<unsigned __int128>(n) * LayoutOf(tap_shapes_[i], options_.taps[i].encoding).bytes;
   }
   return static_cast<uint64_t>(std::min<unsigned __int128>(cost, UINT64_MAX));
 }

@@ -7,7 +7,7 @@
 #include <numbers>
 
 #include "absl/strings/cord.h"
-#include "common/plan/loss_schema.h"
+#include "common/plan/teacher_requests.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -26,7 +26,9 @@ torch::Tensor Zero(const torch::Tensor& tensor) { return tensor.narrow(0, 0, 0).
 StatusOr<torch::Tensor> Gather(const torch::Tensor& own, CollectiveGroup* group) {
   std::vector<int64_t> shape = own.sizes().vec();
   shape[0] *= group->world_size();
-  const torch::Tensor all = torch::zeros(shape, own.options());
+  // As float32: a teacher's map may have come in 16 bits, which not every way to reduce knows.
+  const torch::ScalarType type = own.element_size() < 4 ? torch::kFloat32 : own.scalar_type();
+  const torch::Tensor all = torch::zeros(shape, own.options().dtype(type));
   all.narrow(0, group->rank() * own.size(0), own.size(0)).copy_(own.detach());
   std::vector<torch::Tensor> tensors = {all};
   DISTILL_RETURN_IF_ERROR(group->AllReduceSum(tensors));
@@ -53,8 +55,11 @@ double WeightFactor(const WeightSchedulePlan& schedule, double progress) {
 StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stage) {
   DISTILL_ASSIGN_OR_RETURN(const WireDtype wire_dtype, ParseWireDtype(plan.wire_dtype));
   Objective objective;
-  std::vector<bool> offsets_ignored;  // per teacher tap
-  for (const LossPlan& loss : stage.losses) {
+  const TeacherRequests requests = TeacherRequestsOf(stage, wire_dtype);
+  objective.teacher_taps_ = requests.taps;
+  objective.teacher_input_ = requests.input;
+  for (size_t i = 0; i < stage.losses.size(); ++i) {
+    const LossPlan& loss = stage.losses[i];
     if (loss.weight == 0) continue;
     Term term;
     term.name = loss.name;
@@ -76,35 +81,14 @@ StatusOr<Objective> Objective::Create(const JobPlan& plan, const StagePlan& stag
     auto& taps = objective.student_taps_;
     term.student_index = std::find(taps.begin(), taps.end(), loss.student_tap) - taps.begin();
     if (term.student_index == taps.size()) taps.push_back(loss.student_tap);
-    term.teacher_index = kNone;
-    if (loss.needs_teacher) {
-      auto& requests = objective.teacher_taps_;
-      const auto found = std::find_if(requests.begin(), requests.end(),
-                                      [&](const TapRequest& request) { return request.tap == loss.teacher_tap; });
-      term.teacher_index = found - requests.begin();
-      if (found == requests.end()) {
-        requests.push_back({loss.teacher_tap, wire_dtype, false});
-        offsets_ignored.push_back(true);
-      }
-      const bool logits = FindLossSchema(loss.type)->input == LossInput::kLogits;  // not null: MakeLoss knew it
-      if (logits) requests[term.teacher_index].dtype = WireDtype::kF32;
-      if (!term.loss->IgnoresRowOffsets()) offsets_ignored[term.teacher_index] = false;
-    }
+    term.teacher_index = requests.of_loss[i];
     objective.names_.push_back(loss.name);
     objective.terms_.push_back(std::move(term));
-  }
-  for (size_t i = 0; i < offsets_ignored.size(); ++i) {
-    TapRequest& request = objective.teacher_taps_[i];
-    request.subtract_row_max = offsets_ignored[i] && request.dtype != WireDtype::kF32;
   }
   for (const Term& term : objective.terms_) {
     for (const std::string& detail : term.loss->detail_names()) {
       objective.names_.push_back(StrCat(term.name, "/", detail));
     }
-  }
-  if (!stage.teacher_input.empty()) {
-    objective.teacher_feeds_student_ = true;
-    objective.teacher_taps_.push_back({stage.teacher_input, wire_dtype, false});
   }
   if (objective.terms_.empty()) {
     return absl::InvalidArgumentError(StrCat("stage '", stage.name, "' has no loss of non-zero weight; give it one"));
@@ -196,7 +180,7 @@ StatusOr<Objective::Part> Objective::Compute(const Inputs& given) const {
       }
       inputs.student = term.adapter->forward(inputs.student);
     }
-    if (term.teacher_index != kNone) inputs.teacher = given.teacher[term.teacher_index];
+    if (term.teacher_index.has_value()) inputs.teacher = given.teacher[*term.teacher_index];
     if (term.loss->across_ranks() == AcrossRanks::kWholeBatch) {
       part.inputs.back() = std::move(inputs);
       values.push_back(zero());
@@ -278,35 +262,25 @@ StatusOr<Objective::Value> Objective::Combine(const Part& part, const std::vecto
   return value;
 }
 
-Objective::MapFaults Objective::LookAt(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps) {
+Objective::MapFaults Objective::LookAt(const std::vector<TapRequest>& taps, const std::vector<WireTensor>& maps) {
   MapFaults faults;
-  std::vector<torch::Tensor> ends;  // smallest and largest of each map; a NaN in it is both
-  for (const torch::Tensor& map : maps) {
-    const auto [low, high] =
-        map.numel() > 0 ? map.aminmax() : std::tuple(torch::zeros({}, map.options()), torch::zeros({}, map.options()));
-    ends.push_back(low);
-    ends.push_back(high);
-  }
-  if (ends.empty()) return faults;
-  const torch::Tensor on_cpu = torch::stack(ends).to(torch::kCPU, torch::kFloat64);
-  const double* values = on_cpu.const_data_ptr<double>();
   for (size_t i = 0; i < maps.size(); ++i) {
-    const double largest = std::max(std::abs(values[2 * i]), std::abs(values[2 * i + 1]));
+    const double largest = maps[i].largest;
     const std::string tap = TapName(taps[i].tap);
+    const bool less_maximum = taps[i].encoding.less_row_max;
     constexpr double kSmallestNormalHalf = 0x1p-14;
-    if (!std::isfinite(values[2 * i]) || !std::isfinite(values[2 * i + 1])) {
+    if (!std::isfinite(largest)) {
       if (faults.not_finite.empty()) faults.not_finite = tap;
-    } else if (maps[i].numel() == 0) {
+    } else if (maps[i].bytes.size == 0) {
       continue;
-    } else if (taps[i].dtype == WireDtype::kF16 && largest < kSmallestNormalHalf) {
+    } else if (taps[i].encoding.dtype == WireDtype::kF16 && largest < kSmallestNormalHalf) {
       faults.vanished.push_back(StrCat("the teacher's map at tap '", tap, "'",
-                                       taps[i].subtract_row_max ? ", less its maximum," : "", " has no value above ",
-                                       largest,
+                                       less_maximum ? ", less its maximum," : "", " has no value above ", largest,
                                        "; f16 is coarse below 6e-5 and 0 below 3e-8; set wire_dtype to bf16 "
                                        "or f32"));
     } else if (largest == 0) {
       faults.vanished.push_back(StrCat("the teacher's map at tap '", tap, "' is ",
-                                       taps[i].subtract_row_max ? "constant in each channel" : "0 everywhere",
+                                       less_maximum ? "constant in each channel" : "0 everywhere",
                                        " in a whole batch; look at the teacher's weights, or choose another tap"));
     }
   }

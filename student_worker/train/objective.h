@@ -5,6 +5,7 @@
 #include <torch/types.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,13 +35,10 @@ class Objective {
 
   // Taps that Compute reads, each once. "" is the network's output.
   const std::vector<std::string>& student_taps() const { return student_taps_; }
-  // What a loss reads as logits travels as float32, whoever else reads it; maps travel in the plan's wire dtype. Where
-  // that is narrower and all readers of a map ignore row offsets (Loss::IgnoresRowOffsets), its row maximum is
-  // subtracted before the cast: the rounding error shrinks about fifty-fold. In a blockwise stage the last one is the
-  // stage's input, which Compute does not read.
+  // What the teacher is asked for, in the order of Inputs::teacher: common/plan/teacher_requests.h.
   const std::vector<TapRequest>& teacher_taps() const { return teacher_taps_; }
-  // True when the last of teacher_taps() takes the place of the student's map at stage.student_input.
-  bool teacher_feeds_student() const { return teacher_feeds_student_; }
+  // Which of teacher_taps() takes the place of the student's map at stage.student_input; none: no such input.
+  std::optional<size_t> teacher_input() const { return teacher_input_; }
 
   // Parameters that the losses and adapters bring along, a group for each loss that has any. Names:
   // "adapter.<loss>.weight", "loss.<loss>.gamma.weight". They are trained with the student, kept in checkpoints, never
@@ -83,12 +81,12 @@ class Objective {
   // Compute's for those losses, the same on all ranks.
   StatusOr<Value> Combine(const Part& part, const std::vector<double>& sums, CollectiveGroup* group) const;
 
-  // What is wrong with a teacher's maps. Waits for the device.
+  // What is wrong with a teacher's maps, from WireTensor::largest: nothing is read for it.
   struct MapFaults {
     std::string not_finite;             // the first tap that holds a NaN or an infinity; "" when none does
     std::vector<std::string> vanished;  // sentences about maps without a value that the wire's type holds well
   };
-  static MapFaults LookAt(const std::vector<TapRequest>& taps, const std::vector<torch::Tensor>& maps);
+  static MapFaults LookAt(const std::vector<TapRequest>& taps, const std::vector<WireTensor>& maps);
 
   // 0, and depends on every tap and all own parameters, for a pass that needs the graph and no loss.
   torch::Tensor Touch(const std::vector<torch::Tensor>& student) const;
@@ -106,19 +104,17 @@ class Objective {
     std::unique_ptr<Loss> loss;
     std::shared_ptr<ConvBlock> adapter;  // null: none; shared as torch modules are
     size_t student_index;
-    size_t teacher_index;  // kNone: reads no teacher
+    std::optional<size_t> teacher_index;  // none: reads no teacher
   };
   static std::vector<NamedTensor> OwnOf(const Term& term);  // the term's group in OwnParameters(), if it has any
   static torch::Tensor TouchTerm(const Term& term, const torch::Tensor& student);
   static Status CheckFinite(const Term& term, double value);
 
-  static constexpr size_t kNone = static_cast<size_t>(-1);
-
   std::vector<Term> terms_;
   std::vector<std::string> names_;
   std::vector<std::string> student_taps_;
   std::vector<TapRequest> teacher_taps_;
-  bool teacher_feeds_student_ = false;
+  std::optional<size_t> teacher_input_;
 };
 
 }  // namespace distill

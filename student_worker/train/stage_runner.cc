@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/wire/copy_count.h"
 #include "common/zoo/zoo_net.h"
 #include "student_worker/train/trainable_set.h"
 
@@ -245,9 +246,12 @@ StatusOr<std::vector<torch::Tensor>> StageRunner::ForwardStudent(const torch::Te
   const AutocastGuard autocast(options_.device.type(),
                                options_.plan->autocast == "bf16" && torch::GradMode::is_enabled());
   StatusOr<std::vector<torch::Tensor>> taps;
-  if (objective_.teacher_feeds_student()) {
-    taps = options_.net->ForwardAfter(
-        stage_.student_input, teacher.back().contiguous(torch::MemoryFormat::ChannelsLast), objective_.student_taps());
+  if (objective_.teacher_input().has_value()) {
+    const torch::Tensor& given = teacher[*objective_.teacher_input()];
+    const torch::Tensor single =
+        given.to(torch::kFloat32, /*non_blocking=*/false, /*copy=*/false, torch::MemoryFormat::ChannelsLast);
+    if (!single.is_same(given)) CountFeatureCopy(single.nbytes());
+    taps = options_.net->ForwardAfter(stage_.student_input, single, objective_.student_taps());
   } else {
     // The parallel convolutions of this size are two to four times faster with channels last.
     const torch::Tensor x =
@@ -291,7 +295,7 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
     inputs.teacher.push_back(tensor.to(options_.device));
   }
   Forwarded result;
-  Objective::MapFaults faults = Objective::LookAt(teacher_taps(), inputs.teacher);
+  Objective::MapFaults faults = Objective::LookAt(teacher_taps(), input.features.taps);
   result.not_finite = std::move(faults.not_finite);
   if (!result.not_finite.empty()) return result;
   if (!told_vanished_ && !faults.vanished.empty()) {

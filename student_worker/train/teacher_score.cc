@@ -44,7 +44,7 @@ struct Answers {
 StatusOr<std::vector<float>> LogitsOf(const FeatureBatch& features, uint64_t n, uint64_t positions, uint64_t rank) {
   const WireTensor* tap = features.taps.size() == 1 ? &features.taps[0] : nullptr;
   const auto fits = [&] {
-    if (tap == nullptr || tap->dtype != WireDtype::kF32 || tap->shape.size() != rank) return false;
+    if (tap == nullptr || tap->encoding.dtype != WireDtype::kF32 || tap->shape.size() != rank) return false;
     if (tap->shape[0] != n || tap->shape[1] == 0) return false;
     return tap->bytes.size == n * tap->shape[1] * positions * sizeof(float);
   };
@@ -52,9 +52,19 @@ StatusOr<std::vector<float>> LogitsOf(const FeatureBatch& features, uint64_t n, 
     return absl::InvalidArgumentError(StrCat("the teacher's output is not float32 logits of ", n, " images",
                                              rank == 4 ? " for every pixel" : "", "; it cannot be evaluated"));
   }
-  std::vector<float> logits(n * tap->shape[1] * positions);
+  const uint64_t classes = tap->shape[1];
+  std::vector<float> logits(n * classes * positions);
   std::memcpy(logits.data(), tap->bytes.data, tap->bytes.size);
-  return logits;
+  if (tap->layout == TensorLayout::kRowMajor) return logits;
+  std::vector<float> moved(logits.size());  // from (n, positions, K)
+  for (uint64_t i = 0; i < n; ++i) {
+    const float* const from = logits.data() + i * classes * positions;
+    float* const to = moved.data() + i * classes * positions;
+    for (uint64_t p = 0; p < positions; ++p) {
+      for (uint64_t k = 0; k < classes; ++k) to[k * positions + p] = from[p * classes + k];
+    }
+  }
+  return moved;
 }
 
 // Softmax over the classes of logits (n, K, positions), in place.

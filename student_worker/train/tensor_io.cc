@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "common/str_cat.h"
+#include "common/wire/copy_count.h"
 
 namespace distill {
 namespace {
@@ -48,13 +49,13 @@ Status CopyInto(const SafeTensor& from, const std::string& name, torch::Tensor* 
 
 StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor) {
   const std::vector<int64_t> shape(tensor.shape.begin(), tensor.shape.end());
-  if (tensor.bytes.size != ByteSize(tensor.shape, tensor.dtype)) {
+  const WireDtype wire_dtype = tensor.encoding.dtype;
+  if (const uint64_t needed = LayoutOf(tensor.shape, tensor.encoding).bytes; tensor.bytes.size != needed) {
     return absl::InvalidArgumentError(StrCat("a teacher's tensor of shape ", ShapeText(shape), " and dtype ",
-                                             Name(tensor.dtype), " has ", tensor.bytes.size, " bytes, not ",
-                                             ByteSize(tensor.shape, tensor.dtype)));
+                                             Name(wire_dtype), " has ", tensor.bytes.size, " bytes, not ", needed));
   }
   torch::ScalarType dtype;
-  switch (tensor.dtype) {
+  switch (wire_dtype) {
     case WireDtype::kF32:
       dtype = torch::kFloat32;
       break;
@@ -66,15 +67,25 @@ StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor) {
       break;
     default:
       return absl::InvalidArgumentError(
-          StrCat("a teacher sent dtype ", Name(tensor.dtype), ", which this student does not read"));
+          StrCat("a teacher sent dtype ", Name(wire_dtype), ", which this student does not read"));
   }
-  // Slices of a received message start anywhere.
-  if (reinterpret_cast<uintptr_t>(tensor.bytes.data) % SizeOf(tensor.dtype) != 0) {
-    torch::Tensor aligned = torch::empty(shape, torch::TensorOptions().dtype(dtype));
-    std::memcpy(aligned.data_ptr(), tensor.bytes.data, tensor.bytes.size);
-    return aligned.to(torch::kFloat32);
+  const bool last = tensor.layout == TensorLayout::kChannelsLast;
+  if (last && shape.size() != 4) {
+    return absl::InvalidArgumentError(
+        StrCat("a teacher's tensor of shape ", ShapeText(shape), " cannot lie channels last"));
   }
-  return Share(tensor.bytes, shape, dtype).to(torch::kFloat32);
+  // As the bytes lie.
+  std::vector<int64_t> order = shape;
+  if (last) order = {shape[0], shape[2], shape[3], shape[1]};
+  torch::Tensor values;
+  if (reinterpret_cast<uintptr_t>(tensor.bytes.data) % SizeOf(wire_dtype) == 0) {
+    values = Share(tensor.bytes, order, dtype);
+  } else {
+    values = torch::empty(order, torch::TensorOptions().dtype(dtype));
+    std::memcpy(values.data_ptr(), tensor.bytes.data, tensor.bytes.size);
+    CountFeatureCopy(tensor.bytes.size);
+  }
+  return last ? values.permute({0, 3, 1, 2}) : values;
 }
 
 StatusOr<torch::Tensor> FromImages(const ImageBatch& images) {

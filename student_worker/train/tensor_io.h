@@ -25,8 +25,9 @@ SafeTensor ToSafeTensor(const torch::Tensor& tensor);
 // for the message.
 Status CopyInto(const SafeTensor& from, const std::string& name, torch::Tensor* to);
 
-// float32 on the CPU. Shares the bytes when they are aligned float32 (the tensor keeps the buffer alive), converts
-// otherwise. kInvalidArgument: fewer bytes than the shape needs, or a dtype that carries a scale (u8).
+// The map as it came, on the CPU: float32, float16 or bfloat16, channels last where it lies so. Shares the bytes (the
+// tensor keeps the buffer alive); copies those that are not aligned to their elements. kInvalidArgument: bytes that do
+// not fit the shape, or a dtype that is none of these.
 StatusOr<torch::Tensor> FromWireTensor(const WireTensor& tensor);
 
 // uint8 (N, C, H, W), sharing the pixels. kInvalidArgument: fewer bytes than n*c*h*w.

@@ -53,12 +53,12 @@ class ChannelMeanEngine final : public TeacherEngine {
     for (float value : values) {
       uint8_t raw[4];
       std::memcpy(raw, &value, 4);
-      bytes.insert(bytes.end(), tap.dtype == WireDtype::kBf16 ? raw + 2 : raw, raw + 4);
+      bytes.insert(bytes.end(), tap.encoding.dtype == WireDtype::kBf16 ? raw + 2 : raw, raw + 4);
     }
     WireTensor tensor;
     tensor.shape = tap.tap == "map" ? std::vector<uint32_t>{images.n, images.c, images.h, images.w}
                                     : std::vector<uint32_t>{images.n, images.c};
-    tensor.dtype = tap.dtype;
+    tensor.encoding = tap.encoding;
     tensor.bytes = Buffer::FromVector(std::move(bytes));
     return tensor;
   }

@@ -42,7 +42,7 @@ inline std::string_view View(const Buffer& buffer) { return {reinterpret_cast<co
 struct Tap {
   std::string path;
   v1::WireDtype dtype = v1::WIRE_DTYPE_F32;
-  bool subtract_row_max = false;
+  bool less_row_max = false;
 };
 inline v1::FeatureRequest Open(const std::vector<Tap>& taps, uint64_t credit = kPlenty) {
   v1::FeatureRequest request;
@@ -53,8 +53,8 @@ inline v1::FeatureRequest Open(const std::vector<Tap>& taps, uint64_t credit = k
   for (const Tap& tap : taps) {
     v1::TapRequest* out = open->add_taps();
     out->set_tap(tap.path);
-    out->set_dtype(tap.dtype);
-    out->set_subtract_row_max(tap.subtract_row_max);
+    out->mutable_encoding()->set_dtype(tap.dtype);
+    out->mutable_encoding()->set_less_row_max(tap.less_row_max);
   }
   return request;
 }

@@ -276,7 +276,7 @@ TEST(StreamOpenTest, SumsTheBytesOfAnImagesAnswerOverTheTaps) {
   const StatusOr<OpenedModel> opened = FindModel(open, engine.models());
   ASSERT_TRUE(opened.ok()) << opened.status();
   EXPECT_EQ(opened->image_answer_bytes, kImageMapBytes + 2 * kChannels);
-  EXPECT_EQ(opened->taps->at(1).dtype, WireDtype::kF16);
+  EXPECT_EQ(opened->taps->at(1).encoding.dtype, WireDtype::kF16);
 }
 
 TEST(StreamOpenTest, ADtypeIsCheckedAsTheNumberThatCame) {

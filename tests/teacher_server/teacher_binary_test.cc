@@ -75,7 +75,7 @@ TEST_F(TeacherBinaryTest, ServesDrainsOnSigtermAndExitsWith143) {
   request.mutable_open()->set_model("m");
   request.mutable_open()->set_digest(models.models(0).digest());
   request.mutable_open()->set_credit_bytes(1 << 30);
-  request.mutable_open()->add_taps()->set_dtype(v1::WIRE_DTYPE_F32);
+  request.mutable_open()->add_taps()->mutable_encoding()->set_dtype(v1::WIRE_DTYPE_F32);
   ASSERT_TRUE(stream->Write(request));
   request.mutable_batch()->set_request_id(3);
   for (uint32_t axis : {2, 3, 16, 16}) request.mutable_batch()->add_shape(axis);
@@ -104,7 +104,7 @@ TEST_F(TeacherBinaryTest, AStreamThatWaitsForCreditIsCutOffAfterTheGrace) {
   v1::FeatureRequest request;
   request.mutable_open()->set_model("other");
   request.mutable_open()->set_credit_bytes(8);
-  request.mutable_open()->add_taps()->set_dtype(v1::WIRE_DTYPE_F32);
+  request.mutable_open()->add_taps()->mutable_encoding()->set_dtype(v1::WIRE_DTYPE_F32);
   ASSERT_TRUE(stream->Write(request));
   request.mutable_batch()->set_request_id(1);
   for (uint32_t axis : {1, 3, 16, 16}) request.mutable_batch()->add_shape(axis);

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "common/hash/sha256.h"
+#include "common/wire/copy_count.h"
 #include "common/zoo/model_metadata.h"
 #include "tests/harness/process.h"
 #include "tests/teacher_server/model_fixture.h"
@@ -34,16 +35,23 @@ ImageBatch MakeImages(uint32_t n, uint32_t seed = 1) {
   for (uint8_t& pixel : pixels) pixel = (state = state * 1664525u + 1013904223u) >> 24;
   return ImageBatch{n, 3, kSide, kSide, Buffer::FromVector(std::move(pixels))};
 }
-std::vector<float> Floats(const WireTensor& tensor) {
-  std::vector<float> values(tensor.bytes.size / 4);
+// The tensor's elements in the order of its shape, however it lies.
+template <typename Element>
+std::vector<Element> Elements(const WireTensor& tensor) {
+  std::vector<Element> values(tensor.bytes.size / sizeof(Element));
   std::memcpy(values.data(), tensor.bytes.data, tensor.bytes.size);
-  return values;
+  if (tensor.layout == TensorLayout::kRowMajor) return values;
+  std::vector<Element> ordered;
+  const uint64_t channels = tensor.shape[1], plane = uint64_t{tensor.shape[2]} * tensor.shape[3];
+  for (uint64_t n = 0; n < tensor.shape[0]; ++n) {
+    for (uint64_t c = 0; c < channels; ++c) {
+      for (uint64_t p = 0; p < plane; ++p) ordered.push_back(values[(n * plane + p) * channels + c]);
+    }
+  }
+  return ordered;
 }
-std::vector<uint16_t> Halves(const WireTensor& tensor) {
-  std::vector<uint16_t> values(tensor.bytes.size / 2);
-  std::memcpy(values.data(), tensor.bytes.data, tensor.bytes.size);
-  return values;
-}
+std::vector<float> Floats(const WireTensor& tensor) { return Elements<float>(tensor); }
+std::vector<uint16_t> Halves(const WireTensor& tensor) { return Elements<uint16_t>(tensor); }
 uint32_t Bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
@@ -218,6 +226,46 @@ TEST_F(TorchTeacherEngineTest, HalfPrecisionIsRoundedToNearestAfterTheRowMaximum
       ASSERT_EQ(F16Value(f16[i]), ToF16(raw[i])) << "element " << i << " of value " << raw[i];
       ASSERT_EQ(lowered[i], raw[i] - max) << "element " << i;
       ASSERT_EQ(lowered_bf16[i] & 0x7fff, ToBf16(raw[i] - max) & 0x7fff) << "element " << i;
+    }
+  }
+}
+
+// Networks here run channels last, and so their maps travel: nothing is transposed, and float32 is not even copied.
+TEST_F(TorchTeacherEngineTest, MapsTravelAsTheyLieAndFloat32IsNotCopied) {
+  StartEngine();
+  const uint64_t before = FeatureBytesCopied();
+  const FeatureBatch exact = Run(Request(MakeImages(4), {{"layer1"}, {"layer2"}, {""}}));
+  EXPECT_EQ(FeatureBytesCopied(), before);
+  EXPECT_EQ(exact.taps[0].layout, TensorLayout::kChannelsLast);
+  EXPECT_EQ(exact.taps[1].layout, TensorLayout::kChannelsLast);
+  EXPECT_EQ(exact.taps[2].layout, TensorLayout::kRowMajor);
+  // 16 bits are written once, whatever is taken off before.
+  const FeatureBatch narrow =
+      Run(Request(MakeImages(4), {{"layer1", WireDtype::kBf16}, {"layer2", WireDtype::kF16, true}}));
+  EXPECT_EQ(FeatureBytesCopied() - before, narrow.taps[0].bytes.size + narrow.taps[1].bytes.size);
+  EXPECT_EQ(narrow.taps[1].layout, TensorLayout::kChannelsLast);
+  EXPECT_EQ(narrow.taps[1].encoding, (TapEncoding{WireDtype::kF16, true}));
+}
+
+// Maps of many shapes and both layouts, so that tiles end everywhere.
+TEST_F(TorchTeacherEngineTest, TheRowMaximumIsTakenOffInBothLayouts) {
+  file_ = dir_ / "map.pt";
+  for (const std::string layout : {"x.contiguous()", "x"}) {  // as it comes: channels last
+    for (const std::string size : {"[16, 16]", "[200, 300]", "[1, 70000]", "[70000, 1]"}) {
+      testing::WriteProgram("def forward(self, x: Tensor) -> Tensor:\n    x = torch.upsample_bilinear2d(x, " + size +
+                                ", False)\n    return " + layout + "\n",
+                            file_);
+      StartEngine();
+      const FeatureBatch answer = Run(Request(MakeImages(3), {{""}, {"", WireDtype::kF32, true}}));
+      ASSERT_EQ(answer.taps.size(), 2);
+      const std::vector<float> raw = Floats(answer.taps[0]), lowered = Floats(answer.taps[1]);
+      ASSERT_EQ(lowered.size(), raw.size());
+      const size_t plane = raw.size() / 9;
+      for (size_t row = 0; row < 9; ++row) {
+        const float max = *std::max_element(raw.begin() + row * plane, raw.begin() + (row + 1) * plane);
+        for (size_t i = row * plane; i < (row + 1) * plane; ++i) ASSERT_EQ(lowered[i], raw[i] - max) << layout << size;
+      }
+      engine_.reset();
     }
   }
 }
@@ -403,7 +451,7 @@ TEST_F(TorchTeacherEngineTest, ServesAnswersPerPixelOfZooNetworksAndArchives) {
   ASSERT_TRUE(WriteSafetensors(file_, TestWeights(TestSpec("fcn_resnet18"), /*seed=*/7)).ok());
   StartEngine();
   const ImageBatch images = MakeImages(3);
-  const std::vector<TapRequest> taps = {{""}, {"classifier", WireDtype::kF32, /*subtract_row_max=*/true}};
+  const std::vector<TapRequest> taps = {{""}, {"classifier", WireDtype::kF32, /*less_row_max=*/true}};
   EXPECT_THAT(engine_->models()[0].output_shape, ElementsAre(10, kSide, kSide));
   const FeatureBatch zoo = Run(Request(images, taps));
   EXPECT_THAT(zoo.taps[0].shape, ElementsAre(3, 10, kSide, kSide));
@@ -506,7 +554,7 @@ TEST_F(TorchTeacherEngineTest, ASmallPartOfAMergedBatchIsItsOwnMemory) {
   // Rows that share a storage lie beside one another; copies do not.
   for (size_t i = 1; i + 1 < parts.size(); ++i) {
     const WireTensor& one = parts[i].taps[0];
-    EXPECT_EQ(one.bytes.size, ByteSize(one.shape, one.dtype));
+    EXPECT_EQ(one.bytes.size, LayoutOf(one.shape, one.encoding).bytes);
     EXPECT_NE(one.bytes.data + one.bytes.size, parts[i + 1].taps[0].bytes.data) << i;
   }
   for (size_t i = 1; i < parts.size(); ++i) {

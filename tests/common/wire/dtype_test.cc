@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "common/wire/feature_batch.h"
 #include "distill/v1/features.pb.h"
 
 namespace distill {
@@ -26,13 +25,6 @@ TEST(WireDtypeTest, ValuesAreThoseOfTheProtocol) {
   EXPECT_EQ(static_cast<int>(WireDtype::kF16), v1::WIRE_DTYPE_F16);
   EXPECT_EQ(static_cast<int>(WireDtype::kBf16), v1::WIRE_DTYPE_BF16);
   EXPECT_EQ(static_cast<int>(WireDtype::kU8), v1::WIRE_DTYPE_U8);
-}
-
-TEST(WireDtypeTest, ByteSizeIsElementsTimesElementSize) {
-  EXPECT_EQ(ByteSize({2, 3, 5, 7}, WireDtype::kF32), 2 * 3 * 5 * 7 * 4);
-  EXPECT_EQ(ByteSize({2, 10}, WireDtype::kBf16), 40);
-  EXPECT_EQ(ByteSize({4, 0, 8, 8}, WireDtype::kF16), 0);
-  EXPECT_EQ(ByteSize({1 << 16, 1 << 16, 2}, WireDtype::kU8), uint64_t{1} << 33);  // above 32 bits
 }
 
 }  // namespace

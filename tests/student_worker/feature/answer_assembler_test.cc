@@ -61,7 +61,7 @@ TEST(AnswerAssemblerTest, JoinsWholeTensors) {
   const FeatureBatch batch = assembler.Take();
   ASSERT_EQ(batch.taps.size(), 2);
   EXPECT_EQ(batch.taps[0].shape, (std::vector<uint32_t>{2, 3}));
-  EXPECT_EQ(batch.taps[1].dtype, WireDtype::kBf16);
+  EXPECT_EQ(batch.taps[1].encoding.dtype, WireDtype::kBf16);
   EXPECT_EQ(std::memcmp(batch.taps[0].bytes.data, Whole(24).data, 24), 0);
   EXPECT_EQ(std::memcmp(batch.taps[1].bytes.data, Whole(16, 100).data, 16), 0);
   EXPECT_EQ(batch.model_digest, "d");
@@ -125,6 +125,7 @@ TEST(AnswerAssemblerTest, GathersPiecesThatEndInsideAnElementAndCopiesEachByteOn
     ASSERT_TRUE(assembler.Add(Second()).value());
     const FeatureBatch batch = assembler.Take();
     EXPECT_EQ(std::memcmp(batch.taps[0].bytes.data, values.data, 24), 0) << piece;
+    EXPECT_EQ(batch.taps[0].largest, 7.5f) << piece;
     EXPECT_EQ(assembler.not_finite_tap(), nullptr);
   }
 }
@@ -145,7 +146,19 @@ TEST(AnswerAssemblerTest, FindsWhatIsNotFiniteAnywhereInALargeTensor) {
     chunk.payload = ScatteredBuffer::From(Buffer::FromVector(std::move(bytes)));
     ASSERT_TRUE(assembler.Add(chunk).value());
     ASSERT_NE(assembler.not_finite_tap(), nullptr) << place;
+    EXPECT_FALSE(std::isfinite(assembler.Take().taps[0].largest));
   }
+}
+
+TEST(AnswerAssemblerTest, TheLayoutIsTheTeachersToSay) {
+  AnswerAssembler assembler(Expect(), Allocate);
+  ASSERT_TRUE(assembler.Add(First()).ok());
+  FeatureChunk map = Second();
+  map.layout = 1;
+  ASSERT_TRUE(assembler.Add(map).value());
+  const FeatureBatch batch = assembler.Take();
+  EXPECT_EQ(batch.taps[0].layout, TensorLayout::kRowMajor);
+  EXPECT_EQ(batch.taps[1].layout, TensorLayout::kChannelsLast);
 }
 
 TEST(AnswerAssemblerTest, UnknownShapesAreTakenWithinTheGrant) {
@@ -195,6 +208,8 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNo
        }},
       {"dtype", [](FeatureChunk* c) { c->dtype = 2; }},
       {"unknown dtype", [](FeatureChunk* c) { c->dtype = 77; }},
+      {"unknown layout", [](FeatureChunk* c) { c->layout = 2; }},
+      {"layout of a map", [](FeatureChunk* c) { c->layout = 1; }},
       {"small total", [](FeatureChunk* c) { c->total_bytes = 20; }},
       {"large total", [](FeatureChunk* c) { c->total_bytes = UINT64_MAX; }},
       {"digest", [](FeatureChunk* c) { c->model_digest = "e"; }, StatusCode::kFailedPrecondition},
@@ -221,7 +236,7 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInTheFirstChunkIsAnErrorAndAllocatesNo
   for (const auto& [shape, code] : too_large) {
     FeatureChunk chunk = First();
     chunk.shape = shape;
-    chunk.total_bytes = ByteSize(shape, WireDtype::kF32);
+    chunk.total_bytes = LayoutOf(shape, {}).bytes;
     AnswerAssembler assembler(expect, [](uint64_t size) {
       ADD_FAILURE() << "allocated " << size;
       return Allocate(size);
@@ -245,6 +260,7 @@ TEST(AnswerAssemblerTest, EveryWrongNumberInALaterChunkIsAnError) {
        }},
       {"other total", [](FeatureChunk* c) { c->total_bytes = 28; }},
       {"other dtype", [](FeatureChunk* c) { c->dtype = 2; }},
+      {"other layout", [](FeatureChunk* c) { c->layout = 1; }},
   };
   for (const BadChunk& bad : cases) {
     AnswerAssembler assembler(Expect(), Allocate);

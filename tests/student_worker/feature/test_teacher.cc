@@ -31,6 +31,18 @@ std::vector<float> ReferenceTap(const std::string& tap, const ImageBatch& images
 
 namespace {
 
+// (N, C, H, W) -> (N, H, W, C).
+std::vector<float> ChannelsLast(const std::vector<float>& values, const ImageBatch& images) {
+  const size_t plane = size_t{images.h} * images.w;
+  std::vector<float> moved;
+  for (size_t n = 0; n < images.n; ++n) {
+    for (size_t p = 0; p < plane; ++p) {
+      for (size_t c = 0; c < images.c; ++c) moved.push_back(values[(n * images.c + c) * plane + p]);
+    }
+  }
+  return moved;
+}
+
 class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Service {
  public:
   explicit TestTeacherImpl(Options options) : options_(std::move(options)), hold_(options_.hold) {}
@@ -157,7 +169,9 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
                             Buffer{reinterpret_cast<const uint8_t*>(pixels.data()), pixels.size(), nullptr}};
     std::vector<v1::FeatureResponse> chunks;
     for (int t = 0; t < open.taps_size(); ++t) {
-      const std::vector<float> values = ReferenceTap(open.taps(t).tap(), images);
+      const bool last = options_.channels_last && open.taps(t).tap() == "maps";
+      std::vector<float> values = ReferenceTap(open.taps(t).tap(), images);
+      if (last) values = ChannelsLast(values, images);
       const std::string bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
       for (size_t offset = 0; offset < bytes.size(); offset += options_.chunk_bytes) {
         v1::FeatureResponse& chunk = chunks.emplace_back();
@@ -173,6 +187,7 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
           chunk.add_shape(images.w);
         }
         chunk.set_dtype(v1::WIRE_DTYPE_F32);
+        if (last) chunk.set_layout(v1::TENSOR_LAYOUT_CHANNELS_LAST);
         chunk.set_total_bytes(bytes.size());
         chunk.set_model_digest(kDigest);
       }

@@ -66,6 +66,7 @@ class TestTeacher {
     int fault_at = 0;
     int fault_until = 1 << 30;           // number of the first batch that is answered well again
     bool hold = false;                   // starts with answers held back
+    bool channels_last = false;          // its maps lie so
     std::chrono::milliseconds delay{0};  // before each answer
     // Called at each grant with the stream's and all teachers' bytes granted so far.
     std::function<void(uint64_t)> on_credit;

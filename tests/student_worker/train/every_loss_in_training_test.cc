@@ -205,15 +205,18 @@ TEST_P(EveryLossInTrainingTest, AHalfPrecisionWireCostsNoMoreThanItsRounding) {
   for (const auto& [name, dtype] : {std::pair{"f16", torch::kFloat16}, std::pair{"bf16", torch::kBFloat16}}) {
     const JobPlan plan = Plan(name);
     const TapRequest request = Take(Objective::Create(plan, plan.stages[0])).teacher_taps()[0];
-    if (request.dtype == WireDtype::kF32) {
+    if (request.encoding.dtype == WireDtype::kF32) {
       EXPECT_FALSE(maps()) << name;
-      EXPECT_FALSE(request.subtract_row_max) << name;
+      EXPECT_FALSE(request.encoding.less_row_max) << name;
       continue;
     }
     EXPECT_TRUE(maps()) << name;
-    const torch::Tensor sent = request.subtract_row_max ? teacher - teacher.amax({2, 3}, /*keepdim=*/true) : teacher;
+    const torch::Tensor sent =
+        request.encoding.less_row_max ? teacher - teacher.amax({2, 3}, /*keepdim=*/true) : teacher;
     const Outcome got = value(sent.to(dtype).to(torch::kFloat32)),
                   rounded = value(teacher.to(dtype).to(torch::kFloat32));
+    const Outcome as_it_is = value(sent.to(dtype));
+    EXPECT_LE(Distance(as_it_is.gradient, got.gradient), 1e-5) << name;
     const auto error = [&](const Outcome& outcome) { return Distance(outcome.gradient, exact.gradient); };
     EXPECT_LE(error(got), 2 * error(rounded) + 1e-4) << name;
     EXPECT_NEAR(got.weighted, exact.weighted, 2 * std::abs(rounded.weighted - exact.weighted) + 1e-3 * exact.weighted)

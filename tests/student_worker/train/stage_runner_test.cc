@@ -141,7 +141,7 @@ TEST(StageRunnerTest, TotalIsTheWeightedSumOfTheTerms) {
   EXPECT_DOUBLE_EQ(result.loss, 2 * result.terms[0] + 0.25 * result.terms[1]);
 }
 
-TEST(StageRunnerTest, RequestsEachTeacherTapOnceInTheDtypeItBears) {
+TEST(StageRunnerTest, RequestsEachTeacherTapInTheEncodingsItsLossesBear) {
   LossPlan kd;
   kd.name = "kd";
   kd.type = "kd";
@@ -152,8 +152,10 @@ TEST(StageRunnerTest, RequestsEachTeacherTapOnceInTheDtypeItBears) {
       1)});
   plan.wire_dtype = "bf16";
   Rank rank(plan);
-  const std::vector<TapRequest> expected = {
-      {"", WireDtype::kF32, false}, {"layer1", WireDtype::kBf16, true}, {"layer2", WireDtype::kBf16, false}};
+  const std::vector<TapRequest> expected = {{"", WireDtype::kF32, false},
+                                            {"layer1", WireDtype::kBf16, true},
+                                            {"layer2", WireDtype::kBf16, true},
+                                            {"layer2", WireDtype::kBf16, false}};
   EXPECT_EQ(rank.Runner()->teacher_taps(), expected);
 }
 
@@ -164,7 +166,8 @@ TEST(StageRunnerTest, TheOrderOfLossesDoesNotDecideHowASharedTapTravels) {
   kd.needs_teacher = true;
   LossPlan cwd = FeatureLoss("cwd", "", 4, 4);
   std::vector<LossPlan> losses = {kd, cwd, FeatureLoss("cwd", "layer1", 4, 4), FeatureLoss("l2", "layer1", 4, 4)};
-  const std::vector<TapRequest> expected = {{"", WireDtype::kF32, false}, {"layer1", WireDtype::kF16, false}};
+  const std::vector<TapRequest> expected = {
+      {"", WireDtype::kF32, false}, {"layer1", WireDtype::kF16, true}, {"layer1", WireDtype::kF16, false}};
   for (int order = 0; order < 2; ++order) {
     JobPlan plan = SmallPlan({Stage("whole", WholeNet(), losses, 1)});
     plan.wire_dtype = "f16";

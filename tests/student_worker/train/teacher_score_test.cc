@@ -67,7 +67,7 @@ class TeacherScoreTest : public ::testing::Test {
     pool->SetTeachers({teacher_->endpoint()});
     return MeasureTeacherScore(pool.get(), *testing::ReaderOf(std::move(images)), how, [] { return true; });
   }
-  const std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
+  std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
 };
 
 TEST_F(TeacherScoreTest, CountsTheClassesOfTheLargestLogits) {
@@ -101,6 +101,15 @@ TEST_F(TeacherScoreTest, WithAFlipBothViewsAreAnsweredTogether) {
   const StatusOr<Score> images = MeasureOn(LabelledImages(), "", {kClasses}, flipped);
   ASSERT_TRUE(images.ok()) << images.status();
   EXPECT_EQ(*images, *MeasureOn(LabelledImages(), "", {kClasses}, kLabelled));
+}
+
+TEST_F(TeacherScoreTest, HowTheLogitsLieDoesNotMatter) {
+  const StatusOr<Score> first = Measure(1 << 20, 4);
+  ASSERT_TRUE(first.ok()) << first.status();
+  teacher_ = TestTeacher::Start({.channels_last = true});
+  const StatusOr<Score> last = Measure(1 << 20, 4);
+  ASSERT_TRUE(last.ok()) << last.status();
+  EXPECT_EQ(*last, *first);
 }
 
 // Logits for every pixel of a whole batch are larger than what a student may have under way.

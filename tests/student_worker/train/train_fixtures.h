@@ -16,6 +16,7 @@
 
 #include "common/collective/collective_group.h"
 #include "common/rendezvous/kv_client.h"
+#include "common/wire/largest_value.h"
 #include "common/zoo/zoo_net.h"
 #include "student_worker/train/lockstep.h"
 #include "student_worker/train/stage_runner.h"
@@ -174,8 +175,11 @@ class SyntheticSource : public StepSource {
           torch::from_blob(const_cast<uint8_t*>(input.images.pixels.data), {n, 1, 12, 12}, torch::kUInt8);
       const auto values = Take(teacher_->Forward(NormalizePixels(images, SmallStudent(), true), names));
       for (const torch::Tensor& value : values) {
-        const torch::Tensor plain = value.contiguous();
+        // Networks run channels last, and their maps travel so.
+        const bool last = value.dim() == 4 && value.is_contiguous(torch::MemoryFormat::ChannelsLast);
+        const torch::Tensor plain = last ? value : value.contiguous();
         WireTensor wire;
+        if (last) wire.layout = TensorLayout::kChannelsLast;
         for (int64_t d : plain.sizes()) wire.shape.push_back(static_cast<uint32_t>(d));
         const auto* bytes = static_cast<const uint8_t*>(plain.const_data_ptr());
         wire.bytes = Buffer::FromVector({bytes, bytes + plain.nbytes()});
@@ -184,6 +188,11 @@ class SyntheticSource : public StepSource {
       if (poison_) {
         const Buffer& bytes = input.features.taps[poison_tap_].bytes;
         const_cast<float*>(reinterpret_cast<const float*>(bytes.data))[0] = poison_with_;
+      }
+      for (WireTensor& tensor : input.features.taps) {
+        LargestValue largest(tensor.encoding.dtype);
+        largest.Add(tensor.bytes.data, tensor.bytes.size);
+        tensor.largest = largest.value();
       }
     }
     return input;
