@@ -41,7 +41,7 @@ void BenchChannelKl(Bench* bench, const std::string& name, at::IntArrayRef shape
   Tensor loss;
   const auto ours = [&] {
     student.mutable_grad() = Tensor();
-    loss = MapSoftmaxKl(student, teacher, kTemperature, scale);
+    loss = MapSoftmaxKl(student, teacher, {.temperature = kTemperature, .scale = scale});
     loss.backward();
   };
   const auto baseline = [&] {

@@ -31,6 +31,7 @@
 #include "common/service/memory.h"
 #include "common/str_cat.h"
 #include "student_worker/losses/kernel_view.h"
+#include "student_worker/losses/row_softmax_kl.h"
 
 namespace distill {
 namespace {
@@ -98,6 +99,34 @@ void BenchChannelKl(Bench* bench, const std::string& name, at::IntArrayRef shape
   });
   bench->Result(name + "_rate", 3 * bytes / seconds / 1e9, "GB/s", 2 * bytes / copy_s / 1e9,
                 3 * bytes / seconds / (2 * bytes / copy_s));
+}
+
+// The pairs of layouts that training has, through autograd and with the loss's weight: a student's map channels last,
+// as its network makes it, and a teacher's as it came. Ours: in the layout and the dtype of the teacher's network,
+// which is channels last too, and the weight known. Baseline: float32 in rows, as if somebody had transposed and
+// widened it on the way, and the weight only in backward.
+void BenchTrainingPair(Bench* bench, const std::string& name, at::IntArrayRef shape, torch::ScalarType wire) {
+  if (!bench->Wants(name)) return;
+  constexpr auto kLast = torch::MemoryFormat::ChannelsLast;
+  const Tensor student = RandomMap(shape).contiguous(kLast).set_requires_grad(true);
+  const Tensor came = RandomMap(shape).to(wire).contiguous(kLast);
+  const Tensor rows = came.to(torch::kFloat32).contiguous(torch::MemoryFormat::Contiguous);
+  constexpr double kWeight = 2.5;
+  RowKlOptions options{.temperature = kTemperature,
+                       .scale = kTemperature * kTemperature / static_cast<double>(shape[0] * shape[1])};
+  const auto step = [&](const Tensor& teacher, double known) {
+    student.mutable_grad() = Tensor();
+    options.weight = known;
+    const Tensor loss = MapSoftmaxKl(student, teacher, options);
+    (loss * kWeight).backward();
+    return loss.item<double>();
+  };
+  const double wanted = step(rows, 1);
+  const Tensor gradient = student.grad().clone();
+  CheckClose(name + ": loss", step(came, kWeight), wanted, 1e-5);
+  CheckClose(name + ": gradient", student.grad(), gradient, 1e-5);
+  bench->Time(
+      name, [&] { step(rows, 1); }, [&] { step(came, kWeight); });
 }
 
 // --- TaT
@@ -203,6 +232,9 @@ int Main(int argc, char** argv) {
   BenchChannelKl(&bench, "cwd_n8_c512_64x128_bf16", {8, 512, 64, 128}, torch::kBFloat16, kFirst);
   BenchChannelKl(&bench, "cwd_n8_c512_64x128_channels_last", {8, 512, 64, 128}, torch::kFloat32, kLast);
   BenchChannelKl(&bench, "cwd_n8_c19_512x512_channels_last", {8, 19, 512, 512}, torch::kFloat32, kLast);
+  BenchTrainingPair(&bench, "cwd_pair_n2_c512_64x128", {2, 512, 64, 128}, torch::kFloat32);
+  BenchTrainingPair(&bench, "cwd_pair_n2_c512_64x128_bf16", {2, 512, 64, 128}, torch::kBFloat16);
+  BenchTrainingPair(&bench, "cwd_pair_n64_c16_28x28", {64, 16, 28, 28}, torch::kFloat32);
   BenchTat(&bench, {"tat_hierarchical_n2_c256_128x128", 2, 256, 128, EagerTatPatches{16, 64}, 4});
   BenchTat(&bench, {"tat_plain_n8_c512_7x7", 8, 512, 7, std::nullopt, 0});
   BenchTat(&bench, {"tat_plain_n2_c256_32x32", 2, 256, 32, std::nullopt, 0});

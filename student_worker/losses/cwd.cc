@@ -126,8 +126,13 @@ class CwdLoss : public Loss {
     if (reduction_ == RowReduction::kSumOverChannels) scale /= static_cast<double>(std::max<int64_t>(n, 1));
     DISTILL_ASSIGN_OR_RETURN(const torch::Tensor mask, Masked(inputs, maps.student));
     if (divergence_ == Divergence::kTeacherToStudent || divergence_ == Divergence::kCrossEntropy) {
-      return MapSoftmaxKl(maps.student, maps.teacher, temperature, scale, divergence_ == Divergence::kCrossEntropy,
-                          mask, fused_);
+      return MapSoftmaxKl(maps.student, maps.teacher,
+                          {.temperature = temperature,
+                           .scale = scale,
+                           .cross_entropy = divergence_ == Divergence::kCrossEntropy,
+                           .fused = fused_,
+                           .weight = inputs.weight},
+                          mask);
     }
     // (N, C, H, W) -> (N*C, H*W)
     const auto rows = [&](const torch::Tensor& map) {
@@ -151,8 +156,6 @@ class CwdLoss : public Loss {
   AcrossRanks across_ranks() const override {
     return reduction_ == RowReduction::kSum ? AcrossRanks::kSum : AcrossRanks::kMean;
   }
-  // Softmaxes over positions do; resizing a map keeps a constant what it is.
-  bool IgnoresRowOffsets() const override { return norm_axis_ == NormAxis::kSpatial; }
 
  private:
   // bool [N, H, W], the positions that count; undefined: all.

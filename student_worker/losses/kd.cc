@@ -20,7 +20,10 @@ class KdLoss : public Loss {
     DISTILL_ASSIGN_OR_RETURN(const LogitRows rows, RowsOfLogits(inputs, ""));
     const int64_t n = std::max<int64_t>(rows.student.size(0), 1);
     const double temperature = temperature_.At(inputs.progress);
-    return RowSoftmaxKl(rows.student, rows.teacher, temperature, temperature * temperature / static_cast<double>(n));
+    return RowSoftmaxKl(rows.student, rows.teacher,
+                        {.temperature = temperature,
+                         .scale = temperature * temperature / static_cast<double>(n),
+                         .weight = inputs.weight});
   }
 
  private:

@@ -4,8 +4,10 @@
 // common/plan/loss_schema.h; MakeLoss builds from a plan whose knobs that schema has completed.
 //
 // All arithmetic is float32 (float64 when the student's tensor is float64, for checks by finite differences);
-// half-precision inputs are converted first, or read as they are by a fused kernel that computes in float32. The
-// teacher's tensor is detached: gradient flows to the student and the loss's own parameters only.
+// half-precision inputs are converted first, or read as they are by a fused kernel that computes in float32. Maps may
+// lie in memory channels first or last; the teacher's comes as its network made it, and where that is the student's
+// layout too, as with networks that run channels last, nothing is transposed. The teacher's tensor is detached:
+// gradient flows to the student and the loss's own parameters only.
 #ifndef DISTILL_STUDENT_WORKER_LOSSES_LOSS_H_
 #define DISTILL_STUDENT_WORKER_LOSSES_LOSS_H_
 
@@ -35,6 +37,9 @@ struct LossInputs {
   double progress = 0;  // share of the stage's steps that are done, in [0, 1): for knobs with a schedule
   uint64_t draw = 0;    // differs between steps: with a sample's place in the batch it seeds what is drawn at random
   int64_t first_image = 0;  // place of this rank's first sample in the batch of all ranks
+  // What the term is going to be multiplied with before backward; not 0. Changes no result: a fused kernel scales its
+  // gradient with it while it writes it, and any other factor costs one more pass over the gradient.
+  double weight = 1;
 };
 
 // How the terms of several ranks, each computed on a rank's part of the batch, make the term of the whole batch. A job
@@ -60,11 +65,6 @@ class Loss {
   // For kMean: what the term of these inputs is a mean over: samples, or labelled pixels. 0: the term is 0 and says
   // nothing. REQUIRES: inputs that Compute accepts.
   virtual double Count(const LossInputs& inputs) const;
-
-  // True when a constant added to all positions of a channel of a sample's map, in the teacher's alone, changes neither
-  // the term nor its gradient. The map may come over a 16-bit wire less its maximum then, which costs far less
-  // rounding.
-  virtual bool IgnoresRowOffsets() const { return false; }
 
   // The layers that train with the student and are dropped after the stage; null when the loss has none.
   virtual torch::nn::Module* module() const { return nullptr; }

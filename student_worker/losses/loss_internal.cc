@@ -8,6 +8,8 @@
 #include "absl/strings/str_join.h"
 #include "common/plan/loss_schema.h"
 #include "common/str_cat.h"
+#include "common/wire/copy_count.h"
+#include "student_worker/losses/kernel_view.h"
 
 namespace distill::loss_internal {
 
@@ -59,7 +61,11 @@ StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labe
   };
   LogitRows out;
   out.student = rows(ToComputeType(student, student));
-  if (inputs.teacher.defined()) out.teacher = rows(ToComputeType(inputs.teacher.detach(), student));
+  if (inputs.teacher.defined()) {
+    out.teacher = ToComputeType(inputs.teacher.detach(), student);
+    if (out.teacher.dim() == 4) out.teacher = InLayout(out.teacher, torch::MemoryFormat::ChannelsLast);
+    out.teacher = rows(out.teacher);
+  }
   if (labels_of.empty()) return out;
   const bool fits = labels.defined() && labels.scalar_type() == torch::kInt64 && labels.dim() == student.dim() - 1 &&
                     labels.size(0) == student.size(0) &&
@@ -72,7 +78,10 @@ StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labe
   if (student.dim() == 2) return out;
   const torch::Tensor labelled = out.labels.ne(kIgnoredLabel).nonzero().squeeze(1);  // (R)
   out.student = out.student.index_select(0, labelled);
-  if (out.teacher.defined()) out.teacher = out.teacher.index_select(0, labelled);
+  if (out.teacher.defined()) {
+    out.teacher = out.teacher.index_select(0, labelled);
+    CountFeatureCopy(out.teacher.nbytes());
+  }
   out.labels = out.labels.index_select(0, labelled);
   return out;
 }
@@ -83,7 +92,11 @@ double CountLabels(const LossInputs& inputs) {
 }
 
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student) {
-  return tensor.to(student.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32);
+  const torch::ScalarType type = student.scalar_type() == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
+  if (tensor.scalar_type() == type) return tensor;
+  const torch::Tensor converted = tensor.to(type);
+  CountFeatureCopy(converted.nbytes());
+  return converted;
 }
 
 SpatialMatcher::SpatialMatcher(const Knobs& knobs)
@@ -96,20 +109,22 @@ torch::Tensor SpatialMatcher::To(const torch::Tensor& map, MapSize size) const {
   return torch::upsample_bilinear2d(map, shape, align_corners_);
 }
 
-StatusOr<MapPair> SpatialMatcher::Resize(const LossInputs& inputs) const {
+StatusOr<MapPair> SpatialMatcher::Resize(const LossInputs& inputs, bool teacher_as_it_is) const {
   DISTILL_RETURN_IF_ERROR(CheckInputs(inputs, 4));
-  MapPair maps{ToComputeType(inputs.student, inputs.student), ToComputeType(inputs.teacher.detach(), inputs.student)};
+  MapPair maps{ToComputeType(inputs.student, inputs.student), inputs.teacher.detach()};
   const auto size = [](const torch::Tensor& map) {
     return MapSize{static_cast<uint32_t>(map.size(2)), static_cast<uint32_t>(map.size(3))};
   };
   const ResizedMaps sizes = ResizeTo(mismatch_, size(maps.student), size(maps.teacher));
   maps.student = To(maps.student, sizes.student);
-  maps.teacher = To(maps.teacher, sizes.teacher);
+  if (!teacher_as_it_is || size(maps.teacher) != sizes.teacher) {
+    maps.teacher = To(ToComputeType(maps.teacher, inputs.student), sizes.teacher);
+  }
   return maps;
 }
 
-StatusOr<MapPair> SpatialMatcher::Match(const LossInputs& inputs) const {
-  DISTILL_ASSIGN_OR_RETURN(MapPair maps, Resize(inputs));
+StatusOr<MapPair> SpatialMatcher::Match(const LossInputs& inputs, bool teacher_as_it_is) const {
+  DISTILL_ASSIGN_OR_RETURN(MapPair maps, Resize(inputs, teacher_as_it_is));
   if (maps.student.size(2) != maps.teacher.size(2) || maps.student.size(3) != maps.teacher.size(3)) {
     return absl::InvalidArgumentError(
         StrCat("student ", ShapeText(inputs.student), " and teacher ", ShapeText(inputs.teacher),

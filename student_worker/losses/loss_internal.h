@@ -46,10 +46,11 @@ StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labe
 // How many rows RowsOfLogits finds for a loss that reads labels.
 double CountLabels(const LossInputs& inputs);
 
-// The dtype losses compute in: float64 stays, everything else becomes float32.
+// The dtype losses compute in: float64 stays, everything else becomes float32. Conversions are counted
+// (common/wire/copy_count.h): it is teachers' maps that come in 16 bits.
 torch::Tensor ToComputeType(const torch::Tensor& tensor, const torch::Tensor& student);
 
-// The two maps in the compute dtype, the teacher's detached.
+// The two maps in the compute dtype (but see SpatialMatcher), the teacher's detached.
 struct MapPair {
   torch::Tensor student;  // [N, C, H, W]
   torch::Tensor teacher;  // [N, C', H, W]
@@ -60,11 +61,12 @@ class SpatialMatcher {
  public:
   // REQUIRES: both knobs are there.
   explicit SpatialMatcher(const Knobs& knobs);
-  // Brings both maps to the same height and width, the student's with gradient. kInvalidArgument: they differ and
-  // nothing may be resized; or CheckInputs.
-  StatusOr<MapPair> Match(const LossInputs& inputs) const;
+  // Brings both maps to the same height and width, the student's with gradient. `teacher_as_it_is`: the teacher's map
+  // keeps its dtype if it need not be resized; for kernels that read 16 bits themselves. kInvalidArgument: they differ
+  // and nothing may be resized; or CheckInputs.
+  StatusOr<MapPair> Match(const LossInputs& inputs, bool teacher_as_it_is = false) const;
   // As Match; sizes may differ afterwards.
-  StatusOr<MapPair> Resize(const LossInputs& inputs) const;
+  StatusOr<MapPair> Resize(const LossInputs& inputs, bool teacher_as_it_is = false) const;
 
  private:
   torch::Tensor To(const torch::Tensor& map, MapSize size) const;

@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include "common/plan/loss_schema.h"
+#include "student_worker/losses/kernel_view.h"
 #include "student_worker/losses/loss_internal.h"
 #include "student_worker/losses/row_softmax_kl.h"
 
@@ -16,12 +17,13 @@ class PixelKdLoss : public Loss {
   explicit PixelKdLoss(const Knobs& knobs) : matcher_(knobs), temperature_(NumberKnob(knobs, "temperature")) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
-    DISTILL_ASSIGN_OR_RETURN(const MapPair maps, matcher_.Match(inputs));
+    DISTILL_ASSIGN_OR_RETURN(const MapPair maps, matcher_.Match(inputs, /*teacher_as_it_is=*/true));
     DISTILL_RETURN_IF_ERROR(CheckPair({maps.student, maps.teacher, {}}, 4));
     const auto rows = [](const torch::Tensor& map) { return map.permute({0, 2, 3, 1}).flatten(0, 2); };  // (N*H*W, C)
     const torch::Tensor s = rows(maps.student);
     const double scale = temperature_ * temperature_ / static_cast<double>(std::max<int64_t>(s.size(0), 1));
-    return RowSoftmaxKl(s, rows(maps.teacher), temperature_, scale);
+    const torch::Tensor t = rows(InLayout(maps.teacher, torch::MemoryFormat::ChannelsLast));
+    return RowSoftmaxKl(s, t, {.temperature = temperature_, .scale = scale, .weight = inputs.weight});
   }
 
  private:

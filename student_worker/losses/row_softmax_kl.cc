@@ -11,9 +11,11 @@
 namespace distill {
 namespace {
 
+using loss_internal::InLayout;
 using loss_internal::KernelType;
 using loss_internal::LayoutOf;
 using loss_internal::ParallelForOfTorch;
+using loss_internal::TimesIncoming;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -39,7 +41,7 @@ class RowSoftmaxKlFunction : public torch::autograd::Function<RowSoftmaxKlFuncti
 class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> {
  public:
   static torch::Tensor forward(AutogradContext* context, const torch::Tensor& student, const torch::Tensor& teacher,
-                               double temperature, double scale, bool cross_entropy, const torch::Tensor& mask) {
+                               const RowKlOptions& wanted, const torch::Tensor& mask) {
     ChannelKlMaps maps;
     maps.n = student.size(0);
     maps.c = student.size(1);
@@ -51,11 +53,12 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
     maps.teacher_type = *KernelType(teacher);
     if (mask.numel() > 0) maps.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
     ChannelKlOptions options;
-    options.temperature = temperature;
-    options.cross_entropy = cross_entropy;
-    options.weight = scale;
+    options.temperature = wanted.temperature;
+    options.cross_entropy = wanted.cross_entropy;
+    options.weight = wanted.scale;
     const torch::Tensor gradient = torch::empty_like(student);
     context->save_for_backward({gradient});
+    context->saved_data["weight"] = 1.0;
     if (student.is_cuda()) {
       const torch::Tensor loss = torch::empty({}, gradient.options().dtype(torch::kFloat32));
       ChannelKlCudaOutput output;
@@ -65,17 +68,19 @@ class FusedMapKlFunction : public torch::autograd::Function<FusedMapKlFunction> 
       TORCH_CHECK(error.empty(), "channel_kl on the GPU: ", error);
       return loss;
     }
+    options.weight *= wanted.weight;
+    context->saved_data["weight"] = wanted.weight;
     ChannelKlOutput output;
     output.gradient = gradient.data_ptr();
     output.gradient_type = maps.student_type;
     const StatusOr<ChannelKlResult> result = ChannelKl(maps, options, output, ParallelForOfTorch);
     TORCH_CHECK(result.ok(), result.status().ToString());
-    return torch::scalar_tensor(result->loss, torch::kFloat32);
+    return torch::scalar_tensor(result->loss / wanted.weight, torch::kFloat32);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const torch::Tensor gradient = context->get_saved_variables()[0];
-    return {gradient * grads[0].to(gradient.scalar_type()), {}, {}, {}, {}, {}};
+    return {TimesIncoming(gradient, context->saved_data["weight"].toDouble(), grads[0]), {}, {}, {}};
   }
 };
 
@@ -97,15 +102,13 @@ torch::Tensor LogSoftmaxAtTemperature(const torch::Tensor& rows, double temperat
   return torch::log_softmax((rows - rows.amax(-1, /*keepdim=*/true)) / temperature, -1);
 }
 
-torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy, bool fused) {
-  if (fused && FusedApplies(student, teacher, temperature)) {
+torch::Tensor RowSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, const RowKlOptions& options) {
+  if (options.fused && FusedApplies(student, teacher, options.temperature)) {
     // A row is the map of a sample with one channel.
-    return MapSoftmaxKl(student.unsqueeze(1).unsqueeze(1), teacher.unsqueeze(1).unsqueeze(1), temperature, scale,
-                        cross_entropy);
+    return MapSoftmaxKl(student.unsqueeze(1).unsqueeze(1), teacher.unsqueeze(1).unsqueeze(1), options);
   }
-  return RowSoftmaxKlFunction::apply(Single(student), teacher.detach().to(Single(student).scalar_type()), temperature,
-                                     scale, cross_entropy);
+  return RowSoftmaxKlFunction::apply(Single(student), teacher.detach().to(Single(student).scalar_type()),
+                                     options.temperature, options.scale, options.cross_entropy);
 }
 
 torch::Tensor MaskRows(const torch::Tensor& rows, const torch::Tensor& mask) {
@@ -113,9 +116,9 @@ torch::Tensor MaskRows(const torch::Tensor& rows, const torch::Tensor& mask) {
   return rows.masked_fill(mask.logical_not(), kLow);
 }
 
-torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, double temperature, double scale,
-                           bool cross_entropy, const torch::Tensor& mask, bool fused) {
-  if (!fused || !FusedApplies(student, teacher, temperature)) {
+torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& teacher, const RowKlOptions& options,
+                           const torch::Tensor& mask) {
+  if (!options.fused || !FusedApplies(student, teacher, options.temperature)) {
     torch::Tensor s = student.flatten(0, 1).flatten(1), t = teacher.flatten(0, 1).flatten(1);  // (N*C, H*W)
     if (mask.defined()) {
       // A sample without a position keeps its first one, at 0 on both sides: one certain outcome, divergence 0.
@@ -128,15 +131,14 @@ torch::Tensor MapSoftmaxKl(const torch::Tensor& student, const torch::Tensor& te
       s = MaskRows(s.masked_fill(per_row(empty), 0), per_row(seen));
       t = MaskRows(t.masked_fill(per_row(empty), 0), per_row(seen));
     }
-    return RowSoftmaxKl(s, t, temperature, scale, cross_entropy, fused);
+    return RowSoftmaxKl(s, t, options);
   }
   const auto format = LayoutOf(student) == MapLayout::kChannelsLast ? torch::MemoryFormat::ChannelsLast
                                                                     : torch::MemoryFormat::Contiguous;
   // Autograd takes no undefined tensor: an empty one stands for no mask.
   const torch::Tensor bytes =
       mask.defined() ? mask.to(student.device(), torch::kUInt8).contiguous() : torch::empty({0}, torch::kUInt8);
-  return FusedMapKlFunction::apply(student.contiguous(format), teacher.detach().contiguous(format), temperature, scale,
-                                   cross_entropy, bytes);
+  return FusedMapKlFunction::apply(student.contiguous(format), InLayout(teacher.detach(), format), options, bytes);
 }
 
 }  // namespace distill

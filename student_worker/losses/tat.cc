@@ -132,6 +132,7 @@ torch::Tensor PoolAnchors(const torch::Tensor& map, MapSize kernel, bool rest) {
 
 struct KernelCall {
   TatOptions options;
+  double weight = 1;                 // LossInputs::weight: what backward's incoming scalar is going to be
   std::optional<TatOptions> anchor;  // then `options` is of the patch groups, and both are done in one go; CPU only
   bool in_bfloat16 = false;
 };
@@ -177,6 +178,7 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
     gradients.phi = d_phi.data_ptr<float>();
     gradients.theta = learns_theta ? d_theta.data_ptr<float>() : nullptr;
     context->save_for_backward({d_gamma, d_phi, d_theta});
+    context->saved_data["weight"] = gamma.is_cuda() ? 1.0 : call.weight;
     variable_list out =
         gamma.is_cuda() ? OnGpu(maps, call, gradients, d_gamma.options()) : OnCpu(maps, call, gradients);
     context->mark_non_differentiable({out.begin() + kPatchGroupLoss, out.end()});
@@ -185,8 +187,12 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const torch::Tensor theta = saved[2].defined() ? saved[2] * grads[kLoss] : torch::Tensor();
-    return {saved[0] * grads[kLoss], saved[1] * grads[kLoss], theta, {}, {}};
+    const double weight = context->saved_data["weight"].toDouble();
+    variable_list out(5);
+    for (size_t i = 0; i < saved.size(); ++i) {
+      if (saved[i].defined()) out[i] = TimesIncoming(saved[i], weight, grads[kLoss]);
+    }
+    return out;
   }
 
  private:
@@ -206,7 +212,9 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
     return out;
   }
 
-  static variable_list OnCpu(const TatMaps& maps, const KernelCall& call, const TatGradients& gradients) {
+  static variable_list OnCpu(const TatMaps& maps, KernelCall call, const TatGradients& gradients) {
+    call.options.weight *= call.weight;
+    if (call.anchor) call.anchor->weight *= call.weight;
     TatHierarchicalResult result;  // without anchors the first one is all
     if (call.anchor) {
       const auto both = TatHierarchical(maps, call.options, *call.anchor, gradients, ParallelForOfTorch);
@@ -217,9 +225,10 @@ class TiledTat : public torch::autograd::Function<TiledTat> {
       TORCH_CHECK(one.ok(), one.status().ToString());
       result.patch_group = *one;
     }
+    const double patch_group = result.patch_group.loss / call.weight, anchor = result.anchor.loss / call.weight;
     variable_list out;
-    for (double number : {result.patch_group.loss + result.anchor.loss, result.patch_group.loss, result.anchor.loss,
-                          result.patch_group.mean_entropy, result.patch_group.mean_largest_weight}) {
+    for (double number : {patch_group + anchor, patch_group, anchor, result.patch_group.mean_entropy,
+                          result.patch_group.mean_largest_weight}) {
       out.push_back(torch::scalar_tensor(number, torch::kFloat32));
     }
     return out;
@@ -249,7 +258,7 @@ class TatLoss : public Loss {
                                                                     : TatReduction::kMeanAll) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& inputs) const override {
-    DISTILL_ASSIGN_OR_RETURN(const MapPair pair, matcher_.Resize(inputs));
+    DISTILL_ASSIGN_OR_RETURN(const MapPair pair, matcher_.Resize(inputs, /*teacher_as_it_is=*/true));
     const auto size = [](const torch::Tensor& map) {
       return MapSize{static_cast<uint32_t>(map.size(2)), static_cast<uint32_t>(map.size(3))};
     };
@@ -260,18 +269,22 @@ class TatLoss : public Loss {
     if (pair.student.size(0) == 0) {
       details_.assign(detail_names().size(), torch::zeros({}));
       return Embed(embeddings_->gamma, pair.student).sum() + Embed(embeddings_->phi, pair.student).sum() +
-             Embed(embeddings_->theta, pair.teacher).sum();
+             Embed(embeddings_->theta, ToComputeType(pair.teacher, pair.student)).sum();
     }
-    const Maps maps{Embed(embeddings_->gamma, pair.student), Embed(embeddings_->phi, pair.student),
-                    Embed(embeddings_->theta, pair.teacher), pair.teacher};
+    Maps maps{Embed(embeddings_->gamma, pair.student), Embed(embeddings_->phi, pair.student), {}, pair.teacher};
+    // The kernel reads a target of 16 bits itself; layers and torch's operators do not.
+    if (!KernelCan(maps, geometry) || !KernelType(pair.teacher))
+      maps.target = ToComputeType(pair.teacher, pair.student);
+    maps.theta = embeddings_->theta == nullptr ? maps.target
+                                               : Embed(embeddings_->theta, ToComputeType(pair.teacher, pair.student));
     if (!hierarchical_) {
-      DISTILL_ASSIGN_OR_RETURN(const Part plain, Attend(maps, geometry, TatMode::kPlain));
+      DISTILL_ASSIGN_OR_RETURN(const Part plain, Attend(maps, geometry, TatMode::kPlain, inputs.weight));
       details_ = {plain.entropy, plain.largest_weight};
       return plain.loss;
     }
     if (patch_weight_ != 0 && anchor_weight_ != 0 && KernelCan(maps, geometry) && maps.gamma.is_cpu() &&
         geometry.window_rows == 0) {
-      return AttendBoth(maps, geometry);
+      return AttendBoth(maps, geometry, inputs.weight);
     }
     torch::Tensor total;
     Part shown;
@@ -282,8 +295,9 @@ class TatLoss : public Loss {
         details_.push_back(torch::zeros({}));
         continue;
       }
-      DISTILL_ASSIGN_OR_RETURN(Part part, Attend(maps, geometry, mode));
-      if (mode == TatMode::kPatchGroup && summed_patches_) part.loss = part.loss * static_cast<double>(geometry.groups);
+      const double patches = mode == TatMode::kPatchGroup && summed_patches_ ? static_cast<double>(geometry.groups) : 1;
+      DISTILL_ASSIGN_OR_RETURN(Part part, Attend(maps, geometry, mode, inputs.weight * weight * patches));
+      if (patches != 1) part.loss = part.loss * patches;
       details_.push_back(part.loss.detach());
       if (!total.defined()) shown = part;
       const torch::Tensor weighted = part.loss * weight;
@@ -315,15 +329,16 @@ class TatLoss : public Loss {
     return tiled_ && device_can && maps.gamma.scalar_type() == torch::kFloat32 && !geometry.masked;
   }
 
-  StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
+  // `weight`: what the part is going to be multiplied with before backward.
+  StatusOr<Part> Attend(const Maps& maps, const TatGeometry& geometry, TatMode mode, double weight) const {
     const bool kernel_can = KernelCan(maps, geometry);
     if (mode != TatMode::kPatchGroup || (kernel_can && geometry.window_rows == 0)) {  // the kernel drops remainders
-      return kernel_can ? AttendTiled(maps, geometry, mode) : AttendDense(maps, geometry, mode);
+      return kernel_can ? AttendTiled(maps, geometry, mode, weight) : AttendDense(maps, geometry, mode);
     }
     const MapSize student = geometry.student.patch, teacher = geometry.teacher.patch;
     const Maps fitted{FitToGrid(maps.gamma, student, geometry), FitToGrid(maps.phi, student, geometry),
                       FitToGrid(maps.theta, teacher, geometry), FitToGrid(maps.target, teacher, geometry)};
-    return kernel_can ? AttendTiled(fitted, geometry, mode) : AttendDense(fitted, geometry, mode, &maps);
+    return kernel_can ? AttendTiled(fitted, geometry, mode, weight) : AttendDense(fitted, geometry, mode, &maps);
   }
 
   double ScaleFor(int64_t width) const {
@@ -352,17 +367,22 @@ class TatLoss : public Loss {
     const auto dense = [](const torch::Tensor& map) {
       return LayoutOf(map) == MapLayout::kChannelsLast ? map : map.contiguous();
     };
-    return TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense(maps.theta), dense(maps.target), call);
+    const auto dense_teacher = [](const torch::Tensor& map) {
+      return LayoutOf(map) == MapLayout::kChannelsLast ? map : InLayout(map, torch::MemoryFormat::Contiguous);
+    };
+    return TiledTat::apply(dense(maps.gamma), dense(maps.phi), dense_teacher(maps.theta), dense_teacher(maps.target),
+                           call);
   }
 
-  Part AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode) const {
-    const variable_list out = CallKernel(maps, {.options = OptionsFor(maps, geometry, mode)});
+  Part AttendTiled(const Maps& maps, const TatGeometry& geometry, TatMode mode, double weight) const {
+    const variable_list out = CallKernel(maps, {.options = OptionsFor(maps, geometry, mode), .weight = weight});
     return {out[kLoss], out[kEntropy], out[kLargestWeight]};
   }
 
   // Patch groups and anchors in one call, which reads and writes less than two. Neither weight is 0.
-  torch::Tensor AttendBoth(const Maps& maps, const TatGeometry& geometry) const {
+  torch::Tensor AttendBoth(const Maps& maps, const TatGeometry& geometry, double weight) const {
     KernelCall call;
+    call.weight = weight;
     call.options = OptionsFor(maps, geometry, TatMode::kPatchGroup);
     call.options.weight = patch_weight_ * (summed_patches_ ? static_cast<double>(geometry.groups) : 1);
     call.anchor = OptionsFor(maps, geometry, TatMode::kAnchor);

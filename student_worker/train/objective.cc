@@ -181,6 +181,7 @@ StatusOr<Objective::Part> Objective::Compute(const Inputs& given) const {
       inputs.student = term.adapter->forward(inputs.student);
     }
     if (term.teacher_index.has_value()) inputs.teacher = given.teacher[*term.teacher_index];
+    inputs.weight = part.weights.back();
     if (term.loss->across_ranks() == AcrossRanks::kWholeBatch) {
       part.inputs.back() = std::move(inputs);
       values.push_back(zero());

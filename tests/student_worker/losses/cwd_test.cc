@@ -139,6 +139,30 @@ TEST(CwdLossTest, ReverseDivergenceIsTheForwardOneWithTheMapsSwapped) {
               Value(*Build("cwd"), {inputs.teacher, inputs.student, {}}), 1e-12);
 }
 
+// What its schema says of row offsets, for the knobs that could matter.
+TEST(CwdLossTest, ATeachersRowOffsetsChangeNothingWhereItIsSaid) {
+  const LossSchema& schema = *FindLossSchema("cwd");
+  LossInputs inputs = RandomMaps({2, 3, 4, 4}, 19);
+  const torch::Tensor offsets = torch::randn({2, 3, 1, 1}, torch::kFloat64) * 10;
+  for (const char* axis : {"spatial", "channel", "channel_mean"}) {
+    Knobs given = {{"norm_axis", axis}};
+    if (std::string_view(axis) == "channel_mean") given["divergence"] = "mse";
+    EXPECT_EQ(schema.ignores_row_offsets(*CompleteKnobs(schema, given)), std::string_view(axis) == "spatial") << axis;
+  }
+  for (const char* divergence : {"kl_t_s", "ce", "kl_s_t", "js", "mse"}) {
+    for (const auto& [mismatch, side] : {std::pair{"error", 4}, {"pool_larger", 8}, {"teacher_to_student", 7}}) {
+      SCOPED_TRACE(testing::Message() << divergence << " " << mismatch);
+      const auto loss = Build("cwd", {{"divergence", divergence}, {"spatial_mismatch", mismatch}});
+      inputs.teacher = torch::randn({2, 3, side, side}, torch::kFloat64) * 3;
+      const auto wanted = Differentiate(*loss, inputs);
+      inputs.teacher = inputs.teacher + offsets;
+      const auto got = Differentiate(*loss, inputs);
+      EXPECT_NEAR(got.loss, wanted.loss, 1e-10 * std::max(1.0, wanted.loss));
+      EXPECT_TRUE(torch::allclose(got.gradient, wanted.gradient, 1e-8, 1e-12));
+    }
+  }
+}
+
 TEST(CwdLossTest, TemperatureIsHomogeneous) {  // T8
   const LossInputs inputs = RandomMaps({2, 3, 4, 4}, 10);
   const double at_four = Value(*Build("cwd", {{"temperature", 4.0}}), inputs);

@@ -1,6 +1,8 @@
 // What every loss of the table promises, whatever its formula (student_worker/losses/loss.h).
 #include "tests/student_worker/losses/every_loss.h"
 
+#include "common/plan/loss_needs.h"
+
 namespace distill {
 namespace {
 
@@ -37,6 +39,76 @@ TEST_P(EveryLossTest, TheTeacherIsDetachedAndUnchanged) {
   EXPECT_FALSE(inputs.teacher.grad().defined());
   EXPECT_TRUE(torch::equal(inputs.teacher.detach(), before));
   EXPECT_TRUE(inputs.student.grad().defined());
+}
+
+// As networks make them: channels first or last, each side its own way; the teacher's in 16 bits, too.
+TEST_P(EveryLossTest, HowTheMapsLieInMemoryDoesNotMatter) {
+  const auto loss = Make();
+  const LossInputs plain = Inputs(torch::kFloat32);
+  if (plain.student.dim() != 4) return;
+  const auto wanted = Differentiate(*loss, plain);
+  for (const auto& [student_last, teacher_last] : {std::pair{true, true}, {true, false}, {false, true}}) {
+    const auto laid = [](const torch::Tensor& map, bool last) {
+      return last && map.defined() ? map.contiguous(torch::MemoryFormat::ChannelsLast) : map;
+    };
+    LossInputs inputs = plain;
+    inputs.student = laid(plain.student, student_last);
+    inputs.teacher = laid(plain.teacher, teacher_last);
+    const auto got = Differentiate(*loss, inputs);
+    EXPECT_NEAR(got.loss, wanted.loss, 1e-5 * std::max(1.0, wanted.loss)) << student_last << teacher_last;
+    EXPECT_TRUE(torch::allclose(got.gradient, wanted.gradient, 1e-4, 1e-6)) << student_last << teacher_last;
+    if (!reads_teacher()) continue;
+    inputs.teacher = laid(plain.teacher.to(torch::kBFloat16), teacher_last);
+    LossInputs rounded = plain;
+    rounded.teacher = plain.teacher.to(torch::kBFloat16).to(torch::kFloat32);
+    const auto narrow = Differentiate(*loss, inputs), same = Differentiate(*loss, rounded);
+    EXPECT_NEAR(narrow.loss, same.loss, 1e-5 * std::max(1.0, same.loss)) << student_last << teacher_last;
+    EXPECT_TRUE(torch::allclose(narrow.gradient, same.gradient, 1e-4, 1e-6)) << student_last << teacher_last;
+  }
+}
+
+// The teacher's map may then come less its rows' maxima.
+TEST_P(EveryLossTest, ATeachersRowOffsetsChangeNothingWhereTheSchemaSaysSo) {
+  LossPlan plan;
+  plan.type = GetParam();
+  if (NeedsOf(plan).row_offsets) return;
+  const auto loss = InDouble(Make());
+  LossInputs inputs = Inputs();
+  const auto wanted = Differentiate(*loss, inputs);
+  inputs.teacher = inputs.teacher + torch::randn({3, inputs.teacher.size(1), 1, 1}, torch::kFloat64) * 10;
+  const auto got = Differentiate(*loss, inputs);
+  EXPECT_NEAR(got.loss, wanted.loss, 1e-10 * std::max(1.0, wanted.loss));
+  EXPECT_TRUE(torch::allclose(got.gradient, wanted.gradient, 1e-8, 1e-12));
+}
+
+// Whether backward's factor was known before or not.
+TEST_P(EveryLossTest, TheExpectedWeightChangesNoResult) {
+  const auto loss = Make();
+  const auto gradients = [&](double expected, double factor) {
+    LossInputs inputs = Inputs(torch::kFloat32);
+    inputs.student.requires_grad_(true);
+    inputs.weight = expected;
+    const auto value = loss->Compute(inputs);
+    EXPECT_TRUE(value.ok()) << value.status();
+    std::vector<torch::Tensor> all = {value->detach()};
+    if (loss->module() != nullptr) loss->module()->zero_grad();
+    (*value * factor).backward();
+    all.push_back(inputs.student.grad().clone());
+    if (loss->module() == nullptr) return all;
+    for (const torch::Tensor& parameter : loss->module()->parameters()) all.push_back(parameter.grad().clone());
+    return all;
+  };
+  for (double factor : {0.37, 1.0, 250.0}) {
+    const auto wanted = gradients(1, factor);
+    for (double expected : {0.37, -3.0, 250.0}) {
+      const auto got = gradients(expected, factor);
+      ASSERT_EQ(got.size(), wanted.size());
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_TRUE(torch::allclose(got[i], wanted[i], 1e-4, 1e-7 * factor))
+            << "expected " << expected << ", came " << factor << ", number " << i;
+      }
+    }
+  }
 }
 
 TEST_P(EveryLossTest, TheOrderOfSamplesDoesNotMatter) {
