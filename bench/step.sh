@@ -6,6 +6,9 @@
 # Real processes on loopback; the rank and each teacher have one thread. The three jobs alternate, ROUNDS times (default 3); each
 # figure is the median over all progress points but each job's first. Checked first: every job must end SUCCEEDED. "alone" trains on
 # labels only; the other two add KD on the logits and CWD on three taps, so the loss's own cost counts as distillation's.
+#
+# Then, without jobs: the student fed by the free teacher beside the same student with the same losses, fed from tensors in its memory
+# (step/local_step.cc): what it costs that features come from elsewhere. For the taps above, and for ResNet-18's at 224 x 224.
 . "$(dirname "$0")/../scripts/common.sh"
 . "$ROOT/scripts/local_cluster.sh"
 rounds=${1:-3}
@@ -13,6 +16,7 @@ folder=$BUILD/bench-step
 rm -rf "$folder"
 start_cluster "$folder" 1 1 "real=$ROOT/examples/teachers/fashion-resnet20.safetensors"
 start_service free-teacher free_teacher --coordinator "$DISTILL_COORDINATOR" --model-name free
+start_service free224-teacher free_teacher --coordinator "$DISTILL_COORDINATOR" --model-name free224 --arch resnet18 --side 224 --channels 3
 
 job() {  # NAME TEACHER_LINE LOSSES
   cat >"$folder/$1.yaml" <<YAML
@@ -56,3 +60,6 @@ for kind in ("alone", "free", "real"):
 for kind in ("free", "real"):
     print(f"RESULT step_{kind}_teacher {rate[kind]:.0f} images/s baseline={rate['alone']:.0f} ratio={rate[kind] / rate['alone']:.3f}")
 PY
+address_of() { sed -n 's/^address=//p' "$folder/$1.ready"; }
+"$BIN/local_step" --case demo --teacher "$(address_of free-teacher)"
+"$BIN/local_step" --case resnet18_224 --teacher "$(address_of free224-teacher)" --rounds "$rounds"

@@ -81,7 +81,10 @@ int Main(int argc, char** argv) {
   app.add_option("--coordinator", coordinator, "host:port of the coordinator")->required();
   app.add_option("--ready-file", ready_file, "written once registered")->required();
   app.add_option("--model-name", name, "name under which the model is served");
-  app.add_option("--arch", arch_name, "zoo architecture whose shapes are served, for 28x28 grey images");
+  app.add_option("--arch", arch_name, "zoo architecture whose shapes are served");
+  uint32_t side = 28, channels = 1;
+  app.add_option("--side", side, "height and width of its images");
+  app.add_option("--channels", channels, "of its images");
   CLI11_PARSE(app, argc, argv);
   BlockSignals();
   const auto fail = [](const Status& status) {
@@ -90,11 +93,11 @@ int Main(int argc, char** argv) {
   };
   auto arch = Architecture::Create({.arch = arch_name,
                                     .num_classes = 10,
-                                    .in_channels = 1,
-                                    .image_height = 28,
-                                    .image_width = 28,
-                                    .mean = {0.286f},
-                                    .std = {0.353f}});
+                                    .in_channels = channels,
+                                    .image_height = side,
+                                    .image_width = side,
+                                    .mean = std::vector<float>(channels, 0.286f),
+                                    .std = std::vector<float>(channels, 0.353f)});
   if (!arch.ok()) return fail(arch.status());
   MetricsRegistry metrics;
   FreeEngine engine(name, *arch);
@@ -103,7 +106,7 @@ int Main(int argc, char** argv) {
   auto server = RpcServer::Start({}, {service->service()});
   if (!server.ok()) return fail(server.status());
   auto fleet = FleetClient::Start({.coordinator = coordinator,
-                                   .worker_id = "free-teacher",
+                                   .worker_id = StrCat(name, "-teacher"),
                                    .kind = WorkerKind::kTeacher,
                                    .address = (*server)->address(),
                                    .models = {engine.models()[0].served}},
