@@ -16,6 +16,7 @@
 #include "student_worker/data/file_dataset.h"
 #include "student_worker/data/sampler.h"
 #include "student_worker/data/split_request.h"
+#include "student_worker/data/transforms.h"
 
 namespace distill {
 namespace {
@@ -196,6 +197,12 @@ bool Preload(const std::vector<NamedSplit>& splits, const DataOptions& options, 
 
 }  // namespace
 
+Status Dataset::ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const {
+  DISTILL_RETURN_IF_ERROR(Read(index, out));
+  *part = ChooseOf(*out, choose);
+  return OkStatus();
+}
+
 StatusOr<std::string> ResolveBelow(const std::string& root, const std::string& path) {
   if (path.find('\0') != std::string::npos) return absl::InvalidArgumentError("the path holds a zero byte");
   std::error_code error;
@@ -284,14 +291,16 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     return absl::InvalidArgumentError(
         StrCat("data.ignore_label is ", plan.ignore_label, ", but label maps hold values of 0 to ", kIgnoredPixel));
   }
-  DISTILL_ASSIGN_OR_RETURN(const TransformedSize train_size, SizeAfter(plan.train_transforms));
-  DISTILL_ASSIGN_OR_RETURN(const TransformedSize test_size, SizeAfter(plan.test_transforms));
+  DISTILL_ASSIGN_OR_RETURN(const Transforms train_transforms, Transforms::Create(plan.train_transforms, seed));
+  DISTILL_ASSIGN_OR_RETURN(const Transforms test_transforms, Transforms::Create(plan.test_transforms, seed));
+  const TransformedSize train_size = train_transforms.size(), test_size = test_transforms.size();
   for (const TransformedSize& size : {train_size, test_size}) {
     if (!size.any || want.height == 0 || (size.height == want.height && size.width == want.width)) continue;
     return absl::InvalidArgumentError(StrCat("data.transforms makes pictures of [", size.height, ", ", size.width,
                                              "] (height, width), the student takes [", want.height, ", ", want.width,
                                              "]"));
   }
+  const bool takes_parts = train_transforms.takes_part() || test_transforms.takes_part();
   DISTILL_ASSIGN_OR_RETURN(const std::string folder, ResolveBelow(data_root, plan.path));
   DataReport report(stop);
   DataSplits splits;
@@ -302,6 +311,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                        .want = want,
                        .ignore_label = plan.ignore_label,
                        .shrink = plan.shrink,
+                       .takes_parts = takes_parts,
                        .report = &report,
                        .bad_images = splits.bad_images.get(),
                        .threads = splits.threads.get()};

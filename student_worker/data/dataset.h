@@ -41,6 +41,7 @@
 #include "common/status.h"
 #include "student_worker/data/bad_images.h"
 #include "student_worker/data/data_options.h"
+#include "student_worker/data/image_decoder.h"
 #include "student_worker/data/picture.h"
 #include "student_worker/data/read_threads.h"
 
@@ -71,6 +72,9 @@ class Dataset {
   // kUnavailable: the disk failed. kInvalidArgument, kFailedPrecondition: its label map is none. REQUIRES: index <
   // size().
   virtual Status Read(uint64_t index, Picture* out) const = 0;
+  // Reads no more of image `index` than a transform will take: `out` holds the part that `choose` chose, at
+  // `part->box`. What it holds does not depend on what is in memory. Otherwise as Read. REQUIRES: !has_label_maps().
+  virtual Status ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const;
 };
 
 // Shared: the pipeline's loader thread and the trainer both read them. Labelled images have labels, or (segmentation

@@ -15,6 +15,7 @@ const FileFault kStray{"JPEG files with stray bytes among their segments, decode
 const FileFault kNoEnd{"JPEG files without an end mark, whose pixels were all there", ""};
 // Of files whose headers were refused; that told all of it.
 const FileFault kUnsound{"a picture that was refused when its header was read", ""};
+const FileFault kChanged{"a picture that was changed while the job ran", "start the job anew"};
 
 // Makes the ignored ids kIgnoredPixel. Tells of the first one that is beyond the student's `classes` (0: any).
 std::optional<FileProblem> NormaliseIds(const std::string& where, uint32_t classes, uint32_t ignore_label,
@@ -162,15 +163,12 @@ std::optional<FileProblem> FileDataset::Load(uint64_t index, Picture* out, Notes
   Status error;
   const auto bytes = Bytes(files_, index, &file, &error);
   if (bytes == nullptr) return FileProblem{UnreadableFault(error), file.where, ""};
-  DecodeNotes decoded;
-  const Status status = DecodeImage(*bytes, options_.channels, out, &decoded);
+  const Status status = DecodeImage(*bytes, options_.channels, out, &notes->decoded);
   if (!status.ok()) return FileProblem{kDamagedPicture, file.where, std::string(ToStd(status.message()))};
-  notes->stray_bytes = decoded.stray_bytes;
-  notes->no_end_mark = decoded.no_end_mark;
   const bool other = options_.height > 0 && (out->height != options_.height || out->width != options_.width);
   const uint32_t shrink = options_.shrink;
   if (other || out->height % shrink != 0 || out->width % shrink != 0) {
-    return FileProblem{{"a picture that was changed while the job ran", "start the job anew"}, file.where, ""};
+    return FileProblem{kChanged, file.where, ""};
   }
   if (has_label_maps()) {
     if (auto problem = LoadLabelMap(index, out, notes)) return problem;
@@ -185,25 +183,57 @@ std::optional<FileProblem> FileDataset::Load(uint64_t index, Picture* out, Notes
   return std::nullopt;
 }
 
+std::shared_ptr<const FileDataset::Kept> FileDataset::KeptOf(uint64_t index) const {
+  if (cache_ != CacheMode::kDecoded) return nullptr;
+  absl::MutexLock lock(&MutexOf(index));
+  return decoded_[index];
+}
+
+void FileDataset::KeepCopy(uint64_t index, const Picture& picture, bool reducible) const {
+  if (cache_ != CacheMode::kDecoded || !budget_->Take(picture.bytes())) return;
+  auto kept = std::make_shared<const Kept>(Kept{picture, reducible});
+  absl::MutexLock lock(&MutexOf(index));
+  decoded_[index] = std::move(kept);
+}
+
 Status FileDataset::Read(uint64_t index, Picture* out) const {
-  const bool keeps = cache_ == CacheMode::kDecoded;
-  if (keeps) {
-    std::shared_ptr<const Picture> kept;
-    {
-      absl::MutexLock lock(&MutexOf(index));
-      kept = decoded_[index];
-    }
-    if (kept != nullptr) {
-      *out = *kept;
-      return OkStatus();
-    }
+  if (const auto kept = KeptOf(index)) {
+    *out = kept->picture;
+    return OkStatus();
   }
   Notes notes;
   if (const auto problem = Load(index, out, &notes)) return ToStatus(*problem);
-  if (keeps && budget_->Take(out->bytes())) {
-    auto kept = std::make_shared<const Picture>(*out);
-    absl::MutexLock lock(&MutexOf(index));
-    decoded_[index] = std::move(kept);
+  KeepCopy(index, *out, notes.decoded.reducible);
+  return OkStatus();
+}
+
+Status FileDataset::ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const {
+  if (options_.shrink > 1) return Dataset::ReadPart(index, choose, out, part);
+  // Kept pictures come whole: the first reading decodes all of them.
+  const bool keeps = cache_ == CacheMode::kDecoded;
+  if (const auto kept = KeptOf(index)) {
+    *part = ChooseOf(kept->picture, choose);
+    if (!kept->reducible || ReductionOf(part->wanted) == 1) {
+      *out = kept->picture;
+      return OkStatus();
+    }
+  } else if (keeps && budget_->left() > 0) {
+    Notes notes;
+    if (const auto problem = Load(index, out, &notes)) return ToStatus(*problem);
+    KeepCopy(index, *out, notes.decoded.reducible);
+    *part = ChooseOf(*out, choose);
+    if (!notes.decoded.reducible || ReductionOf(part->wanted) == 1) return OkStatus();
+  }
+  const auto fail = [](const FileProblem& problem) { return ToStatus(problem); };
+  if (!options_.sound[index]) return fail({kUnsound, files_.Get(index).where, ""});
+  ImageFile file;
+  Status error;
+  const auto bytes = Bytes(files_, index, &file, &error);
+  if (bytes == nullptr) return fail({UnreadableFault(error), file.where, ""});
+  const Status decoded = DecodePart(*bytes, options_.channels, choose, out, part);
+  if (!decoded.ok()) return fail({kDamagedPicture, file.where, std::string(ToStd(decoded.message()))});
+  if (options_.height > 0 && (part->height != options_.height || part->width != options_.width)) {
+    return fail({kChanged, file.where, ""});
   }
   return OkStatus();
 }
@@ -221,12 +251,13 @@ void FileDataset::Preload(const SplitRequest& request) {
       RefuseOrSkip(request, *problem);
       return OkStatus();
     }
-    if (notes.stray_bytes) request.report->Warn(kStray, files_.Get(i).where);
-    if (notes.no_end_mark) request.report->Warn(kNoEnd, files_.Get(i).where);
+    if (notes.decoded.stray_bytes) request.report->Warn(kStray, files_.Get(i).where);
+    if (notes.decoded.no_end_mark) request.report->Warn(kNoEnd, files_.Get(i).where);
     if (keeps && budget_->Take(picture.bytes())) {
-      files_.DropContent(i);
+      // Of parts that may be reduced the file is read again.
+      if (!(request.takes_parts && notes.decoded.reducible)) files_.DropContent(i);
       if (has_label_maps()) label_files_.DropContent(i);
-      decoded_[i] = std::make_shared<const Picture>(std::move(picture));
+      decoded_[i] = std::make_shared<const Kept>(Kept{std::move(picture), notes.decoded.reducible});
     }
     if (!has_label_maps()) return OkStatus();
     absl::MutexLock lock(&mutex);

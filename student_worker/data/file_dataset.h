@@ -90,6 +90,9 @@ class FileDataset : public Dataset {
   bool has_label_maps() const override { return label_files_.size() > 0; }
   std::string Where(uint64_t index) const override { return files_.Get(index).where; }
   Status Read(uint64_t index, Picture* out) const override;
+  // What is kept decoded is whole and unreduced: a part that may be reduced is decoded from its file even then, so that
+  // a cache changes no pixel.
+  Status ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const override;
 
   // Bytes of all pictures and label maps decoded.
   uint64_t decoded_bytes() const;
@@ -106,10 +109,18 @@ class FileDataset : public Dataset {
 
  private:
   struct Notes {
-    bool stray_bytes = false, no_end_mark = false;
+    DecodeNotes decoded;
     std::array<uint64_t, 256>* pixels_of_class = nullptr;
   };
   std::shared_ptr<const std::string> Bytes(const FileList& list, size_t index, ImageFile* file, Status* error) const;
+  // A decoded picture that stays in memory.
+  struct Kept {
+    Picture picture;
+    bool reducible = false;  // DecodeNotes
+  };
+  std::shared_ptr<const Kept> KeptOf(uint64_t index) const;
+  // Keeps a copy, where there is room.
+  void KeepCopy(uint64_t index, const Picture& picture, bool reducible) const;
   std::optional<FileProblem> Load(uint64_t index, Picture* out, Notes* notes) const;
   std::optional<FileProblem> LoadLabelMap(uint64_t index, Picture* out, Notes* notes) const;
   absl::Mutex& MutexOf(uint64_t index) const { return mutexes_[index % mutexes_.size()]; }
@@ -121,7 +132,7 @@ class FileDataset : public Dataset {
   CacheMode cache_ = CacheMode::kNone;
   std::shared_ptr<CacheBudget> budget_;  // shared with the other splits
   // By index; guarded by MutexOf(index).
-  mutable std::vector<std::shared_ptr<const Picture>> decoded_;
+  mutable std::vector<std::shared_ptr<const Kept>> decoded_;
   mutable std::vector<std::shared_ptr<const std::string>> encoded_;
   mutable std::array<absl::Mutex, 64> mutexes_;
 };

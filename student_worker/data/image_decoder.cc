@@ -10,6 +10,8 @@
 #include <jerror.h>
 #include <jpeglib.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -36,8 +38,12 @@ struct Job {
   ImageInfo want;
   ImageInfo info;
   uint32_t height = 0, width = 0;  // as stored, before turning
-  std::vector<uint8_t> pixels;     // [height, width, C]
+  std::vector<uint8_t> pixels;     // [height, width, C]; of a part of a JPEG: [part.height, row_pixels, C]
   std::vector<uint8_t*> rows;
+  uint32_t row_pixels = 0;              // of a row of `pixels`
+  CropRect stored;                      // of `pixels`: what was asked for, as stored
+  const PartChooser* choose = nullptr;  // null: all of it
+  DecodedPart part;
   std::vector<uint8_t> inks;  // JPEG of four components: one row
   char error[256] = "";
   StatusCode code = StatusCode::kDataLoss;
@@ -83,10 +89,24 @@ bool Prepare(Job* job) {
     std::snprintf(job->error, sizeof(job->error), "%u channels, expected %u", info.channels, want.channels);
     return false;
   }
-  const size_t stride = size_t{job->width} * want.channels;
-  job->pixels.resize(stride * job->height);
-  for (uint32_t y = 0; y < job->height; ++y) job->rows.push_back(job->pixels.data() + y * stride);
+  if (job->choose != nullptr) job->part.wanted = (*job->choose)(info.height, info.width);
   return true;
+}
+
+// Room for [height, row_pixels] pixels.
+void MakeRows(Job* job, uint32_t height, uint32_t row_pixels) {
+  const size_t stride = size_t{row_pixels} * job->want.channels;
+  job->row_pixels = row_pixels;
+  job->pixels.resize(stride * height);
+  job->rows.resize(height);
+  for (uint32_t y = 0; y < height; ++y) job->rows[y] = job->pixels.data() + y * stride;
+}
+
+// Of a file all of whose pixels are decoded.
+void MakeAllRows(Job* job) {
+  MakeRows(job, job->height, job->width);
+  job->stored = {0, 0, job->height, job->width};
+  if (job->choose != nullptr) job->part.box = BoxOf(job->part.wanted.crop);
 }
 
 // --- JPEG ---
@@ -150,6 +170,55 @@ void InksToRgb(const uint8_t* inks, uint32_t width, bool inverted, uint8_t* rgb)
   }
 }
 
+// Which pixels of a scaled JPEG [height, width] hold the wanted part, and where it lies among them, upright.
+void PlaceJpegPart(Job* job, uint32_t scale, uint32_t height, uint32_t width) {
+  const int orientation = job->info.orientation;
+  PictureBox box = StoredBox(orientation, BoxOf(job->part.wanted.crop), job->height, job->width);
+  box = {box.top / scale, box.left / scale, box.height / scale, box.width / scale};
+  const auto end = [](double at, uint32_t most) { return std::min(static_cast<uint32_t>(std::ceil(at)), most); };
+  CropRect& stored = job->stored;
+  stored.top = static_cast<uint32_t>(box.top);
+  stored.left = static_cast<uint32_t>(box.left);
+  stored.height = end(box.top + box.height, height) - stored.top;
+  stored.width = end(box.left + box.width, width) - stored.left;
+  box.top -= stored.top;
+  box.left -= stored.left;
+  job->part.box = UprightBox(orientation, box, stored.height, stored.width);
+}
+
+void ReadJpegRows(Job* job, jpeg_decompress_struct* jpeg, uint32_t count) {
+  const uint32_t end = jpeg->output_scanline + count, first = job->stored.top;
+  while (jpeg->output_scanline < end) {
+    jpeg_read_scanlines(jpeg, &job->rows[jpeg->output_scanline - first], end - jpeg->output_scanline);
+  }
+}
+
+// Decodes the rows and columns of the wanted part. Of the others nothing is computed, but what is stored of them is
+// read, down to the end: damage is found wherever it is.
+void RunJpegPart(Job* job, jpeg_decompress_struct* jpeg) {
+  // Columns at a cut have no neighbours to take colour from: some more are decoded, and left out.
+  constexpr uint32_t kMargin = 2;
+  const uint32_t scale = ReductionOf(job->part.wanted);
+  jpeg->scale_num = 8 / scale;
+  jpeg->scale_denom = 8;
+  jpeg_start_decompress(jpeg);
+  const uint32_t height = jpeg->output_height, width = jpeg->output_width;
+  PlaceJpegPart(job, scale, height, width);
+  CropRect& stored = job->stored;
+  JDIMENSION left = stored.left > kMargin ? stored.left - kMargin : 0;
+  JDIMENSION columns = std::min(stored.left + stored.width + kMargin, width) - left;
+  if (columns < width) jpeg_crop_scanline(jpeg, &left, &columns);
+  MakeRows(job, stored.height + 1, jpeg->output_width);  // the last one is for what is thrown away
+  if (stored.top > 0) jpeg_skip_scanlines(jpeg, stored.top);
+  ReadJpegRows(job, jpeg, stored.height);
+  // Skipping the last row, too, would end the reading here.
+  const uint32_t below = height - jpeg->output_scanline;
+  if (below > 1) jpeg_skip_scanlines(jpeg, below - 1);
+  if (below > 0) jpeg_read_scanlines(jpeg, &job->rows.back(), 1);
+  stored.left -= left;  // from here on among the columns that were decoded
+  stored.top = 0;
+}
+
 bool RunJpeg(Job* job, jpeg_decompress_struct* jpeg) {
   if (setjmp(job->jump) != 0) return false;
   jpeg_create_decompress(jpeg);
@@ -168,6 +237,13 @@ bool RunJpeg(Job* job, jpeg_decompress_struct* jpeg) {
   jpeg->dct_method = JDCT_ISLOW;
   job->in_pixels = true;
   job->many_scans = jpeg_has_multiple_scans(jpeg) != 0;
+  job->notes.reducible = !inks;
+  if (job->choose != nullptr && !inks) {
+    RunJpegPart(job, jpeg);
+    jpeg_finish_decompress(jpeg);
+    return true;
+  }
+  MakeAllRows(job);
   jpeg_start_decompress(jpeg);
   if (inks) job->inks.resize(size_t{jpeg->output_width} * 4);
   while (inks && jpeg->output_scanline < jpeg->output_height) {
@@ -176,9 +252,7 @@ bool RunJpeg(Job* job, jpeg_decompress_struct* jpeg) {
     jpeg_read_scanlines(jpeg, &four, 1);
     InksToRgb(four, jpeg->output_width, jpeg->saw_Adobe_marker != 0, row);
   }
-  while (jpeg->output_scanline < jpeg->output_height) {
-    jpeg_read_scanlines(jpeg, &job->rows[jpeg->output_scanline], jpeg->output_height - jpeg->output_scanline);
-  }
+  if (!inks) ReadJpegRows(job, jpeg, jpeg->output_height);
   jpeg_finish_decompress(jpeg);
   return true;
 }
@@ -260,6 +334,7 @@ bool RunPng(Job* job, png_structp png, png_infop info) {
   png_set_interlace_handling(png);
   png_read_update_info(png, info);
   if (png_get_rowbytes(png, info) != size_t{job->width} * job->want.channels) png_error(png, "unexpected row size");
+  MakeAllRows(job);
   png_read_image(png, job->rows.data());
   png_read_end(png, info);
   // Some programs put the orientation behind the pixels.
@@ -311,16 +386,29 @@ StatusOr<ImageInfo> ReadImageInfo(std::string_view file) {
 }
 
 Status DecodeImage(std::string_view file, uint32_t channels, Picture* out, DecodeNotes* notes) {
+  DecodedPart part;
+  return DecodePart(file, channels, nullptr, out, &part, notes);
+}
+
+Status DecodePart(std::string_view file, uint32_t channels, const PartChooser& choose, Picture* out, DecodedPart* part,
+                  DecodeNotes* notes) {
   Job job;
   job.file = file;
   job.want.channels = channels;
+  if (choose != nullptr) job.choose = &choose;
   DISTILL_RETURN_IF_ERROR(Run(&job));
+  *part = job.part;
+  part->height = job.info.height;
+  part->width = job.info.width;
+  const CropRect& stored = job.stored;
+  const bool exchanged = ExchangesSides(job.info.orientation);
   out->channels = channels;
-  out->height = job.info.height;
-  out->width = job.info.width;
-  out->pixels.resize(job.pixels.size());
+  out->height = exchanged ? stored.width : stored.height;
+  out->width = exchanged ? stored.height : stored.width;
+  out->pixels.resize(channels * out->plane());
   out->label_map.clear();
-  TurnUpright(job.info.orientation, channels, job.height, job.width, job.pixels.data(), out->pixels.data());
+  TurnUpright(job.info.orientation, channels, stored.height, stored.width,
+              job.pixels.data() + size_t{stored.left} * channels, job.row_pixels, out->pixels.data());
   if (notes != nullptr) *notes = job.notes;
   return OkStatus();
 }

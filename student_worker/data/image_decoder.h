@@ -17,6 +17,7 @@
 
 #include "common/status.h"
 #include "student_worker/data/picture.h"
+#include "student_worker/data/picture_part.h"
 
 namespace distill {
 
@@ -37,12 +38,34 @@ StatusOr<ImageInfo> ReadImageInfo(std::string_view file);
 struct DecodeNotes {
   bool stray_bytes = false;  // JPEG: after the beginning of its pixels, between segments
   bool no_end_mark = false;  // JPEG
+  // What it can do, sound or not: be decoded at a reduced size (JPEG, but not of four inks).
+  bool reducible = false;
 };
 
 // Decodes into `out`, as large as the file has it and with `channels` channels: a grey file is spread to three. `out`
 // has no label map then. kDataLoss: damaged or truncated (also where the decoder could guess on), or a colour file
 // where `channels` is 1, which is found out before anything is decoded; `out` is then undefined. Stateless; any thread.
 Status DecodeImage(std::string_view file, uint32_t channels, Picture* out, DecodeNotes* notes = nullptr);
+
+// What DecodePart leaves in its Picture.
+struct DecodedPart {
+  uint32_t height = 0, width = 0;  // of the whole picture, upright
+  WantedPart wanted;               // as it was chosen
+  PictureBox box;                  // where it lies in the Picture, which may hold more than the part
+};
+
+// Of a picture that lies in memory.
+inline DecodedPart ChooseOf(const Picture& picture, const PartChooser& choose) {
+  const WantedPart wanted = choose(picture.height, picture.width);
+  return {picture.height, picture.width, wanted, BoxOf(wanted.crop)};
+}
+
+// As DecodeImage, but `out` needs to hold only what `choose` says, which is called once, with the whole picture's
+// sizes. Of a JPEG only the rows and columns of the part are computed, at a half, a quarter or an eighth of the size
+// where ReductionOf allows it; unreduced they are the same pixels as DecodeImage's. Damage is found in all of the file.
+// Other files, and JPEGs of four inks, are decoded whole. `choose` null: the whole picture; `part` has no box then.
+Status DecodePart(std::string_view file, uint32_t channels, const PartChooser& choose, Picture* out, DecodedPart* part,
+                  DecodeNotes* notes = nullptr);
 
 // Decodes a label map: a PNG whose values are class ids, grey or with a palette (its indices), 1, 2, 4 or 8 bits deep,
 // into `out`, [height, width]: the values as they are stored. kFailedPrecondition: another kind of PNG, a JPEG (which

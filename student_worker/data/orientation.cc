@@ -2,6 +2,8 @@
 
 #include <cstddef>
 
+#include "student_worker/data/pixel_kernels.h"
+
 namespace distill {
 namespace {
 
@@ -48,9 +50,18 @@ int ReadOrientation(std::string_view exif) {
 }
 
 void TurnUpright(int orientation, uint32_t channels, uint32_t height, uint32_t width, const uint8_t* stored,
-                 uint8_t* upright) {
+                 uint64_t row_pixels, uint8_t* upright) {
+  if (orientation == 1 && channels == 3) {
+    const PixelKernels& kernels = BestPixelKernels();
+    const size_t plane = size_t{height} * width;
+    for (uint32_t y = 0; y < height; ++y, stored += row_pixels * 3, upright += width) {
+      kernels.split_colours(stored, width, upright, upright + plane, upright + 2 * plane);
+    }
+    return;
+  }
   // The stored pixel of the upright one at (y, x) is `start` + y * `down` + x * `right`, in pixels.
-  const ptrdiff_t row = width, last_row = static_cast<ptrdiff_t>(height - 1) * width, last = width - 1;
+  const ptrdiff_t row = static_cast<ptrdiff_t>(row_pixels), last_row = static_cast<ptrdiff_t>(height - 1) * row,
+                  last = width - 1;
   ptrdiff_t start = 0, down = row, right = 1;
   switch (orientation) {
     case 2:
@@ -85,6 +96,34 @@ void TurnUpright(int orientation, uint32_t channels, uint32_t height, uint32_t w
       for (uint32_t x = 0; x < out_width; ++x, pixel += right) *upright++ = stored[pixel * channels + c];
     }
   }
+}
+
+namespace {
+
+bool MirrorsRows(int orientation) {
+  return orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+}
+bool MirrorsColumns(int orientation) {
+  return orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+}
+PictureBox ExchangeSides(const PictureBox& box) { return {box.left, box.top, box.width, box.height}; }
+
+// Of a stored picture of [height, width].
+PictureBox Mirror(int orientation, PictureBox box, uint32_t height, uint32_t width) {
+  if (MirrorsRows(orientation)) box.top = height - box.top - box.height;
+  if (MirrorsColumns(orientation)) box.left = width - box.left - box.width;
+  return box;
+}
+
+}  // namespace
+
+PictureBox StoredBox(int orientation, const PictureBox& upright, uint32_t height, uint32_t width) {
+  return Mirror(orientation, ExchangesSides(orientation) ? ExchangeSides(upright) : upright, height, width);
+}
+
+PictureBox UprightBox(int orientation, const PictureBox& stored, uint32_t height, uint32_t width) {
+  const PictureBox box = Mirror(orientation, stored, height, width);
+  return ExchangesSides(orientation) ? ExchangeSides(box) : box;
 }
 
 }  // namespace distill

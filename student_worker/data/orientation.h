@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "student_worker/data/picture_part.h"
+
 namespace distill {
 
 // Stateless; any thread.
@@ -22,10 +24,14 @@ int ReadOrientation(std::string_view exif);
 
 inline bool ExchangesSides(int orientation) { return orientation >= 5; }
 
-// Stored pixels [height, width, C], interleaved, to upright ones [C, H, W]; (H, W) is (width, height) where the sides
-// are exchanged. They do not overlap. REQUIRES: orientation is 1 to 8.
+// Stored pixels [height, width, C], interleaved, rows `row_pixels` pixels apart, to upright ones [C, H, W]; (H, W) is
+// (width, height) where the sides are exchanged. They do not overlap. REQUIRES: orientation is 1 to 8.
 void TurnUpright(int orientation, uint32_t channels, uint32_t height, uint32_t width, const uint8_t* stored,
-                 uint8_t* upright);
+                 uint64_t row_pixels, uint8_t* upright);
+
+// Where a box of the upright picture lies in the stored one of [height, width], and the other way round.
+PictureBox StoredBox(int orientation, const PictureBox& upright, uint32_t height, uint32_t width);
+PictureBox UprightBox(int orientation, const PictureBox& stored, uint32_t height, uint32_t width);
 
 }  // namespace distill
 

@@ -5,83 +5,71 @@
 #include <cstring>
 #include <vector>
 
+#include "student_worker/data/pixel_kernels.h"
+
 namespace distill {
 namespace {
 
-// Weights are whole numbers of 2^-22: with 8 bits of value, a sum stays below 2^31.
-constexpr int kPrecision = 32 - 8 - 2;
-
-// Of each output position: the first input position, how many, and their weights.
-struct Filter {
-  struct Span {
-    uint32_t first = 0, count = 0;
-  };
-  uint32_t most = 0;  // weights of a position in `weights`
-  std::vector<Span> spans;
-  std::vector<int32_t> weights;  // [out, most]
+// The pixels of a line that a stretch of it touches, and where in the first of them it begins.
+struct Stretch {
+  uint32_t first = 0, count = 0;
+  double begin = 0, length = 0;
 };
 
-// The triangle, as wide as an output pixel where pictures become smaller.
-Filter MakeFilter(uint32_t in, uint32_t out) {
-  const double scale = static_cast<double>(in) / out;
-  const double widened = std::max(scale, 1.0);
-  Filter filter;
-  filter.most = static_cast<uint32_t>(std::ceil(widened)) * 2 + 1;
-  filter.spans.resize(out);
-  filter.weights.resize(size_t{out} * filter.most);
-  std::vector<double> exact(filter.most);
-  for (uint32_t i = 0; i < out; ++i) {
-    const double centre = (i + 0.5) * scale;
-    const int64_t first = std::max<int64_t>(0, static_cast<int64_t>(centre - widened + 0.5));
-    const int64_t end = std::min<int64_t>(in, static_cast<int64_t>(centre + widened + 0.5));
-    double sum = 0;
-    for (int64_t x = first; x < end; ++x) {
-      const double distance = std::abs((static_cast<double>(x) - centre + 0.5) * (1.0 / widened));
-      exact[x - first] = distance < 1 ? 1 - distance : 0;
-      sum += exact[x - first];
-    }
-    filter.spans[i] = {static_cast<uint32_t>(first), static_cast<uint32_t>(end - first)};
-    for (int64_t x = 0; x < end - first; ++x) {
-      const double weight = sum == 0 ? exact[x] : exact[x] * (1.0 / sum);
-      filter.weights[size_t{i} * filter.most + x] = static_cast<int32_t>(0.5 + weight * (1 << kPrecision));
-    }
-  }
-  return filter;
+Stretch MakeStretch(double from, double length, uint32_t most) {
+  Stretch stretch;
+  stretch.first = static_cast<uint32_t>(from);
+  stretch.begin = from - stretch.first;
+  stretch.length = length;
+  const auto end = static_cast<uint32_t>(std::ceil(from + length));
+  stretch.count = std::min(end, most) - stretch.first;
+  return stretch;
 }
 
-uint8_t Clip(int32_t sum) { return static_cast<uint8_t>(std::clamp(sum >> kPrecision, 0, 255)); }
-
-// Rows of `in`, `stride` apart, to rows of `width`, one after another.
-void ResizeRows(const uint8_t* in, uint64_t stride, uint32_t rows, uint32_t width, const Filter& filter, uint8_t* out) {
-  for (uint32_t y = 0; y < rows; ++y) {
-    const uint8_t* const row = in + y * stride;
-    for (uint32_t x = 0; x < width; ++x) {
-      const Filter::Span span = filter.spans[x];
-      const int32_t* const weights = filter.weights.data() + size_t{x} * filter.most;
-      const uint8_t* const from = row + span.first;
-      int32_t sum = 1 << (kPrecision - 1);
-      for (uint32_t k = 0; k < span.count; ++k) sum += weights[k] * from[k];
-      out[uint64_t{y} * width + x] = Clip(sum);
+// Of each output position: the first input position, how many, and their weights.
+class Filter {
+ public:
+  // The triangle, as wide as an output pixel where pictures become smaller.
+  Filter(const Stretch& in, uint32_t out) {  // out 0: none
+    if (out == 0) return;
+    const double scale = in.length / out;
+    const double widened = std::max(scale, 1.0);
+    most_ = static_cast<uint32_t>(std::ceil(widened)) * 2 + 1;
+    first_.resize(out);
+    count_.resize(out);
+    weights_.resize(size_t{out} * most_);
+    std::vector<double> exact(most_);
+    for (uint32_t i = 0; i < out; ++i) {
+      const double centre = in.begin + (i + 0.5) * scale;
+      const int64_t first = std::max<int64_t>(0, static_cast<int64_t>(centre - widened + 0.5));
+      const int64_t end = std::min<int64_t>(in.count, static_cast<int64_t>(centre + widened + 0.5));
+      double sum = 0;
+      for (int64_t x = first; x < end; ++x) {
+        const double distance = std::abs((static_cast<double>(x) - centre + 0.5) * (1.0 / widened));
+        exact[x - first] = distance < 1 ? 1 - distance : 0;
+        sum += exact[x - first];
+      }
+      first_[i] = static_cast<uint32_t>(first);
+      count_[i] = static_cast<uint32_t>(end - first);
+      for (int64_t x = 0; x < end - first; ++x) {
+        const double weight = sum == 0 ? exact[x] : exact[x] * (1.0 / sum);
+        weights_[size_t{i} * most_ + x] = static_cast<int32_t>(0.5 + weight * (1 << kWeightBits));
+      }
     }
   }
-}
-
-// Columns: whole rows at a time. `first`: the row of the filter's input at which `in` begins.
-void ResizeColumns(const uint8_t* in, uint32_t first, uint32_t height, uint32_t width, const Filter& filter,
-                   std::vector<int32_t>* sums, uint8_t* out) {
-  sums->resize(width);
-  int32_t* const sum = sums->data();
-  for (uint32_t y = 0; y < height; ++y) {
-    const Filter::Span span = filter.spans[y];
-    const int32_t* const weights = filter.weights.data() + size_t{y} * filter.most;
-    std::fill(sum, sum + width, 1 << (kPrecision - 1));
-    for (uint32_t k = 0; k < span.count; ++k) {
-      const uint8_t* const row = in + uint64_t{span.first - first + k} * width;
-      const int32_t weight = weights[k];
-      for (uint32_t x = 0; x < width; ++x) sum[x] += weight * row[x];
-    }
-    for (uint32_t x = 0; x < width; ++x) out[uint64_t{y} * width + x] = Clip(sum[x]);
+  LineFilter line() const {
+    return {static_cast<uint32_t>(first_.size()), most_, first_.data(), count_.data(), weights_.data()};
   }
+
+ private:
+  uint32_t most_ = 0;  // weights of a position in `weights_`
+  std::vector<uint32_t> first_, count_;
+  std::vector<int32_t> weights_;  // [out, most]
+};
+
+bool IsWhole(const PictureBox& box) {
+  const auto whole = [](double value) { return value == std::floor(value); };
+  return whole(box.top) && whole(box.left) && whole(box.height) && whole(box.width);
 }
 
 void ResizeNearest(const uint8_t* in, uint64_t stride, const CropRect& crop, uint32_t height, uint32_t width,
@@ -101,34 +89,40 @@ void ResizeNearest(const uint8_t* in, uint64_t stride, const CropRect& crop, uin
 }  // namespace
 
 void ResizeCrop(const Picture& in, const CropRect& crop, uint32_t height, uint32_t width, Picture* out) {
+  ResizeBox(in, BoxOf(crop), height, width, out);
+}
+
+void ResizeBox(const Picture& in, const PictureBox& box, uint32_t height, uint32_t width, Picture* out) {
+  const bool whole = IsWhole(box);
+  const Stretch across = MakeStretch(box.left, box.width, in.width), down = MakeStretch(box.top, box.height, in.height);
+  if (whole && down.count == height && across.count == width) {
+    return CropOrPad(in, down.first, across.first, height, width, 0, out);
+  }
   out->channels = in.channels;
   out->height = height;
   out->width = width;
   out->pixels.resize(out->channels * out->plane());
-  if (crop.height == height && crop.width == width) return CropOrPad(in, crop.top, crop.left, height, width, 0, out);
-  const bool rows = crop.width != width, columns = crop.height != height;
-  const Filter across = rows ? MakeFilter(crop.width, width) : Filter();
-  const Filter down = columns ? MakeFilter(crop.height, height) : Filter();
-  std::vector<uint8_t> narrowed(rows && columns ? uint64_t{crop.height} * width : 0);
-  std::vector<int32_t> sums;
+  // A line of whole pixels that keeps its length stays as it is.
+  const bool rows = !whole || across.count != width, columns = !whole || down.count != height;
+  const Filter narrower(across, rows ? width : 0), lower(down, columns ? height : 0);
+  std::vector<uint8_t> narrowed(rows && columns ? uint64_t{down.count} * width : 0);
+  std::vector<uint8_t> scratch(rows ? uint64_t{kRowsAtOnce} * across.count : 0);
+  const PixelKernels& kernels = BestPixelKernels();
   for (uint32_t c = 0; c < in.channels; ++c) {
-    const uint8_t* plane = in.pixels.data() + c * in.plane() + uint64_t{crop.top} * in.width + crop.left;
+    const uint8_t* from = in.pixels.data() + c * in.plane() + uint64_t{down.first} * in.width + across.first;
+    uint64_t stride = in.width;
     uint8_t* const to = out->pixels.data() + c * out->plane();
-    if (!columns) {
-      ResizeRows(plane, in.width, crop.height, width, across, to);
-    } else if (rows) {
-      ResizeRows(plane, in.width, crop.height, width, across, narrowed.data());
-      ResizeColumns(narrowed.data(), 0, height, width, down, &sums, to);
-    } else {
-      narrowed.resize(uint64_t{crop.height} * width);
-      for (uint32_t y = 0; y < crop.height; ++y) {
-        std::memcpy(narrowed.data() + uint64_t{y} * width, plane + uint64_t{y} * in.width, width);
-      }
-      ResizeColumns(narrowed.data(), 0, height, width, down, &sums, to);
+    if (rows) {
+      uint8_t* const narrow = columns ? narrowed.data() : to;
+      kernels.resize_rows(from, stride, down.count, across.count, narrower.line(), scratch.data(), narrow);
+      from = narrow;
+      stride = width;
     }
+    if (columns) kernels.resize_columns(from, stride, width, lower.line(), to);
   }
   out->label_map.resize(in.label_map.empty() ? 0 : out->plane());
   if (!in.label_map.empty()) {
+    const CropRect crop{down.first, across.first, down.count, across.count};
     ResizeNearest(in.label_map.data(), in.width, crop, height, width, out->label_map.data());
   }
 }

@@ -6,19 +6,17 @@
 #include <cstdint>
 
 #include "student_worker/data/picture.h"
+#include "student_worker/data/picture_part.h"
 
 namespace distill {
-
-// Rows [top, top + height), columns [left, left + width) of a picture.
-struct CropRect {
-  uint32_t top = 0, left = 0, height = 0, width = 0;
-  bool operator==(const CropRect&) const = default;
-};
 
 // The part `crop` of `in`, brought to [height, width]; its label map likewise. What lies beside the crop has no
 // influence. Stateless; any thread. REQUIRES: the crop lies in the picture and is not empty; height, width >= 1; `out`
 // is not `in`.
 void ResizeCrop(const Picture& in, const CropRect& crop, uint32_t height, uint32_t width, Picture* out);
+// The same of a box: pixels that lie partly in it count whole. REQUIRES: a picture with a label map has a box of whole
+// pixels.
+void ResizeBox(const Picture& in, const PictureBox& box, uint32_t height, uint32_t width, Picture* out);
 
 // The part of [height, width] from (top, left) on, which may lie beside the picture: `fill` there, and kIgnoredPixel.
 // Stateless; any thread. REQUIRES: `out` is not `in`.

@@ -29,8 +29,18 @@ Status SampleReader::ReadOne(uint64_t id, uint64_t epoch, size_t place, Samples*
   const Dataset& data = dataset();
   uint8_t* const pixels = out->pixels.data() + place * image_bytes();
   uint8_t* const label_map = has_label_maps() ? out->label_maps.data() + place * label_map_bytes() : nullptr;
+  // A part is all that is needed where the first transform takes one.
+  const Transforms& transforms = options_.transforms;
+  const bool takes_part = transforms.takes_part() && !has_label_maps();
+  const PartChooser choose = [&](uint32_t height, uint32_t width) {
+    return transforms.PartOf(epoch, id, height, width);
+  };
+  DecodedPart part;
+  const auto read = [&](uint64_t index) {
+    return takes_part ? data.ReadPart(index, choose, &picture, &part) : data.Read(index, &picture);
+  };
   uint64_t source = id;
-  Status status = data.Read(source, &picture);
+  Status status = read(source);
   for (uint64_t tried = 1; status.code() == StatusCode::kDataLoss && options_.bad_images != nullptr; ++tried) {
     DISTILL_RETURN_IF_ERROR(options_.bad_images->Note(data.Where(source), status));
     if (options_.rule == BadImageRule::kNoLabel) {
@@ -42,11 +52,12 @@ Status SampleReader::ReadOne(uint64_t id, uint64_t epoch, size_t place, Samples*
     }
     if (tried == size()) break;
     source = (source + 1) % size();
-    status = data.Read(source, &picture);
+    status = read(source);
   }
   DISTILL_RETURN_IF_ERROR(status);
   out->labels[place] = data.label(source);
-  out->visible[place] = options_.transforms.Apply(epoch, id, &picture, &scratch);
+  out->visible[place] = takes_part ? transforms.ApplyToPart(epoch, id, part.wanted, part.box, &picture, &scratch)
+                                   : transforms.Apply(epoch, id, &picture, &scratch);
   if (picture.height != height_ || picture.width != width_ || picture.channels != channels()) {
     return absl::InternalError(StrCat("'", data.Where(source), "' became a picture of [", picture.channels, ", ",
                                       picture.height, ", ", picture.width, "], not of [", channels(), ", ", height_,

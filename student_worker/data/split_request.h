@@ -63,7 +63,8 @@ struct SplitRequest {
   WantedImages want;
   uint32_t ignore_label = kIgnoredPixel;
   uint32_t shrink = 1;
-  bool any_size = false;  // the job's transforms bring all pictures to one size
+  bool any_size = false;     // the job's transforms bring all pictures to one size
+  bool takes_parts = false;  // ReadPart will be asked for
   // None is owned; they outlive the request.
   DataReport* report = nullptr;  // gets all that is wrong or odd with single files
   BadImages* bad_images = nullptr;

@@ -23,6 +23,9 @@ class DatasetPart : public Dataset {
   bool has_label_maps() const override { return whole_->has_label_maps(); }
   std::string Where(uint64_t index) const override { return whole_->Where(ids_[index]); }
   Status Read(uint64_t index, Picture* out) const override { return whole_->Read(ids_[index], out); }
+  Status ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const override {
+    return whole_->ReadPart(ids_[index], choose, out, part);
+  }
 
  private:
   const std::shared_ptr<const Dataset> whole_;  // shared by both parts
@@ -50,6 +53,12 @@ class JoinedDataset : public Dataset {
   Status Read(uint64_t index, Picture* out) const override {
     DISTILL_RETURN_IF_ERROR(index < border_ ? first_->Read(index, out) : second_->Read(index - border_, out));
     if (!has_label_maps()) out->label_map.clear();
+    return OkStatus();
+  }
+  Status ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const override {
+    DISTILL_RETURN_IF_ERROR(index < border_ ? first_->ReadPart(index, choose, out, part)
+                                            : second_->ReadPart(index - border_, choose, out, part));
+    out->label_map.clear();
     return OkStatus();
   }
 

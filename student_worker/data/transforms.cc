@@ -31,6 +31,7 @@ struct View {
   void TakeScratch() { std::swap(*picture, *scratch); }
 
   void Resize(const CropRect& crop, uint32_t height, uint32_t width) {
+    if (crop == CropRect{0, 0, height, width} && height == picture->height && width == picture->width) return;
     ResizeCrop(*picture, crop, height, width, scratch);
     TakeScratch();
     // Pixels that padding has a part in do not count as the picture's.
@@ -130,13 +131,26 @@ void Fit(const TransformValues& knobs, View* view) {
              knobs.Height(), knobs.Width(), knobs.Fill());
 }
 
-void ResizeShortSide(uint32_t side, View* view) {
-  const uint64_t height = view->picture->height, width = view->picture->width;
-  if (height <= width) {
-    view->Resize(side, static_cast<uint32_t>(std::min(kMaxSide, side * width / height)));
-  } else {
-    view->Resize(static_cast<uint32_t>(std::min(kMaxSide, side * height / width)), side);
+// What random_resized_crop, or resize without fit, takes of a picture of [height, width].
+WantedPart TakePart(const TransformValues& knobs, CounterRng* rng, uint64_t height, uint64_t width) {
+  if (knobs.plan.type == "random_resized_crop") {
+    const CropRect crop = DrawResizedCrop(rng, static_cast<uint32_t>(height), static_cast<uint32_t>(width),
+                                          knobs.List("scale"), knobs.List("ratio"));
+    return {crop, knobs.Height(), knobs.Width()};
   }
+  WantedPart part{{0, 0, static_cast<uint32_t>(height), static_cast<uint32_t>(width)}, knobs.Height(), knobs.Width()};
+  if (knobs.List("size").size() == 2) return part;
+  const uint64_t side = knobs.Height();  // the short one
+  if (height <= width) {
+    part.width = static_cast<uint32_t>(std::min(kMaxSide, side * width / height));
+  } else {
+    part.height = static_cast<uint32_t>(std::min(kMaxSide, side * height / width));
+  }
+  return part;
+}
+
+bool TakesPart(const TransformPlan& plan) {
+  return plan.type == "random_resized_crop" || (plan.type == "resize" && plan.values.at("fit")[0] == 0);
 }
 
 // Where the middle part of `size` begins; negative: in the padding. Halves go to the even number, as in Python.
@@ -156,7 +170,10 @@ void ApplyOne(const TransformPlan& plan, CounterRng rng, View* view) {
   const std::string& type = plan.type;
   const Picture& picture = *view->picture;
   if (plan.values.contains("p") && rng.Uniform() >= knobs.Number("p")) return;
-  if (type == "horizontal_flip") {
+  if (TakesPart(plan)) {
+    const WantedPart part = TakePart(knobs, &rng, picture.height, picture.width);
+    view->Resize(part.crop, part.height, part.width);
+  } else if (type == "horizontal_flip") {
     view->Flip();
   } else if (type == "pad_crop") {
     const auto padding = static_cast<int64_t>(knobs.Number("padding"));
@@ -167,19 +184,14 @@ void ApplyOne(const TransformPlan& plan, CounterRng rng, View* view) {
     const int64_t top = AnyPlace(&rng, picture.height, knobs.Height());
     const int64_t left = AnyPlace(&rng, picture.width, knobs.Width());
     view->Crop(top, left, knobs.Height(), knobs.Width(), knobs.Fill());
-  } else if (type == "random_resized_crop") {
-    view->Resize(DrawResizedCrop(&rng, picture.height, picture.width, knobs.List("scale"), knobs.List("ratio")),
-                 knobs.Height(), knobs.Width());
   } else if (type == "random_scale") {
     const double factor = Between(&rng, knobs.List("scale")[0], knobs.List("scale")[1]);
     const auto side = [factor](uint32_t from) {
       return static_cast<uint32_t>(std::clamp<double>(from * factor, 1, kMaxSide));
     };
     view->Resize(side(picture.height), side(picture.width));
-  } else if (type == "resize" && knobs.List("size").size() == 1) {
-    ResizeShortSide(knobs.Height(), view);
   } else if (type == "resize") {
-    knobs.Number("fit") == 1 ? Fit(knobs, view) : view->Resize(knobs.Height(), knobs.Width());
+    Fit(knobs, view);
   } else if (type == "center_crop") {
     view->Crop(Middle(picture.height, knobs.Height()), Middle(picture.width, knobs.Width()), knobs.Height(),
                knobs.Width(), knobs.Fill());
@@ -229,15 +241,31 @@ StatusOr<Transforms> Transforms::Create(const std::vector<TransformPlan>& plans,
     transforms.plans_.push_back(std::move(completed));
   }
   DISTILL_ASSIGN_OR_RETURN(transforms.size_, SizeAfter(transforms.plans_));
+  transforms.takes_part_ = !transforms.plans_.empty() && TakesPart(transforms.plans_.front());
   return transforms;
+}
+
+CounterRng Transforms::RngOf(size_t place, uint64_t epoch, uint64_t id) const {
+  return CounterRng(CounterRng::Mix(seed_ + (place + 1) * CounterRng::kGamma), RngPurpose::kTransform, epoch, id);
 }
 
 VisibleRect Transforms::Apply(uint64_t epoch, uint64_t id, Picture* picture, Picture* scratch) const {
   View view{picture, scratch, {0, 0, picture->height, picture->width}};
-  for (size_t i = 0; i < plans_.size(); ++i) {
-    const uint64_t seed = CounterRng::Mix(seed_ + (i + 1) * CounterRng::kGamma);
-    ApplyOne(plans_[i], CounterRng(seed, RngPurpose::kTransform, epoch, id), &view);
-  }
+  for (size_t i = 0; i < plans_.size(); ++i) ApplyOne(plans_[i], RngOf(i, epoch, id), &view);
+  return view.visible;
+}
+
+WantedPart Transforms::PartOf(uint64_t epoch, uint64_t id, uint32_t height, uint32_t width) const {
+  CounterRng rng = RngOf(0, epoch, id);
+  return TakePart(TransformValues{plans_.front()}, &rng, height, width);
+}
+
+VisibleRect Transforms::ApplyToPart(uint64_t epoch, uint64_t id, const WantedPart& wanted, const PictureBox& box,
+                                    Picture* picture, Picture* scratch) const {
+  ResizeBox(*picture, box, wanted.height, wanted.width, scratch);
+  View view{picture, scratch, {0, 0, wanted.height, wanted.width}};
+  view.TakeScratch();
+  for (size_t i = 1; i < plans_.size(); ++i) ApplyOne(plans_[i], RngOf(i, epoch, id), &view);
   return view.visible;
 }
 

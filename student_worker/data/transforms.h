@@ -32,9 +32,23 @@ class Transforms {
   // Transforms `picture`; `scratch` holds nothing in between and saves allocations. The part that shows the picture.
   VisibleRect Apply(uint64_t epoch, uint64_t id, Picture* picture, Picture* scratch) const;
 
+  // Whether the first transform makes a new size of a part of the picture, and needs no more of it:
+  // random_resized_crop, or resize without fit.
+  bool takes_part() const { return takes_part_; }
+  // What it takes of a picture of [height, width]. REQUIRES: takes_part().
+  WantedPart PartOf(uint64_t epoch, uint64_t id, uint32_t height, uint32_t width) const;
+  // As Apply of the whole picture, of which `picture` holds the part `wanted` = PartOf(...) at `box`, perhaps reduced.
+  // REQUIRES: takes_part().
+  VisibleRect ApplyToPart(uint64_t epoch, uint64_t id, const WantedPart& wanted, const PictureBox& box,
+                          Picture* picture, Picture* scratch) const;
+
  private:
+  // What the transform at `place` in the list draws from.
+  CounterRng RngOf(size_t place, uint64_t epoch, uint64_t id) const;
+
   std::vector<TransformPlan> plans_;
   TransformedSize size_;
+  bool takes_part_ = false;
   uint64_t seed_ = 0;
 };
 

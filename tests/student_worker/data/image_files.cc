@@ -19,7 +19,7 @@ namespace distill::testing {
 namespace {
 
 std::string WriteJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels, int quality,
-                      bool progressive, bool ycck = false) {
+                      bool progressive, bool ycck = false, int across = 1, int down = 1) {
   jpeg_compress_struct jpeg;
   jpeg_error_mgr errors;
   jpeg.err = jpeg_std_error(&errors);
@@ -36,6 +36,8 @@ std::string WriteJpeg(int height, int width, int channels, const std::vector<uin
   jpeg_set_quality(&jpeg, quality, TRUE);
   if (progressive) jpeg_simple_progression(&jpeg);
   for (int i = 0; i < channels; ++i) jpeg.comp_info[i].h_samp_factor = jpeg.comp_info[i].v_samp_factor = 1;
+  jpeg.comp_info[0].h_samp_factor = across;
+  jpeg.comp_info[0].v_samp_factor = down;
   jpeg_start_compress(&jpeg, TRUE);
   for (int y = 0; y < height; ++y) {
     JSAMPROW row = const_cast<uint8_t*>(pixels.data()) + static_cast<size_t>(y) * width * channels;
@@ -83,6 +85,11 @@ std::string EncodeJpeg(int height, int width, int channels, const std::vector<ui
 
 std::string EncodeProgressiveJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels) {
   return WriteJpeg(height, width, channels, pixels, 95, /*progressive=*/true);
+}
+
+std::string EncodeSampledJpeg(int height, int width, const std::vector<uint8_t>& pixels, int across, int down,
+                              bool progressive) {
+  return WriteJpeg(height, width, 3, pixels, 90, progressive, false, across, down);
 }
 
 std::vector<uint8_t> Noise(size_t size) {

@@ -13,6 +13,9 @@ std::string EncodeJpeg(int height, int width, int channels, const std::vector<ui
 // Of cyan, magenta, yellow and black, [H, W, 4], stored as they are or as YCCK, with Adobe's marker.
 std::string EncodeInkJpeg(int height, int width, const std::vector<uint8_t>& pixels, bool ycck);
 std::string EncodeProgressiveJpeg(int height, int width, int channels, const std::vector<uint8_t>& pixels);
+// In colour that is stored once for `across` x `down` pixels: 2 x 2 is 4:2:0, as cameras write.
+std::string EncodeSampledJpeg(int height, int width, const std::vector<uint8_t>& pixels, int across, int down,
+                              bool progressive = false);
 std::vector<uint8_t> Noise(size_t size);
 // color_type is one of libpng's; `depth` 1 to 16; pixels as the file stores them: small depths packed.
 std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels);

@@ -129,5 +129,52 @@ TEST(TrainingImagesTest, ImagesWithLabelMapsAreLabelled) {
   EXPECT_TRUE(PrepareTrainingImages(plain, 0, 3)->all->has_label_maps());
 }
 
+// Of which whole images cannot be read.
+class PartsAlone : public Dataset {
+ public:
+  explicit PartsAlone(uint8_t first) : first_(first) {}
+  uint64_t size() const override { return 4; }
+  uint32_t channels() const override { return 1; }
+  uint32_t height() const override { return 2; }
+  uint32_t width() const override { return 2; }
+  uint32_t classes() const override { return 2; }
+  int64_t label(uint64_t) const override { return kNoLabel; }
+  bool has_label_maps() const override { return false; }
+  std::string Where(uint64_t index) const override { return std::to_string(index); }
+  Status Read(uint64_t, Picture* /*out*/) const override { return absl::InternalError("was read whole"); }
+  Status ReadPart(uint64_t index, const PartChooser& choose, Picture* out, DecodedPart* part) const override {
+    *out = {1, 1, 1, {static_cast<uint8_t>(first_ + index)}, {}};
+    *part = {2, 2, choose(2, 2), {}};
+    return OkStatus();
+  }
+
+ private:
+  const uint8_t first_;
+};
+
+TEST(TrainingImagesTest, PartsAreAskedOfTheSetsThatHoldTheImages) {
+  DataSplits splits = TenAndSix();
+  splits.train = std::make_shared<PartsAlone>(0);
+  splits.unlabelled = std::make_shared<PartsAlone>(10);
+  const TrainingImages images = PrepareTrainingImages(splits, 1, 3).value();
+  std::set<int> seen;
+  for (const auto& set : {images.labelled, images.held_out, images.all}) {
+    for (uint64_t i = 0; i < set->size(); ++i) {
+      Picture out;
+      DecodedPart part;
+      const Status status = set->ReadPart(
+          i,
+          [](uint32_t height, uint32_t width) {
+            return WantedPart{{0, 0, height, width}, 7, 7};
+          },
+          &out, &part);
+      ASSERT_TRUE(status.ok()) << status;
+      EXPECT_EQ(part.wanted.height, 7);
+      seen.insert(out.pixels[0]);
+    }
+  }
+  EXPECT_EQ(seen, (std::set<int>{0, 1, 2, 3, 10, 11, 12, 13}));
+}
+
 }  // namespace
 }  // namespace distill
