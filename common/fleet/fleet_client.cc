@@ -88,7 +88,8 @@ class GrpcFleetClient : public FleetClient {
       : options_(std::move(options)),
         callbacks_(std::move(callbacks)),
         incarnation_(RandomHex()),
-        stub_(v1::FleetService::NewStub(channel)) {}
+        stub_(v1::FleetService::NewStub(channel)),
+        models_(options_.models) {}
   ~GrpcFleetClient() override { Stop(); }
 
   // First registration, then the heartbeat.
@@ -121,6 +122,12 @@ class GrpcFleetClient : public FleetClient {
     if (job_id != current_job_ || generation != current_generation_) progress_.clear();
     current_job_ = job_id;
     current_generation_ = generation;
+    beat_now_ = true;
+  }
+
+  void SetModels(std::vector<ServedModelInfo> models) override {
+    absl::MutexLock lock(&mutex_);
+    next_models_ = std::move(models);
     beat_now_ = true;
   }
 
@@ -268,22 +275,37 @@ class GrpcFleetClient : public FleetClient {
     request.set_displaced(displaced);
     request.set_kind(options_.kind == WorkerKind::kTeacher ? v1::WORKER_KIND_TEACHER : v1::WORKER_KIND_STUDENT);
     request.set_address(options_.address);
-    for (const ServedModelInfo& model : options_.models) ToProto(model, request.add_models());
     request.set_device(options_.device);
     request.set_version(DISTILL_VERSION);
+    std::optional<std::vector<ServedModelInfo>> next;
     {
       absl::MutexLock lock(&mutex_);
+      next = std::exchange(next_models_, std::nullopt);
       request.set_current_job(current_job_);
       request.set_current_generation(current_generation_);
     }
+    for (const ServedModelInfo& model : next ? *next : models_) ToProto(model, request.add_models());
     v1::RegisterResponse response;
-    DISTILL_RETURN_IF_ERROR(Call("Register", &v1::FleetService::Stub::Register, request, &response, timeout));
+    const Status status = Call("Register", &v1::FleetService::Stub::Register, request, &response, timeout);
+    if (next && status.ok()) models_ = *std::move(next);
+    if (next && !status.ok()) GiveBack(*std::move(next), status);
+    DISTILL_RETURN_IF_ERROR(status);
     DISTILL_RETURN_IF_ERROR(CheckEpoch(response.coordinator_epoch()));
     // A coordinator that says nothing, or nonsense, gets the usual second.
     const double seconds = response.heartbeat_seconds();
     interval_ = seconds > 0 && seconds <= 60 ? absl::Seconds(seconds) : absl::Seconds(1);
     lease_ = std::max(interval_, absl::Seconds(std::min(response.lease_seconds(), 600.0)));
     return OkStatus();
+  }
+
+  // What was to be registered, and was not.
+  void GiveBack(std::vector<ServedModelInfo> models, const Status& why) {
+    absl::MutexLock lock(&mutex_);
+    if (!MayRetry(why) && !stopped_) {
+      LogError("the coordinator refuses the models that came anew; those before stay", {{"error", why.message()}});
+    } else if (!next_models_) {
+      next_models_ = std::move(models);
+    }
   }
 
   Status CheckEpoch(uint64_t epoch) {
@@ -300,6 +322,7 @@ class GrpcFleetClient : public FleetClient {
     int failures = 0;
     StatusCode told = StatusCode::kOk;
     for (;;) {
+      bool models_changed = false;
       absl::Duration wait = soon_ ? interval_ / 10 : interval_;
       if (displaced_) wait = lease_;
       if (failures > 0) wait = std::min(wait, kFirstBackoff * (1 << std::min(failures - 1, 10)));
@@ -311,8 +334,9 @@ class GrpcFleetClient : public FleetClient {
         AwaitFor(&mutex_, absl::Condition(&due), wait);
         if (stopped_) return;
         beat_now_ = false;
+        models_changed = next_models_.has_value();
       }
-      Status status = displaced_ ? ReturnFromDisplacement() : Beat();
+      Status status = displaced_ ? ReturnFromDisplacement() : models_changed ? Register(kCallTimeout) : Beat();
       if (status.code() == StatusCode::kNotFound) {
         status = Register(kCallTimeout);
         if (status.ok()) {
@@ -463,9 +487,10 @@ class GrpcFleetClient : public FleetClient {
   // Of the heartbeat thread alone (of Connect() before it starts).
   absl::Duration interval_ = absl::Seconds(1);
   absl::Duration lease_ = absl::Seconds(5);
-  bool soon_ = false;       // the coordinator wants to be called again in a moment
-  bool displaced_ = false;  // another process has our id
-  bool assigned_ = false;   // assignment delivered last, and not revoked
+  std::vector<ServedModelInfo> models_;  // registered
+  bool soon_ = false;                    // the coordinator wants to be called again in a moment
+  bool displaced_ = false;               // another process has our id
+  bool assigned_ = false;                // assignment delivered last, and not revoked
   std::string assigned_job_;
   uint64_t assigned_generation_ = 0;
   std::vector<TeacherEndpoint> teachers_;
@@ -478,6 +503,7 @@ class GrpcFleetClient : public FleetClient {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Duration drain_until_ ABSL_GUARDED_BY(mutex_);  // when Drain() waits no longer
   bool drained_ ABSL_GUARDED_BY(mutex_) = false;        // a heartbeat that said so was answered
+  std::optional<std::vector<ServedModelInfo>> next_models_ ABSL_GUARDED_BY(mutex_);  // to be registered
   std::string current_job_ ABSL_GUARDED_BY(mutex_);
   uint64_t current_generation_ ABSL_GUARDED_BY(mutex_) = 0;
   std::deque<std::pair<uint64_t, JobProgress>> progress_ ABSL_GUARDED_BY(mutex_);  // with ascending numbers

@@ -159,6 +159,9 @@ class FleetClient {
   // What the worker acts on now; sent with a heartbeat at once, with later ones and after a coordinator restart. Empty
   // job id: idle.
   virtual void SetCurrent(const std::string& job_id, uint64_t generation) = 0;
+  // Registers again with these in place of the models registered before; does not wait for it. A registration that the
+  // coordinator refuses is logged, and those before stay.
+  virtual void SetModels(std::vector<ServedModelInfo> models) = 0;
   // Progress of the current job (SetCurrent), sent with the next heartbeat; at most 1000 are kept, newest win. Dropped
   // when the current job changes first.
   virtual void ReportProgress(const JobProgress& progress) = 0;

@@ -28,6 +28,7 @@
 #include "common/service/service_flags.h"
 #include "common/service/worker_process.h"
 #include "common/str_cat.h"
+#include "student_worker/train/folder_watch.h"
 #include "student_worker/train/job_runner.h"
 #include "student_worker/train/student_agent.h"
 #include "student_worker/train/student_archives.h"
@@ -40,6 +41,7 @@ namespace fs = std::filesystem;
 // After --grace: what a job that is broken off gets to leave, and once more when the coordinator is not waited for any
 // longer. All of it together, with the default grace, stays below Kubernetes' 30 s.
 constexpr std::chrono::milliseconds kUnwind{3000}, kLastUnwind{2000};
+constexpr std::chrono::milliseconds kModelPeriod{2000};  // between two looks into --models
 
 struct Flags {
   ServiceFlags service;
@@ -86,6 +88,14 @@ Status CheckFolders(const Flags& flags) {
   return OkStatus();
 }
 
+void LogArchives(const StudentArchives& archives) {
+  for (const std::string& reason : archives.left_out) LogError("archive left out", {{"reason", reason}});
+  for (const ServedModelInfo& one : archives.descriptions) {
+    LogInfo("archive that jobs can train",
+            {{"name", one.name}, {"digest", one.digest.substr(0, 12)}, {"taps", one.taps.size() - 1}});
+  }
+}
+
 int Serve(const Flags& flags) {
   if (const Status folders = CheckFolders(flags); !folders.ok()) {
     return Fail(folders, folders.code() == StatusCode::kPermissionDenied ? kExitDiskFull : kExitConfiguration);
@@ -123,17 +133,13 @@ int Serve(const Flags& flags) {
   environment.data.cache_bytes = static_cast<uint64_t>(flags.data_cache_gib * (uint64_t{1} << 30));
   environment.work_dir = flags.work_dir;
   environment.model_root = flags.model_root;
-  std::vector<ServedModelInfo> archives;
+  std::string known_files;
   if (!flags.models.empty()) {
     not_ready.store("loading archives");
+    known_files = FolderContent(flags.models);
     StatusOr<StudentArchives> loaded = LoadStudentArchives(flags.models);
     if (!loaded.ok()) return Fail(loaded.status(), kExitConfiguration);
-    for (const std::string& reason : loaded->left_out) LogError("archive left out", {{"reason", reason}});
-    for (const ServedModelInfo& one : loaded->descriptions) {
-      LogInfo("archive that jobs can train",
-              {{"name", one.name}, {"digest", one.digest.substr(0, 12)}, {"taps", one.taps.size() - 1}});
-    }
-    archives = loaded->descriptions;
+    LogArchives(*loaded);
     environment.archives = std::make_shared<const StudentArchives>(*std::move(loaded));
     not_ready.store("registering at the coordinator");
   }
@@ -154,7 +160,7 @@ int Serve(const Flags& flags) {
   options.worker_id = flags.id;
   options.kind = WorkerKind::kStudent;
   options.address = flags.host;
-  options.models = std::move(archives);
+  if (environment.archives != nullptr) options.models = environment.archives->descriptions;
   options.device = *device;
   options.connect_timeout = std::chrono::seconds(3);
   auto fleet = Register(options, agent.callbacks());
@@ -162,6 +168,22 @@ int Serve(const Flags& flags) {
   if (!fleet.ok()) return Fail(fleet.status(), RegistrationExitCode(fleet.status()));
   fleet_or_null = fleet->get();
   agent.Start(fleet->get());
+  std::optional<FolderWatch> watch;
+  if (!flags.models.empty()) {
+    watch.emplace(flags.models, known_files, kModelPeriod, [&] {
+      StatusOr<StudentArchives> loaded = LoadStudentArchives(flags.models);
+      if (!loaded.ok()) {
+        LogError("the folder of archives cannot be read; those known before stay",
+                 {{"error", ToStd(loaded.status().message())}});
+        return;
+      }
+      LogInfo("files of the model folder changed", {{"folder", flags.models}});
+      LogArchives(*loaded);
+      auto archives = std::make_shared<const StudentArchives>(*std::move(loaded));
+      agent.SetArchives(archives);
+      (*fleet)->SetModels(archives->descriptions);
+    });
+  }
   not_ready.store("");
   LogInfo("registered", {{"coordinator", flags.coordinator}, {"device", *device}, {"work_dir", flags.work_dir}});
   if (const Status written = WriteReadyFile(flags.service.ready_file,
@@ -169,6 +191,7 @@ int Serve(const Flags& flags) {
       !written.ok()) {
     (*fleet)->Stop();
     if (!agent.Shutdown(std::chrono::milliseconds(0), kUnwind)) _exit(kExitConfiguration);
+    if (watch && !watch->Stop(kUnwind)) _exit(kExitConfiguration);
     return Fail(written, kExitConfiguration);
   }
 
@@ -181,6 +204,10 @@ int Serve(const Flags& flags) {
   if (!stopped) stopped = agent.Shutdown(std::chrono::milliseconds(0), kLastUnwind);
   if (!stopped) {
     LogError("the trainer hangs, perhaps in a disk that does not answer; the process ends without it");
+    _exit(kExitTemporary);
+  }
+  if (watch && !watch->Stop(kLastUnwind)) {
+    LogError("a file of the model folder cannot be read to its end; the process ends without it");
     _exit(kExitTemporary);
   }
   LogInfo("stopped");

@@ -93,6 +93,11 @@ void StudentAgent::Start(FleetClient* fleet) {
   });
 }
 
+void StudentAgent::SetArchives(std::shared_ptr<const StudentArchives> archives) {
+  absl::MutexLock lock(&mutex_);
+  environment_.archives = std::move(archives);
+}
+
 void StudentAgent::Watch() {
   while (true) {
     std::string job;
@@ -121,6 +126,7 @@ void StudentAgent::Watch() {
 void StudentAgent::Run() {
   while (true) {
     Work work;
+    JobEnvironment environment;
     {
       absl::MutexLock lock(&mutex_);
       auto something = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || next_.has_value(); };
@@ -131,6 +137,7 @@ void StudentAgent::Run() {
       }
       work = *std::exchange(next_, std::nullopt);
       running_ = work;
+      environment = environment_;
     }
     const StudentAssignment& assignment = work.assignment;
     environment_.fleet->SetCurrent(assignment.job_id, assignment.generation);
@@ -139,7 +146,7 @@ void StudentAgent::Run() {
                            {"generation", assignment.generation},
                            {"rank", assignment.rank},
                            {"world_size", assignment.world_size}});
-    const JobOutcome outcome = RunJob(assignment, environment_, work.control.get());
+    const JobOutcome outcome = RunJob(assignment, environment, work.control.get());
     Report(assignment, outcome);
     if (EndsProcess(outcome.status) && environment_.on_unusable) environment_.on_unusable(outcome.status);
     environment_.metrics->CountJob(Name(outcome.end));

@@ -48,6 +48,8 @@ class StudentAgent {
   FleetClient::Callbacks callbacks();
   // Begins to run jobs. The client is not owned and outlives Shutdown().
   void Start(FleetClient* fleet);
+  // What jobs that begin from now on find in the worker's model folder, in place of environment.archives.
+  void SetArchives(std::shared_ptr<const StudentArchives> archives);
 
   // An orderly end: the running job checkpoints at its next step and the trainer ends. A job that has not stopped after
   // `grace` is broken off, which loses its steps since the last checkpoint, and has `unwind` to leave; the coordinator
@@ -66,7 +68,7 @@ class StudentAgent {
   void Report(const StudentAssignment& assignment, const JobOutcome& outcome);
   std::shared_ptr<JobControl> CurrentControl();
 
-  JobEnvironment environment_;  // constant after Start
+  JobEnvironment environment_;  // constant after Start, but for archives, which mutex_ guards
   const StudentAgentOptions options_;
   std::thread trainer_, watch_;
   absl::Mutex mutex_;

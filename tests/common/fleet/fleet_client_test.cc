@@ -485,6 +485,37 @@ TEST_F(FleetClientTest, UnknownWorkerRegistersAgainWithWhatItDoes) {
   EXPECT_THAT(told_.all(), ElementsAre("assigned j1 5 with 1")) << "the same assignment was delivered twice";
 }
 
+TEST_F(FleetClientTest, OtherModelsAreRegisteredWhileItWorks) {
+  StartClient();
+  const auto names = [this](const v1::RegisterRequest& request) {
+    std::vector<std::string> all;
+    for (const v1::ServedModel& model : request.models()) all.push_back(model.name());
+    return all;
+  };
+  coordinator_.ChangeAndSettle([&] { Assign("j1", 5, 1); });
+  client_->SetCurrent("j1", 5);
+  coordinator_.Await([&] { return coordinator_.last_beat_.job_id() == "j1"; });
+  client_->SetModels({{.name = "new", .digest = "d"}});
+  coordinator_.Await([&] { return coordinator_.registrations_.size() == 2; });
+  // Refused: those before stay, and the worker lives on.
+  coordinator_.ChangeAndSettle([&] {
+    coordinator_.register_answer_ = {grpc::StatusCode::INVALID_ARGUMENT, "no such network"};
+  });
+  client_->SetModels({{.name = "refused", .digest = "d"}});
+  coordinator_.Await([&] { return coordinator_.registrations_.size() == 3; });
+  coordinator_.ChangeAndSettle([&] {
+    coordinator_.register_answer_ = grpc::Status::OK;
+    coordinator_.known_.clear();
+  });
+  coordinator_.Await([&] { return coordinator_.registrations_.size() == 4; });
+  client_->Stop();
+  EXPECT_THAT(names(coordinator_.registrations_[1]), ElementsAre("new"));
+  EXPECT_EQ(coordinator_.registrations_[1].current_job(), "j1");
+  EXPECT_THAT(names(coordinator_.registrations_[2]), ElementsAre("refused"));
+  EXPECT_THAT(names(coordinator_.registrations_[3]), ElementsAre("new"));
+  EXPECT_THAT(told_.all(), ElementsAre("assigned j1 5 with 1")) << "the same assignment was delivered twice";
+}
+
 TEST_F(FleetClientTest, SurvivesARestartOfTheCoordinatorOnTheSamePort) {
   StartClient();
   coordinator_.ChangeAndSettle([&] { Assign("j1", 1, 1); });

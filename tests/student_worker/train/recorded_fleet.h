@@ -19,6 +19,7 @@ class RecordedFleet : public FleetClient {
     absl::MutexLock lock(&mutex_);
     current_ = job_id;
   }
+  void SetModels(std::vector<ServedModelInfo>) override {}
   void ReportProgress(const JobProgress& progress) override {
     if (on_progress) on_progress(progress);
     absl::MutexLock lock(&mutex_);
