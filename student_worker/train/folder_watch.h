@@ -15,8 +15,8 @@ namespace distill {
 // Names, sizes and times of all that a folder holds, to be compared; a folder that cannot be read holds nothing.
 std::string FolderContent(const std::string& folder);
 
-// Looks into a folder once per period: on a network disk nothing else tells of another machine's files. A change is told
-// when the period after it brought no further one, so that a file that is being copied is whole by then.
+// Looks into a folder once per period: on a network disk nothing else tells of another machine's files. A change is
+// told when the period after it brought no further one, so that a file that is being copied is whole by then.
 class FolderWatch {
  public:
   // `known`: FolderContent() as the caller read it. `on_change` runs on the watching thread ("model-folder").
