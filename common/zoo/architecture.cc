@@ -8,7 +8,9 @@
 
 #include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
+#include "common/zoo/module_path.h"
 
 namespace distill {
 namespace {
@@ -32,10 +34,6 @@ constexpr std::array<ResNetPlan, 5> kResNets = {{{18, false, {2, 2, 2, 2}},
                                                  {101, true, {3, 4, 23, 3}},
                                                  {152, true, {3, 8, 36, 3}}}};
 constexpr uint32_t kDeepestFcn = 101;
-
-std::string Join(std::string_view parent, std::string_view child) {
-  return parent.empty() ? std::string(child) : StrCat(parent, ".", child);
-}
 
 ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uint32_t stride, uint32_t dilation = 1) {
   return {.name = std::move(name),
@@ -229,13 +227,14 @@ TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShap
   TapShape shape = input;
   switch (def.kind) {
     case ModuleKind::kSequential:
-      for (const ModuleDef& child : def.children) shape = AppendTaps(child, Join(path, child.name), shape, taps);
+      for (const ModuleDef& child : def.children)
+        shape = AppendTaps(child, JoinModulePath(path, child.name), shape, taps);
       break;
     case ModuleKind::kBasicBlock:
     case ModuleKind::kBottleneck:
       for (const ModuleDef& child : def.children) {
         // The shortcut starts from the block's input; its output has the body's shape.
-        shape = AppendTaps(child, Join(path, child.name), child.name == "downsample" ? input : shape, taps);
+        shape = AppendTaps(child, JoinModulePath(path, child.name), child.name == "downsample" ? input : shape, taps);
       }
       break;
     case ModuleKind::kConv2d:
@@ -265,7 +264,7 @@ TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShap
 // The module's own entries (parameters, then buffers, as torch lists them), then the children's.
 void AppendState(const ModuleDef& def, const std::string& path, std::vector<StateEntry>* entries) {
   const auto add = [&](std::string_view name, std::vector<int64_t> shape, bool buffer = false, bool integer = false) {
-    entries->push_back({Join(path, name), std::move(shape), buffer, integer});
+    entries->push_back({JoinModulePath(path, name), std::move(shape), buffer, integer});
   };
   if (def.kind == ModuleKind::kConv2d) {
     add("weight", {def.out, def.in, def.kernel, def.kernel});
@@ -280,7 +279,7 @@ void AppendState(const ModuleDef& def, const std::string& path, std::vector<Stat
     add("weight", {def.out, def.in});
     add("bias", {def.out});
   }
-  for (const ModuleDef& child : def.children) AppendState(child, Join(path, child.name), entries);
+  for (const ModuleDef& child : def.children) AppendState(child, JoinModulePath(path, child.name), entries);
 }
 
 std::string_view ParentOf(std::string_view name) {
@@ -427,9 +426,9 @@ StatusOr<Architecture> Architecture::OfArchive(ModelSpec spec, std::vector<TapIn
   }
   const TapShape& output = arch.output_.shape;
   if (output.size() != 1 && output.size() != 3) {
-    return absl::InvalidArgumentError(
-        StrCat("archive: its output is ", output.empty() ? "not there" : StrCat("[", absl::StrJoin(output, ", "), "]"),
-               "; a student answers with [K], or [K, H, W] for every pixel"));
+    return absl::InvalidArgumentError(StrCat("archive: its output is ",
+                                             output.empty() ? "not there" : ShapeText(output),
+                                             "; a student answers with [K], or [K, H, W] for every pixel"));
   }
   spec.num_classes = output[0];
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "num_classes", spec.num_classes, 1,
@@ -509,7 +508,7 @@ size_t Architecture::CutIndex(std::string_view tap) const {
   for (const ModuleDef& top : root_.children) {
     for (const ModuleDef& block : top.children) {
       if (top.kind == ModuleKind::kSequential) ++index;
-      if (top.kind == ModuleKind::kSequential && tap == Join(top.name, block.name)) return index;
+      if (top.kind == ModuleKind::kSequential && tap == JoinModulePath(top.name, block.name)) return index;
     }
     if (top.kind != ModuleKind::kSequential) ++index;
     if (tap == top.name) return index;

@@ -5,15 +5,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/strings/str_join.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
 #include "common/zoo/zoo_net.h"
 
 namespace distill {
 namespace {
-
-std::string ShapeText(torch::IntArrayRef shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 std::string TapName(const std::string& path) { return path.empty() ? "the output" : StrCat("tap '", path, "'"); }
 

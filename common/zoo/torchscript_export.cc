@@ -9,16 +9,13 @@
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/module_path.h"
 #include "common/zoo/weights.h"
 
 namespace distill {
 namespace {
 
 using State = std::map<std::string, torch::Tensor>;
-
-std::string Join(const std::string& parent, const std::string& child) {
-  return parent.empty() ? child : StrCat(parent, ".", child);
-}
 
 bool HasState(const ModuleDef& def) {
   return !def.children.empty() || def.kind == ModuleKind::kConv2d || def.kind == ModuleKind::kBatchNorm2d ||
@@ -32,7 +29,7 @@ torch::jit::Module BuildModule(const ModuleDef& def, const std::string& path, co
   // Python's ScriptModule keeps `training` on the C++ side and expects it there.
   module.register_attribute("training", c10::BoolType::get(), false);
   const auto copy = [&](const std::string& name) {
-    const torch::Tensor& value = state.at(Join(path, name));
+    const torch::Tensor& value = state.at(JoinModulePath(path, name));
     return torch::empty(value.sizes(), value.is_floating_point() ? torch::kFloat32 : torch::kInt64)
         .copy_(value.detach());
   };
@@ -47,7 +44,8 @@ torch::jit::Module BuildModule(const ModuleDef& def, const std::string& path, co
     for (const char* name : {"weight", "bias"}) module.register_parameter(name, copy(name), false);
   }
   for (const ModuleDef& child : def.children) {
-    if (HasState(child)) module.register_module(child.name, BuildModule(child, Join(path, child.name), state, unit));
+    if (HasState(child))
+      module.register_module(child.name, BuildModule(child, JoinModulePath(path, child.name), state, unit));
   }
   return module;
 }
@@ -83,13 +81,13 @@ class SourceWriter {
     const auto child_self = [&](const ModuleDef& child) { return StrCat("getattr(", self, ", \"", child.name, "\")"); };
     switch (def.kind) {
       case ModuleKind::kSequential:
-        for (const ModuleDef& child : def.children) Emit(child, Join(path, child.name), child_self(child), v);
+        for (const ModuleDef& child : def.children) Emit(child, JoinModulePath(path, child.name), child_self(child), v);
         break;
       case ModuleKind::kBasicBlock:
       case ModuleKind::kBottleneck:
         Line("shortcut", v);
         for (const ModuleDef& child : def.children) {
-          const std::string child_path = Join(path, child.name);
+          const std::string child_path = JoinModulePath(path, child.name);
           if (child.kind == ModuleKind::kAdd) {
             Line(v, StrCat(v, " + shortcut"));
             Tap(child_path, v);

@@ -6,15 +6,13 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_join.h"
 #include "common/log.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/zoo/file_kind.h"
 
 namespace distill {
 namespace {
-
-std::string ShapeText(const std::vector<int64_t>& shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 // Counts misfits of one sort and remembers the first.
 struct Misfit {

@@ -11,15 +11,12 @@
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/module_path.h"
 #include "common/zoo/narrow_conv.h"
 #include "common/zoo/weights.h"
 
 namespace distill {
 namespace {
-
-std::string Join(const std::string& parent, const std::string& child) {
-  return parent.empty() ? child : StrCat(parent, ".", child);
-}
 
 // A module that only holds others: Sequential and blocks, whose wiring is in ZooNet::Run.
 struct Container : torch::nn::Module {};
@@ -62,7 +59,7 @@ struct ZooNet::Node {
     for (const ModuleDef& child : def.children) {
       std::shared_ptr<torch::nn::Module> module = MakeModule(child);
       if (module != nullptr) self->register_module(child.name, module);
-      node.children.push_back(Build(child, Join(path, child.name), module.get()));
+      node.children.push_back(Build(child, JoinModulePath(path, child.name), module.get()));
       node.children.back().module = std::move(module);
     }
     return node;

@@ -8,6 +8,7 @@
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
 #include "common/plan/transform_schema.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/zoo/archive_ref.h"
 #include "coordinator/jobfile/draft_reader.h"
@@ -231,12 +232,10 @@ void TakeTeachersHead(const Architecture& student, const ModelSpec& teacher, Pro
     const auto found = std::find_if(offered.begin(), offered.end(),
                                     [&](const StateEntry& entry) { return entry.name == wanted.name; });
     if (found != offered.end() && found->shape == wanted.shape) continue;
-    problems->Add(
-        job->sskd.head.init_mark,
-        StrCat(where, "the student's '", wanted.name, "' has shape [", absl::StrJoin(wanted.shape, ", "),
-               "], the teacher's ",
-               found == offered.end() ? "does not exist" : StrCat("[", absl::StrJoin(found->shape, ", "), "]"),
-               "; student and teacher need as many channels after the last stage, or use random"));
+    problems->Add(job->sskd.head.init_mark,
+                  StrCat(where, "the student's '", wanted.name, "' has shape ", ShapeText(wanted.shape),
+                         ", the teacher's ", found == offered.end() ? "does not exist" : ShapeText(found->shape),
+                         "; student and teacher need as many channels after the last stage, or use random"));
     return;
   }
   job->plan.student.weights_modules = heads;
@@ -263,8 +262,8 @@ void CheckTeachersAnswers(const Architecture& student, const TapShape& output, P
   if (!job->evaluate_teacher || output == student.FindTap("")->shape) return;
   job->evaluate_teacher = false;
   problems->Warn(job->teacher_mark, StrCat("teacher: its accuracy is not measured, since its output is ",
-                                           output.empty() ? "not served" : DescribeShape(output), " and the student's ",
-                                           DescribeShape(student.FindTap("")->shape)));
+                                           output.empty() ? "not served" : ShapeText(output), " and the student's ",
+                                           ShapeText(student.FindTap("")->shape)));
 }
 
 // data.unlabelled and unlabelled_ok belong together.

@@ -3,6 +3,7 @@
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
 #include "common/plan/loss_shapes.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/text_checks.h"
 
@@ -19,7 +20,7 @@ const ServedTap* FindMap(const ModelTaps& taps, const std::string& path, std::st
     return nullptr;
   }
   if (tap->shape.size() != 3) {
-    problems->Add(mark, StrCat(where, ": the ", owner, "'s tap '", path, "' has shape ", DescribeShape(tap->shape),
+    problems->Add(mark, StrCat(where, ": the ", owner, "'s tap '", path, "' has shape ", ShapeText(tap->shape),
                                "; a feature loss needs [C, H, W]"));
     return nullptr;
   }
@@ -94,8 +95,8 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
     }
     if (loss.student_channels == loss.teacher_channels) {
       problems->Add(draft.mark,
-                    StrCat(where, ": the student's output is ", DescribeShape(student.output), ", the teacher's ",
-                           DescribeShape(output), "; '", draft.type, "' compares them element by element"));
+                    StrCat(where, ": the student's output is ", ShapeText(student.output), ", the teacher's ",
+                           ShapeText(output), "; '", draft.type, "' compares them element by element"));
       return std::nullopt;
     }
     problems->Add(draft.mark, StrCat(where, ": the student has ", loss.student_channels, " classes, the teacher ",
@@ -116,8 +117,8 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
   }
   loss.adapter = draft.adapter;
   std::vector<std::string> warnings;
-  const std::string taps = StrCat("student '", student_tap->path, "' ", DescribeShape(student_tap->shape),
-                                  " and teacher '", teacher_tap->path, "' ", DescribeShape(teacher_tap->shape));
+  const std::string taps = StrCat("student '", student_tap->path, "' ", ShapeText(student_tap->shape), " and teacher '",
+                                  teacher_tap->path, "' ", ShapeText(teacher_tap->shape));
   if (const Status resolved = ResolveLoss(ShapeOf(*student_tap), ShapeOf(*teacher_tap), &loss, &warnings);
       !resolved.ok()) {
     problems->Add(draft.adapter == "none" ? draft.adapter_mark : draft.student_mark,

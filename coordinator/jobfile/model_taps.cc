@@ -1,7 +1,5 @@
 #include "coordinator/jobfile/model_taps.h"
 
-#include "absl/strings/str_join.h"
-#include "common/str_cat.h"
 #include "common/zoo/archive_ref.h"
 
 namespace distill {
@@ -64,7 +62,5 @@ StatusOr<Architecture> ArchitectureOf(const ServedModelInfo& archive) {
   spec.arch = ArchOf({archive.name, archive.digest});
   return Architecture::OfArchive(std::move(spec), std::move(taps), std::move(state));
 }
-
-std::string DescribeShape(const TapShape& shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 }  // namespace distill

@@ -33,9 +33,6 @@ StatusOr<ModelTaps> TapsOf(const ServedModelInfo& model);
 // The network of a student's archive as it was registered. kInvalidArgument: it describes itself wrongly.
 StatusOr<Architecture> ArchitectureOf(const ServedModelInfo& archive);
 
-// "[16, 28, 28]"
-std::string DescribeShape(const TapShape& shape);
-
 }  // namespace distill
 
 #endif  // DISTILL_COORDINATOR_JOBFILE_MODEL_TAPS_H_

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/plan/teacher_requests.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/wire/limits.h"
 #include "coordinator/jobfile/text_checks.h"
@@ -43,7 +44,7 @@ Bytes PerImage(const Answer& answer) {
 // "output [19, 512, 1024] x 4 bytes"
 std::string Text(const Answer& answer) {
   const std::string& tap = answer.request.tap;
-  return StrCat(tap.empty() ? "output" : StrCat("'", tap, "'"), " ", DescribeShape(answer.shape), " x ",
+  return StrCat(tap.empty() ? "output" : StrCat("'", tap, "'"), " ", ShapeText(answer.shape), " x ",
                 SizeOf(answer.request.encoding.dtype), " bytes");
 }
 

@@ -7,6 +7,7 @@
 #include "common/nearest_name.h"
 #include "common/plan/loss_schema.h"
 #include "common/score/score.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "coordinator/jobfile/loss_builder.h"
 
@@ -81,8 +82,8 @@ void CheckInput(const StageDraft& draft, const StagePlan& stage, const StageCont
   }
   if (from->shape != to->shape) {
     problems->Add(draft.input_mark,
-                  StrCat(where, ": the teacher's '", from->path, "' ", DescribeShape(from->shape),
-                         " cannot take the place of the student's '", to->path, "' ", DescribeShape(to->shape),
+                  StrCat(where, ": the teacher's '", from->path, "' ", ShapeText(from->shape),
+                         " cannot take the place of the student's '", to->path, "' ", ShapeText(to->shape),
                          "; blockwise stages need student and teacher of equal width"));
   }
   for (const std::string& module : stage.trainable) {
