@@ -14,6 +14,7 @@
 #include <optional>
 #include <set>
 
+#include "common/file_error.h"
 #include "common/str_cat.h"
 
 namespace distill {
@@ -124,28 +125,6 @@ std::optional<uint64_t> TensorBytes(const std::vector<int64_t>& shape, size_t dt
     if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(d), &bytes)) return std::nullopt;
   }
   return bytes;
-}
-
-// errno of an operation on a path as a Status.
-Status FileError(int error, std::string_view action, const std::string& path) {
-  const std::string message = StrCat("cannot ", action, " '", path, "': ", std::strerror(error));
-  switch (error) {
-    case ENOENT:
-    case ENOTDIR:
-      return absl::NotFoundError(message);
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return absl::PermissionDeniedError(message);
-    case ENOSPC:
-    case EDQUOT:
-    case EFBIG:
-      return absl::ResourceExhaustedError(StrCat(message, "; free space there, or choose another folder"));
-    case EIO:
-      return absl::DataLossError(StrCat(message, "; the disk fails"));
-    default:
-      return absl::UnavailableError(message);
-  }
 }
 
 class FileDescriptor {

@@ -7,12 +7,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cinttypes>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <system_error>
 
+#include "common/file_error.h"
 #include "common/hash/sha256.h"
 #include "common/str_cat.h"
 
@@ -30,36 +30,17 @@ constexpr char kFenceFile[] = "generation";
 constexpr int kFormatVersion = 3;
 constexpr size_t kKeepNewest = 2;
 
-// A failed file operation as a Status that says what a person can do about it.
-Status FileError(int error, std::string_view what, const std::string& path) {
-  const std::string text = StrCat(what, " ", path, ": ", std::strerror(error));
-  switch (error) {
-    case ENOSPC:
-    case EDQUOT:
-      return absl::ResourceExhaustedError(StrCat(text, "; free space there or choose another --work-dir"));
-    case EACCES:
-    case EPERM:
-    case EROFS:
-      return absl::PermissionDeniedError(StrCat(text, "; make the folder writable or choose another --work-dir"));
-    case ENOENT:
-      return absl::NotFoundError(text);
-    case ENOTDIR:
-    case EEXIST:
-      return absl::InvalidArgumentError(StrCat(text, "; choose another --work-dir"));
-    case EIO:
-      return absl::DataLossError(StrCat(text, "; the disk fails: choose another --work-dir"));
-    default:
-      return absl::UnavailableError(text);
-  }
+Status WorkFolderError(int error, std::string_view action, const std::string& path) {
+  return FileError(error, action, path, "another --work-dir");
 }
 
 Status SyncFolder(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return FileError(errno, "cannot open folder", path);
+  if (fd < 0) return WorkFolderError(errno, "open folder", path);
   const int result = fsync(fd);
   const int error = errno;
   close(fd);
-  return result == 0 ? OkStatus() : FileError(error, "cannot fsync folder", path);
+  return result == 0 ? OkStatus() : WorkFolderError(error, "fsync folder", path);
 }
 
 StatusOr<std::string> ReadText(const std::string& path) {
@@ -169,7 +150,7 @@ StatusOr<std::vector<FolderName>> ListFolders(const std::string& root) {
     FolderName folder;
     if (ParseName(it->path().filename().string(), &folder)) folders.push_back(folder);
   }
-  if (error) return FileError(error.value(), "cannot list", root);
+  if (error) return WorkFolderError(error.value(), "list", root);
   std::sort(folders.begin(), folders.end(), [](const FolderName& a, const FolderName& b) {
     return std::tie(a.writer, a.stage, a.step) > std::tie(b.writer, b.stage, b.step);
   });
@@ -200,7 +181,7 @@ Status WriteFiles(const std::string& folder, const Checkpoint& checkpoint) {
     DISTILL_ASSIGN_OR_RETURN(const std::string digest, Sha256File(path));
     std::error_code error;
     const uint64_t bytes = fs::file_size(path, error);
-    if (error) return FileError(error.value(), "cannot read the size of", path);
+    if (error) return WorkFolderError(error.value(), "read the size of", path);
     files[name] = {{"bytes", bytes}, {"sha256", digest}};
   }
   const json manifest = {{"format", kFormatVersion}, {"files", files}};
@@ -212,9 +193,8 @@ Status WriteFiles(const std::string& folder, const Checkpoint& checkpoint) {
 StatusOr<CheckpointStore> CheckpointStore::Open(const std::string& root) {
   std::error_code error;
   fs::create_directories(root, error);
-  if (error) return FileError(error.value(), "cannot make the folder", root);
-  if (!fs::is_directory(root, error))
-    return absl::InvalidArgumentError(StrCat(root, " is not a folder; choose another --work-dir"));
+  if (error) return WorkFolderError(error.value(), "make the folder", root);
+  if (!fs::is_directory(root, error)) return WorkFolderError(ENOTDIR, "use", root);
   return CheckpointStore(root);
 }
 
@@ -239,7 +219,7 @@ Status CheckpointStore::CheckClaim() const {
   std::error_code error;
   if (!fs::exists(StrCat(root_, "/", kFenceFile), error)) {
     fs::create_directories(root_, error);
-    if (error) return FileError(error.value(), "cannot make the folder", root_);
+    if (error) return WorkFolderError(error.value(), "make the folder", root_);
     return WriteFence();
   }
   DISTILL_ASSIGN_OR_RETURN(const std::string fence, ReadText(StrCat(root_, "/", kFenceFile)));
@@ -265,7 +245,7 @@ StatusOr<StoredCheckpoint> CheckpointStore::Write(const Checkpoint& checkpoint) 
     fs::remove_all(temporary, error);
     return Annotate(status, StrCat("checkpoint of stage ", state.stage, " step ", state.step, " was not written"));
   };
-  if (mkdir(temporary.c_str(), 0777) != 0) return not_written(FileError(errno, "cannot make the folder", temporary));
+  if (mkdir(temporary.c_str(), 0777) != 0) return not_written(WorkFolderError(errno, "make the folder", temporary));
   if (Status status = WriteFiles(temporary, checkpoint); !status.ok()) return not_written(status);
   if (Status status = SyncFolder(temporary); !status.ok()) return not_written(status);
   const StatusOr<std::string> digest = Sha256File(StrCat(temporary, "/", kManifestFile));
@@ -275,7 +255,7 @@ StatusOr<StoredCheckpoint> CheckpointStore::Write(const Checkpoint& checkpoint) 
   // rename() replaces only empty folders; what lies there is damaged.
   fs::remove_all(stored.path, error);
   if (rename(temporary.c_str(), stored.path.c_str()) != 0) {
-    return not_written(FileError(errno, "cannot rename to", stored.path));
+    return not_written(WorkFolderError(errno, "rename to", stored.path));
   }
   DISTILL_RETURN_IF_ERROR(SyncFolder(root_));
   Prune();

@@ -71,8 +71,8 @@ struct StoredCheckpoint {
 // that called Claim(). Reading needs no claim.
 class CheckpointStore {
  public:
-  // Makes the folder. kPermissionDenied, kResourceExhausted, kInvalidArgument (a file is in the way): the message names
-  // the path.
+  // Makes the folder. kPermissionDenied, kResourceExhausted, kNotFound (a file is in the way): the message names the
+  // path.
   static StatusOr<CheckpointStore> Open(const std::string& root);
 
   // Makes this object the writer; whoever was it before gets kAborted from now on. Its number is `generation`, or one

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include "student_worker/train/failure_class.h"
 #include "student_worker/train/plan_digest.h"
 #include "tests/student_worker/train/temp_folder.h"
 
@@ -284,11 +285,15 @@ TEST_F(CheckpointStoreTest, AFullDiskLeavesTheOlderCheckpointAndNothingElse) {
   EXPECT_EQ(Newest(store)->checkpoint.state.step, 10u);
 }
 
-TEST_F(CheckpointStoreTest, AFileInTheWayIsNamed) {
+TEST_F(CheckpointStoreTest, AFileInTheWayIsNamedAndIsNotTheJobsFault) {
   WriteAll(folder_ / "job-1", "a file");
-  const auto store = CheckpointStore::Open(folder_ / "job-1/checkpoints");
-  ASSERT_FALSE(store.ok());
-  EXPECT_THAT(store.status().ToString(), HasSubstr("job-1"));
+  for (const char* path : {"job-1/checkpoints", "job-1"}) {
+    const auto store = CheckpointStore::Open(folder_ / path);
+    ASSERT_FALSE(store.ok());
+    EXPECT_THAT(store.status().ToString(),
+                testing::AllOf(HasSubstr(folder_ / path), HasSubstr("choose another --work-dir")));
+    EXPECT_EQ(ClassOf(store.status()), FailureKind::kWorker) << store.status();
+  }
 }
 
 TEST(PlanDigestTest, ChangesWithThePlanAndOnlyThen) {
