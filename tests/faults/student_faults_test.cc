@@ -94,6 +94,18 @@ TEST_F(StudentFaultTest, AStudentThatHangsIsSeenAndCancelledAndHoldsUpNobody) {
   EXPECT_THAT(cluster.Log("s0"), HasSubstr("it hangs, perhaps in a disk that does not answer"));
 }
 
+// The coordinator is gone as well, and nobody answers the worker's last words.
+TEST_F(StudentFaultTest, AHangingStudentEndsAtSigtermWithoutItsCoordinator) {
+  Cluster cluster;
+  ASSERT_TRUE(cluster.StartCoordinator());
+  ASSERT_TRUE(StartHanging(&cluster, "s0", {"--grace", "1"}));
+  const std::string job = cluster.Submit(LoneJob{.name = "hangs"}.Yaml());
+  ASSERT_FALSE(cluster.WaitFor(job, seconds(30), [](const auto& j) { return Phase(j) == "loading"; }).is_null());
+  cluster.Kill("coordinator", SIGKILL);
+  EXPECT_EQ(cluster.Kill("s0", SIGTERM), kExitTemporary);
+  EXPECT_THAT(cluster.Log("s0"), HasSubstr("the trainer hangs"));
+}
+
 TEST_F(StudentFaultTest, ARankThatHangsIsTerminatedAndAnotherTakesItsPlace) {
   Cluster cluster;
   ASSERT_TRUE(cluster.StartCoordinator());
