@@ -43,6 +43,7 @@ struct Flags {
   double set_aside_limit = 3600;
   double stuck_limit = 60;
   double stall_limit = 900;
+  double hang_limit = 14400;
   double cancel_grace = 60;
   ServiceFlags service;
 };
@@ -86,6 +87,7 @@ StatusOr<std::unique_ptr<Coordinator>> OpenCoordinator(const Flags& flags, Metri
   options.cancel_grace_seconds = flags.cancel_grace;
   options.stuck_limit_seconds = flags.stuck_limit;
   options.stall_limit_seconds = flags.stall_limit;
+  options.hang_limit_seconds = flags.hang_limit;
   options.decision_due = std::move(decision_due);
   options.version = VersionString();
   return Coordinator::Create(options, std::move(store), SystemClock(), metrics);
@@ -183,6 +185,11 @@ int Main(int argc, char** argv) {
                  "seconds without any news from the ranks of a running job after which it is said to stall")
       ->capture_default_str()
       ->check(CLI::Range(1.0, 1e7));
+  app.add_option("--hang-limit", flags.hang_limit,
+                 "seconds without any news from the ranks of a running job after which its group is re-formed without "
+                 "the one that hangs; 0: never")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e7));
   AddServiceFlags(&app, &flags.service);
   try {
     app.parse(argc, argv);

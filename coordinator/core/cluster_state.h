@@ -73,6 +73,7 @@ struct ActiveJob {
   double progress_at = 0;               // when it last heard something new of them
   std::optional<double> cancel_at;      // when the cancellation was asked for (or, after a restart, found)
   std::optional<double> lost_at;        // when the job last lost its group, under this coordinator
+  double no_teacher_at = 0;             // when, while it ran, it last lacked a teacher
   std::optional<double> short_since;    // since when it lacks students only because it has set some aside
   std::set<std::string> noted;          // things that were reported once already and need no second event
   std::set<std::string> members;        // workers that have held a rank: they may write to the job's log

@@ -168,6 +168,7 @@ DecideOptions Coordinator::decide_options() const {
   options.cancel_grace = options_.cancel_grace_seconds;
   options.stuck_limit = options_.stuck_limit_seconds;
   options.stall_limit = options_.stall_limit_seconds;
+  options.hang_limit = options_.hang_limit_seconds;
   options.max_restarts = options_.max_restarts;
   return options;
 }
@@ -247,6 +248,7 @@ void Coordinator::TakeOver(const JobDecision& decision, double now, ActiveJob* j
   }
   job->lost_at = decision.lost_at;
   job->short_since = decision.short_since;
+  job->no_teacher_at = decision.no_teacher_at;
   job->noted.insert(decision.noted.begin(), decision.noted.end());
   job->status = decision.status;
 }

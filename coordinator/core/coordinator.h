@@ -114,6 +114,7 @@ class Coordinator {
     double cancel_grace_seconds = 60;
     double stuck_limit_seconds = 60;
     double stall_limit_seconds = 900;
+    double hang_limit_seconds = 14400;
     uint32_t max_restarts = 10;
     // Called, on any thread and under no lock, when a decision may be due before the next Tick().
     std::function<void()> decision_due;

@@ -44,7 +44,7 @@ class Decider {
   std::vector<JobDecision> Run() {
     std::vector<JobDecision> decisions;
     for (const ActiveJob& job : state_.jobs) {
-      JobDecision decision{job.id, job.status, job.lost_at, job.short_since};
+      JobDecision decision{job.id, job.status, job.lost_at, job.short_since, job.no_teacher_at};
       if (job.status.state == JobState::kRunning) DecideRunning(job, &decision);
       NoteMismatches(job, &decision);
       decisions.push_back(std::move(decision));
@@ -128,7 +128,14 @@ class Decider {
       }
     }
     if (!lost.empty()) return LoseGroup(job, lost, counts, decision);
-    DescribeRunning(job, decision);
+    if (LacksTeacher(job, decision)) return;
+    const double quiet = now_ - std::max({job.progress_at, job.assigned_at, job.no_teacher_at});
+    if (options_.hang_limit > 0 && quiet > options_.hang_limit) {
+      return LoseGroup(
+          job, StrCat("nothing new from its ranks for ", Seconds(quiet), ", more than --hang-limit: one of them hangs"),
+          /*counts=*/true, decision);
+    }
+    DescribeRunning(job, quiet, decision);
   }
 
   static void PutAside(const FailureReport& failure, JobDecision* decision) {
@@ -212,22 +219,28 @@ class Decider {
     decision->events.push_back({EventLevel::kWarning, EventType::kTeacherMissing, status.reason});
   }
 
-  void DescribeRunning(const ActiveJob& job, JobDecision* decision) const {
-    JobStatus& status = decision->status;
-    if (NeedOf(job).now) {
-      const TeacherMatch match = MatchTeachers(now_, options_.lease, state_, job);
-      if (match.usable.empty()) {
-        // Right after a restart teachers have not called yet: what was true before stays.
-        if (!Grace()) WaitForTeacher(job, match, decision);
-        return;
-      }
-      if (status.wait == JobWait::kTeacher) {
-        decision->events.push_back({EventLevel::kInfo, EventType::kTeacherFound,
-                                    StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
-      }
+  // Whether the running job waits for a teacher; says so, and when one is there.
+  bool LacksTeacher(const ActiveJob& job, JobDecision* decision) const {
+    if (!NeedOf(job).now) return false;
+    const TeacherMatch match = MatchTeachers(now_, options_.lease, state_, job);
+    if (match.usable.empty()) {
+      decision->no_teacher_at = now_;
+      // Right after a restart teachers have not called yet: what was true before stays.
+      if (!Grace()) WaitForTeacher(job, match, decision);
+      return true;
     }
+    if (decision->status.wait == JobWait::kTeacher) {
+      decision->events.push_back({EventLevel::kInfo, EventType::kTeacherFound,
+                                  StrCat("teacher ", match.usable.front()->id, " is there; the job goes on")});
+    }
+    return false;
+  }
+
+  // `quiet`: seconds without any news, while it could have gone on.
+  void DescribeRunning(const ActiveJob& job, double quiet, JobDecision* decision) const {
+    JobStatus& status = decision->status;
     status.reason = Position(job);
-    const bool stalls = now_ - std::max(job.progress_at, job.assigned_at) > options_.stall_limit;
+    const bool stalls = quiet > options_.stall_limit;
     if (stalls) {
       StrAppend(&status.reason, "; nothing new from its ranks for more than ", Seconds(options_.stall_limit));
       if (status.wait != JobWait::kProgress) {

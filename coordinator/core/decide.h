@@ -15,6 +15,9 @@
 //   running   queued     a member is lost, a passing failure, or a         generation + 1 at once: reports of the old
 //                        worker's own fault                                group are refused; a worker at fault is set
 //                                                                          aside for this job
+//   running   queued     for hang_limit there was no news from its ranks,  generation + 1: ranks that wait for the one
+//                        and no teacher was missing                        that hangs take the new one; it does not, and
+//                                                                          is lost after stuck_limit (below)
 //   running   failed     max_restarts attempts in a row were lost          leaving in good order and a worker's own
 //                        without any progress                              fault do not count
 //   running   cancelled  a user asked, and no member works on it any       members write a checkpoint first
@@ -54,6 +57,7 @@ struct DecideOptions {
   double stuck_limit = 60;        // seconds a student may take to leave what it holds no rank for
   double cancel_grace = 60;       // seconds the ranks of a cancelled job may take to write a checkpoint and stop
   double stall_limit = 900;       // seconds without any news from the ranks after which a running job is said to stall
+  double hang_limit = 14400;      // ... and its group is re-formed; 0: never
   double set_aside_limit = 3600;  // seconds a job waits for others than the students that it has set aside
   double hold = 60;               // seconds a job that lost its group keeps its students from later jobs
   uint32_t max_restarts = 10;     // more attempts in a row without progress fail the job
@@ -71,6 +75,7 @@ struct JobDecision {
   JobStatus status;                   // what it should be now, reason included; times are filled in by the caller
   std::optional<double> lost_at;      // when the job last lost its group
   std::optional<double> short_since;  // since when only students that it has set aside are missing
+  double no_teacher_at = 0;           // when the running job last lacked a teacher
   std::vector<DecidedEvent> events;
   std::vector<std::string> noted;  // additions to ActiveJob.noted
   // True when ranks were given in this decision.

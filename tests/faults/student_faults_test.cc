@@ -94,6 +94,23 @@ TEST_F(StudentFaultTest, AStudentThatHangsIsSeenAndCancelledAndHoldsUpNobody) {
   EXPECT_THAT(cluster.Log("s0"), HasSubstr("it hangs, perhaps in a disk that does not answer"));
 }
 
+// Nobody looks: the coordinator re-forms the group, the rank that hangs does not follow, and another takes its place.
+TEST_F(StudentFaultTest, AHangingRankIsLeftBehindAfterTheHangLimit) {
+  Cluster cluster;
+  ASSERT_TRUE(cluster.StartCoordinator({"--stuck-limit", "2", "--stall-limit", "1", "--hang-limit", "10"}));
+  ASSERT_TRUE(StartHanging(&cluster, "s0", {"--unwind-limit", "600"}));
+  const std::string job = cluster.Submit(LoneJob{.name = "hangs"}.Yaml());
+  ASSERT_FALSE(cluster.WaitFor(job, seconds(30), [](const auto& j) { return Phase(j) == "loading"; }).is_null());
+  ASSERT_TRUE(cluster.StartStudent("s1"));
+  const auto end = cluster.WaitEnd(job, seconds(90));
+  EXPECT_EQ(State(end), "JOB_STATE_SUCCEEDED") << Reason(end);
+  const std::string events = cluster.Ctl({"logs", job}).out;
+  EXPECT_THAT(events, HasSubstr("more than --hang-limit: one of them hangs"));
+  EXPECT_THAT(events, HasSubstr("s0 has been stuck in generation 1"));
+  EXPECT_EQ(Worker(&cluster, "s0").value("state", ""), "stuck");
+  cluster.Kill("s0", SIGKILL);
+}
+
 // The coordinator is gone as well, and nobody answers the worker's last words.
 TEST_F(StudentFaultTest, AHangingStudentEndsAtSigtermWithoutItsCoordinator) {
   Cluster cluster;

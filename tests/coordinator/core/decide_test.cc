@@ -542,6 +542,68 @@ TEST_F(DecideTest, AJobWithoutNewsIsSaidToStall) {
   EXPECT_EQ(One(kNow + 1).status.wait, JobWait::kNothing);
 }
 
+TEST_F(DecideTest, AJobWithoutNewsIsReformedAfterTheHangLimit) {
+  RunTwo();
+  options_.hang_limit = 3600;
+  state_.jobs[0].progress_at = kNow - 3600;
+  EXPECT_EQ(One().status.state, JobState::kRunning);
+  state_.jobs[0].assigned_at = kNow - 5000;
+  state_.jobs[0].progress_at = kNow - 3601;
+  const JobDecision decision = One();
+  EXPECT_EQ(decision.status.state, JobState::kQueued);
+  EXPECT_EQ(decision.status.generation, state_.jobs[0].status.generation + 1);
+  EXPECT_EQ(decision.status.fruitless, 1u) << "an attempt of the budget";
+  ASSERT_EQ(decision.events.size(), 1u);
+  EXPECT_EQ(decision.events[0].type, EventType::kGroupLost);
+  EXPECT_THAT(
+      decision.events[0].text,
+      StartsWith("group lost: nothing new from its ranks for 3601 s, more than --hang-limit: one of them hangs"));
+  options_.hang_limit = 0;
+  EXPECT_EQ(One().status.wait, JobWait::kProgress) << "no limit: it is only said to stall";
+  state_.jobs[0].assigned_at = kNow - 3600;
+  options_.hang_limit = 3600;
+  EXPECT_EQ(One().status.state, JobState::kRunning) << "a new group has its own time";
+}
+
+// Both ranks are given the new generation; the one that waited takes it, the one that hangs does not.
+TEST_F(DecideTest, TheRankThatHangsIsNotInTheGroupAfterNext) {
+  RunTwo();
+  Add(&state_, MakeStudent("s2"));
+  options_.hang_limit = 3600;
+  state_.jobs[0].progress_at = kNow - 3601;
+  const auto look = [&](double now) {
+    NoteAstray(now, &state_);
+    for (auto& [id, worker] : state_.workers) worker.last_seen = now;
+    const JobDecision decision = One(now);
+    state_.jobs[0].status = decision.status;
+    state_.jobs[0].lost_at = decision.lost_at;
+    if (decision.assigned) state_.jobs[0].assigned_at = now;
+    return decision;
+  };
+  EXPECT_EQ(look(kNow).status.state, JobState::kQueued);
+  EXPECT_THAT(Ranks(look(kNow + 1)), ElementsAre("s0", "s1"));
+  state_.workers["s0"].generation = state_.jobs[0].status.generation;
+  EXPECT_EQ(look(kNow + 60).status.state, JobState::kRunning);
+  EXPECT_THAT(look(kNow + 62).status.reason, HasSubstr("s1 has been stuck in generation"));
+  EXPECT_THAT(Ranks(look(kNow + 63)), ElementsAre("s0", "s2"));
+}
+
+TEST_F(DecideTest, AWaitForATeacherIsNoHangAndNoStall) {
+  RunTwo(/*with_teacher=*/true);
+  options_.hang_limit = 3600;
+  state_.jobs[0].progress_at = kNow - 5000;
+  const JobDecision waits = One();
+  EXPECT_EQ(waits.status.state, JobState::kRunning);
+  EXPECT_EQ(waits.status.wait, JobWait::kTeacher);
+  EXPECT_EQ(waits.no_teacher_at, kNow);
+  state_.jobs[0].status = waits.status;
+  state_.jobs[0].no_teacher_at = waits.no_teacher_at;
+  Add(&state_, MakeTeacher("t0"));
+  const JobDecision goes_on = One(kNow + 1);
+  EXPECT_EQ(goes_on.status.state, JobState::kRunning);
+  EXPECT_EQ(goes_on.status.wait, JobWait::kNothing);
+}
+
 // --- re-forming
 // -----------------------------------------------------------------------------------------------------------------
 
