@@ -8,9 +8,11 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/str_cat.h"
+#include "common/wire/limits.h"
 
 namespace distill {
 namespace {
@@ -22,11 +24,15 @@ constexpr int kDeepestGroup = 100;  // protobuf's own recursion limit
 // Reads a message that lies in pieces. Every Read/Skip fails, without going past the end, when bytes are missing.
 class SliceCursor {
  public:
-  explicit SliceCursor(const std::vector<grpc::Slice>& slices) : slices_(slices) {
+  // `most_copied`: what Append() may make of a copy in all.
+  SliceCursor(const std::vector<grpc::Slice>& slices, uint64_t most_copied)
+      : slices_(slices), most_copied_(most_copied) {
     for (const grpc::Slice& slice : slices) left_ += slice.size();
     SkipEmptySlices();
   }
   uint64_t left() const { return left_; }
+  // An Append() failed for that alone.
+  bool too_much() const { return too_much_; }
   size_t slice_index() const { return index_; }
   size_t slice_offset() const { return offset_; }
   uint64_t left_in_slice() const { return left_ == 0 ? 0 : slices_[index_].size() - offset_; }
@@ -67,6 +73,8 @@ class SliceCursor {
   }
   bool Append(uint64_t count, std::string* copy) {
     if (count > left_) return false;
+    too_much_ = count > most_copied_ || copy->size() > most_copied_ - count;
+    if (too_much_) return false;
     const size_t old_size = copy->size();
     copy->resize(old_size + count);
     Read(count, reinterpret_cast<uint8_t*>(copy->data()) + old_size);
@@ -87,8 +95,10 @@ class SliceCursor {
     }
   }
   const std::vector<grpc::Slice>& slices_;
+  const uint64_t most_copied_;
   size_t index_ = 0, offset_ = 0;
   uint64_t left_ = 0;
+  bool too_much_ = false;
 };
 
 // Copies the body of one field (its tag is in `copy` already).
@@ -121,42 +131,49 @@ Status Malformed(const SliceCursor& cursor, uint64_t total, std::string_view wha
       StrCat("malformed message of ", total, " bytes: ", what, " at byte ", total - cursor.left()));
 }
 
-Status Decode(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header, ScatteredBuffer* payload) {
-  // Held by the payload: short slices keep their bytes inside the Slice objects themselves.
+Status Decode(const grpc::ByteBuffer& message, int field, const DecodeLimits& limits,
+              google::protobuf::MessageLite* header, std::vector<ScatteredBuffer>* payloads) {
+  // Held by the payloads: short slices keep their bytes inside the Slice objects themselves.
   const auto held = std::make_shared<std::vector<grpc::Slice>>();
   std::vector<grpc::Slice>& slices = *held;
   if (!message.Valid() || !message.Dump(&slices).ok())
     return absl::InvalidArgumentError("no message, or one that cannot be decompressed");
-  SliceCursor cursor(slices);
+  SliceCursor cursor(slices, limits.header_bytes);
   const uint64_t total = cursor.left();
-  std::string rest;  // every field but the payload, as it stood
-  bool seen = false;
+  std::string rest;  // every field but the payloads, as it stood
   while (cursor.left() > 0) {
     const size_t field_start = rest.size();
     uint64_t tag = 0;
     if (!cursor.ReadVarint(&tag, &rest)) return Malformed(cursor, total, "bad field tag");
     if (tag >> 3 == 0 || tag > std::numeric_limits<uint32_t>::max())
       return Malformed(cursor, total, "bad field number");
-    if (tag >> 3 != kPayloadField) {
-      if (!CopyField(&cursor, tag, 0, &rest))
-        return Malformed(cursor, total, StrCat("bad or truncated field ", tag >> 3));
+    if (tag >> 3 != static_cast<uint64_t>(field)) {
+      const bool copied = CopyField(&cursor, tag, 0, &rest);
+      if (cursor.too_much() || rest.size() > limits.header_bytes) {
+        return absl::ResourceExhaustedError(StrCat("a message of ", total, " bytes has more than ", limits.header_bytes,
+                                                   " bytes beside its raw tensors (field ", field, ")"));
+      }
+      if (!copied) return Malformed(cursor, total, StrCat("bad or truncated field ", tag >> 3));
       continue;
     }
     rest.resize(field_start);
     if ((tag & 7) != kLengthDelimited) return Malformed(cursor, total, StrCat("payload with wire type ", tag & 7));
-    if (seen) return Malformed(cursor, total, "second payload");
-    seen = true;
+    if (payloads->size() == limits.payloads) {
+      return Malformed(cursor, total,
+                       limits.payloads == 1 ? "second payload" : StrCat("more than ", limits.payloads, " payloads"));
+    }
     uint64_t size = 0;
     if (!cursor.ReadVarint(&size, nullptr)) return Malformed(cursor, total, "bad payload length");
     if (size > cursor.left()) {
       return Malformed(cursor, total, StrCat("payload of ", size, " bytes is cut to ", cursor.left(), " bytes"));
     }
+    ScatteredBuffer& payload = payloads->emplace_back();
     if (size == 0) continue;
-    payload->size = size;
-    payload->owner = held;
+    payload.size = size;
+    payload.owner = held;
     while (size > 0) {
       const uint64_t n = std::min(size, cursor.left_in_slice());
-      payload->pieces.emplace_back(slices[cursor.slice_index()].begin() + cursor.slice_offset(), n);
+      payload.pieces.emplace_back(slices[cursor.slice_index()].begin() + cursor.slice_offset(), n);
       cursor.Advance(n);
       size -= n;
     }
@@ -176,6 +193,22 @@ void AppendVarint(uint64_t value, std::string* out) {
   out->push_back(static_cast<char>(value));
 }
 
+// The tag and length of a field of `size` bytes.
+void AppendStart(int field, uint64_t size, std::string* out) {
+  AppendVarint(static_cast<uint64_t>(field) << 3 | kLengthDelimited, out);
+  AppendVarint(size, out);
+}
+
+// Refers to the buffer's bytes, which live until gRPC is done; bytes without an owner are copied.
+grpc::Slice ToSlice(const Buffer& buffer) {
+  if (buffer.owner == nullptr) return grpc::Slice(buffer.data, buffer.size);
+  // gRPC's slices are read-only once handed over; the type of its constructor is not.
+  return grpc::Slice(
+      const_cast<uint8_t*>(buffer.data), buffer.size,
+      [](void* owner) { delete static_cast<std::shared_ptr<const void>*>(owner); },
+      new std::shared_ptr<const void>(buffer.owner));
+}
+
 }  // namespace
 
 grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, const Buffer& payload) {
@@ -184,27 +217,50 @@ grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, 
     grpc::Slice slice(front);
     return grpc::ByteBuffer(&slice, 1);
   }
-  AppendVarint(kPayloadField << 3 | kLengthDelimited, &front);
-  AppendVarint(payload.size, &front);
-  // gRPC's slices are read-only once handed over; the type of its constructor is not.
-  void* const bytes = const_cast<uint8_t*>(payload.data);
-  grpc::Slice slices[2] = {
-      grpc::Slice(front),
-      payload.owner == nullptr
-          ? grpc::Slice(payload.data, payload.size)
-          : grpc::Slice(
-                bytes, payload.size, [](void* owner) { delete static_cast<std::shared_ptr<const void>*>(owner); },
-                new std::shared_ptr<const void>(payload.owner))};
+  AppendStart(kPayloadField, payload.size, &front);
+  grpc::Slice slices[2] = {grpc::Slice(front), ToSlice(payload)};
   return grpc::ByteBuffer(slices, 2);
+}
+
+grpc::ByteBuffer EncodeWithPayloads(const google::protobuf::MessageLite& header, int field,
+                                    const std::vector<Buffer>& payloads, int enclosing_field) {
+  std::vector<std::string> fronts;  // before each payload
+  std::string front = header.SerializeAsString();
+  uint64_t size = 0;
+  for (const Buffer& payload : payloads) {
+    AppendStart(field, payload.size, &front);
+    size += front.size() + payload.size;
+    fronts.push_back(std::exchange(front, {}));
+  }
+  size += front.size();
+  std::string outer;
+  if (enclosing_field != 0) AppendStart(enclosing_field, size, &outer);
+  std::vector<grpc::Slice> slices;
+  for (size_t i = 0; i < payloads.size(); ++i) {
+    slices.emplace_back(outer + fronts[i]);
+    outer.clear();
+    if (payloads[i].size > 0) slices.push_back(ToSlice(payloads[i]));
+  }
+  if (payloads.empty()) slices.emplace_back(outer + front);
+  return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
 Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header,
                          ScatteredBuffer* payload) {
-  *payload = ScatteredBuffer{};
-  Status status = Decode(message, header, payload);
+  std::vector<ScatteredBuffer> payloads;
+  const Status status =
+      DecodeWithPayloads(message, kPayloadField, {.payloads = 1, .header_bytes = kMaxMessageBytes}, header, &payloads);
+  *payload = payloads.empty() ? ScatteredBuffer{} : std::move(payloads[0]);
+  return status;
+}
+
+Status DecodeWithPayloads(const grpc::ByteBuffer& message, int field, const DecodeLimits& limits,
+                          google::protobuf::MessageLite* header, std::vector<ScatteredBuffer>* payloads) {
+  payloads->clear();
+  Status status = Decode(message, field, limits, header, payloads);
   if (!status.ok()) {
     header->Clear();
-    *payload = ScatteredBuffer{};
+    payloads->clear();
   }
   return status;
 }

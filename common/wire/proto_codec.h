@@ -9,6 +9,9 @@
 
 #include <grpcpp/support/byte_buffer.h>
 
+#include <cstddef>
+#include <vector>
+
 #include "common/status.h"
 #include "common/wire/buffer.h"
 #include "common/wire/scattered_buffer.h"
@@ -32,6 +35,20 @@ grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& header, 
 // kInvalidArgument: malformed, truncated, or the payload occurs twice. On error both outputs are empty.
 Status DecodeWithPayload(const grpc::ByteBuffer& message, google::protobuf::MessageLite* header,
                          ScatteredBuffer* payload);
+
+// The same for a message whose tensors are in the repeated bytes field `field`.
+//
+// `enclosing_field`: not 0, the whole is that field of an outer
+// message that holds nothing else. REQUIRES: header has no `field` set, and no field above it.
+grpc::ByteBuffer EncodeWithPayloads(const google::protobuf::MessageLite& header, int field,
+                                    const std::vector<Buffer>& payloads, int enclosing_field = 0);
+
+struct DecodeLimits {
+  size_t payloads = 0;      // more are kInvalidArgument
+  size_t header_bytes = 0;  // more beside the payloads are kResourceExhausted; nothing of that size is made
+};
+Status DecodeWithPayloads(const grpc::ByteBuffer& message, int field, const DecodeLimits& limits,
+                          google::protobuf::MessageLite* header, std::vector<ScatteredBuffer>* payloads);
 
 }  // namespace distill
 

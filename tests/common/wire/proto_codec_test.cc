@@ -316,5 +316,56 @@ TEST(ProtoCodecTest, RandomDamageNeverCrashesAndAgreesWithGeneratedCode) {
   EXPECT_GT(refused, 1000);
 }
 
+// Tensors in a repeated field, as the Open Inference Protocol has them: what protobuf writes is one field after
+// another.
+TEST(ProtoCodecTest, RepeatedPayloadsAreThoseOfGeneratedCode) {
+  const std::vector<std::string> tensors = {RandomBytes(200, 1), "", RandomBytes(3 << 20, 2)};
+  std::vector<Buffer> buffers;
+  std::string expected = Serialized(Header());
+  for (const std::string& tensor : tensors) {
+    buffers.push_back(MakeBuffer(tensor));
+    v1::FeatureResponse one;
+    one.set_payload(tensor);
+    expected += tensor.empty() ? std::string("\x7a\x00", 2) : Serialized(one);
+  }
+  EXPECT_TRUE(Flatten(EncodeWithPayloads(Header(), kPayloadField, buffers)) == expected);
+  EXPECT_EQ(Flatten(EncodeWithPayloads(Header(), kPayloadField, {})), Serialized(Header()));
+  // Inside another message: a payload of a payload.
+  v1::FeatureResponse outer;
+  outer.set_payload(expected);
+  EXPECT_TRUE(Flatten(EncodeWithPayloads(Header(), kPayloadField, buffers, kPayloadField)) == Serialized(outer));
+
+  v1::FeatureResponse header;
+  std::vector<ScatteredBuffer> payloads;
+  for (const std::vector<size_t>& cuts : {std::vector<size_t>{}, {1}, {100, 100, 240, 1 << 20}}) {
+    const grpc::ByteBuffer message = Split(expected, cuts);
+    ASSERT_TRUE(DecodeWithPayloads(message, kPayloadField, {3, 1000}, &header, &payloads).ok());
+    EXPECT_EQ(Serialized(header), Serialized(Header()));
+    ASSERT_EQ(payloads.size(), 3);
+    for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(Text(payloads[i]) == tensors[i]) << i;
+  }
+}
+
+TEST(ProtoCodecTest, WhatIsBeyondTheLimitsIsRefused) {
+  v1::FeatureResponse header;
+  std::vector<ScatteredBuffer> payloads;
+  const std::string two("\x7a\x00\x7a\x00", 4);
+  EXPECT_TRUE(DecodeWithPayloads(Split(two, {}), kPayloadField, {2, 0}, &header, &payloads).ok());
+  const Status more = DecodeWithPayloads(Split(two + two, {}), kPayloadField, {2, 0}, &header, &payloads);
+  EXPECT_EQ(more.code(), StatusCode::kInvalidArgument);
+  EXPECT_TRUE(payloads.empty());
+  v1::FeatureResponse large;
+  large.set_error(std::string(5000, 'x'));
+  const Status long_field =
+      DecodeWithPayloads(Split(Serialized(large), {7}), kPayloadField, {2, 5000}, &header, &payloads);
+  EXPECT_EQ(long_field.code(), StatusCode::kResourceExhausted) << long_field;
+  EXPECT_TRUE(DecodeWithPayloads(Split(Serialized(large), {7}), kPayloadField, {2, 5010}, &header, &payloads).ok());
+  // Many small fields.
+  std::string small;
+  for (int i = 0; i < 1000; ++i) small += std::string("\x08\x01", 2);
+  EXPECT_EQ(DecodeWithPayloads(Split(small, {}), kPayloadField, {2, 1999}, &header, &payloads).code(),
+            StatusCode::kResourceExhausted);
+}
+
 }  // namespace
 }  // namespace distill
