@@ -143,9 +143,10 @@ int Serve(const std::vector<uint64_t>& sizes, int out) {
   const Buffer stored = Stored(*std::max_element(sizes.begin(), sizes.end()) * kMiB);
   MetricsRegistry metrics;
   StoredEngine engine(sizes, stored);
-  const auto service = FeatureService::Create({}, &metrics);
-  service->SetEngine(&engine);
-  const auto server = RpcServer::Start({}, {service->service()});
+  StreamSet streams({}, &metrics);
+  streams.SetEngine(&engine);
+  const auto service = CreateFeatureService(&streams);
+  const auto server = RpcServer::Start({}, {service.get()});
   if (!server.ok()) Die(std::string(server.status().ToString()));
   BareService bare(stored);
   int port = 0;

@@ -9,6 +9,7 @@
 #include "common/fleet/fleet_codec.h"
 #include "common/rpc/channel.h"
 #include "common/str_cat.h"
+#include "common/wire/limits.h"
 #include "common/wire/proto_codec.h"
 #include "distill/v1/features.grpc.pb.h"
 #include "teacher_server/stream_core.h"
@@ -92,6 +93,12 @@ class Call final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
 
  private:
   void Take() {
+    // The port lets larger ones in, for the Open Inference Protocol.
+    if (received_.Length() > kMaxMessageBytes) {
+      core_->End(absl::ResourceExhaustedError(StrCat("a message of ", received_.Length(), " bytes; at most ",
+                                                     kMaxMessageBytes, " are allowed; send smaller batches")));
+      return;
+    }
     v1::FeatureRequest request;
     ScatteredBuffer payload;
     if (const Status status = DecodeWithPayload(received_, &request, &payload); !status.ok()) {
@@ -124,56 +131,39 @@ class Call final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
   grpc::ByteBuffer outgoing_;         // gRPC's while a write is under way
 };
 
-class FeatureServiceImpl final : public FeatureService {
+class FeatureService final : public v1::FeatureService::WithRawCallbackMethod_StreamFeatures<
+                                 v1::FeatureService::WithCallbackMethod_ListModels<v1::FeatureService::Service>> {
  public:
-  FeatureServiceImpl(const StreamLimits& limits, MetricsRegistry* metrics)
-      : streams_(limits, metrics), rpc_(&streams_) {}
+  explicit FeatureService(StreamSet* streams) : streams_(streams) {}
 
-  grpc::Service* service() override { return &rpc_; }
-  void SetEngine(TeacherEngine* engine) override { streams_.SetEngine(engine); }
-  void Drain() override { streams_.Drain(); }
-  bool WaitIdle(std::chrono::milliseconds timeout) override { return streams_.WaitIdle(timeout); }
-
- private:
-  class Rpc final : public v1::FeatureService::WithRawCallbackMethod_StreamFeatures<
-                        v1::FeatureService::WithCallbackMethod_ListModels<v1::FeatureService::Service>> {
-   public:
-    explicit Rpc(StreamSet* streams) : streams_(streams) {}
-    grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamFeatures(
-        grpc::CallbackServerContext* context) override {
-      Call* const call = new Call(streams_);  // deletes itself
-      call->Start(context->peer());
-      return call;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* StreamFeatures(
+      grpc::CallbackServerContext* context) override {
+    Call* const call = new Call(streams_);  // deletes itself
+    call->Start(context->peer());
+    return call;
+  }
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest* /*request*/,
+                                       v1::ListModelsResponse* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    TeacherEngine* const engine = streams_->engine();
+    if (engine == nullptr) {
+      reactor->Finish(
+          grpc::Status(grpc::StatusCode::UNAVAILABLE, "this teacher is still loading its models; try again"));
+      return reactor;
     }
-    grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest* /*request*/,
-                                         v1::ListModelsResponse* response) override;
-
-   private:
-    StreamSet* const streams_;  // not owned: the service's
-  };
-
-  StreamSet streams_;
-  Rpc rpc_;
-};
-
-grpc::ServerUnaryReactor* FeatureServiceImpl::Rpc::ListModels(grpc::CallbackServerContext* context,
-                                                              const v1::ListModelsRequest* /*request*/,
-                                                              v1::ListModelsResponse* response) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  TeacherEngine* const engine = streams_->engine();
-  if (engine == nullptr) {
-    reactor->Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "this teacher is still loading its models; try again"));
+    for (const TeacherModel& model : engine->models()) ToProto(model.served, response->add_models());
+    reactor->Finish(grpc::Status::OK);
     return reactor;
   }
-  for (const TeacherModel& model : engine->models()) ToProto(model.served, response->add_models());
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
-}
+
+ private:
+  StreamSet* const streams_;  // not owned: outlives the RpcServer, hence all calls
+};
 
 }  // namespace
 
-std::unique_ptr<FeatureService> FeatureService::Create(const StreamLimits& limits, MetricsRegistry* metrics) {
-  return std::make_unique<FeatureServiceImpl>(limits, metrics);
+std::unique_ptr<grpc::Service> CreateFeatureService(StreamSet* streams) {
+  return std::make_unique<FeatureService>(streams);
 }
 
 }  // namespace distill

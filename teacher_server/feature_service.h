@@ -17,39 +17,20 @@
 // * Memory has one budget over all streams (memory_budget.h). A batch whose pixels do not fit it gets UNAVAILABLE in
 //   band: take another teacher, or come back. One whose answer does not fit waits before it is computed. While others
 //   wait, a stream that takes none of its features for `slow_client_timeout` is ended with UNAVAILABLE.
-//
-// States of the service: loading -> serving -> draining. Loading and draining answer UNAVAILABLE; see Drain().
 #ifndef DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_
 #define DISTILL_TEACHER_SERVER_FEATURE_SERVICE_H_
 
 #include <grpcpp/impl/service_type.h>
 
-#include <chrono>
 #include <memory>
 
-#include "common/metrics/metrics.h"
-#include "teacher_server/stream_limits.h"
-#include "teacher_server/teacher_engine.h"
+#include "teacher_server/stream_set.h"
 
 namespace distill {
 
-// Thread-safe.
-class FeatureService {
- public:
-  // `metrics` outlives the service. Order of destruction: RpcServer, then the engine (or its Stop()), then the service.
-  static std::unique_ptr<FeatureService> Create(const StreamLimits& limits, MetricsRegistry* metrics);
-  virtual ~FeatureService() = default;
-
-  // For RpcServer::Start.
-  virtual grpc::Service* service() = 0;
-  // loading -> serving. The engine outlives all streams. Call once.
-  virtual void SetEngine(TeacherEngine* engine) = 0;
-  // serving -> draining: new streams and new batches get UNAVAILABLE; a stream whose accepted batches are all answered
-  // ends with UNAVAILABLE, which tells its client to take another teacher. Does not wait. Idempotent.
-  virtual void Drain() = 0;
-  // Waits until no stream is open, at most `timeout`. True when none is.
-  virtual bool WaitIdle(std::chrono::milliseconds timeout) = 0;
-};
+// For RpcServer::Start. While the set loads or drains, streams get UNAVAILABLE. `streams` is not owned: StreamSet says
+// in which order all this is destroyed.
+std::unique_ptr<grpc::Service> CreateFeatureService(StreamSet* streams);
 
 }  // namespace distill
 

@@ -32,6 +32,7 @@
 #include "common/str_cat.h"
 #include "common/zoo/model_file.h"
 #include "teacher_server/feature_service.h"
+#include "teacher_server/stream_set.h"
 #include "teacher_server/torch_teacher_engine.h"
 
 namespace distill {
@@ -152,13 +153,14 @@ int Serve(const Flags& flags) {
     if (!http.ok()) return Fail(http.status(), ExitCodeFor(http.status()));
   }
 
-  // Destroyed in the reverse order: fleet, server, engine, service.
-  StreamLimits service_options;
-  service_options.memory_budget = flags.memory_budget;
-  const std::unique_ptr<FeatureService> service = FeatureService::Create(service_options, &metrics);
+  // Destroyed in the reverse order: fleet, server, engine, service, streams.
+  StreamLimits limits;
+  limits.memory_budget = flags.memory_budget;
+  StreamSet streams(limits, &metrics);
+  const std::unique_ptr<grpc::Service> features = CreateFeatureService(&streams);
   std::unique_ptr<TeacherEngine> engine;
   StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start({flags.listen, flags.service.security}, {service->service()});
+      RpcServer::Start({flags.listen, flags.service.security}, {features.get()});
   if (!server.ok()) return Fail(server.status(), ExitCodeFor(server.status()));
   (*server)->SetServing(false);
 
@@ -179,7 +181,7 @@ int Serve(const Flags& flags) {
   }();
   if (!created.ok()) return Fail(created.status(), ExitCodeFor(created.status()));
   engine = *std::move(created);
-  service->SetEngine(engine.get());
+  streams.SetEngine(engine.get());
   (*server)->SetServing(true);
 
   not_ready.store("registering with the coordinator");
@@ -230,10 +232,10 @@ int Serve(const Flags& flags) {
   not_ready.store("draining");
   ready.Set(0);
   (*server)->SetServing(false);
-  service->Drain();
+  streams.Drain();
   // The coordinator stops handing this address out while the streams finish.
   if (fleet != nullptr) fleet->Drain();
-  if (!service->WaitIdle(left()))
+  if (!streams.WaitIdle(left()))
     LogWarning("cutting off clients that did not finish in time", {{"grace_seconds", flags.grace}});
   (*server)->Stop(std::chrono::milliseconds(0));
   if (fleet != nullptr) fleet->Stop();
@@ -253,7 +255,8 @@ int Main(int argc, char** argv) {
       ->allow_extra_args(false);
   app.add_option("--models", flags.models_folder, "Serve every *.safetensors and *.pt in this folder under its stem")
       ->type_name("FOLDER");
-  app.add_option("--listen", flags.listen, "Address of the feature stream; port 0 takes a free one")
+  app.add_option("--listen", flags.listen,
+                 "Address of the feature stream; port 0 takes a free one")
       ->type_name("HOST:PORT")
       ->capture_default_str();
   app.add_option("--advertise", flags.advertise, "Address at which students reach this server; default: the one bound")

@@ -15,6 +15,9 @@
 namespace distill {
 namespace {
 
+// What a message of a whole answer takes at least, in bytes a second, if its client reads it.
+constexpr uint64_t kSlowestReader = 10'000'000;
+
 Status Draining() { return absl::UnavailableError("this teacher is shutting down; send the batch to another one"); }
 
 }  // namespace
@@ -60,6 +63,7 @@ void StreamCore::Sent() {
     absl::MutexLock lock(&mutex_);
     sending_ = false;
     taken_at_ = Clock::now();
+    if (whole_bytes_ > 0) CountUnsentLocked(-static_cast<int64_t>(std::exchange(whole_bytes_, 0)));
   }
   Pump();
 }
@@ -80,6 +84,8 @@ void StreamCore::EndUnlessOpened(Clock::time_point before) {
 std::optional<StreamCore::Clock::time_point> StreamCore::holding_since() {
   absl::MutexLock lock(&mutex_);
   if (end_status_) return std::nullopt;
+  // Of a message of a gigabyte nothing is seen to be taken until all of it is.
+  if (whole_bytes_ > 0) return taken_at_ + std::chrono::milliseconds(whole_bytes_ * 1000 / kSlowestReader);
   if (answers_.empty() && (waiting_.empty() || CoveredLocked(waiting_.front()))) return std::nullopt;
   return taken_at_;
 }
@@ -113,11 +119,13 @@ void StreamCore::Proceed(const Status& status) {
 
 Status StreamCore::TakeOpen(const StreamOpen& open) {
   DISTILL_ASSIGN_OR_RETURN(OpenedModel opened, FindModel(open, engine_->models()));
-  LogInfo("stream opened", {{"client", open.client},
-                            {"peer", peer_},
-                            {"model", open.model},
-                            {"taps", opened.taps->size()},
-                            {"exclusive", open.exclusive_batches}});
+  if (kind_.logged) {
+    LogInfo("stream opened", {{"client", open.client},
+                              {"peer", peer_},
+                              {"model", open.model},
+                              {"taps", opened.taps->size()},
+                              {"exclusive", open.exclusive_batches}});
+  }
   absl::MutexLock lock(&mutex_);
   opened_ = true;
   client_ = open.client;
@@ -182,10 +190,10 @@ Status StreamCore::CheckBatchLocked(const std::vector<uint32_t>& shape, const Bu
                                                bytes, " more exceed the limit of ", limits.max_waiting_bytes,
                                                "; wait for answers"));
   }
-  if (const uint64_t answer = shape[0] * opened_model_.image_answer_bytes; answer > limits.max_answer_bytes) {
+  const uint64_t most = kind_.max_answer_bytes > 0 ? kind_.max_answer_bytes : limits.max_answer_bytes;
+  if (const uint64_t answer = shape[0] * opened_model_.image_answer_bytes; answer > most) {
     return absl::ResourceExhaustedError(StrCat("the answer to ", shape[0], " images would have ", answer,
-                                               " bytes, the limit is ", limits.max_answer_bytes,
-                                               "; send smaller batches"));
+                                               " bytes, the limit is ", most, "; send smaller batches"));
   }
   if (!set_->budget().TakePixels(bytes, Clock::now())) {
     return absl::UnavailableError(StrCat("the memory for pixels and features of all streams together, ",
@@ -241,14 +249,20 @@ void StreamCore::OnAnswer(uint64_t request_id, StatusOr<FeatureBatch> answer) {
 }
 
 void StreamCore::End(Status status) {
-  bool first = false;
+  bool first = false, break_off = false;
   {
     absl::MutexLock lock(&mutex_);
     if (!end_status_) {
       first = true;
       end_status_ = std::move(status);
       AbandonLocked();
+      break_off = breaking_off_ = sending_;
     }
+  }
+  if (break_off) {
+    transport_->BreakOff();
+    absl::MutexLock lock(&mutex_);
+    breaking_off_ = false;
   }
   // Only the opener of the stream has anything in the engine; its callbacks come back here at once.
   if (first && engine_ != nullptr) engine_->CancelClient(id_);
@@ -271,7 +285,7 @@ void StreamCore::Pump() {
           message = NextMessageLocked();
           abandon = end_status_.has_value();
         }
-        if (end_status_) {
+        if (end_status_ && !breaking_off_) {
           finish = end_status_;
           client = client_;
           finished_ = true;
@@ -287,10 +301,12 @@ void StreamCore::Pump() {
   if (message) transport_->Send(*std::move(message));
   if (abandon && engine_ != nullptr) engine_->CancelClient(id_);
   if (finish) {
-    LogInfo("stream closed", {{"client", client},
-                              {"peer", peer_},
-                              {"code", absl::StatusCodeToString(finish->code())},
-                              {"reason", finish->message()}});
+    if (kind_.logged) {
+      LogInfo("stream closed", {{"client", client},
+                                {"peer", peer_},
+                                {"code", absl::StatusCodeToString(finish->code())},
+                                {"reason", finish->message()}});
+    }
     transport_->Finish(*finish);
   }
   if (freed) set_->Freed();
@@ -381,6 +397,7 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
     }
     return std::nullopt;
   }
+  if (kind_.whole_answers) return WholeAnswerLocked();
   Answer& answer = answers_.front();
   const WireTensor& tensor = answer.batch.taps[answer.tap];
   const uint64_t left = tensor.bytes.size - answer.offset;
@@ -423,6 +440,20 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
       answers_.pop_front();
     }
   }
+  return message;
+}
+
+StreamMessage StreamCore::WholeAnswerLocked() {
+  Answer& answer = answers_.front();
+  StreamMessage message;
+  message.request_id = answer.request_id;
+  message.whole = std::move(answer.batch);
+  // Stays on the books; the request leaves them.
+  whole_bytes_ = std::exchange(unanswered_[answer.request_id].reserved, 0);
+  set_->sent_bytes().Add(whole_bytes_);
+  taken_at_ = Clock::now();
+  EndRequestLocked(answer.request_id, OkStatus());
+  answers_.pop_front();
   return message;
 }
 

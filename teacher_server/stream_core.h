@@ -49,6 +49,18 @@ struct StreamMessage {
   bool last = false;         // the batch is answered
   double queue_seconds = 0;  // with `last`
   double compute_seconds = 0;
+  // Of a stream with whole answers: the answer, which nothing above but request_id repeats.
+  FeatureBatch whole;
+};
+
+// How a protocol uses a stream.
+struct StreamKind {
+  // One message an answer, which needs no credit. Its bytes stay on the books until it was sent.
+  bool whole_answers = false;
+  // One batch's features; more gets RESOURCE_EXHAUSTED in band. 0: as StreamLimits says.
+  uint64_t max_answer_bytes = 0;
+  // Its opening and its end go into the log.
+  bool logged = true;
 };
 
 // The way to the client, of one stream. Called by any thread, under no lock of the stream. Neither may wait.
@@ -57,6 +69,9 @@ class StreamTransport {
   virtual ~StreamTransport() = default;
   // One at a time: the next only after StreamCore::Sent().
   virtual void Send(StreamMessage message) = 0;
+  // The stream ends while a message is under way, which nobody needs any more: Sent() had better come soon. Finish
+  // comes after this has returned.
+  virtual void BreakOff() {}
   // Once, and the last call; no message is under way. The object may be gone before it returns.
   virtual void Finish(const Status& status) = 0;
 };
@@ -68,8 +83,9 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   using Clock = std::chrono::steady_clock;
 
   // Made by StreamSet::Add.
-  StreamCore(StreamSet* set, TeacherEngine* engine, uint64_t id, std::string peer, StreamTransport* transport)
-      : set_(set), id_(id), engine_(engine), peer_(std::move(peer)), transport_(transport) {}
+  StreamCore(StreamSet* set, TeacherEngine* engine, uint64_t id, std::string peer, StreamTransport* transport,
+             const StreamKind& kind)
+      : set_(set), id_(id), engine_(engine), peer_(std::move(peer)), transport_(transport), kind_(kind) {}
 
   // From the client. What it may not say ends the stream with kInvalidArgument.
   void Open(const StreamOpen& open);
@@ -144,6 +160,8 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   // Gives what was admitted to the engine, in order: one thread at a time does so, the one that set `submitting_`. A
   // cancel, or the stream's end, that comes while a request is on its way finds nothing in the engine, and is repeated.
   void SubmitAll() ABSL_LOCKS_EXCLUDED(mutex_);
+  // The first of answers_, whole. REQUIRES: there is one.
+  StreamMessage WholeAnswerLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The next message; nothing when there is none now. Sets end_status_ when there can be none any more.
   std::optional<StreamMessage> NextMessageLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Forgets everything that is not in the engine's hands.
@@ -164,6 +182,7 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   TeacherEngine* const engine_;  // not owned: outlives all streams; null on a stream that is refused at once
   const std::string peer_;
   StreamTransport* const transport_;  // not owned: there until its Finish() was called
+  const StreamKind kind_;
   const Clock::time_point created_ = Clock::now();
 
   // Written once, before `opened_` is set, by the client's Open(); later only read.
@@ -177,11 +196,14 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   // A message is under way. Whoever sets it, under the lock, sends after unlocking; Sent() clears it. Finish goes
   // through the same gate.
   bool sending_ ABSL_GUARDED_BY(mutex_) = false;
+  // End() is about to call, or in, BreakOff(): Finish waits for it.
+  bool breaking_off_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;             // Finish was, or is about to be called
   std::optional<Status> end_status_ ABSL_GUARDED_BY(mutex_);  // decided how the stream ends
   uint64_t credit_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t waiting_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // pixels of unanswered_
-  uint64_t unsent_bytes_ ABSL_GUARDED_BY(mutex_) = 0;   // sum of `reserved` over unanswered_
+  uint64_t unsent_bytes_ ABSL_GUARDED_BY(mutex_) = 0;   // sum of `reserved` over unanswered_, and whole_bytes_
+  uint64_t whole_bytes_ ABSL_GUARDED_BY(mutex_) = 0;    // of the whole answer under way
   std::map<uint64_t, Unanswered> unanswered_ ABSL_GUARDED_BY(mutex_);
   std::deque<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);           // not yet admitted
   std::deque<TeacherRequest> to_submit_ ABSL_GUARDED_BY(mutex_);  // admitted, not yet given to the engine

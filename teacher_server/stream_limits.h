@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "common/wire/limits.h"
 
@@ -13,6 +14,9 @@ namespace distill {
 // Payload bytes of one message to a client. Large enough that per-message work does not count, small enough that a
 // stream's pixels and credits are not stuck behind it.
 inline constexpr uint64_t kChunkBytes = 1 << 20;
+// Largest message on a teacher's port, in bytes: whoever speaks the Open Inference Protocol has whole tensors in one.
+// It is the most that gRPC can be told; the feature stream holds its messages to kMaxMessageBytes.
+inline constexpr int kMaxInferenceMessageBytes = std::numeric_limits<int>::max();
 // Most taps of one stream.
 inline constexpr int kMaxTaps = 256;
 // Longest model name, digest, client name and tap path, in bytes: they go into logs and messages.

@@ -41,7 +41,7 @@ StreamSet::StreamSet(const StreamLimits& limits, MetricsRegistry* metrics)
       credit_wait_(metrics->GetCounter("distill_teacher_credit_wait_seconds_total",
                                        "Time that computed features waited for credit of their client, over all "
                                        "streams.")),
-      streams_(metrics->GetGauge("distill_teacher_streams", "Open feature streams.")),
+      streams_(metrics->GetGauge("distill_teacher_streams", "Open feature streams, and inference requests under way.")),
       budget_used_(
           metrics->GetGauge("distill_teacher_memory_budget_used_bytes", "Pixels and unsent features of all streams.")),
       slow_clients_(metrics->GetCounter("distill_teacher_slow_clients_total",
@@ -60,13 +60,13 @@ StreamSet::~StreamSet() {
   watch_.join();
 }
 
-std::shared_ptr<StreamCore> StreamSet::Add(std::string peer, StreamTransport* transport) {
+std::shared_ptr<StreamCore> StreamSet::Add(std::string peer, StreamTransport* transport, const StreamKind& kind) {
   TeacherEngine* const engine = this->engine();
   std::shared_ptr<StreamCore> stream;
   bool room = false;
   {
     absl::MutexLock lock(&mutex_);
-    stream = std::make_shared<StreamCore>(this, engine, ++last_id_, std::move(peer), transport);
+    stream = std::make_shared<StreamCore>(this, engine, ++last_id_, std::move(peer), transport, kind);
     live_[stream->id()] = stream;
     room = live_.size() <= limits_.max_streams;
   }

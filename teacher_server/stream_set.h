@@ -1,4 +1,5 @@
-// The feature streams of one teacher, and what they share: the engine, the memory (memory_budget.h), the wish to drain.
+// The streams of one teacher, whatever protocol they come by, and what they share: the engine, the memory
+// (memory_budget.h), the wish to drain.
 //
 // States: loading -> serving (SetEngine) -> draining (Drain). Streams that come while it loads or drains, or when there
 // are as many as may be, end with kUnavailable at once.
@@ -25,7 +26,7 @@
 
 namespace distill {
 
-// Thread-safe. Destroyed after all streams have left and the engine has stopped.
+// Thread-safe. Order of destruction: the RpcServer, then the engine (or its Stop()), then the services and the set.
 class StreamSet {
  public:
   // `metrics` is not owned and outlives the set.
@@ -41,7 +42,7 @@ class StreamSet {
 
   // A new stream; `peer` is for the log. One that is refused has called `transport->Finish` when this returns. The
   // transport calls Leave() once Finish has come and it is done with the stream.
-  std::shared_ptr<StreamCore> Add(std::string peer, StreamTransport* transport);
+  std::shared_ptr<StreamCore> Add(std::string peer, StreamTransport* transport, const StreamKind& kind = {});
   void Leave(const StreamCore& stream);
   // serving -> draining: new streams and new batches get kUnavailable; a stream whose accepted batches are all answered
   // ends with kUnavailable. Does not wait. Idempotent.

@@ -101,9 +101,10 @@ int Main(int argc, char** argv) {
   if (!arch.ok()) return fail(arch.status());
   MetricsRegistry metrics;
   FreeEngine engine(name, *arch);
-  auto service = FeatureService::Create({}, &metrics);
-  service->SetEngine(&engine);
-  auto server = RpcServer::Start({}, {service->service()});
+  StreamSet streams({}, &metrics);
+  streams.SetEngine(&engine);
+  const auto service = CreateFeatureService(&streams);
+  auto server = RpcServer::Start({}, {service.get()});
   if (!server.ok()) return fail(server.status());
   auto fleet = FleetClient::Start({.coordinator = coordinator,
                                    .worker_id = StrCat(name, "-teacher"),
@@ -117,7 +118,7 @@ int Main(int argc, char** argv) {
   WaitForSignal();
   (*fleet)->Drain();
   (*fleet)->Stop();
-  service->Drain();
+  streams.Drain();
   (*server)->Stop(std::chrono::seconds(2));
   return 0;
 }

@@ -135,8 +135,8 @@ StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const Options& options,
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(ToString(listen), std::make_shared<CheckedServerCredentials>(files), &port);
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  builder.SetMaxReceiveMessageSize(options.max_message_bytes);
+  builder.SetMaxSendMessageSize(options.max_message_bytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   // Clients ping every 20 s, also without calls (channel.cc); more than one ping in 5 s is abuse.
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);

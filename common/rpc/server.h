@@ -13,6 +13,7 @@
 
 #include "common/rpc/rpc_options.h"
 #include "common/status.h"
+#include "common/wire/limits.h"
 
 namespace distill {
 
@@ -27,7 +28,7 @@ class HealthService;
 // Limits. Strangers (no token): a connection has kHandshakeTimeout to become one of HTTP/2; headers of a call may have
 // 8 KiB in all (gRPC's default); a call's message is not read before its token is checked, and health calls have none
 // (health_service.h), so that a stream holds no more than HTTP/2's window. Callers: a message of at most
-// kMaxMessageBytes and at most kMaxStreams calls at a time on a connection (more wait at the client). Compressed
+// `max_message_bytes` and at most kMaxStreams calls at a time on a connection (more wait at the client). Compressed
 // messages are refused with UNIMPLEMENTED: a megabyte of them may stand for a gigabyte, and gRPC unpacks before it
 // looks at its limits. There is no budget over all connections; gRPC's own (ResourceQuota) ends any stream, also a good
 // one, so services bound what they keep themselves.
@@ -39,6 +40,7 @@ class RpcServer {
   struct Options {
     std::string listen = "127.0.0.1:0";  // host:port; port 0 lets the kernel choose
     RpcSecurity security;
+    int max_message_bytes = kMaxMessageBytes;  // of what is received and sent
   };
   // Starts serving `services` (not owned; they outlive the server). grpc.health.v1.Health/Check answers SERVING at
   // once. kInvalidArgument: bad address or certificate files, or a non-loopback address without TLS and token and

@@ -161,7 +161,7 @@ TEST_F(FeatureFlowTest, ACancelIsNotLostWhileItsBatchIsOnTheWayToTheEngine) {
   limits.max_unsent_bytes = kImageMapBytes;  // one at a time, so that another thread than the reader's submits the next
   StartServer(/*held=*/false, limits, /*with_engine=*/false);
   SlowDoorEngine slow(engine_.get());
-  service_->SetEngine(&slow);
+  streams_->SetEngine(&slow);
   Client client(address());
   client.Send(Open({{"map"}}, /*credit=*/0));
   for (uint64_t id : {1, 2, 3, 4}) client.Send(Batch(id, MakeImages(1, id)));
@@ -192,7 +192,7 @@ TEST_F(FeatureFlowTest, ADisconnectedClientsWaitingBatchesAreNeverComputed) {
     EXPECT_EQ(engine_->QueueLength(), 3);
     client.Disconnect();
   }
-  ASSERT_TRUE(service_->WaitIdle(kPatience));
+  ASSERT_TRUE(streams_->WaitIdle(kPatience));
   EXPECT_EQ(engine_->QueueLength(), 0);
   engine_->Release();
   ExpectAlive();
@@ -209,8 +209,10 @@ TEST_F(FeatureFlowTest, AClientMayDisconnectInTheMiddleOfAnAnswer) {
     EXPECT_TRUE(client.Read().has_value());
     client.Disconnect();
   }
-  ASSERT_TRUE(service_->WaitIdle(kPatience));
-  EXPECT_EQ(metrics_.GetGauge("distill_teacher_streams", "Open feature streams.").Value(), 0);
+  ASSERT_TRUE(streams_->WaitIdle(kPatience));
+  EXPECT_EQ(
+      metrics_.GetGauge("distill_teacher_streams", "Open feature streams, and inference requests under way.").Value(),
+      0);
   ExpectAlive();
 }
 

@@ -77,7 +77,7 @@ TEST_F(FeatureLimitsTest, AMessageOutOfPlaceEndsTheStream) {
     EXPECT_THAT(status.error_message(), HasSubstr(c.text));
   }
   // What such a stream left behind in the queue is gone with it.
-  ASSERT_TRUE(service_->WaitIdle(kPatience));
+  ASSERT_TRUE(streams_->WaitIdle(kPatience));
   engine_->Release();
   ExpectAlive();
   EXPECT_THAT(engine_->computed(), ElementsAre(5));

@@ -167,9 +167,11 @@ class FeatureServiceFixture : public ::testing::Test {
   // `held`: the engine computes nothing before engine_->Release().
   void StartServer(bool held = false, StreamLimits limits = {}, bool with_engine = true) {
     engine_ = std::make_unique<ChannelMeanEngine>(kChannels, kSide, held);
-    service_ = FeatureService::Create(limits, &metrics_);
-    if (with_engine) service_->SetEngine(engine_.get());
-    StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start({}, {service_->service()});
+    streams_ = std::make_unique<StreamSet>(limits, &metrics_);
+    service_ = CreateFeatureService(streams_.get());
+    if (with_engine) streams_->SetEngine(engine_.get());
+    StatusOr<std::unique_ptr<RpcServer>> server =
+        RpcServer::Start({.max_message_bytes = kMaxInferenceMessageBytes}, {service_.get()});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -201,7 +203,8 @@ class FeatureServiceFixture : public ::testing::Test {
   }
 
   MetricsRegistry metrics_;
-  std::unique_ptr<FeatureService> service_;
+  std::unique_ptr<StreamSet> streams_;
+  std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<ChannelMeanEngine> engine_;
   std::unique_ptr<RpcServer> server_;
 };

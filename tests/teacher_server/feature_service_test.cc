@@ -170,7 +170,7 @@ TEST_F(FeatureServiceTest, DrainingFinishesWhatRunsAndSendsClientsElsewhere) {
   busy.Send(Fence(100));
   EXPECT_EQ(ReadAnswer(busy).first, 100);
 
-  service_->Drain();
+  streams_->Drain();
   EXPECT_EQ(idle.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   Client late(address());
   EXPECT_EQ(late.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
@@ -178,13 +178,13 @@ TEST_F(FeatureServiceTest, DrainingFinishesWhatRunsAndSendsClientsElsewhere) {
   auto [refused, answer] = ReadAnswer(busy);
   EXPECT_EQ(refused, 2);
   EXPECT_EQ(answer.error_code, grpc::StatusCode::UNAVAILABLE);
-  EXPECT_FALSE(service_->WaitIdle(std::chrono::milliseconds(0)));
+  EXPECT_FALSE(streams_->WaitIdle(std::chrono::milliseconds(0)));
   engine_->Release();
   auto [finished, result] = ReadAnswer(busy);
   EXPECT_EQ(finished, 1);
   EXPECT_EQ(result.error, "");
   EXPECT_EQ(busy.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_TRUE(service_->WaitIdle(kPatience));
+  EXPECT_TRUE(streams_->WaitIdle(kPatience));
 }
 
 TEST_F(FeatureServiceTest, WhileLoadingClientsAreToldToTryAgain) {
@@ -193,7 +193,7 @@ TEST_F(FeatureServiceTest, WhileLoadingClientsAreToldToTryAgain) {
   const grpc::Status status = early.Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_THAT(status.error_message(), HasSubstr("loading"));
-  service_->SetEngine(engine_.get());
+  streams_->SetEngine(engine_.get());
   ExpectAlive();
 }
 

@@ -80,6 +80,15 @@ class Recorder final : public StreamTransport {
     under_way_ = false;
     ++taken_;
   }
+  void BreakOff() override {
+    absl::MutexLock lock(&mutex_);
+    EXPECT_FALSE(end_.has_value()) << "broken off after the end";
+    broken_off_ = true;
+  }
+  bool broken_off() {
+    absl::MutexLock lock(&mutex_);
+    return broken_off_;
+  }
   bool sending() {
     absl::MutexLock lock(&mutex_);
     return under_way_;
@@ -92,6 +101,7 @@ class Recorder final : public StreamTransport {
  private:
   absl::Mutex mutex_;
   bool under_way_ ABSL_GUARDED_BY(mutex_) = false;
+  bool broken_off_ ABSL_GUARDED_BY(mutex_) = false;
   size_t taken_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<StreamMessage> messages_ ABSL_GUARDED_BY(mutex_);
   std::optional<Status> end_ ABSL_GUARDED_BY(mutex_);
@@ -105,7 +115,9 @@ class StreamCoreTest : public ::testing::Test {
     streams_ = std::make_unique<StreamSet>(limits, &metrics_);
     streams_->SetEngine(engine_.get());
   }
-  std::shared_ptr<StreamCore> Add(Recorder* client) { return streams_->Add("test", client); }
+  std::shared_ptr<StreamCore> Add(Recorder* client, const StreamKind& kind = {}) {
+    return streams_->Add("test", client, kind);
+  }
   void TearDown() override {
     if (engine_ != nullptr) engine_->Stop();
   }
@@ -141,6 +153,56 @@ TEST_F(StreamCoreTest, AnAnswerComesInPiecesOfExactlyTheCredit) {
   core->ClientIsDone();
   EXPECT_EQ(client.end(), OkStatus());
   EXPECT_EQ(streams_->budget().used(), 0);
+}
+
+TEST_F(StreamCoreTest, AWholeAnswerIsOneMessageAndOnTheBooksUntilItHasGone) {
+  Serve();
+  Recorder client;
+  const auto core = Add(&client, {.whole_answers = true});
+  StreamOpen open = OpenMap(kPlenty);
+  open.taps.push_back({"mean", static_cast<int>(WireDtype::kF32)});
+  core->Open(open);
+  core->Batch(5, Shape(2), Pixels(2));
+  core->ClientIsDone();
+  client.WaitSending();
+  const uint64_t bytes = 2 * (kImageMapBytes + 4 * kChannels);
+  EXPECT_EQ(streams_->budget().used(), bytes);
+  ASSERT_TRUE(core->holding_since().has_value());
+  const StreamMessage message = client.Next(core.get());
+  EXPECT_EQ(message.request_id, 5);
+  ASSERT_EQ(message.whole.taps.size(), 2);
+  EXPECT_EQ(message.whole.taps[0].bytes.size, 2 * kImageMapBytes);
+  EXPECT_EQ(message.whole.model_digest, "d1");
+  EXPECT_EQ(client.end(), OkStatus());
+  EXPECT_EQ(streams_->budget().used(), 0);
+}
+
+TEST_F(StreamCoreTest, AWholeAnswerThatIsNotTakenIsBrokenOff) {
+  Serve();
+  Recorder client;
+  const auto core = Add(&client, {.whole_answers = true});
+  core->Open(OpenMap(kPlenty));
+  core->Batch(1, Shape(1), Pixels(1));
+  client.WaitSending();
+  core->EndForOthers();
+  EXPECT_TRUE(client.broken_off());
+  EXPECT_FALSE(client.end().has_value());
+  EXPECT_EQ(streams_->budget().used(), kImageMapBytes);  // the transport has it still
+  client.TakeAway();
+  core->Sent();
+  EXPECT_EQ(client.end()->code(), StatusCode::kUnavailable);
+  EXPECT_EQ(streams_->budget().used(), 0);
+}
+
+TEST_F(StreamCoreTest, AKindOfStreamMayHaveAnAnswerLimitOfItsOwn) {
+  Serve();
+  Recorder client;
+  const auto core = Add(&client, {.whole_answers = true, .max_answer_bytes = kImageMapBytes});
+  core->Open(OpenMap(kPlenty));
+  core->Batch(1, Shape(2), Pixels(2));
+  EXPECT_EQ(client.Next(core.get()).error.code(), StatusCode::kResourceExhausted);
+  core->Batch(2, Shape(1), Pixels(1));
+  EXPECT_EQ(client.Next(core.get()).whole.taps.size(), 1);
 }
 
 TEST_F(StreamCoreTest, NothingIsSentBeforeTheLastMessageHasGone) {
