@@ -32,6 +32,7 @@
 #include "common/str_cat.h"
 #include "common/zoo/model_file.h"
 #include "teacher_server/feature_service.h"
+#include "teacher_server/inference_v2/inference_service.h"
 #include "teacher_server/stream_set.h"
 #include "teacher_server/torch_teacher_engine.h"
 
@@ -153,14 +154,15 @@ int Serve(const Flags& flags) {
     if (!http.ok()) return Fail(http.status(), ExitCodeFor(http.status()));
   }
 
-  // Destroyed in the reverse order: fleet, server, engine, service, streams.
+  // Destroyed in the reverse order: fleet, server, engine, services, streams.
   StreamLimits limits;
   limits.memory_budget = flags.memory_budget;
   StreamSet streams(limits, &metrics);
   const std::unique_ptr<grpc::Service> features = CreateFeatureService(&streams);
+  const std::unique_ptr<grpc::Service> inference = CreateInferenceService(&streams);
   std::unique_ptr<TeacherEngine> engine;
-  StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start({flags.listen, flags.service.security}, {features.get()});
+  StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(
+      {flags.listen, flags.service.security, kMaxInferenceMessageBytes}, {features.get(), inference.get()});
   if (!server.ok()) return Fail(server.status(), ExitCodeFor(server.status()));
   (*server)->SetServing(false);
 
@@ -256,7 +258,7 @@ int Main(int argc, char** argv) {
   app.add_option("--models", flags.models_folder, "Serve every *.safetensors and *.pt in this folder under its stem")
       ->type_name("FOLDER");
   app.add_option("--listen", flags.listen,
-                 "Address of the feature stream; port 0 takes a free one")
+                 "Address of the feature stream and of the Open Inference Protocol; port 0 takes a free one")
       ->type_name("HOST:PORT")
       ->capture_default_str();
   app.add_option("--advertise", flags.advertise, "Address at which students reach this server; default: the one bound")
