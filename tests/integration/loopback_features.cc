@@ -6,15 +6,17 @@
 #include "common/rpc/server.h"
 #include "student_worker/feature/teacher_pool.h"
 #include "teacher_server/feature_service.h"
+#include "teacher_server/stream_set.h"
 
 namespace distill::testing {
 
 StatusOr<FeatureBatch> FetchOverLoopback(TeacherEngine* engine, const std::vector<TapRequest>& taps,
                                          const ImageBatch& images) {
   MetricsRegistry metrics;
-  const auto service = FeatureService::Create({}, &metrics);
-  service->SetEngine(engine);
-  DISTILL_ASSIGN_OR_RETURN(const auto server, RpcServer::Start({}, {service->service()}));
+  StreamSet streams({}, &metrics);
+  streams.SetEngine(engine);
+  const auto service = CreateFeatureService(&streams);
+  DISTILL_ASSIGN_OR_RETURN(const auto server, RpcServer::Start({}, {service.get()}));
   const ServedModelInfo& served = engine->models()[0].served;
   TeacherPool::Options options;
   options.model = served.name;
