@@ -20,6 +20,7 @@
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
 #include "common/utf8.h"
+#include "common/wall_clock.h"
 #include "distill/v1/fleet.grpc.pb.h"
 
 namespace distill {
@@ -140,7 +141,7 @@ class GrpcFleetClient : public FleetClient {
   void ReportEvent(const std::string& job_id, EventLevel level, EventType type, const std::string& text) override {
     v1::JobEvent event;
     event.set_job_id(job_id);
-    event.set_time(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
+    event.set_time(WallClock());
     event.set_level(ToProto(level));
     event.set_type(static_cast<v1::EventType>(type));
     event.set_source(options_.worker_id);

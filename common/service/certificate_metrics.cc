@@ -5,23 +5,19 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
-#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
 
 #include "common/log.h"
 #include "common/str_cat.h"
+#include "common/wall_clock.h"
 
 namespace distill {
 namespace {
 
 constexpr double kDay = 86400;
 constexpr double kWarnSeconds = 14 * kDay;
-
-double WallClock() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 void ExportOne(const std::string& file, const std::string& path, MetricsRegistry* registry) {
   if (path.empty()) return;

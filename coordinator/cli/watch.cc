@@ -4,8 +4,8 @@
 
 #include <string>
 
-#include "absl/time/clock.h"
 #include "common/str_cat.h"
+#include "common/wall_clock.h"
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/follow.h"
 #include "coordinator/cli/job_progress.h"
@@ -97,7 +97,7 @@ class ProgressPrinter {
 
 }  // namespace
 
-double Now() { return absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()); }
+double Now() { return WallClock(); }
 
 ExitCode EndFollow(const Status& status, const v1::Job& job, const Options& options) {
   if (absl::IsCancelled(status)) {

@@ -5,12 +5,11 @@
 #include <optional>
 #include <utility>
 
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "common/http/form.h"
 #include "common/log.h"
 #include "common/rpc/address.h"
 #include "common/str_cat.h"
+#include "common/wall_clock.h"
 #include "coordinator/web/assets.h"
 #include "coordinator/web/job_files.h"
 #include "coordinator/web/login.h"
@@ -142,7 +141,7 @@ class StatusPage : public std::enable_shared_from_this<StatusPage> {
   }
 
  private:
-  double Now() const { return options_.now ? options_.now() : absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()); }
+  double Now() const { return options_.now ? options_.now() : WallClock(); }
 
   // By this the page knows the coordinator's clock, to which all times in the answers belong.
   HttpResponse WithDate(HttpResponse response) const {

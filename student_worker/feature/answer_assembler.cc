@@ -4,14 +4,12 @@
 #include <cmath>
 #include <cstring>
 
-#include "absl/strings/str_join.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/wire/copy_count.h"
 
 namespace distill {
 namespace {
-
-std::string ShapeText(const std::vector<uint32_t>& shape) { return StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 template <typename... Args>
 Status Broken(const Args&... args) {

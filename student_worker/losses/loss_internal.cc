@@ -5,8 +5,8 @@
 #include <cmath>
 #include <numbers>
 
-#include "absl/strings/str_join.h"
 #include "common/plan/loss_schema.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/wire/copy_count.h"
 #include "student_worker/losses/kernel_view.h"
@@ -15,7 +15,7 @@ namespace distill::loss_internal {
 
 std::string ShapeText(const torch::Tensor& tensor) {
   if (!tensor.defined()) return "none";
-  return StrCat("[", absl::StrJoin(tensor.sizes().vec(), ", "), "]");
+  return distill::ShapeText(tensor.sizes());
 }
 
 Status CheckInputs(const LossInputs& inputs, int64_t rank) {

@@ -3,13 +3,10 @@
 #include <algorithm>
 
 #include "common/log.h"
+#include "common/wall_clock.h"
 
 namespace distill {
 namespace {
-
-double WallClock() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 LogLevel LevelOfLog(EventLevel level) {
   switch (level) {

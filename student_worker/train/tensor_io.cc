@@ -4,14 +4,12 @@
 
 #include <cstring>
 
-#include "absl/strings/str_join.h"
+#include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/wire/copy_count.h"
 
 namespace distill {
 namespace {
-
-std::string ShapeText(at::IntArrayRef shape) { return StrCat("[", absl::StrJoin(shape.vec(), ", "), "]"); }
 
 // torch::from_blob takes a mutable pointer; nobody writes through these tensors.
 torch::Tensor Share(const Buffer& buffer, std::vector<int64_t> shape, torch::ScalarType dtype) {

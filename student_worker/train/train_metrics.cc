@@ -1,17 +1,14 @@
 #include "student_worker/train/train_metrics.h"
 
-#include <chrono>
 #include <limits>
+
+#include "common/wall_clock.h"
 
 namespace distill {
 namespace {
 
 constexpr char kTermName[] = "distill_student_loss_term";
 constexpr char kTermHelp[] = "Unweighted value of one loss of the stage at the last step, mean over ranks.";
-
-double WallClock() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
 
 constexpr char kScoreName[] = "distill_student_score_ratio";
 constexpr char kScoreHelp[] = "Newest results of the student on the test set by metric, 0 to 1; no series before.";
