@@ -43,7 +43,6 @@ class CacheBudget {
     }
     return false;
   }
-  uint64_t left() const { return left_.load(std::memory_order_relaxed); }
 
  private:
   std::atomic<uint64_t> left_;

@@ -125,9 +125,9 @@ std::shared_ptr<const std::string> FileDataset::Bytes(const FileList& list, size
     *error = bytes.status();
     return nullptr;
   }
-  if (keeps && budget_->Take((*bytes)->capacity())) {
+  if (keeps) {
     absl::MutexLock lock(&MutexOf(slot));
-    encoded_[slot] = *bytes;
+    if (encoded_[slot] == nullptr && budget_->Take((*bytes)->capacity())) encoded_[slot] = *bytes;
   }
   return *bytes;
 }
@@ -190,10 +190,14 @@ std::shared_ptr<const FileDataset::Kept> FileDataset::KeptOf(uint64_t index) con
 }
 
 void FileDataset::KeepCopy(uint64_t index, const Picture& picture, bool reducible) const {
-  if (cache_ != CacheMode::kDecoded || !budget_->Take(picture.bytes())) return;
-  auto kept = std::make_shared<const Kept>(Kept{picture, reducible});
+  if (cache_ != CacheMode::kDecoded || full_) return;
   absl::MutexLock lock(&MutexOf(index));
-  decoded_[index] = std::move(kept);
+  if (decoded_[index] != nullptr) return;  // another reader was first
+  if (budget_->Take(picture.bytes())) {
+    decoded_[index] = std::make_shared<const Kept>(Kept{picture, reducible});
+  } else {
+    full_ = true;
+  }
 }
 
 Status FileDataset::Read(uint64_t index, Picture* out) const {
@@ -217,7 +221,7 @@ Status FileDataset::ReadPart(uint64_t index, const PartChooser& choose, Picture*
       *out = kept->picture;
       return OkStatus();
     }
-  } else if (keeps && budget_->left() > 0) {
+  } else if (keeps && !full_) {
     Notes notes;
     if (const auto problem = Load(index, out, &notes)) return ToStatus(*problem);
     KeepCopy(index, *out, notes.decoded.reducible);

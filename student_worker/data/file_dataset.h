@@ -135,6 +135,8 @@ class FileDataset : public Dataset {
   mutable std::vector<std::shared_ptr<const Kept>> decoded_;
   mutable std::vector<std::shared_ptr<const std::string>> encoded_;
   mutable std::array<absl::Mutex, 64> mutexes_;
+  // A picture did not fit: the others are not decoded whole for the cache's sake any more.
+  mutable std::atomic<bool> full_ = false;
 };
 
 }  // namespace distill
