@@ -14,6 +14,7 @@ namespace distill::testing {
 namespace {
 
 using std::chrono::seconds;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 // A job of one stage without a teacher.
@@ -60,6 +61,15 @@ class StudentFaultTest : public ::testing::Test {
     }
     return nullptr;
   }
+  static bool BecomesStuck(Cluster* cluster, const std::string& id, seconds limit) {
+    const auto until = std::chrono::steady_clock::now() + limit;
+    while (std::chrono::steady_clock::now() < until) {
+      const auto worker = Worker(cluster, id);
+      if (!worker.is_null() && worker.value("state", "") == "stuck") return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    }
+    return false;
+  }
 };
 
 TEST_F(StudentFaultTest, AStudentThatHangsIsSeenAndCancelledAndHoldsUpNobody) {
@@ -81,8 +91,8 @@ TEST_F(StudentFaultTest, AStudentThatHangsIsSeenAndCancelledAndHoldsUpNobody) {
   const auto waits = cluster.WaitFor(
       next, seconds(30), [](const auto& j) { return Reason(j).find("s0 is stuck in job hangs") != std::string::npos; });
   ASSERT_FALSE(waits.is_null());
+  ASSERT_TRUE(BecomesStuck(&cluster, "s0", seconds(10)));
   const auto stuck = Worker(&cluster, "s0");
-  EXPECT_EQ(stuck.value("state", ""), "stuck");
   EXPECT_THAT(stuck.value("reason", ""), HasSubstr("has not left job " + job));
   EXPECT_THAT(cluster.HttpGet("coordinator", "/metrics"),
               HasSubstr("distill_coordinator_workers{kind=\"student\",state=\"stuck\"} 1"));
@@ -106,8 +116,9 @@ TEST_F(StudentFaultTest, AHangingRankIsLeftBehindAfterTheHangLimit) {
   EXPECT_EQ(State(end), "JOB_STATE_SUCCEEDED") << Reason(end);
   const std::string events = cluster.Ctl({"logs", job}).out;
   EXPECT_THAT(events, HasSubstr("more than --hang-limit: one of them hangs"));
-  EXPECT_THAT(events, HasSubstr("s0 has been stuck in generation 1"));
-  EXPECT_EQ(Worker(&cluster, "s0").value("state", ""), "stuck");
+  // The next group is s1's at once, or one more is formed when s0 has not followed within --stuck-limit.
+  EXPECT_THAT(events, ContainsRegex("generation [23]: s1"));
+  EXPECT_TRUE(BecomesStuck(&cluster, "s0", seconds(30)));
   cluster.Kill("s0", SIGKILL);
 }
 
