@@ -1,9 +1,9 @@
 #include "common/zoo/architecture.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <optional>
+#include <iterator>
+#include <map>
 #include <set>
 
 #include "absl/strings/str_join.h"
@@ -11,6 +11,7 @@
 #include "common/shape_text.h"
 #include "common/str_cat.h"
 #include "common/zoo/module_path.h"
+#include "common/zoo/zoo_builder.h"
 
 namespace distill {
 namespace {
@@ -21,179 +22,25 @@ constexpr uint32_t kMaxChannels = 4096;
 constexpr uint32_t kMaxClasses = 1000000;
 constexpr uint32_t kMaxDenseClasses = 255;  // a label is one byte, and 255 marks pixels without one
 
-constexpr std::array<uint32_t, 7> kCifarDepths = {8, 14, 20, 32, 44, 56, 110};
-
-struct ResNetPlan {
-  uint32_t depth;
-  bool bottleneck;
-  std::array<uint32_t, 4> blocks;
-};
-constexpr std::array<ResNetPlan, 5> kResNets = {{{18, false, {2, 2, 2, 2}},
-                                                 {34, false, {3, 4, 6, 3}},
-                                                 {50, true, {3, 4, 6, 3}},
-                                                 {101, true, {3, 4, 23, 3}},
-                                                 {152, true, {3, 8, 36, 3}}}};
-constexpr uint32_t kDeepestFcn = 101;
-
-ModuleDef Conv(std::string name, uint32_t in, uint32_t out, uint32_t kernel, uint32_t stride, uint32_t dilation = 1) {
-  return {.name = std::move(name),
-          .kind = ModuleKind::kConv2d,
-          .in = in,
-          .out = out,
-          .kernel = kernel,
-          .stride = stride,
-          .padding = dilation * (kernel / 2),
-          .dilation = dilation};
+// All families, by name in the order of Architecture::Names().
+const std::vector<ZooEntry>& Zoo() {
+  static const auto* const zoo = [] {
+    auto* const entries = new std::vector<ZooEntry>();
+    AddCifarResNets(entries);
+    AddWideResNets(entries);
+    AddVggs(entries);
+    AddMobileNets(entries);
+    AddShuffleNets(entries);
+    AddResNets(entries);
+    AddSegmentationNets(entries);
+    return entries;
+  }();
+  return *zoo;
 }
-ModuleDef Plain(std::string name, ModuleKind kind, uint32_t channels) {
-  return {.name = std::move(name), .kind = kind, .in = channels, .out = channels};
-}
-ModuleDef Norm(std::string name, uint32_t channels) {
-  return Plain(std::move(name), ModuleKind::kBatchNorm2d, channels);
-}
-
-// Children in the order of torchvision's constructor, which is also execution order and the order of its state
-// dictionary.
-ModuleDef Block(std::string name, bool bottleneck, uint32_t in, uint32_t planes, uint32_t stride, uint32_t dilation) {
-  const uint32_t out = bottleneck ? planes * 4 : planes;
-  ModuleDef block{.name = std::move(name),
-                  .kind = bottleneck ? ModuleKind::kBottleneck : ModuleKind::kBasicBlock,
-                  .in = in,
-                  .out = out,
-                  .stride = stride};
-  auto& c = block.children;
-  if (bottleneck) {
-    c.push_back(Conv("conv1", in, planes, 1, 1));
-    c.push_back(Norm("bn1", planes));
-    c.push_back(Conv("conv2", planes, planes, 3, stride, dilation));  // v1.5: the stride sits on the 3x3 convolution
-    c.push_back(Norm("bn2", planes));
-    c.push_back(Conv("conv3", planes, out, 1, 1));
-    c.push_back(Norm("bn3", out));
-  } else {
-    c.push_back(Conv("conv1", in, planes, 3, stride, dilation));
-    c.push_back(Norm("bn1", planes));
-    c.push_back(Conv("conv2", planes, planes, 3, 1));
-    c.push_back(Norm("bn2", planes));
-  }
-  if (stride != 1 || in != out) {
-    ModuleDef shortcut{.name = "downsample", .kind = ModuleKind::kSequential, .in = in, .out = out};
-    shortcut.children.push_back(Conv("0", in, out, 1, stride));
-    shortcut.children.push_back(Norm("1", out));
-    c.push_back(std::move(shortcut));
-  }
-  c.push_back(Plain("add", ModuleKind::kAdd, out));
-  return block;
-}
-
-struct LayerPlan {
-  uint32_t planes, blocks, stride;
-  uint32_t first_dilation = 1, dilation = 1;  // of the first block and of the others
-};
-
-ModuleDef Layer(std::string name, bool bottleneck, uint32_t in, const LayerPlan& plan) {
-  ModuleDef layer{.name = std::move(name), .kind = ModuleKind::kSequential, .in = in};
-  for (uint32_t b = 0; b < plan.blocks; ++b) {
-    layer.children.push_back(Block(StrCat(b), bottleneck, in, plan.planes, b == 0 ? plan.stride : 1,
-                                   b == 0 ? plan.first_dilation : plan.dilation));
-    in = layer.children.back().out;
-  }
-  layer.out = in;
-  return layer;
-}
-
-void AppendHead(ModuleDef* root, uint32_t features, uint32_t classes) {
-  root->children.push_back(Plain("avgpool", ModuleKind::kGlobalAvgPool, features));
-  root->children.push_back(Plain("flatten", ModuleKind::kFlatten, features));
-  root->children.push_back({.name = "fc", .kind = ModuleKind::kLinear, .in = features, .out = classes});
-  root->out = classes;
-}
-
-ModuleDef CifarResNet(const ModelSpec& spec, uint32_t depth) {
-  ModuleDef root{.kind = ModuleKind::kSequential, .in = spec.in_channels};
-  root.children.push_back(Conv("conv1", spec.in_channels, spec.width, 3, 1));
-  root.children.push_back(Norm("bn1", spec.width));
-  root.children.push_back(Plain("relu", ModuleKind::kRelu, spec.width));
-  uint32_t in = spec.width;
-  for (uint32_t k = 0; k < 3; ++k) {
-    const LayerPlan plan{.planes = spec.width << k, .blocks = (depth - 2) / 6, .stride = k == 0 ? 1u : 2u};
-    root.children.push_back(Layer(StrCat("layer", k + 1), false, in, plan));
-    in = root.children.back().out;
-  }
-  AppendHead(&root, in, spec.num_classes);
-  return root;
-}
-
-// Stem and stages. `dilated`: layer3 and layer4 keep the size of layer2 (1/8 of the image's).
-ModuleDef ResNetBackbone(const ModelSpec& spec, const ResNetPlan& plan, bool dilated) {
-  ModuleDef root{.kind = ModuleKind::kSequential, .in = spec.in_channels};
-  root.children.push_back(Conv("conv1", spec.in_channels, spec.width, 7, 2));
-  root.children.push_back(Norm("bn1", spec.width));
-  root.children.push_back(Plain("relu", ModuleKind::kRelu, spec.width));
-  ModuleDef pool = Plain("maxpool", ModuleKind::kMaxPool2d, spec.width);
-  pool.kernel = 3;
-  pool.stride = 2;
-  pool.padding = 1;
-  root.children.push_back(std::move(pool));
-  uint32_t in = spec.width;
-  uint32_t dilation = 1;
-  for (uint32_t k = 0; k < 4; ++k) {
-    LayerPlan layer{.planes = spec.width << k, .blocks = plan.blocks[k], .stride = k == 0 ? 1u : 2u};
-    layer.first_dilation = dilation;
-    if (dilated && k >= 2) {
-      dilation *= layer.stride;
-      layer.stride = 1;
-    }
-    layer.dilation = dilation;
-    root.children.push_back(Layer(StrCat("layer", k + 1), plan.bottleneck, in, layer));
-    in = root.children.back().out;
-  }
-  root.out = in;
-  return root;
-}
-
-ModuleDef ResNet(const ModelSpec& spec, const ResNetPlan& plan) {
-  ModuleDef root = ResNetBackbone(spec, plan, false);
-  AppendHead(&root, root.out, spec.num_classes);
-  return root;
-}
-
-ModuleDef Fcn(const ModelSpec& spec, const ResNetPlan& plan) {
-  ModuleDef root = ResNetBackbone(spec, plan, true);
-  const uint32_t features = root.out, inner = features / 4;
-  ModuleDef head{
-      .name = "classifier", .kind = ModuleKind::kSequential, .in = features, .out = spec.num_classes, .children = {}};
-  head.children.push_back(Conv("0", features, inner, 3, 1));
-  head.children.push_back(Norm("1", inner));
-  head.children.push_back(Plain("2", ModuleKind::kRelu, inner));
-  head.children.push_back(Conv("4", inner, spec.num_classes, 1, 1));  // 3 is torchvision's dropout
-  head.children.back().bias = true;
-  root.children.push_back(std::move(head));
-  ModuleDef upsample = Plain("upsample", ModuleKind::kUpsample, spec.num_classes);
-  upsample.out_height = spec.image_height;
-  upsample.out_width = spec.image_width;
-  root.children.push_back(std::move(upsample));
-  root.out = spec.num_classes;
-  return root;
-}
-
-// Which network a name means: a CIFAR depth, or one of kResNets, alone or in an FCN.
-std::optional<uint32_t> CifarDepth(std::string_view arch) {
-  for (uint32_t depth : kCifarDepths) {
-    if (arch == StrCat("cifar_resnet", depth)) return depth;
-  }
-  return std::nullopt;
-}
-const ResNetPlan* FindResNet(std::string_view arch) {
-  for (const ResNetPlan& plan : kResNets) {
-    if (arch == StrCat("resnet", plan.depth)) return &plan;
-  }
-  return nullptr;
-}
-const ResNetPlan* FindFcn(std::string_view arch) {
-  for (const ResNetPlan& plan : kResNets) {
-    if (plan.depth <= kDeepestFcn && arch == StrCat("fcn_resnet", plan.depth)) return &plan;
-  }
-  return nullptr;
+const ZooEntry* FindEntry(std::string_view arch) {
+  const auto found =
+      std::find_if(Zoo().begin(), Zoo().end(), [&](const ZooEntry& entry) { return entry.name == arch; });
+  return found == Zoo().end() ? nullptr : &*found;
 }
 
 Status CheckRange(const ModelSpec& spec, std::string_view field, uint64_t value, uint64_t low, uint64_t high) {
@@ -217,49 +64,125 @@ Status CheckStatistics(const ModelSpec& spec, std::string_view field, const std:
   return OkStatus();
 }
 
-uint32_t OutputSize(uint32_t size, const ModuleDef& def) {
-  const uint32_t reach = def.dilation * (def.kernel - 1) + 1;
-  return (size + 2 * def.padding - reach) / def.stride + 1;
+std::string_view ParentOf(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
 }
 
-// Walks in execution order and appends a tap for each module below and including `def`. Returns the output's shape.
-TapShape AppendTaps(const ModuleDef& def, const std::string& path, const TapShape& input, std::vector<TapInfo>* taps) {
-  TapShape shape = input;
-  switch (def.kind) {
-    case ModuleKind::kSequential:
-      for (const ModuleDef& child : def.children)
-        shape = AppendTaps(child, JoinModulePath(path, child.name), shape, taps);
-      break;
-    case ModuleKind::kBasicBlock:
-    case ModuleKind::kBottleneck:
-      for (const ModuleDef& child : def.children) {
-        // The shortcut starts from the block's input; its output has the body's shape.
-        shape = AppendTaps(child, JoinModulePath(path, child.name), child.name == "downsample" ? input : shape, taps);
-      }
-      break;
-    case ModuleKind::kConv2d:
-    case ModuleKind::kMaxPool2d:
-      shape = {def.out, OutputSize(input[1], def), OutputSize(input[2], def)};
-      break;
-    case ModuleKind::kGlobalAvgPool:
-      shape = {def.out, 1, 1};
-      break;
-    case ModuleKind::kUpsample:
-      shape = {def.out, def.out_height, def.out_width};
-      break;
-    case ModuleKind::kFlatten:
-    case ModuleKind::kLinear:
-      shape = {def.out};
-      break;
-    case ModuleKind::kBatchNorm2d:
-    case ModuleKind::kRelu:
-    case ModuleKind::kAdd:
-    case ModuleKind::kOpaque:
-      break;
+// Runs the network on shapes: finds the taps in the order of execution.
+class ShapeRun {
+ public:
+  ShapeRun(const std::vector<StateEntry>& state, std::vector<TapInfo>* taps) : taps_(taps) {
+    for (uint32_t i = 0; i < state.size(); ++i) {
+      if (!state[i].is_buffer) parameters_[std::string(ParentOf(state[i].name))].push_back(i);
+    }
   }
-  if (!path.empty()) taps->push_back({.path = path, .kind = def.kind, .shape = shape});
-  return shape;
-}
+
+  struct Value {
+    TapShape shape;
+    std::vector<uint32_t> needs;  // ascending
+  };
+  // `straight`: all that the output takes from the image passes through `inputs`.
+  Value Execute(const ModuleDef& def, const std::string& path, const std::vector<const Value*>& inputs, bool straight) {
+    Value value = IsContainer(def.kind) ? Container(def, path, inputs, straight) : Leaf(def, path, inputs);
+    if (!def.name.empty()) {
+      taps_->push_back({.path = path,
+                        .kind = def.kind,
+                        .shape = value.shape,
+                        .needs = value.needs,
+                        .is_cut = straight,
+                        .multiply_adds = multiply_adds_});
+    }
+    return value;
+  }
+
+  const Status& status() const { return status_; }
+  uint64_t multiply_adds() const { return multiply_adds_; }
+
+ private:
+  Value Container(const ModuleDef& def, const std::string& path, const std::vector<const Value*>& given,
+                  bool straight) {
+    const std::vector<Step> steps = StepsOf(def);
+    const std::vector<size_t> last_use = LastUses(steps, given.size());
+    std::vector<Value> values(given.size() + steps.size());
+    for (size_t i = 0; i < given.size(); ++i) values[i] = *given[i];
+    for (size_t k = 0; k < steps.size(); ++k) {
+      const ModuleDef& child = def.children[steps[k].child];
+      std::vector<const Value*> inputs;
+      for (const uint32_t i : steps[k].inputs) inputs.push_back(&values[i]);
+      // Inside a block of a network nobody cuts; elsewhere one can where no earlier value is read later on.
+      bool cut = straight && def.kind == ModuleKind::kSequential;
+      for (size_t i = 0; i < given.size() + k; ++i) cut = cut && last_use[i] <= k;
+      values[given.size() + k] =
+          Execute(child, child.name.empty() ? path : JoinModulePath(path, child.name), inputs, cut);
+    }
+    return std::move(values.back());
+  }
+
+  Value Leaf(const ModuleDef& def, const std::string& path, const std::vector<const Value*>& inputs) {
+    Value out = *inputs[0];
+    for (size_t i = 1; i < inputs.size(); ++i) AddNeeds(inputs[i]->needs, &out);
+    if (const auto own = parameters_.find(path); own != parameters_.end()) AddNeeds(own->second, &out);
+    TapShape& shape = out.shape;
+    switch (def.kind) {
+      case ModuleKind::kConv2d:
+        shape = {def.out, OutputSize(shape[1], def, path), OutputSize(shape[2], def, path)};
+        multiply_adds_ += uint64_t{shape[1]} * shape[2] * def.out * (def.in / def.groups) * def.kernel * def.kernel;
+        break;
+      case ModuleKind::kMaxPool2d:
+        shape = {shape[0], OutputSize(shape[1], def, path), OutputSize(shape[2], def, path)};
+        break;
+      case ModuleKind::kAvgPool2d:
+        shape = {shape[0], def.out_height, def.out_width};
+        break;
+      case ModuleKind::kUpsample:
+        // Of two values, the second one's size is taken.
+        shape = inputs.size() == 2 ? TapShape{shape[0], inputs[1]->shape[1], inputs[1]->shape[2]}
+                                   : TapShape{shape[0], def.out_height, def.out_width};
+        break;
+      case ModuleKind::kFlatten:
+        shape = {shape[0] * shape[1] * shape[2]};
+        break;
+      case ModuleKind::kLinear:
+        shape = {def.out};
+        multiply_adds_ += uint64_t{def.in} * def.out;
+        break;
+      case ModuleKind::kConcat:
+        for (size_t i = 1; i < inputs.size(); ++i) shape[0] += inputs[i]->shape[0];
+        break;
+      case ModuleKind::kFirstHalf:
+      case ModuleKind::kSecondHalf:
+        shape[0] /= 2;
+        break;
+      default:  // as it came
+        break;
+    }
+    return out;
+  }
+
+  uint32_t OutputSize(uint32_t size, const ModuleDef& def, const std::string& path) {
+    const uint32_t reach = def.dilation * (def.kernel - 1) + 1;
+    if (size + 2 * def.padding >= reach) return (size + 2 * def.padding - reach) / def.stride + 1;
+    if (status_.ok()) {
+      status_ = absl::InvalidArgumentError(StrCat("nothing would be left of the map behind '", path, "' (",
+                                                  Name(def.kind), " of ", def.kernel, "x", def.kernel, " on ", size,
+                                                  " pixels); take larger images"));
+    }
+    return 1;
+  }
+
+  static void AddNeeds(const std::vector<uint32_t>& more, Value* value) {
+    std::vector<uint32_t> all;
+    all.reserve(value->needs.size() + more.size());
+    std::set_union(value->needs.begin(), value->needs.end(), more.begin(), more.end(), std::back_inserter(all));
+    value->needs = std::move(all);
+  }
+
+  std::map<std::string, std::vector<uint32_t>> parameters_;  // of each module, positions in the state
+  std::vector<TapInfo>* const taps_;                         // not owned: the caller's
+  uint64_t multiply_adds_ = 0;
+  Status status_;
+};
 
 // The module's own entries (parameters, then buffers, as torch lists them), then the children's.
 void AppendState(const ModuleDef& def, const std::string& path, std::vector<StateEntry>* entries) {
@@ -267,7 +190,7 @@ void AppendState(const ModuleDef& def, const std::string& path, std::vector<Stat
     entries->push_back({JoinModulePath(path, name), std::move(shape), buffer, integer});
   };
   if (def.kind == ModuleKind::kConv2d) {
-    add("weight", {def.out, def.in, def.kernel, def.kernel});
+    add("weight", {def.out, def.in / def.groups, def.kernel, def.kernel});
     if (def.bias) add("bias", {def.out});
   } else if (def.kind == ModuleKind::kBatchNorm2d) {
     add("weight", {def.out});
@@ -282,9 +205,10 @@ void AppendState(const ModuleDef& def, const std::string& path, std::vector<Stat
   for (const ModuleDef& child : def.children) AppendState(child, JoinModulePath(path, child.name), entries);
 }
 
-std::string_view ParentOf(std::string_view name) {
-  const size_t dot = name.rfind('.');
-  return dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
+uint64_t Elements(const StateEntry& entry) {
+  uint64_t elements = 1;
+  for (const int64_t extent : entry.shape) elements *= static_cast<uint64_t>(extent);
+  return elements;
 }
 
 // '*' matches any letters but dots, '**' any letters, "**." also nothing. Table over (glob, path) positions: no input
@@ -314,91 +238,57 @@ bool GlobMatches(std::string_view glob, std::string_view path) {
 
 }  // namespace
 
-std::string_view Name(ModuleKind kind) {
-  switch (kind) {
-    case ModuleKind::kSequential:
-      return "Sequential";
-    case ModuleKind::kBasicBlock:
-      return "BasicBlock";
-    case ModuleKind::kBottleneck:
-      return "Bottleneck";
-    case ModuleKind::kConv2d:
-      return "Conv2d";
-    case ModuleKind::kBatchNorm2d:
-      return "BatchNorm2d";
-    case ModuleKind::kRelu:
-      return "ReLU";
-    case ModuleKind::kMaxPool2d:
-      return "MaxPool2d";
-    case ModuleKind::kGlobalAvgPool:
-      return "AdaptiveAvgPool2d";
-    case ModuleKind::kFlatten:
-      return "Flatten";
-    case ModuleKind::kLinear:
-      return "Linear";
-    case ModuleKind::kUpsample:
-      return "Upsample";
-    case ModuleKind::kAdd:
-      return "Add";
-    case ModuleKind::kOpaque:
-      return "TorchScript";
-  }
-  return "";
-}
-
 std::vector<std::string> Architecture::Names() {
   std::vector<std::string> names;
-  for (uint32_t depth : kCifarDepths) names.push_back(StrCat("cifar_resnet", depth));
-  for (const ResNetPlan& plan : kResNets) names.push_back(StrCat("resnet", plan.depth));
-  for (const ResNetPlan& plan : kResNets) {
-    if (plan.depth <= kDeepestFcn) names.push_back(StrCat("fcn_resnet", plan.depth));
-  }
+  for (const ZooEntry& entry : Zoo()) names.push_back(entry.name);
   return names;
 }
 
 ModelSpec Architecture::WithDefaults(ModelSpec spec) {
-  const bool cifar = spec.arch.starts_with("cifar_"), fcn = spec.arch.starts_with("fcn_");
-  const uint32_t side = cifar ? 32 : fcn ? 520 : 224;
-  if (spec.width == 0) spec.width = cifar ? 16 : 64;
-  if (spec.num_classes == 0) spec.num_classes = cifar ? 10 : fcn ? 21 : 1000;
+  const ZooEntry* const entry = FindEntry(spec.arch);
+  if (entry == nullptr) return spec;
+  if (spec.width == 0) spec.width = entry->width;
+  if (spec.num_classes == 0) spec.num_classes = entry->classes;
   if (spec.in_channels == 0) spec.in_channels = 3;
-  if (spec.image_height == 0) spec.image_height = side;
-  if (spec.image_width == 0) spec.image_width = side;
+  if (spec.image_height == 0) spec.image_height = entry->side;
+  if (spec.image_width == 0) spec.image_width = entry->side;
   return spec;
 }
 
 StatusOr<Architecture> Architecture::Create(const ModelSpec& spec) {
-  const std::optional<uint32_t> cifar_depth = CifarDepth(spec.arch);
-  const ResNetPlan* resnet = FindResNet(spec.arch);
-  const ResNetPlan* fcn = FindFcn(spec.arch);
-  if (!cifar_depth && resnet == nullptr && fcn == nullptr) {
+  const ZooEntry* const entry = FindEntry(spec.arch);
+  if (entry == nullptr) {
     const std::vector<std::string> names = Names();
     return absl::InvalidArgumentError(StrCat("unknown architecture '", spec.arch, "'", DidYouMean(spec.arch, names),
                                              " (known: ", absl::StrJoin(names, ", "), ")"));
   }
   Architecture arch;
   arch.spec_ = spec;
-  if (spec.width == 0) arch.spec_.width = cifar_depth ? 16 : 64;
+  if (spec.width == 0) arch.spec_.width = entry->width;
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "width", arch.spec_.width, 1, kMaxChannels));
-  DISTILL_RETURN_IF_ERROR(
-      CheckRange(spec, "num_classes", spec.num_classes, 1, fcn == nullptr ? kMaxClasses : kMaxDenseClasses));
+  DISTILL_RETURN_IF_ERROR(CheckRange(spec, "num_classes", spec.num_classes, 1, kMaxClasses));
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "in_channels", spec.in_channels, 1, kMaxChannels));
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image height in pixels", spec.image_height, kMinImage, kMaxImage));
   DISTILL_RETURN_IF_ERROR(CheckRange(spec, "image width in pixels", spec.image_width, kMinImage, kMaxImage));
   DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "mean", spec.mean, false));
   DISTILL_RETURN_IF_ERROR(CheckStatistics(spec, "std", spec.std, true));
-  arch.root_ = cifar_depth      ? CifarResNet(arch.spec_, *cifar_depth)
-               : fcn != nullptr ? Fcn(arch.spec_, *fcn)
-                                : ResNet(arch.spec_, *resnet);
-  for (const ModuleDef& child : arch.root_.children) {
-    if (child.name.starts_with("layer")) arch.stages_.push_back(child.name);
-  }
-  const TapShape output =
-      AppendTaps(arch.root_, "", {spec.in_channels, spec.image_height, spec.image_width}, &arch.taps_);
+  ZooTree tree = entry->build(arch.spec_);
+  arch.root_ = std::move(tree.root);
+  arch.stages_ = std::move(tree.stages);
+  AppendState(arch.root_, "", &arch.state_);
+  ShapeRun run(arch.state_, &arch.taps_);
+  const ShapeRun::Value image{{spec.in_channels, spec.image_height, spec.image_width}, {}};
+  ShapeRun::Value output = run.Execute(arch.root_, "", {&image}, /*straight=*/true);
+  if (!run.status().ok()) return Annotate(run.status(), StrCat("model ", spec.arch));
   for (TapInfo& tap : arch.taps_) {
     tap.stage_end = std::find(arch.stages_.begin(), arch.stages_.end(), tap.path) != arch.stages_.end();
   }
-  arch.output_ = {.path = "", .kind = arch.root_.children.back().kind, .shape = output};
+  arch.output_ = {.path = "",
+                  .kind = arch.root_.children[StepsOf(arch.root_).back().child].kind,
+                  .shape = std::move(output.shape),
+                  .needs = std::move(output.needs),
+                  .multiply_adds = run.multiply_adds()};
+  if (arch.dense()) DISTILL_RETURN_IF_ERROR(CheckRange(spec, "num_classes", spec.num_classes, 1, kMaxDenseClasses));
   return arch;
 }
 
@@ -470,21 +360,9 @@ std::vector<std::string> Architecture::ModulesBetween(std::string_view after, st
 }
 
 bool Architecture::Reaches(std::string_view module, std::string_view tap) const {
-  if (is_archive()) {
-    const TapInfo* const info = FindTap(tap);
-    return info != nullptr && std::any_of(info->needs.begin(), info->needs.end(),
-                                          [&](uint32_t position) { return IsUnder(state_[position].name, module); });
-  }
-  if (tap.empty()) return true;
-  const auto position = [&](std::string_view path) {
-    return std::find_if(taps_.begin(), taps_.end(), [&](const TapInfo& info) { return info.path == path; });
-  };
-  if (position(module) > position(tap)) return false;
-  // Beside the order of execution, a residual block's shortcut and body do not see each other.
-  const size_t shortcut = tap.find(".downsample");
-  if (shortcut == std::string_view::npos) return true;
-  const std::string block(tap.substr(0, shortcut));
-  return !IsUnder(module, block) || IsUnder(module, block + ".downsample");
+  const TapInfo* const info = FindTap(tap);
+  return info != nullptr && std::any_of(info->needs.begin(), info->needs.end(),
+                                        [&](uint32_t position) { return IsUnder(state_[position].name, module); });
 }
 
 std::vector<std::string> Architecture::Leaves(std::string_view path) const {
@@ -497,21 +375,12 @@ std::vector<std::string> Architecture::Leaves(std::string_view path) const {
   return leaves;
 }
 
-size_t Architecture::CutIndex(std::string_view tap) const {
-  if (is_archive()) {
-    for (size_t i = 0; i < taps_.size(); ++i) {
-      if (taps_[i].path == tap) return taps_[i].is_cut ? i + 1 : 0;
-    }
-    return 0;
-  }
+size_t Architecture::CutIndex(std::string_view path) const {
   size_t index = 0;
-  for (const ModuleDef& top : root_.children) {
-    for (const ModuleDef& block : top.children) {
-      if (top.kind == ModuleKind::kSequential) ++index;
-      if (top.kind == ModuleKind::kSequential && tap == JoinModulePath(top.name, block.name)) return index;
-    }
-    if (top.kind != ModuleKind::kSequential) ++index;
-    if (tap == top.name) return index;
+  for (const TapInfo& tap : taps_) {
+    // A chain ends where its last child does.
+    if (tap.is_cut && tap.kind != ModuleKind::kSequential) ++index;
+    if (tap.path == path) return tap.is_cut ? index : 0;
   }
   return 0;
 }
@@ -525,9 +394,8 @@ const TapInfo* Architecture::FindTap(std::string_view path) const {
 }
 
 std::vector<std::string> Architecture::ModulePaths() const {
-  const std::vector<StateEntry> state = StateDict();
   std::set<std::string> parents;  // modules above those that own parameters
-  for (const StateEntry& entry : state) {
+  for (const StateEntry& entry : state_) {
     if (entry.is_buffer) continue;
     std::string_view path = ParentOf(ParentOf(entry.name));
     for (; !path.empty(); path = ParentOf(path)) parents.emplace(path);
@@ -539,7 +407,7 @@ std::vector<std::string> Architecture::ModulePaths() const {
     if (seen.emplace(path).second) paths.emplace_back(path);
   };
   // Depth first: a module's own parameters come before its children's.
-  for (const StateEntry& entry : state) {
+  for (const StateEntry& entry : state_) {
     if (entry.is_buffer) continue;
     for (size_t dot = entry.name.find('.'); dot != std::string::npos; dot = entry.name.find('.', dot + 1)) {
       add(std::string_view(entry.name).substr(0, dot));
@@ -549,34 +417,17 @@ std::vector<std::string> Architecture::ModulePaths() const {
   return paths;
 }
 
-bool Architecture::CanStartAfter(std::string_view path) const {
-  if (is_archive()) return CutIndex(path) > 0;
-  return std::any_of(root_.children.begin(), root_.children.end(),
-                     [&](const ModuleDef& child) { return child.name == path; });
-}
-
-size_t Architecture::TopLevelIndex(std::string_view path) const {
-  for (size_t i = 0; i < root_.children.size(); ++i) {
-    if (IsUnder(path, root_.children[i].name)) return i;
-  }
-  return root_.children.size() - 1;  // "": the output
-}
-
-std::vector<StateEntry> Architecture::StateDict() const {
-  if (is_archive()) return state_;
-  std::vector<StateEntry> entries;
-  AppendState(root_, "", &entries);
-  return entries;
-}
-
 uint64_t Architecture::ParameterCount() const {
   uint64_t count = 0;
-  for (const StateEntry& entry : StateDict()) {
-    if (entry.is_buffer) continue;
-    uint64_t elements = 1;
-    for (int64_t d : entry.shape) elements *= static_cast<uint64_t>(d);
-    count += elements;
+  for (const StateEntry& entry : state_) {
+    if (!entry.is_buffer) count += Elements(entry);
   }
+  return count;
+}
+
+uint64_t Architecture::ParametersUpTo(const TapInfo& tap) const {
+  uint64_t count = 0;
+  for (const uint32_t position : tap.needs) count += Elements(state_[position]);
   return count;
 }
 

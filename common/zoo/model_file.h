@@ -3,7 +3,7 @@
 // A model is a file with weights (*.safetensors, for networks of the zoo) or a TorchScript archive (*.pt). What the
 // weights do not say themselves stands in a sidecar, FILE.yaml beside FILE:
 //   arch: resnet50          zoo name; optional for archives, where it is "torchscript"
-//   width: 64               optional: channels of the first stage
+//   width: 64               optional: channels of the first convolution
 //   num_classes: 1000       required, except for archives (found by a dry run)
 //   in_channels: 3
 //   image: 224x224          height x width; [224, 224], as job files write it, is the same

@@ -6,6 +6,7 @@
 #include <map>
 #include <sstream>
 
+#include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
@@ -18,7 +19,7 @@ namespace {
 using State = std::map<std::string, torch::Tensor>;
 
 bool HasState(const ModuleDef& def) {
-  return !def.children.empty() || def.kind == ModuleKind::kConv2d || def.kind == ModuleKind::kBatchNorm2d ||
+  return IsContainer(def.kind) || def.kind == ModuleKind::kConv2d || def.kind == ModuleKind::kBatchNorm2d ||
          def.kind == ModuleKind::kLinear;
 }
 
@@ -50,92 +51,99 @@ torch::jit::Module BuildModule(const ModuleDef& def, const std::string& path, co
   return module;
 }
 
-// Writes the body of forward(), one line per operation; `x` is the running value.
+// Writes the body of forward(), one line per operation, each with a variable of its own.
 class SourceWriter {
  public:
   explicit SourceWriter(const std::vector<std::string>& taps) : taps_(taps) {}
 
   // The whole method.
-  std::string Forward(const ModuleDef& root, bool dense) {
+  std::string Forward(const ModuleDef& root) {
     body_.clear();
-    if (dense) Line("size", "[torch.size(x, 2), torch.size(x, 3)]");  // the image's, for `upsample`
-    Emit(root, "", "self", "x");
-    if (taps_.empty()) return StrCat("def forward(self, x: Tensor) -> Tensor:\n", body_, "    return x\n");
+    const std::string output = Container(root, "", "self", {"x"});
+    if (taps_.empty()) return StrCat("def forward(self, x: Tensor) -> Tensor:\n", body_, "    return ", output, "\n");
     return StrCat("def forward(self, x: Tensor) -> Dict[str, Tensor]:\n    taps: Dict[str, Tensor] = {}\n", body_,
-                  "    taps[\"output\"] = x\n    return taps\n");
+                  "    taps[\"output\"] = ", output, "\n    return taps\n");
   }
 
  private:
-  void Line(const std::string& variable, const std::string& expression) {
+  // Returns the name of the variable.
+  std::string Line(const std::string& expression) {
+    std::string variable = StrCat("v", ++variables_);
     StrAppend(&body_, "    ", variable, " = ", expression, "\n");
-  }
-  void Tap(const std::string& path, const std::string& variable) {
-    for (const std::string& tap : taps_) {
-      if (tap == path && !path.empty()) Line(StrCat("taps[\"", path, "\"]"), variable);
-    }
+    return variable;
   }
   static std::string Pair(uint32_t n) { return StrCat("[", n, ", ", n, "]"); }
 
-  // `self` is the expression of the module itself.
-  void Emit(const ModuleDef& def, const std::string& path, const std::string& self, const std::string& v) {
-    const auto child_self = [&](const ModuleDef& child) { return StrCat("getattr(", self, ", \"", child.name, "\")"); };
-    switch (def.kind) {
-      case ModuleKind::kSequential:
-        for (const ModuleDef& child : def.children) Emit(child, JoinModulePath(path, child.name), child_self(child), v);
-        break;
-      case ModuleKind::kBasicBlock:
-      case ModuleKind::kBottleneck:
-        Line("shortcut", v);
-        for (const ModuleDef& child : def.children) {
-          const std::string child_path = JoinModulePath(path, child.name);
-          if (child.kind == ModuleKind::kAdd) {
-            Line(v, StrCat(v, " + shortcut"));
-            Tap(child_path, v);
-            Line(v, StrCat("torch.relu(", v, ")"));
-          } else if (child.name == "downsample") {
-            Emit(child, child_path, child_self(child), "shortcut");
-          } else {
-            if (child.kind == ModuleKind::kConv2d && child.name != "conv1") Line(v, StrCat("torch.relu(", v, ")"));
-            Emit(child, child_path, child_self(child), v);
-          }
-        }
-        break;
-      case ModuleKind::kConv2d:
-        Line(v, StrCat("torch.conv2d(", v, ", ", self, ".weight, ", def.bias ? StrCat(self, ".bias") : "None", ", ",
-                       Pair(def.stride), ", ", Pair(def.padding), ", ", Pair(def.dilation), ", 1)"));
-        break;
-      case ModuleKind::kBatchNorm2d:
-        Line(v, StrCat("torch.batch_norm(", v, ", ", self, ".weight, ", self, ".bias, ", self, ".running_mean, ", self,
-                       ".running_var, False, 0.1, 1e-05, True)"));
-        break;
-      case ModuleKind::kRelu:
-        Line(v, StrCat("torch.relu(", v, ")"));
-        break;
-      case ModuleKind::kMaxPool2d:
-        Line(v, StrCat("torch.max_pool2d(", v, ", ", Pair(def.kernel), ", ", Pair(def.stride), ", ", Pair(def.padding),
-                       ", [1, 1], False)"));
-        break;
-      case ModuleKind::kGlobalAvgPool:
-        Line(v, StrCat("torch.adaptive_avg_pool2d(", v, ", [1, 1])"));
-        break;
-      case ModuleKind::kFlatten:
-        Line(v, StrCat("torch.flatten(", v, ", 1)"));
-        break;
-      case ModuleKind::kLinear:
-        Line(v, StrCat("torch.linear(", v, ", ", self, ".weight, ", self, ".bias)"));
-        break;
-      case ModuleKind::kUpsample:
-        Line(v, StrCat("torch.upsample_bilinear2d(", v, ", size, False)"));
-        break;
-      case ModuleKind::kAdd:
-      case ModuleKind::kOpaque:
-        break;
+  // `self` is the expression of the module itself. Returns the variable of its output.
+  std::string Emit(const ModuleDef& def, const std::string& path, const std::string& self,
+                   const std::vector<std::string>& inputs) {
+    const std::string output =
+        IsContainer(def.kind) ? Container(def, path, self, inputs) : Line(Leaf(def, self, inputs));
+    for (const std::string& tap : taps_) {
+      if (!def.name.empty() && tap == path) StrAppend(&body_, "    taps[\"", path, "\"] = ", output, "\n");
     }
-    Tap(path, v);
+    return output;
+  }
+
+  std::string Container(const ModuleDef& def, const std::string& path, const std::string& self,
+                        std::vector<std::string> values) {
+    for (const Step& step : StepsOf(def)) {
+      const ModuleDef& child = def.children[step.child];
+      std::vector<std::string> inputs;
+      for (const uint32_t i : step.inputs) inputs.push_back(values[i]);
+      values.push_back(
+          Emit(child, JoinModulePath(path, child.name), StrCat("getattr(", self, ", \"", child.name, "\")"), inputs));
+    }
+    return values.back();
+  }
+
+  // The expression of a leaf's output.
+  std::string Leaf(const ModuleDef& def, const std::string& self, const std::vector<std::string>& inputs) {
+    const std::string& x = inputs[0];
+    switch (def.kind) {
+      case ModuleKind::kConv2d:
+        return StrCat("torch.conv2d(", x, ", ", self, ".weight, ", def.bias ? StrCat(self, ".bias") : "None", ", ",
+                      Pair(def.stride), ", ", Pair(def.padding), ", ", Pair(def.dilation), ", ", def.groups, ")");
+      case ModuleKind::kBatchNorm2d:
+        return StrCat("torch.batch_norm(", x, ", ", self, ".weight, ", self, ".bias, ", self, ".running_mean, ", self,
+                      ".running_var, False, 0.1, 1e-05, True)");
+      case ModuleKind::kRelu:
+        return StrCat("torch.relu(", x, ")");
+      case ModuleKind::kRelu6:
+        return StrCat("torch.relu6(", x, ")");
+      case ModuleKind::kMaxPool2d:
+        return StrCat("torch.max_pool2d(", x, ", ", Pair(def.kernel), ", ", Pair(def.stride), ", ", Pair(def.padding),
+                      ", [1, 1], False)");
+      case ModuleKind::kAvgPool2d:
+        return StrCat("torch.adaptive_avg_pool2d(", x, ", [", def.out_height, ", ", def.out_width, "])");
+      case ModuleKind::kFlatten:
+        return StrCat("torch.flatten(", x, ", 1)");
+      case ModuleKind::kLinear:
+        return StrCat("torch.linear(", x, ", ", self, ".weight, ", self, ".bias)");
+      case ModuleKind::kUpsample: {
+        // Without a second value: to the image's size, whatever that is when the archive runs.
+        const std::string like = inputs.size() == 2 ? inputs[1] : "x";
+        return StrCat("torch.upsample_bilinear2d(", x, ", [torch.size(", like, ", 2), torch.size(", like, ", 3)], ",
+                      def.align_corners ? "True" : "False", ")");
+      }
+      case ModuleKind::kAdd:
+        return StrCat(x, " + ", inputs[1]);
+      case ModuleKind::kConcat:
+        return StrCat("torch.cat([", absl::StrJoin(inputs, ", "), "], 1)");
+      case ModuleKind::kFirstHalf:
+        return StrCat("torch.chunk(", x, ", 2, 1)[0]");
+      case ModuleKind::kSecondHalf:
+        return StrCat("torch.chunk(", x, ", 2, 1)[1]");
+      case ModuleKind::kShuffle:
+        return StrCat("torch.channel_shuffle(", x, ", 2)");
+      default:
+        return x;  // containers are not leaves, and the zoo has nothing opaque
+    }
   }
 
   const std::vector<std::string>& taps_;
   std::string body_;
+  int variables_ = 0;
 };
 
 }  // namespace
@@ -154,7 +162,7 @@ Status SaveTorchScript(const ZooNet& net, const std::string& path, const std::ve
     for (const auto& item : net.named_parameters()) state.emplace(item.key(), item.value());
     for (const auto& item : net.named_buffers()) state.emplace(item.key(), item.value());
     torch::jit::Module module = BuildModule(arch.root(), "", state, std::make_shared<torch::jit::CompilationUnit>());
-    module.define(SourceWriter(taps).Forward(arch.root(), arch.dense()));
+    module.define(SourceWriter(taps).Forward(arch.root()));
     std::ostringstream out;
     module.save(out);
     archive = std::move(out).str();

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 #include "absl/strings/str_join.h"
 #include "common/nearest_name.h"
@@ -18,21 +17,19 @@
 namespace distill {
 namespace {
 
-// A module that only holds others: Sequential and blocks, whose wiring is in ZooNet::Run.
+// A module that only holds others; what runs when is in its definition's steps (ZooNet::Run).
 struct Container : torch::nn::Module {};
 
 std::shared_ptr<torch::nn::Module> MakeModule(const ModuleDef& def) {
   namespace nn = torch::nn;
+  if (IsContainer(def.kind)) return std::make_shared<Container>();
   switch (def.kind) {
-    case ModuleKind::kSequential:
-    case ModuleKind::kBasicBlock:
-    case ModuleKind::kBottleneck:
-      return std::make_shared<Container>();
     case ModuleKind::kConv2d:
       return nn::Conv2d(nn::Conv2dOptions(def.in, def.out, def.kernel)
                             .stride(def.stride)
                             .padding(def.padding)
                             .dilation(def.dilation)
+                            .groups(def.groups)
                             .bias(def.bias))
           .ptr();
     case ModuleKind::kBatchNorm2d:
@@ -51,11 +48,14 @@ struct ZooNet::Node {
   std::string path;
   std::shared_ptr<torch::nn::Module> module;  // null for plain functions; the root's is the net, not held here
   std::vector<Node> children;
+  std::vector<Step> steps;       // of containers, chains written out
+  std::vector<size_t> last_use;  // LastUses of them
 
   // Makes the modules below `def` and registers each with its parent; `self` is def's own module, null for plain
   // functions.
   static Node Build(const ModuleDef& def, const std::string& path, torch::nn::Module* self) {
-    Node node{.def = &def, .path = path, .module = nullptr, .children = {}};
+    Node node{.def = &def, .path = path, .module = nullptr, .children = {}, .steps = StepsOf(def), .last_use = {}};
+    node.last_use = LastUses(node.steps, def.inputs);
     for (const ModuleDef& child : def.children) {
       std::shared_ptr<torch::nn::Module> module = MakeModule(child);
       if (module != nullptr) self->register_module(child.name, module);
@@ -90,35 +90,68 @@ struct ZooNet::Run {
       --missing;
     }
   }
-  // Ours to overwrite: nobody asked for it. (Batch norm and addition, whose outputs are overwritten below, need only
-  // their inputs for backward.)
-  bool MayOverwrite(const torch::Tensor& value) const {
-    return std::none_of(values.begin(), values.end(), [&](const torch::Tensor& kept) { return kept.is_same(value); });
-  }
-  torch::Tensor Relu(torch::Tensor x) const { return MayOverwrite(x) ? x.relu_() : x.relu(); }
-  torch::Tensor Add(torch::Tensor body, const torch::Tensor& shortcut) const {
-    return MayOverwrite(body) ? body.add_(shortcut) : body.add(shortcut);
+  // A value on its way into a module. `last`: no later step reads it, and no one outside the container holds it.
+  struct Input {
+    torch::Tensor value;
+    bool last;
+  };
+  // Ours to overwrite: nobody asked for it either. (Batch norm, convolutions, linear layers and addition, whose outputs
+  // are overwritten below, need only their inputs for backward; a half, which is a view, goes into no such function.)
+  bool MayOverwrite(const Input& input) const {
+    return input.last && std::none_of(values.begin(), values.end(),
+                                      [&](const torch::Tensor& kept) { return kept.is_same(input.value); });
   }
 
   // The node's output; meaningless once Done().
-  torch::Tensor Execute(const Node& node, torch::Tensor x) {
-    torch::Tensor y = Compute(node, std::move(x));
-    if (!Done()) Capture(node.path, y);
+  torch::Tensor Execute(const Node& node, std::vector<Input> inputs) {
+    torch::Tensor y;
+    if (IsContainer(node.def->kind)) {
+      std::vector<torch::Tensor> held;
+      for (Input& input : inputs) held.push_back(std::move(input.value));
+      y = RunSteps(node, 0, std::move(held));
+    } else {
+      y = Compute(node, std::move(inputs));
+    }
+    if (!Done() && !node.def->name.empty()) Capture(node.path, y);
     return y;
   }
 
-  torch::Tensor Compute(const Node& node, torch::Tensor x) {
+  // The steps of a container from `first` on. `held`: its inputs and the outputs of the steps before, as far as one of
+  // those that run reads them.
+  torch::Tensor RunSteps(const Node& node, size_t first, std::vector<torch::Tensor> held) {
+    const size_t given = held.size();
+    held.reserve(node.last_use.size());
+    for (size_t k = first; k < node.steps.size() && !Done(); ++k) {
+      std::vector<Input> inputs;
+      for (const uint32_t i : node.steps[k].inputs) {
+        const bool last = node.last_use[i] == k;
+        // What came from outside may still be read there.
+        inputs.push_back({last ? std::move(held[i]) : held[i], last && i >= given});
+      }
+      held.push_back(Execute(node.children[node.steps[k].child], std::move(inputs)));
+    }
+    return std::move(held.back());
+  }
+
+  // What comes after `start`, which is `node` itself or lies below it, in a place where the network can be cut.
+  torch::Tensor Resume(const Node& node, std::string_view start, torch::Tensor value) {
+    if (node.path == start) return value;
+    for (size_t k = 0; k < node.steps.size(); ++k) {
+      const Node& child = node.children[node.steps[k].child];
+      if (child.def->name.empty() || !IsUnder(start, child.path)) continue;
+      std::vector<torch::Tensor> held(node.def->inputs + k);  // nothing behind reads these
+      held.push_back(Resume(child, start, std::move(value)));
+      torch::Tensor y = RunSteps(node, k + 1, std::move(held));
+      if (!Done()) Capture(node.path, y);
+      return y;
+    }
+    return value;
+  }
+
+  torch::Tensor Compute(const Node& node, std::vector<Input> inputs) {
     const ModuleDef& def = *node.def;
+    const torch::Tensor& x = inputs[0].value;
     switch (def.kind) {
-      case ModuleKind::kSequential:
-        for (const Node& child : node.children) {
-          x = Execute(child, std::move(x));
-          if (Done()) break;
-        }
-        return x;
-      case ModuleKind::kBasicBlock:
-      case ModuleKind::kBottleneck:
-        return Block(node, x);
       case ModuleKind::kConv2d: {
         auto& conv = static_cast<torch::nn::Conv2dImpl&>(*node.module);
         if (x.is_cpu() && !def.bias && IsNarrowStridedPointwise(def.in, def.kernel, def.stride)) {
@@ -129,45 +162,40 @@ struct ZooNet::Run {
       case ModuleKind::kBatchNorm2d:
         return static_cast<torch::nn::BatchNorm2dImpl&>(*node.module).forward(x);
       case ModuleKind::kRelu:
-        return Relu(std::move(x));
+        return MayOverwrite(inputs[0]) ? x.relu_() : x.relu();
+      case ModuleKind::kRelu6:
+        return MayOverwrite(inputs[0]) ? torch::relu6_(inputs[0].value) : torch::relu6(x);
       case ModuleKind::kMaxPool2d:
         return torch::max_pool2d(x, {def.kernel, def.kernel}, {def.stride, def.stride}, {def.padding, def.padding});
-      case ModuleKind::kGlobalAvgPool:
-        return torch::adaptive_avg_pool2d(x, {1, 1});
+      case ModuleKind::kAvgPool2d:
+        return torch::adaptive_avg_pool2d(x, {def.out_height, def.out_width});
       case ModuleKind::kFlatten:
         return torch::flatten(x, 1);
       case ModuleKind::kLinear:
         return static_cast<torch::nn::LinearImpl&>(*node.module).forward(x);
-      case ModuleKind::kUpsample:
-        return torch::upsample_bilinear2d(x, {def.out_height, def.out_width}, /*align_corners=*/false);
+      case ModuleKind::kUpsample: {
+        const bool like = inputs.size() == 2;
+        const int64_t height = like ? inputs[1].value.size(2) : def.out_height;
+        const int64_t width = like ? inputs[1].value.size(3) : def.out_width;
+        return torch::upsample_bilinear2d(x, {height, width}, def.align_corners);
+      }
       case ModuleKind::kAdd:
-      case ModuleKind::kOpaque:
-        break;  // add is done in Block(); the zoo has nothing opaque
+        return MayOverwrite(inputs[0]) ? x.add_(inputs[1].value) : x.add(inputs[1].value);
+      case ModuleKind::kConcat: {
+        std::vector<torch::Tensor> parts;
+        for (Input& input : inputs) parts.push_back(std::move(input.value));
+        return torch::cat(parts, 1);
+      }
+      case ModuleKind::kFirstHalf:
+        return x.slice(1, 0, x.size(1) / 2);
+      case ModuleKind::kSecondHalf:
+        return x.slice(1, x.size(1) / 2);
+      case ModuleKind::kShuffle:
+        return torch::channel_shuffle(x, 2);
+      default:
+        break;  // containers are not computed, and the zoo has nothing opaque
     }
     return x;
-  }
-
-  // conv bn relu ... conv bn, plus the shortcut, then ReLU.
-  torch::Tensor Block(const Node& node, const torch::Tensor& x) {
-    torch::Tensor body = x, shortcut = x;
-    for (const Node& child : node.children) {
-      const std::string& name = child.def->name;
-      if (name == "add") {
-        body = Add(std::move(body), shortcut);
-        Capture(child.path, body);
-        if (Done()) return body;
-        return Relu(std::move(body));
-      }
-      if (name == "downsample") {
-        shortcut = Execute(child, x);
-      } else {
-        const bool relu_before = child.def->kind == ModuleKind::kConv2d && name != "conv1";
-        if (relu_before) body = Relu(std::move(body));
-        body = Execute(child, std::move(body));
-      }
-      if (Done()) break;
-    }
-    return body;
   }
 };
 
@@ -223,7 +251,8 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
   }
   try {
     Run run(taps);
-    run.Execute(*root_, x);
+    const torch::Tensor output = run.RunSteps(*root_, 0, {x});
+    if (!run.Done()) run.Capture("", output);
     return std::move(run.values);
   } catch (const std::exception& error) {
     return TorchStatus(error, StrCat("forward of ", spec.arch));
@@ -235,25 +264,23 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::ForwardAfter(const std::string& sta
   const std::string& name = arch_.spec().arch;
   DISTILL_RETURN_IF_ERROR(CheckTaps(taps));
   if (!arch_.CanStartAfter(start)) {
-    return absl::InvalidArgumentError(StrCat(name, " cannot start after '", start, "': it is no top-level module"));
+    return absl::InvalidArgumentError(
+        StrCat(name, " cannot start after '", start, "': it is no tap, or lies inside a block"));
   }
   const TapShape& shape = arch_.FindTap(start)->shape;
   if (!HasShape(value, shape)) {
     return absl::InvalidArgumentError(StrCat(name, " after '", start, "': the map is ", DescribeInput(value),
                                              ", must be floating point (N, ", absl::StrJoin(shape, ", "), ")"));
   }
+  const TapInfo* const after = arch_.FindTap(start);
   for (const std::string& tap : taps) {
-    if (tap.empty() || arch_.TopLevelIndex(tap) > arch_.TopLevelIndex(start)) continue;
+    if (tap.empty() || arch_.FindTap(tap) > after) continue;  // both point into taps(), in the order of execution
     return absl::InvalidArgumentError(
         StrCat(name, " after '", start, "': the tap '", tap, "' lies before it and does not run"));
   }
   try {
     Run run(taps);
-    torch::Tensor x = value.clone();  // a ReLU may overwrite it
-    for (size_t i = arch_.TopLevelIndex(start) + 1; i < root_->children.size() && !run.Done(); ++i) {
-      x = run.Execute(root_->children[i], std::move(x));
-    }
-    if (!run.Done()) run.Capture("", x);
+    run.Resume(*root_, start, value);
     return std::move(run.values);
   } catch (const std::exception& error) {
     return TorchStatus(error, StrCat("forward of ", name, " after ", start));
@@ -263,33 +290,47 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::ForwardAfter(const std::string& sta
 void ZooNet::InitWeights(uint64_t seed) {
   const torch::NoGradGuard no_grad;
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  InitNode(*root_, &generator);
+}
+
+void ZooNet::InitNode(const Node& node, at::Generator* generator) {
   // Drawn into fresh row-major CPU tensors, so that neither device nor memory format changes the numbers.
   const auto normal = [&](torch::Tensor& parameter, double std) {
-    parameter.copy_(torch::empty(parameter.sizes()).normal_(0, std, generator));
+    parameter.copy_(torch::empty(parameter.sizes()).normal_(0, std, *generator));
   };
   const auto uniform = [&](torch::Tensor& parameter, double bound) {
-    parameter.copy_(torch::empty(parameter.sizes()).uniform_(-bound, bound, generator));
+    parameter.copy_(torch::empty(parameter.sizes()).uniform_(-bound, bound, *generator));
   };
-  for (const auto& module : modules(/*include_self=*/false)) {
-    if (auto* conv = module->as<torch::nn::Conv2d>(); conv != nullptr && conv->bias.defined()) {
-      const double bound = 1.0 / std::sqrt(static_cast<double>(conv->weight[0].numel()));
-      uniform(conv->weight, bound);
-      uniform(conv->bias, bound);
-    } else if (conv != nullptr) {
-      const double fan_out = static_cast<double>(conv->weight.size(0) * conv->weight.size(2) * conv->weight.size(3));
-      normal(conv->weight, std::sqrt(2.0 / fan_out));
-    } else if (auto* norm = module->as<torch::nn::BatchNorm2d>()) {
-      norm->weight.fill_(1);
-      norm->bias.fill_(0);
-      norm->running_mean.fill_(0);
-      norm->running_var.fill_(1);
-      norm->num_batches_tracked.fill_(0);
-    } else if (auto* linear = module->as<torch::nn::Linear>()) {
-      const double bound = 1.0 / std::sqrt(static_cast<double>(linear->weight.size(1)));
-      uniform(linear->weight, bound);
-      uniform(linear->bias, bound);
+  const auto draw = [&](torch::Tensor& weight, torch::Tensor& bias) {
+    const InitKind init = node.def->init;
+    const double bound = 1.0 / std::sqrt(static_cast<double>(weight[0].numel()));
+    if (init == InitKind::kFanOut) {
+      const double area = static_cast<double>(node.def->kernel) * node.def->kernel;
+      normal(weight, std::sqrt(2.0 / (static_cast<double>(weight.size(0)) * area)));
+    } else if (init == InitKind::kSmallNormal) {
+      normal(weight, 0.01);
+    } else {
+      uniform(weight, bound);
     }
+    if (!bias.defined()) return;
+    if (init == InitKind::kTorchDefault) {
+      uniform(bias, bound);
+    } else {
+      bias.fill_(0);
+    }
+  };
+  if (auto* conv = dynamic_cast<torch::nn::Conv2dImpl*>(node.module.get())) {
+    draw(conv->weight, conv->bias);
+  } else if (auto* linear = dynamic_cast<torch::nn::LinearImpl*>(node.module.get())) {
+    draw(linear->weight, linear->bias);
+  } else if (auto* norm = dynamic_cast<torch::nn::BatchNorm2dImpl*>(node.module.get())) {
+    norm->weight.fill_(1);
+    norm->bias.fill_(0);
+    norm->running_mean.fill_(0);
+    norm->running_var.fill_(1);
+    norm->num_batches_tracked.fill_(0);
   }
+  for (const Node& child : node.children) InitNode(child, generator);
 }
 
 torch::nn::Module* ZooNet::FindModule(const std::string& path) {

@@ -6,6 +6,7 @@
 #ifndef DISTILL_COMMON_ZOO_ZOO_NET_H_
 #define DISTILL_COMMON_ZOO_ZOO_NET_H_
 
+#include <ATen/core/Generator.h>
 #include <torch/nn/module.h>
 
 #include <memory>
@@ -24,18 +25,15 @@ class ZooNet : public torch::nn::Module, public StudentNet {
 
   // Runs until the last of the taps is known.
   StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps) override;
-  // `start` is a top-level module.
   StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
                                                     const std::vector<std::string>& taps) override;
 
-  // Convolutions: Kaiming normal (fan out, ReLU); batch norm: weight 1, bias 0; linear, and the convolution with a bias
-  // that gives an FCN's logits: torch's default, weight and bias uniform in +-1/sqrt(fan in). (Kaiming's fan out would
-  // start logits of few classes at a standard deviation of several units.) Depends on the seed alone, not on the global
-  // generator.
+  // Convolutions and linear layers: ModuleDef::init, which is the reference's; batch norm: weight 1, bias 0. Depends on
+  // the seed alone, not on the global generator.
   void InitWeights(uint64_t seed) override;
 
-  // Modules by dotted path, "" for the net itself. Null when unknown, and for those without parameters (relu, pools,
-  // flatten, add), which are plain functions here.
+  // Modules by dotted path, "" for the net itself. Null when unknown, and for plain functions (relu, pools, flatten,
+  // add).
   torch::nn::Module* FindModule(const std::string& path);
   const Architecture& architecture() const override { return arch_; }
   std::vector<StateTensor> State() const override;
@@ -49,6 +47,7 @@ class ZooNet : public torch::nn::Module, public StudentNet {
   struct Node;
   struct Run;
   Status CheckTaps(const std::vector<std::string>& taps) const;
+  void InitNode(const Node& node, at::Generator* generator);
   explicit ZooNet(Architecture arch);
   Architecture arch_;
   std::shared_ptr<Node> root_;  // shared only because Node is incomplete here

@@ -108,6 +108,177 @@ TEST(ArchitectureTest, ParameterCountsAreThePublishedOnes) {
   const uint64_t auxiliary = 1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21;
   EXPECT_EQ(Make(Spec("fcn_resnet50", 21)).ParameterCount() + auxiliary, 35322218u);
   EXPECT_EQ(Make(Spec("fcn_resnet101", 21)).ParameterCount() + auxiliary, 54314346u);
+  EXPECT_EQ(Make(Spec("deeplabv3_resnet50", 21)).ParameterCount() + auxiliary, 42004074u);
+  EXPECT_EQ(Make(Spec("deeplabv3_resnet101", 21)).ParameterCount() + auxiliary, 60996202u);
+}
+
+// torchvision's "num_params" and, for the CIFAR networks at 100 classes and mobilenet_v1, what RepDistiller's and
+// mdistiller's modules have.
+TEST(ArchitectureTest, ParameterCountsOfTheOtherFamiliesAreTheReferences) {
+  const auto count = [](const char* name, uint32_t classes) { return Make(Spec(name, classes)).ParameterCount(); };
+  EXPECT_EQ(count("vgg11_bn", 1000), 132868840u);
+  EXPECT_EQ(count("vgg13_bn", 1000), 133053736u);
+  EXPECT_EQ(count("vgg16_bn", 1000), 138365992u);
+  EXPECT_EQ(count("vgg19_bn", 1000), 143678248u);
+  EXPECT_EQ(count("mobilenet_v1", 1000), 4231976u);
+  EXPECT_EQ(count("mobilenet_v2", 1000), 3504872u);
+  EXPECT_EQ(count("shufflenet_v2_x0_5", 1000), 1366792u);
+  EXPECT_EQ(count("shufflenet_v2_x1_0", 1000), 2278604u);
+  EXPECT_EQ(count("shufflenet_v2_x1_5", 1000), 3503624u);
+  EXPECT_EQ(count("shufflenet_v2_x2_0", 1000), 7393996u);
+  EXPECT_EQ(count("cifar_resnet8x4", 100), 1233540u);
+  EXPECT_EQ(count("cifar_resnet32x4", 100), 7433860u);
+  EXPECT_EQ(count("cifar_wrn_16_1", 100), 180916u);
+  EXPECT_EQ(count("cifar_wrn_16_2", 100), 703284u);
+  EXPECT_EQ(count("cifar_wrn_40_1", 100), 569780u);
+  EXPECT_EQ(count("cifar_wrn_40_2", 100), 2255156u);
+  EXPECT_EQ(count("cifar_vgg8_bn", 100), 3965028u);
+  EXPECT_EQ(count("cifar_vgg11_bn", 100), 9277284u);
+  EXPECT_EQ(count("cifar_vgg13_bn", 100), 9462180u);
+  EXPECT_EQ(count("cifar_vgg16_bn", 100), 14774436u);
+  EXPECT_EQ(count("cifar_vgg19_bn", 100), 20086692u);
+  EXPECT_EQ(count("cifar_mobilenet_v2", 100), 812836u);
+  EXPECT_EQ(count("cifar_shufflenet_v2", 100), 1355528u);
+}
+
+// torchvision's "_ops", in billions and rounded to three places.
+TEST(ArchitectureTest, MultiplyAddsAreThePublishedOnes) {
+  const auto billions = [](const char* name) {
+    return static_cast<double>(Make(Spec(name, 1000, 3, 224)).FindTap("")->multiply_adds) / 1e9;
+  };
+  EXPECT_NEAR(billions("resnet18"), 1.814, 0.001);
+  EXPECT_NEAR(billions("resnet50"), 4.089, 0.001);
+  EXPECT_NEAR(billions("mobilenet_v2"), 0.301, 0.001);
+  EXPECT_NEAR(billions("vgg16_bn"), 15.470, 0.001);
+  EXPECT_NEAR(billions("shufflenet_v2_x1_0"), 0.145, 0.001);
+  // By hand: 27 * 16 * 32^2 for the stem; a prefix costs what runs up to it.
+  const Architecture cifar = Make(Spec("cifar_resnet8"));
+  EXPECT_EQ(cifar.FindTap("conv1")->multiply_adds, 27u * 16 * 32 * 32);
+  EXPECT_EQ(cifar.FindTap("layer1")->multiply_adds, (27u * 16 + 2 * 9 * 16 * 16) * 32 * 32);
+}
+
+TEST(ArchitectureTest, StagesEndWhereTheMapsGetSmaller) {
+  struct Ends {
+    const char* name;
+    uint32_t image;
+    std::vector<std::string> stages;
+    std::vector<uint32_t> sides;
+    std::vector<std::string> head;
+  };
+  const std::vector<Ends> all = {
+      {"cifar_wrn_16_2", 32, {"block1", "block2", "block3"}, {32, 16, 8}, {"bn1", "fc"}},
+      {"cifar_vgg8_bn", 32, {"relu0", "relu1", "relu2", "relu3", "relu4"}, {32, 16, 8, 4, 4}, {"classifier"}},
+      {"cifar_vgg8_bn", 64, {"relu0", "relu1", "relu2", "relu3", "relu4"}, {64, 32, 16, 8, 4}, {"classifier"}},
+      {"cifar_mobilenet_v2",
+       32,
+       {"blocks.1", "blocks.2", "blocks.4", "blocks.6"},
+       {16, 8, 4, 2},
+       {"conv2", "classifier"}},
+      {"cifar_shufflenet_v2", 32, {"layer1", "layer2", "layer3"}, {16, 8, 4}, {"conv2", "bn2", "linear"}},
+      {"vgg16_bn",
+       224,
+       {"features.5", "features.12", "features.22", "features.32", "features.42"},
+       {224, 112, 56, 28, 14},
+       {"classifier"}},
+      {"mobilenet_v1", 224, {"model.3", "model.5", "model.11", "model.13"}, {56, 28, 14, 7}, {"fc"}},
+      {"mobilenet_v2",
+       224,
+       {"features.3", "features.6", "features.13", "features.17"},
+       {56, 28, 14, 7},
+       {"features.18", "classifier"}},
+      {"shufflenet_v2_x1_0", 224, {"stage2", "stage3", "stage4"}, {28, 14, 7}, {"conv5", "fc"}},
+  };
+  for (const Ends& one : all) {
+    const Architecture arch = Make(Spec(one.name, 10, 3, one.image));
+    EXPECT_EQ(arch.stages(), one.stages) << one.name;
+    EXPECT_EQ(arch.HeadModules(), one.head) << one.name;
+    std::vector<std::string> trained;
+    for (size_t k = 0; k < one.stages.size(); ++k) {
+      const TapInfo* const tap = arch.FindTap(one.stages[k]);
+      ASSERT_NE(tap, nullptr) << one.name << " " << one.stages[k];
+      EXPECT_TRUE(tap->stage_end);
+      EXPECT_EQ(tap->shape[1], one.sides[k]) << one.name << " " << one.stages[k];
+      EXPECT_TRUE(arch.CanStartAfter(one.stages[k])) << one.name << " " << one.stages[k];
+      for (std::string& module : arch.StageModules(k)) trained.push_back(std::move(module));
+    }
+    for (const std::string& module : arch.HeadModules()) trained.push_back(module);
+    // Every parameter belongs to one stage or to the head.
+    EXPECT_EQ(*ExpandModuleGlobs(arch, trained), trained) << one.name;
+    uint64_t leaves = 0;
+    for (const std::string& module : trained) leaves += arch.Leaves(module).size();
+    EXPECT_EQ(leaves, arch.Leaves("").size()) << one.name;
+  }
+}
+
+// The order is that of the reference's constructor, which in blocks is not that of execution.
+TEST(ArchitectureTest, ParameterNamesOfTheOtherFamiliesAreTheReferences) {
+  const auto names = [](const char* arch) {
+    std::vector<std::string> all;
+    for (const StateEntry& entry : Make(Spec(arch)).StateDict()) {
+      if (!entry.is_buffer) all.push_back(entry.name);
+    }
+    return all;
+  };
+  EXPECT_THAT(names("mobilenet_v2"),
+              ::testing::IsSupersetOf({"features.0.0.weight", "features.1.conv.0.0.weight", "features.1.conv.1.weight",
+                                       "features.2.conv.0.1.bias", "features.2.conv.1.0.weight",
+                                       "features.17.conv.3.bias", "features.18.0.weight", "classifier.1.bias"}));
+  EXPECT_THAT(names("cifar_wrn_16_2"), ::testing::IsSupersetOf({"block1.layer.0.convShortcut.weight", "bn1.bias"}));
+  EXPECT_THAT(names("cifar_vgg8_bn"),
+              ElementsAre("block0.0.weight", "block0.0.bias", "block0.1.weight", "block0.1.bias", "block1.0.weight",
+                          "block1.0.bias", "block1.1.weight", "block1.1.bias", "block2.0.weight", "block2.0.bias",
+                          "block2.1.weight", "block2.1.bias", "block3.0.weight", "block3.0.bias", "block3.1.weight",
+                          "block3.1.bias", "block4.0.weight", "block4.0.bias", "block4.1.weight", "block4.1.bias",
+                          "classifier.weight", "classifier.bias"));
+  std::map<std::string, StateEntry> state;
+  for (const StateEntry& entry : Make(Spec("shufflenet_v2_x1_0")).StateDict()) state[entry.name] = entry;
+  EXPECT_THAT(state["stage2.0.branch1.0.weight"].shape, ElementsAre(24, 1, 3, 3)) << "depthwise";
+  EXPECT_THAT(state["stage2.0.branch2.0.weight"].shape, ElementsAre(58, 24, 1, 1));
+  EXPECT_THAT(state["stage2.1.branch2.0.weight"].shape, ElementsAre(58, 58, 1, 1));
+}
+
+TEST(ArchitectureTest, WhatAValueDependsOnFollowsTheWiring) {
+  const Architecture shuffle = Make(Spec("cifar_shufflenet_v2"));
+  EXPECT_FALSE(shuffle.Reaches("layer1.0.conv1", "layer1.0.bn5")) << "the left half";
+  EXPECT_TRUE(shuffle.Reaches("layer1.0.conv1", "layer1.0"));
+  const Architecture wide = Make(Spec("cifar_wrn_16_2"));
+  EXPECT_TRUE(wide.Reaches("block2.layer.0.bn1", "block2.layer.0.convShortcut")) << "the shortcut starts behind it";
+  EXPECT_FALSE(wide.Reaches("block2.layer.0.conv1", "block2.layer.0.convShortcut"));
+  EXPECT_TRUE(wide.CanStartAfter("block2.layer.0"));
+  EXPECT_FALSE(wide.CanStartAfter("block2.layer.0.relu1"));
+  EXPECT_EQ(wide.CutIndex("block2"), wide.CutIndex("block2.layer"));
+  EXPECT_EQ(wide.CutIndex("block2"), wide.CutIndex("block2.layer.1"));
+  const Architecture mobile = Make(Spec("mobilenet_v2", 10, 3, 64));
+  EXPECT_TRUE(mobile.CanStartAfter("features.18.1"));
+  EXPECT_FALSE(mobile.CanStartAfter("features.3.conv")) << "the block's input goes around it";
+  EXPECT_THAT(mobile.ModulesBetween("features.2", "features.4"), ElementsAre("features.3", "features.4"));
+}
+
+TEST(ArchitectureTest, WidthsRoundAsTheReferencesDo) {
+  ModelSpec spec = Spec("mobilenet_v2", 10, 3, 64);
+  spec.width = 16;  // width_mult 0.5
+  const Architecture half = Make(spec);
+  EXPECT_EQ(half.FindTap("features.0")->shape[0], 16u);
+  EXPECT_EQ(half.FindTap("features.1")->shape[0], 8u);
+  EXPECT_EQ(half.FindTap("features.3")->shape[0], 16u) << "12, rounded to a multiple of 8";
+  EXPECT_EQ(half.FindTap("features.18")->shape[0], 1280u) << "never fewer";
+  spec.width = 64;
+  EXPECT_EQ(Make(spec).FindTap("features.18")->shape[0], 2560u);
+  spec = Spec("shufflenet_v2_x1_0", 10, 3, 64);
+  spec.width = 5;
+  EXPECT_EQ(Make(spec).FindTap("stage2")->shape[0], 24u) << "116 * 5 / 24, even";
+  spec = Spec("mobilenet_v1", 10, 3, 64);
+  spec.width = 3;
+  EXPECT_EQ(Make(spec).FindTap("model.0")->shape[0], 8u);
+  EXPECT_EQ(Make(spec).FindTap("model.13")->shape[0], 96u);
+}
+
+TEST(ArchitectureTest, AnImageOfWhichPoolingLeavesNothingIsRefused) {
+  EXPECT_THAT(Refusal(Spec("vgg16_bn", 10, 3, 31)),
+              HasSubstr("model vgg16_bn: nothing would be left of the map behind 'features.43' (MaxPool2d of 2x2 on 1 "
+                        "pixels); take larger images"));
+  EXPECT_TRUE(Architecture::Create(Spec("vgg16_bn", 10, 3, 32)).ok());
+  EXPECT_TRUE(Architecture::Create(Spec("cifar_vgg16_bn", 10, 3, 8)).ok());
 }
 
 // torchvision's names, spelt out by its rule: per block conv1 bn1 conv2 bn2 [conv3 bn3], then the shortcut of the first
@@ -234,6 +405,55 @@ TEST(ArchitectureTest, AnFcnAnswersPerPixelAndItsMapsKeepAnEighth) {
             (std::vector<std::string>{"classifier.0", "classifier.1", "classifier.4"}));
 }
 
+TEST(ArchitectureTest, SegmentationNetsKeepAnEighthOrASixteenth) {
+  struct Sides {
+    const char* name;
+    const char* early;
+    const char* last;
+    uint32_t early_side, last_side, logits_side;
+  };
+  for (const Sides& one :
+       {Sides{"deeplabv3_resnet50", "layer1", "layer4", 33, 17, 17},
+        {"deeplabv3_resnet50_os16", "layer1", "layer4", 33, 9, 9},
+        {"deeplabv3_mobilenet_v2", "features.3", "features.17", 33, 17, 17},
+        {"deeplabv3_mobilenet_v2_os16", "features.3", "features.17", 33, 9, 9},
+        {"deeplabv3plus_resnet18", "layer1", "layer4", 33, 17, 33},
+        {"deeplabv3plus_mobilenet_v2_os16", "low_level_features.3", "high_level_features.17", 33, 9, 33},
+        {"pspnet_resnet18", "layer1", "layer4", 33, 17, 0},
+        {"pspnet_resnet101_os16", "layer1", "layer4", 33, 9, 0}}) {
+    const Architecture arch = Make(Spec(one.name, 19, 3, 129));
+    EXPECT_TRUE(arch.dense());
+    EXPECT_EQ(arch.FindTap(one.early)->shape[1], one.early_side) << one.name;
+    EXPECT_EQ(arch.FindTap(one.last)->shape[1], one.last_side) << one.name;
+    EXPECT_EQ(arch.stages().size(), 4u) << one.name;
+    EXPECT_EQ(arch.stages().front(), one.early);
+    EXPECT_EQ(arch.stages().back(), one.last);
+    EXPECT_THAT(arch.FindTap("")->shape, ElementsAre(19, 129, 129)) << one.name;
+    const bool psp = one.logits_side == 0;
+    EXPECT_EQ(arch.FindTap(psp ? "cls" : "classifier")->shape[1], psp ? one.last_side : one.logits_side) << one.name;
+    EXPECT_EQ(arch.HeadModules(),
+              psp ? (std::vector<std::string>{"ppm", "cls"}) : (std::vector<std::string>{"classifier"}))
+        << one.name;
+  }
+}
+
+TEST(ArchitectureTest, WhatReadsAnEarlyMapLeavesNoPlaceToCutUntilThen) {
+  const Architecture plus = Make(Spec("deeplabv3plus_resnet18", 19, 3, 65));
+  EXPECT_TRUE(plus.CanStartAfter("layer1"));
+  EXPECT_FALSE(plus.CanStartAfter("layer2")) << "classifier.project reads layer1";
+  EXPECT_FALSE(plus.CanStartAfter("layer4"));
+  EXPECT_TRUE(plus.CanStartAfter("classifier"));
+  EXPECT_FALSE(plus.Reaches("layer2", "classifier.project"));
+  EXPECT_TRUE(plus.Reaches("layer1", "classifier.project"));
+  const Architecture deeplab = Make(Spec("deeplabv3_resnet18", 19, 3, 65));
+  EXPECT_TRUE(deeplab.CanStartAfter("layer4"));
+  EXPECT_FALSE(deeplab.CanStartAfter("classifier.0.convs.0"));
+  EXPECT_TRUE(deeplab.CanStartAfter("classifier.0"));
+  EXPECT_THAT(deeplab.FindTap("classifier.0.convs")->shape, ElementsAre(5 * 256, 9, 9));
+  EXPECT_THAT(Make(Spec("pspnet_resnet18", 19, 3, 65)).FindTap("ppm")->shape, ElementsAre(1024, 9, 9));
+  EXPECT_THAT(Refusal(Spec("pspnet_resnet18", 256)), HasSubstr("num_classes is 256, must be from 1 to 255"));
+}
+
 // Of the convolution that would have the stage's stride; all others are dense.
 TEST(ArchitectureTest, AnFcnsFirstBlocksHaveTheDilationOfTheStageBefore) {
   for (const auto& [name, convolution] : {std::pair("fcn_resnet50", "conv2"), std::pair("fcn_resnet18", "conv1")}) {
@@ -266,9 +486,6 @@ TEST(ArchitectureTest, StagesAndHead) {
   EXPECT_THAT(cifar.StageModules(3), ElementsAre());
   EXPECT_THAT(cifar.HeadModules(), ElementsAre("fc"));
   EXPECT_EQ(Make(Spec("resnet18", 10, 3, 64)).stages().size(), 4u);
-  EXPECT_EQ(cifar.TopLevelIndex("conv1"), 0u);
-  EXPECT_EQ(cifar.TopLevelIndex("layer2.1.conv2"), 4u);
-  EXPECT_EQ(cifar.TopLevelIndex(""), cifar.root().children.size() - 1);
 }
 
 TEST(ArchitectureTest, WidthScalesEveryStage) {
@@ -285,6 +502,9 @@ TEST(ArchitectureTest, DefaultsAreTheFamilys) {
   const ModelSpec resnet = Architecture::WithDefaults({.arch = "resnet18", .num_classes = 5});
   EXPECT_EQ(resnet.num_classes, 5u);
   EXPECT_EQ(Make(resnet).FindTap("layer4")->shape, (TapShape{512, 7, 7}));
+  EXPECT_EQ(Architecture::WithDefaults({.arch = "mobilenet_v2"}).width, 32u);
+  EXPECT_EQ(Architecture::WithDefaults({.arch = "cifar_vgg8_bn"}).image_width, 32u);
+  EXPECT_EQ(Architecture::WithDefaults({.arch = "torchscript"}).width, 0u) << "not of the zoo: as it is";
   const ModelSpec fcn = Architecture::WithDefaults({.arch = "fcn_resnet50"});
   EXPECT_EQ(Make(fcn).FindTap("")->shape, (TapShape{21, 520, 520}));
   EXPECT_EQ(Make(fcn).FindTap("classifier")->shape, (TapShape{21, 65, 65}));

@@ -1,8 +1,8 @@
 """The Python side of python_test.cc.
 
-  write FOLDER   random torchvision networks: NAME.safetensors, NAME.values.safetensors (x, layer2, logits); of the
+  write FOLDER   random networks: NAME.safetensors, NAME.values.safetensors (x, the tap of NETS, logits); of the
                  segmentation network fcn_resnet50 also NAME.scripted.pt, as torch.jit.script makes it
-  read FOLDER    what the C++ side wrote: weights load strictly into torchvision's modules, archives load, values agree
+  read FOLDER    what the C++ side wrote: weights load strictly into these networks, archives load, values agree
 """
 import sys
 
@@ -14,46 +14,16 @@ except ImportError:
     sys.exit(77)  # python_test.cc skips
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.resnet import BasicBlock, ResNet, conv3x3
-from torchvision.models.segmentation import fcn_resnet50, fcn_resnet101
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50, fcn_resnet101
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCN, FCNHead
+from torchvision.models.vgg import VGG, make_layers
+
+import reference_nets
+from reference_nets import DilatedBlock
 
 torch.set_num_threads(2)
-
-
-class CifarResNet(nn.Module):
-    """He et al. 2016, section 4.2, of torchvision's own blocks, named as RepDistiller and mdistiller do."""
-
-    def __init__(self, depth, width, classes):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        channels = width
-        for k in range(3):
-            blocks = []
-            for b in range((depth - 2) // 6):
-                planes, stride = width << k, 2 if k and b == 0 else 1
-                down = None
-                if stride != 1 or channels != planes:
-                    down = nn.Sequential(nn.Conv2d(channels, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
-                blocks.append(BasicBlock(channels, planes, stride, down))
-                channels = planes
-            setattr(self, f"layer{k + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, classes)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-class DilatedBasicBlock(BasicBlock):
-    """torchvision's block with a dilated first convolution, as mmsegmentation's."""
-
-    def __init__(self, inplanes, planes, stride=1, downsample=None, groups=1, base_width=64, dilation=1,
-                 norm_layer=None):
-        super().__init__(inplanes, planes, stride, downsample, groups, base_width, 1, norm_layer)
-        self.conv1 = conv3x3(inplanes, planes, stride, dilation=dilation)
 
 
 class Fcn:
@@ -61,7 +31,6 @@ class Fcn:
 
     def __init__(self, net):
         self.net = net
-        self.layer2 = net.backbone.layer2
         self.names = {name.removeprefix("backbone."): name for name in net.state_dict()}
 
     def state_dict(self):
@@ -70,6 +39,9 @@ class Fcn:
 
     def load_state_dict(self, state, strict):
         self.net.load_state_dict({self.names.get(flat, flat): value for flat, value in state.items()}, strict=strict)
+
+    def get_submodule(self, path):
+        return self.net.backbone.get_submodule(path)
 
     def train(self):
         self.net.train()
@@ -84,28 +56,70 @@ class Fcn:
 
 
 def make_fcn_resnet18():
-    backbone = ResNet(DilatedBasicBlock, [2, 2, 2, 2], replace_stride_with_dilation=[False, True, True])
+    backbone = ResNet(DilatedBlock, [2, 2, 2, 2], replace_stride_with_dilation=[False, True, True])
     return Fcn(FCN(IntermediateLayerGetter(backbone, {"layer4": "out"}), FCNHead(512, 7)))
+
+
+def make_deeplab_resnet18():
+    backbone = ResNet(DilatedBlock, [2, 2, 2, 2], replace_stride_with_dilation=[False, False, True])
+    return Fcn(FCN(IntermediateLayerGetter(backbone, {"layer4": "out"}), DeepLabHead(512, 7, (6, 12, 18))))
 
 
 def make_fcn(make):
     return Fcn(make(weights=None, weights_backbone=None, num_classes=7, aux_loss=None))
 
 
+def make_vgg(width):
+    """torchvision's vgg11_bn with all channels scaled: whole, it has 133 million parameters."""
+    times = (1, "M", 2, "M", 4, 4, "M", 8, 8, "M", 8, 8, "M")
+    net = VGG(make_layers([t if t == "M" else t * width for t in times], batch_norm=True), num_classes=7)
+    for index, (a, b) in {0: (8 * width * 49, 64 * width), 3: (64 * width, 64 * width), 6: (64 * width, 7)}.items():
+        net.classifier[index] = nn.Linear(a, b)
+    return net
+
+
+# What is made, a tap that is a module of it, and the image's size. Odd sizes: every convolution with a stride rounds,
+# and so does the way back to the image's size.
 NETS = {
-    "resnet18": lambda: torchvision.models.resnet18(num_classes=7),
-    "resnet50": lambda: torchvision.models.resnet50(num_classes=7),
-    "cifar_resnet20": lambda: CifarResNet(20, 16, 7),
-    "fcn_resnet18": make_fcn_resnet18,
-    "fcn_resnet50": lambda: make_fcn(fcn_resnet50),
-    "fcn_resnet101": lambda: make_fcn(fcn_resnet101),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=7), "layer2", (40, 48)),
+    "resnet50": (lambda: torchvision.models.resnet50(num_classes=7), "layer2", (40, 48)),
+    "cifar_resnet20": (lambda: reference_nets.CifarResNet(20, 16, 7), "layer2", (40, 48)),
+    "cifar_resnet8x4": (lambda: reference_nets.CifarResNet(8, 32, 7, 2), "layer2", (32, 32)),
+    "cifar_wrn_16_2": (lambda: reference_nets.WideResNet(16, 2, 16, 7), "block2", (32, 32)),
+    "cifar_wrn_40_1": (lambda: reference_nets.WideResNet(40, 1, 16, 7), "block2.layer.3", (33, 32)),
+    "cifar_vgg8_bn": (lambda: reference_nets.CifarVgg([1] * 5, 64, 7), "block2", (32, 32)),
+    "cifar_vgg13_bn": (lambda: reference_nets.CifarVgg([2] * 5, 16, 7), "block3.4", (64, 64)),
+    "cifar_mobilenet_v2": (lambda: reference_nets.CifarMobileNetV2(0.5, 7), "blocks.2", (32, 32)),
+    "cifar_shufflenet_v2": (lambda: reference_nets.CifarShuffleNetV2(7), "layer2", (32, 32)),
+    "vgg11_bn": (lambda: make_vgg(8), "features.14", (72, 64)),
+    "mobilenet_v1": (lambda: reference_nets.MobileNetV1(7), "model.5", (64, 45)),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=7), "features.6", (64, 45)),
+    "mobilenet_v2_half": (lambda: torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.5), "features.6",
+                          (64, 45)),
+    "shufflenet_v2_x0_5": (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=7), "stage3", (64, 45)),
+    "shufflenet_v2_x1_5": (lambda: torchvision.models.shufflenet_v2_x1_5(num_classes=7), "stage3", (64, 45)),
+    "fcn_resnet18": (make_fcn_resnet18, "layer2", (29, 37)),
+    "fcn_resnet50": (lambda: make_fcn(fcn_resnet50), "layer2", (29, 37)),
+    "fcn_resnet101": (lambda: make_fcn(fcn_resnet101), "layer2", (29, 37)),
+    "deeplabv3_resnet50": (lambda: make_fcn(deeplabv3_resnet50), "layer2", (29, 37)),
+    "deeplabv3_resnet18_os16": (make_deeplab_resnet18, "layer3", (45, 61)),
+    "deeplabv3_mobilenet_v2": (lambda: reference_nets.DeepLabMobileNet(7, 8), "features.13", (45, 61)),
+    "deeplabv3plus_resnet18": (lambda: reference_nets.PlusResNet18(7, 8), "layer4", (45, 61)),
+    "deeplabv3plus_resnet18_os16": (lambda: reference_nets.PlusResNet18(7, 16), "classifier.aspp", (45, 61)),
+    "deeplabv3plus_mobilenet_v2_os16": (lambda: reference_nets.PlusMobileNet(7, 16), "high_level_features.13",
+                                        (45, 61)),
+    "pspnet_resnet18": (lambda: reference_nets.PspNet(BasicBlock, [2, 2, 2, 2], 7), "layer3", (57, 49)),
+    "pspnet_resnet50": (lambda: reference_nets.PspNet(Bottleneck, [3, 4, 6, 3], 7), "ppm", (57, 49)),
 }
-ONE_WAY = {"fcn_resnet50", "fcn_resnet101"}  # big, and made of what read() has in smaller ones
+# Big, or made of what read() has in others.
+ONE_WAY = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3plus_resnet18", "pspnet_resnet50",
+           "shufflenet_v2_x1_5", "cifar_wrn_40_1", "cifar_vgg8_bn", "mobilenet_v2"}
 
 
-def run(net, x):
+def run(net, tap, x):
     kept = {}
-    hook = net.layer2.register_forward_hook(lambda m, i, o: kept.update(layer2=o.detach().clone()))
+    # A clone: the module behind may overwrite it.
+    hook = net.get_submodule(tap).register_forward_hook(lambda m, i, o: kept.update({tap: o.detach().clone()}))
     with torch.no_grad():
         kept["logits"] = net.eval()(x)
     hook.remove()
@@ -114,20 +128,18 @@ def run(net, x):
 
 def write(folder):
     torch.manual_seed(0)
-    for name, make in NETS.items():
-        # Every convolution with a stride rounds, and so does the way back to the image's size.
-        height, width = (29, 37) if name.startswith("fcn") else (40, 48)
+    for name, (make, tap, (height, width)) in NETS.items():
         net, x = make().train(), torch.randn(2, 3, height, width)
         with torch.no_grad():
             net(torch.randn(4 if name in ONE_WAY else 8, 3, height, width))  # statistics away from their start
         save_file(net.state_dict(), f"{folder}/{name}.safetensors", metadata={"format": "pt"})
-        save_file({"x": x, **run(net, x)}, f"{folder}/{name}.values.safetensors")
+        save_file({"x": x, **run(net, tap, x)}, f"{folder}/{name}.values.safetensors")
         if name == "fcn_resnet50":
             torch.jit.script(net.net).save(f"{folder}/{name}.scripted.pt")
 
 
 def read(folder):
-    for name, make in NETS.items():
+    for name, (make, tap, _) in NETS.items():
         if name in ONE_WAY:
             continue
         values = load_file(f"{folder}/{name}.values.safetensors")
@@ -136,21 +148,22 @@ def read(folder):
         net.load_state_dict(load_file(f"{folder}/{name}.safetensors"), strict=True)
 
         def same(what, got, key):
-            assert torch.allclose(got, values[key], rtol=1e-4, atol=1e-4), (
-                f"{name} {what}: largest difference {(got - values[key]).abs().max().item()}")
+            worst, largest = (got - values[key]).abs().max().item(), values[key].abs().max().item()
+            assert got.shape == values[key].shape and worst <= 1e-5 * largest, (
+                f"{name} {what}: largest difference {worst}, largest value {largest}")
 
-        got = run(net, x)
-        same("torchvision layer2", got["layer2"], "layer2")
-        same("torchvision logits", got["logits"], "logits")
+        got = run(net, tap, x)
+        same("reference " + tap, got[tap], tap)
+        same("reference logits", got["logits"], "logits")
         plain, taps = torch.jit.load(f"{folder}/{name}.pt"), torch.jit.load(f"{folder}/{name}.taps.pt")
         assert list(plain.state_dict()) == list(net.state_dict()), f"{name}: state_dict names or their order differ"
         same("archive", plain(x), "logits")
         assert not plain.training
         same("archive in train mode", plain.train()(x), "logits")
         outputs = taps(x)
-        assert set(outputs) == {"output", "layer1.0.add", "layer2"}, set(outputs)
-        same("archive tap", outputs["layer1.0.add"], "layer1.0.add")
-        same("archive tap", outputs["layer2"], "layer2")
+        assert set(outputs) == {"output", *values} - {"logits"}, set(outputs)
+        for key in set(values) - {"logits"}:
+            same("archive tap " + key, outputs[key], key)
         same("archive output", outputs["output"], "logits")
 
 

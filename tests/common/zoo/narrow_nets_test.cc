@@ -21,9 +21,26 @@ struct Narrow {
   uint32_t width, image;
 };
 // Input channels of the strided 1x1 convolutions: `width` and twice that; of bottlenecks 4 and 8 times it.
-constexpr Narrow kNets[] = {{"cifar_resnet8", 4, 48}, {"cifar_resnet8", 8, 64}, {"cifar_resnet14", 3, 48},
-                            {"resnet18", 4, 64},      {"resnet50", 1, 64},      {"resnet50", 3, 64},
-                            {"fcn_resnet18", 4, 64},  {"fcn_resnet50", 1, 64}};
+constexpr Narrow kNets[] = {{"cifar_resnet8", 4, 48},
+                            {"cifar_resnet8", 8, 64},
+                            {"cifar_resnet14", 3, 48},
+                            {"resnet18", 4, 64},
+                            {"resnet50", 1, 64},
+                            {"resnet50", 3, 64},
+                            {"fcn_resnet18", 4, 64},
+                            {"fcn_resnet50", 1, 64},
+                            // Shortcuts of stride 2, and depthwise convolutions of one channel a group.
+                            {"cifar_wrn_16_1", 4, 48},
+                            {"cifar_wrn_16_2", 2, 48},
+                            {"cifar_resnet8x4", 3, 48},
+                            {"cifar_mobilenet_v2", 4, 64},
+                            {"cifar_shufflenet_v2", 4, 48},
+                            {"mobilenet_v1", 8, 64},
+                            {"mobilenet_v2", 8, 64},
+                            {"shufflenet_v2_x0_5", 4, 64},
+                            {"deeplabv3plus_resnet18_os16", 2, 64},
+                            {"pspnet_resnet18", 2, 64},
+                            {"vgg11_bn", 1, 32}};
 
 std::shared_ptr<ZooNet> Make(const Narrow& narrow) {
   ModelSpec spec;

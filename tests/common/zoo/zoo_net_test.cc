@@ -20,6 +20,22 @@ ModelSpec Spec(std::string arch, uint32_t width, uint32_t channels = 1, uint32_t
           .image_height = image,
           .image_width = image};
 }
+// One of each family that is not made of torchvision's residual blocks, and of each way to wire a block.
+std::vector<ModelSpec> OtherFamilies() {
+  return {Spec("cifar_resnet8x4", 2),       Spec("cifar_wrn_16_2", 2),         Spec("cifar_vgg8_bn", 2),
+          Spec("cifar_mobilenet_v2", 4, 3), Spec("cifar_shufflenet_v2", 4, 3), Spec("vgg11_bn", 1, 3, 33),
+          Spec("mobilenet_v1", 4, 3, 41),   Spec("mobilenet_v2", 8, 3, 41),    Spec("shufflenet_v2_x0_5", 4, 3, 41)};
+}
+std::vector<ModelSpec> Segmenters() {
+  return {Spec("deeplabv3_resnet18_os16", 2, 3, 41), Spec("deeplabv3_mobilenet_v2", 8, 3, 33),
+          Spec("deeplabv3plus_resnet18", 2, 3, 33), Spec("deeplabv3plus_mobilenet_v2_os16", 8, 3, 41),
+          Spec("pspnet_resnet50", 1, 3, 41)};
+}
+std::vector<ModelSpec> WithOtherFamilies(std::vector<ModelSpec> specs) {
+  for (const ModelSpec& spec : OtherFamilies()) specs.push_back(spec);
+  for (const ModelSpec& spec : Segmenters()) specs.push_back(spec);
+  return specs;
+}
 std::shared_ptr<ZooNet> Make(const ModelSpec& spec, uint64_t seed = 1) {
   auto net = ZooNet::Create(spec);
   EXPECT_TRUE(net.ok()) << net.status();
@@ -43,8 +59,8 @@ std::vector<std::string> TapPaths(const Architecture& arch) {
 torch::Tensor BufferOf(ZooNet& net, const std::string& name) { return net.named_buffers()[name]; }
 
 TEST(ZooNetTest, StateHasTheArchitecturesNamesOrderAndShapes) {
-  for (const auto& spec : {Spec("cifar_resnet14", 4), Spec("resnet18", 4, 3, 32), Spec("resnet50", 4, 3, 32),
-                           Spec("fcn_resnet18", 4, 3, 32)}) {
+  for (const auto& spec : WithOtherFamilies({Spec("cifar_resnet14", 4), Spec("resnet18", 4, 3, 32),
+                                             Spec("resnet50", 4, 3, 32), Spec("fcn_resnet18", 4, 3, 32)})) {
     const auto net = Make(spec);
     std::vector<std::string> parameters, expected;
     for (const auto& item : net->named_parameters()) parameters.push_back(item.key());
@@ -63,8 +79,9 @@ TEST(ZooNetTest, StateHasTheArchitecturesNamesOrderAndShapes) {
 TEST(ZooNetTest, EveryTapHasTheShapeTheArchitectureSays) {
   ModelSpec oblong = Spec("fcn_resnet50", 4, 3, 45);
   oblong.image_width = 61;
-  for (const auto& spec : {Spec("cifar_resnet14", 4, 1, 17), Spec("resnet18", 4, 3, 33), Spec("resnet50", 4, 3, 40),
-                           Spec("fcn_resnet18", 4, 3, 8), Spec("fcn_resnet34", 2, 1, 33), oblong}) {
+  for (const auto& spec :
+       WithOtherFamilies({Spec("cifar_resnet14", 4, 1, 17), Spec("resnet18", 4, 3, 33), Spec("resnet50", 4, 3, 40),
+                          Spec("fcn_resnet18", 4, 3, 8), Spec("fcn_resnet34", 2, 1, 33), oblong})) {
     const auto net = Make(spec);
     const std::vector<std::string> paths = TapPaths(net->architecture());
     const auto values = Forward(*net, Input(spec), paths);
@@ -79,7 +96,8 @@ TEST(ZooNetTest, EveryTapHasTheShapeTheArchitectureSays) {
 // All taps at once forbid every in-place operation; one tap alone allows nearly all.
 // Property 6 of the stage-by-stage specification (SSKD): a truncated forward is bit-equal to the full one.
 TEST(ZooNetTest, ATapHasTheSameValueAloneAndInCompany) {
-  for (const auto& spec : {Spec("cifar_resnet8", 4), Spec("resnet50", 4, 3, 32), Spec("fcn_resnet18", 2, 3, 16)}) {
+  for (const auto& spec :
+       WithOtherFamilies({Spec("cifar_resnet8", 4), Spec("resnet50", 4, 3, 32), Spec("fcn_resnet18", 2, 3, 16)})) {
     const auto net = Make(spec);
     net->eval();
     const torch::NoGradGuard no_grad;
@@ -188,6 +206,69 @@ TEST(ZooNetTest, GradientsDoNotDependOnWhichTapsAreTaken) {
   EXPECT_TRUE(torch::equal(plain, gradient(TapPaths(Make(spec)->architecture()))));
 }
 
+TEST(ZooNetTest, TheOtherFamiliesGradientsReachEverythingAndDoNotDependOnWhichTapsAreTaken) {
+  for (const ModelSpec& spec : OtherFamilies()) {
+    const auto gradient = [&](const std::vector<std::string>& extra) {
+      const auto net = Make(spec);
+      net->train();
+      std::vector<std::string> taps = extra;
+      taps.push_back("");
+      torch::nn::functional::cross_entropy(Forward(*net, Input(spec), taps).back(), torch::tensor({0, 1, 2}))
+          .backward();
+      std::vector<torch::Tensor> gradients;
+      for (const auto& item : net->named_parameters()) {
+        EXPECT_TRUE(item.value().grad().defined()) << spec.arch << " " << item.key();
+        gradients.push_back(item.value().grad().flatten());
+      }
+      return torch::cat(gradients);
+    };
+    const torch::Tensor plain = gradient({});
+    EXPECT_GT(plain.abs().max().item<float>(), 0) << spec.arch;
+    EXPECT_TRUE(torch::equal(plain, gradient(TapPaths(Make(spec)->architecture())))) << spec.arch;
+  }
+}
+
+TEST(ZooNetTest, TheSegmentersGradientsReachEverythingAndDoNotDependOnWhichTapsAreTaken) {
+  for (const ModelSpec& spec : Segmenters()) {
+    const int64_t side = spec.image_height;
+    const auto gradient = [&](const std::vector<std::string>& extra) {
+      const auto net = Make(spec);
+      net->train();
+      std::vector<std::string> taps = extra;
+      taps.push_back("");
+      const torch::Tensor labels = torch::arange(3 * side * side).remainder(7).view({3, side, side});
+      torch::nn::functional::cross_entropy(Forward(*net, Input(spec), taps).back(), labels).backward();
+      std::vector<torch::Tensor> gradients;
+      for (const auto& item : net->named_parameters()) {
+        EXPECT_TRUE(item.value().grad().defined()) << spec.arch << " " << item.key();
+        gradients.push_back(item.value().grad().flatten());
+      }
+      return torch::cat(gradients);
+    };
+    const torch::Tensor plain = gradient({});
+    EXPECT_GT(plain.abs().max().item<float>(), 0) << spec.arch;
+    EXPECT_TRUE(torch::equal(plain, gradient(TapPaths(Make(spec)->architecture())))) << spec.arch;
+  }
+}
+
+TEST(ZooNetTest, APreactivationTapComesBeforeItsRelu) {
+  const auto vgg = Make(Spec("cifar_vgg8_bn", 2));
+  vgg->eval();
+  const auto maps = Forward(*vgg, Input(Spec("cifar_vgg8_bn", 2)), {"block1", "relu1"});
+  EXPECT_LT(maps[0].min().item<float>(), 0);
+  EXPECT_TRUE(torch::equal(maps[1], maps[0].relu()));
+}
+
+TEST(ZooNetTest, ReluSixEndsAtSix) {
+  const ModelSpec spec = Spec("mobilenet_v2", 8, 3, 41);
+  const auto net = Make(spec);
+  net->eval();
+  const auto maps = Forward(*net, 100 * Input(spec), {"features.0.1", "features.0.2", "features.0"});
+  EXPECT_GT(maps[0].max().item<float>(), 6);
+  EXPECT_TRUE(torch::equal(maps[1], maps[0].clamp(0, 6)));
+  EXPECT_TRUE(torch::equal(maps[2], maps[1]));
+}
+
 TEST(ZooNetTest, AnFcnsGradientReachesEverythingAndDoesNotDependOnWhichTapsAreTaken) {
   const auto spec = Spec("fcn_resnet50", 2, 3, 24);
   const auto gradient = [&](const std::vector<std::string>& extra) {
@@ -234,6 +315,30 @@ TEST(ZooNetTest, InitialWeightsDependOnTheSeedAlone) {
   EXPECT_NEAR(last.std().item<double>(), std::sqrt(2.0 / (64 * 9)), 0.001);
   EXPECT_LE(a->named_parameters()["fc.weight"].abs().max().item<double>(), 1.0 / 8);
   EXPECT_EQ(a->named_parameters()["bn1.weight"].min().item<float>(), 1);
+}
+
+// As the references' constructors draw them.
+TEST(ZooNetTest, InitialWeightsAreTheReferencesDistributions) {
+  const auto parameter = [](const std::shared_ptr<ZooNet>& net, const char* name) {
+    return net->named_parameters()[name].detach();
+  };
+  const auto std_of = [](const torch::Tensor& x) { return x.std().item<double>(); };
+  const auto mobile = Make(Spec("mobilenet_v2", 32, 3, 41));
+  EXPECT_NEAR(std_of(parameter(mobile, "classifier.1.weight")), 0.01, 5e-4);
+  EXPECT_EQ(parameter(mobile, "classifier.1.bias").abs().max().item<float>(), 0);
+  // torch counts the fan out of a depthwise convolution as if it were dense.
+  EXPECT_NEAR(std_of(parameter(mobile, "features.17.conv.1.0.weight")), std::sqrt(2.0 / (960 * 9)), 5e-4);
+  const auto shuffle = Make(Spec("shufflenet_v2_x0_5", 24, 3, 41));
+  const torch::Tensor depthwise = parameter(shuffle, "stage3.0.branch2.3.weight");
+  EXPECT_LE(depthwise.abs().max().item<double>(), 1.0 / 3);
+  EXPECT_GT(depthwise.abs().max().item<double>(), 0.3);
+  EXPECT_GT(parameter(shuffle, "fc.bias").abs().max().item<double>(), 0);
+  const auto vgg = Make(Spec("cifar_vgg8_bn", 8));
+  EXPECT_EQ(parameter(vgg, "block0.0.bias").abs().max().item<float>(), 0);
+  EXPECT_NEAR(std_of(parameter(vgg, "block4.0.weight")), std::sqrt(2.0 / (64 * 9)), 1e-3);
+  const auto wide = Make(Spec("cifar_wrn_16_1", 16));
+  EXPECT_EQ(parameter(wide, "fc.bias").abs().max().item<float>(), 0);
+  EXPECT_GT(parameter(wide, "fc.weight").abs().max().item<double>(), 0.1);
 }
 
 TEST(ZooNetTest, AnFcnsLogitsStartSmallWhateverTheNumberOfClasses) {
@@ -402,6 +507,32 @@ TEST(ForwardAfterTest, IsBitEqualToTheFullForwardFromEveryTopLevelMap) {
   }
 }
 
+TEST(ForwardAfterTest, StartsWhereverANetworkCanBeCut) {
+  for (const ModelSpec& spec : WithOtherFamilies({Spec("cifar_resnet8", 4)})) {
+    const auto net = Make(spec);
+    net->eval();
+    const torch::NoGradGuard no_grad;
+    std::vector<std::string> cuts;
+    for (const TapInfo& tap : net->architecture().taps()) {
+      if (tap.is_cut && tap.shape.size() == 3) cuts.push_back(tap.path);
+    }
+    EXPECT_GT(cuts.size(), 4u) << spec.arch;
+    std::vector<std::string> taps = cuts;
+    taps.push_back("");
+    const auto full = Forward(*net, Input(spec), taps);
+    for (size_t i = 0; i < cuts.size(); ++i) {
+      const torch::Tensor before = full[i].clone();
+      const std::vector<std::string> rest(taps.begin() + static_cast<ptrdiff_t>(i) + 1, taps.end());
+      auto values = net->ForwardAfter(cuts[i], full[i], rest);
+      ASSERT_TRUE(values.ok()) << values.status();
+      for (size_t j = 0; j < rest.size(); ++j) {
+        EXPECT_TRUE(torch::equal((*values)[j], full[i + 1 + j])) << spec.arch << " " << cuts[i] << " -> " << rest[j];
+      }
+      EXPECT_TRUE(torch::equal(full[i], before)) << spec.arch << ": overwritten after " << cuts[i];
+    }
+  }
+}
+
 TEST(ForwardAfterTest, AnFcnStartsAfterAnyOfItsTopLevelMaps) {
   ModelSpec spec = Spec("fcn_resnet18", 4, 3, 40);
   spec.image_width = 29;
@@ -451,9 +582,9 @@ TEST(ForwardAfterTest, ErrorsSayWhatIsExpected) {
     EXPECT_EQ(values.status().code(), StatusCode::kInvalidArgument) << start;
     return values.status().ToString();
   };
-  EXPECT_THAT(refusal("layer1.0", map, {""}), HasSubstr("no top-level module"));
+  EXPECT_THAT(refusal("layer1.0.conv1", map, {""}), HasSubstr("lies inside a block"));
   EXPECT_THAT(refusal("nothing", map, {""}), HasSubstr("'nothing'"));
-  EXPECT_THAT(refusal("", map, {""}), HasSubstr("no top-level module"));
+  EXPECT_THAT(refusal("", map, {""}), HasSubstr("cannot start after ''"));
   EXPECT_THAT(refusal("layer1", map.slice(1, 0, 3), {""}), HasSubstr("(N, 4, 16, 16)"));
   EXPECT_THAT(refusal("layer1", map.to(torch::kInt64), {""}), HasSubstr("floating point"));
   EXPECT_THAT(refusal("layer1", {}, {""}), HasSubstr("nothing"));

@@ -210,7 +210,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"InputAlone", "    steps: 100\n", "    steps: 100\n    teacher_input: layer1\n",
                 "job.yaml:17:20: ", "belong together"},
         BadCase{"InputInsideABlock", "    steps: 100\n",
-                "    steps: 100\n    teacher_input: layer1\n    student_input: layer1.0\n",
+                "    steps: 100\n    teacher_input: layer1\n    student_input: layer1.0.conv1\n",
                 "job.yaml:17:20: ", "lies inside a block"},
         BadCase{"InputOfAnotherWidth", "    steps: 100\n",
                 "    steps: 100\n    trainable: [layer2, layer3, fc]\n    teacher_input: layer1\n    student_input: "
