@@ -8,14 +8,17 @@
 #include <set>
 
 #include "absl/strings/str_format.h"
+#include "common/plan/plan_codec.h"
 #include "common/service/service_flags.h"
 #include "common/str_cat.h"
+#include "common/zoo/architecture.h"
 #include "coordinator/cli/completion.h"
 #include "coordinator/cli/fleet_view.h"
 #include "coordinator/cli/job_client.h"
 #include "coordinator/cli/job_file.h"
 #include "coordinator/cli/job_progress.h"
 #include "coordinator/cli/job_view.h"
+#include "coordinator/cli/model_view.h"
 #include "coordinator/cli/plan_view.h"
 #include "coordinator/cli/printing.h"
 #include "coordinator/cli/progress_view.h"
@@ -245,7 +248,7 @@ ExitCode RunFleet(JobClient& client, const Options& options) {
   return kExitOk;
 }
 
-ExitCode RunTaps(JobClient& client, const Options& options) {
+StatusOr<v1::ListTapsResponse> FetchTaps(JobClient& client, const Options& options) {
   v1::ListTapsRequest request;
   request.set_model(options.model);
   request.set_width(options.width);
@@ -257,8 +260,28 @@ ExitCode RunTaps(JobClient& client, const Options& options) {
     request.set_image_width(width);
   }
   v1::ListTapsResponse response;
-  if (const Status status = client.Call(&Stub::ListTaps, request, &response); !status.ok()) return Fail(status);
-  Print(options.json() ? ToJson(response, true) : RenderTaps(response, OutputText(options)));
+  DISTILL_RETURN_IF_ERROR(client.Call(&Stub::ListTaps, request, &response));
+  return response;
+}
+
+ExitCode RunTaps(JobClient& client, const Options& options) {
+  const StatusOr<v1::ListTapsResponse> taps = FetchTaps(client, options);
+  if (!taps.ok()) return Fail(taps.status());
+  Print(options.json() ? ToJson(*taps, true) : RenderTaps(*taps, OutputText(options)));
+  return kExitOk;
+}
+
+ExitCode RunModel(JobClient& client, const Options& options) {
+  const StatusOr<v1::ListTapsResponse> taps = FetchTaps(client, options);
+  if (!taps.ok()) return Fail(taps.status());
+  if (taps->spec().arch() == "torchscript") {
+    return Fail(absl::FailedPreconditionError(StrCat(
+        "'", options.model, "' is a TorchScript archive, of which nobody knows what it computes; distillctl taps ",
+        options.model, " lists its taps")));
+  }
+  const StatusOr<Architecture> network = Architecture::Create(FromProto(taps->spec()));
+  if (!network.ok()) return Fail(network.status());
+  Print(options.json() ? ModelJson(*network) : RenderModel(*network, OutputText(options)));
   return kExitOk;
 }
 
@@ -369,8 +392,8 @@ struct Command {
 constexpr Command kCommands[] = {
     {"submit", RunSubmit},   {"list", RunList},         {"describe", RunDescribe}, {"file", RunFile},
     {"watch", RunWatch},     {"logs", RunLogs},         {"cancel", RunCancel},     {"resume", RunResume},
-    {"fleet", RunFleet},     {"uncordon", RunUncordon}, {"taps", RunTaps},         {"history", RunHistory},
-    {"results", RunResults}, {"report", RunReport},
+    {"fleet", RunFleet},     {"uncordon", RunUncordon}, {"taps", RunTaps},         {"model", RunModel},
+    {"history", RunHistory}, {"results", RunResults},   {"report", RunReport},
 };
 
 }  // namespace

@@ -163,22 +163,26 @@ void DeclareCommandLine(CLI::App* app, Options* options) {
   CLI::App* uncordon = app->add_subcommand("uncordon", "Give jobs again to a worker that failed some by its own fault");
   uncordon->add_option("WORKER", options->worker, "Id of the worker, as distillctl fleet shows it")->required();
 
-  CLI::App* taps = app->add_subcommand(
-      "taps", "List the taps of a network of the zoo, of a served teacher or of a student's archive, with shapes");
-  taps->add_option("MODEL", options->model,
-                   "Zoo architecture (cifar_resnet20), or name of a served model or an archive")
-      ->required();
-  taps->add_option("--width", options->width, "Channels of the first stage; default: the architecture's")
-      ->check(CLI::Range(1, 65535));
-  taps->add_option("--classes", options->classes, "Classes of the head")->check(CLI::Range(1, 1000000));
-  taps->add_option("--channels", options->channels, "Channels of the input image")->check(CLI::Range(1, 65535));
-  taps->add_option("--image", options->image, "Height and width of the input image: 28x28")
-      ->type_name("HxW")
-      ->check([](const std::string& text) {
-        uint32_t height = 0, width = 0;
-        return ParseImageSize(text, &height, &width) ? std::string()
-                                                     : StrCat("'", text, "' is not HxW, for example 28x28");
-      });
+  const auto add_network = [options](CLI::App* command) {
+    command
+        ->add_option("MODEL", options->model,
+                     "Zoo architecture (cifar_resnet20), or name of a served model or an archive")
+        ->required();
+    command->add_option("--width", options->width, "Channels of the first convolution; default: the architecture's")
+        ->check(CLI::Range(1, 65535));
+    command->add_option("--classes", options->classes, "Classes of the head")->check(CLI::Range(1, 1000000));
+    command->add_option("--channels", options->channels, "Channels of the input image")->check(CLI::Range(1, 65535));
+    command->add_option("--image", options->image, "Height and width of the input image: 28x28")
+        ->type_name("HxW")
+        ->check([](const std::string& text) {
+          uint32_t height = 0, width = 0;
+          return ParseImageSize(text, &height, &width) ? std::string()
+                                                       : StrCat("'", text, "' is not HxW, for example 28x28");
+        });
+  };
+  add_network(app->add_subcommand(
+      "taps", "List the taps of a network of the zoo, of a served teacher or of a student's archive, with shapes"));
+  add_network(app->add_subcommand("model", "Show a network's parameters and multiply-adds, and those of its prefixes"));
 
   CLI::App* history = app->add_subcommand("history", "Print the stored progress points of a job");
   add_job(history);

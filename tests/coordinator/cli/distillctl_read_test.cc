@@ -148,6 +148,33 @@ TEST_F(DistillctlReadTest, TapsSendsTheSizes) {
   EXPECT_THAT(unknown.err, HasSubstr("did you mean 'cifar_resnet8'?"));
 }
 
+TEST_F(DistillctlReadTest, ModelShowsWhatANetworkCosts) {
+  v1::ModelSpec* const spec = service_.taps.mutable_spec();
+  spec->set_arch("cifar_resnet8");
+  spec->set_width(8);
+  spec->set_num_classes(10);
+  spec->set_in_channels(3);
+  spec->set_image_height(28);
+  spec->set_image_width(32);
+  StartServer();
+  const ChildResult result = Run({"model", "cifar_resnet8", "--width", "8", "--image", "28x32"});
+  EXPECT_EQ(result.exit_code, kExitOk) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("(output)"));
+  EXPECT_EQ(service_.taps_request().width(), 8u);
+  EXPECT_EQ(service_.taps_request().image_width(), 32u);
+  EXPECT_EQ(json::parse(Run({"model", "cifar_resnet8", "-o", "json"}).out)["width"], 8);
+  EXPECT_EQ(Run({"model", "cifar_resnet9"}).exit_code, kExitNotFound);
+  EXPECT_EQ(Run({"model", "cifar_resnet8", "--image", "28"}).exit_code, kExitUsage);
+}
+
+TEST_F(DistillctlReadTest, ModelOfAnArchiveSaysWhereToLook) {
+  service_.taps.mutable_spec()->set_arch("torchscript");
+  StartServer();
+  const ChildResult result = Run({"model", "cifar_resnet8"});
+  EXPECT_NE(result.exit_code, kExitOk);
+  EXPECT_THAT(result.err, HasSubstr("is a TorchScript archive"));
+}
+
 TEST_F(DistillctlReadTest, HistoryAsTableCsvAndJson) {
   service_.Put(RunningJob());
   for (int i = 0; i < 3; ++i) *service_.history.add_points() = RunningJob().progress();

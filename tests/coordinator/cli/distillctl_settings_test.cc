@@ -232,9 +232,10 @@ TEST_F(CompletionTest, ScriptIsValidBash) {
 
 TEST_F(CompletionTest, CompletesCommandsFlagsAndValues) {
   EXPECT_EQ(Complete({"distillctl", "s"}), "submit\n");
-  EXPECT_EQ(Complete({"distillctl", ""}),
-            "cancel\ncompletion\ndescribe\nfile\nfleet\nhistory\nlist\nlogs\nreport\nresults\nresume\nsubmit\ntaps\n"
-            "uncordon\nwatch\n");
+  EXPECT_EQ(
+      Complete({"distillctl", ""}),
+      "cancel\ncompletion\ndescribe\nfile\nfleet\nhistory\nlist\nlogs\nmodel\nreport\nresults\nresume\nsubmit\ntaps\n"
+      "uncordon\nwatch\n");
   EXPECT_EQ(Complete({"distillctl", "submit", "--dry"}), "--dry-run\n");
   EXPECT_EQ(Complete({"distillctl", "submit", "--coord"}), "--coordinator\n");
   EXPECT_EQ(Complete({"distillctl", "fleet", "--dry"}), "\n");

@@ -3,8 +3,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/zoo/architecture.h"
 #include "coordinator/cli/fleet_view.h"
 #include "coordinator/cli/job_view.h"
+#include "coordinator/cli/model_view.h"
 #include "coordinator/cli/plan_view.h"
 #include "coordinator/cli/progress_view.h"
 #include "coordinator/cli/results_view.h"
@@ -193,6 +195,31 @@ TEST(FleetViewTest, TapsGolden) {
             "TAP       TYPE           SHAPE  VALUES\n"
             "layer1    Sequential  16x28x28   12.5k  end of stage\n"
             "(output)  Linear            10      10\n");
+}
+
+TEST(ModelViewTest, Golden) {
+  const Architecture network = *Architecture::Create(
+      {.arch = "cifar_resnet8", .num_classes = 10, .in_channels = 1, .image_height = 28, .image_width = 28});
+  EXPECT_EQ(RenderModel(network, kPlain),
+            "cifar_resnet8, width 16, 10 classes, input 1x28x28\n"
+            "\n"
+            "parameters     77.8k (304 KiB in float32)\n"
+            "multiply-adds  9.35M an image\n"
+            "\n"
+            "UP TO        SHAPE  PARAMETERS  MULTIPLY-ADDS\n"
+            "layer1    16x28x28       4.85k          3.73M\n"
+            "layer2    32x14x14       19.4k          6.54M\n"
+            "layer3      64x7x7       77.1k          9.35M\n"
+            "(output)        10       77.8k          9.35M\n");
+  const auto model = nlohmann::json::parse(ModelJson(network));
+  EXPECT_EQ(model["parameters"], network.ParameterCount());
+  EXPECT_EQ(model["image"], (std::vector<int>{28, 28}));
+  EXPECT_EQ(model["stages"].size(), 3u);
+  EXPECT_EQ(model["stages"][0]["tap"], "layer1");
+  EXPECT_EQ(model["stages"][0]["shape"], (std::vector<int>{16, 28, 28}));
+  // 9 weights for each of 16 channels and 32 of the batch norm, then a block of two 3x3 convolutions and batch norms.
+  EXPECT_EQ(model["stages"][0]["parameters"], 9 * 16 + 32 + 2 * (9 * 16 * 16 + 32));
+  EXPECT_EQ(model["stages"][0]["multiply_adds"], (9 * 16 + 2 * 9 * 16 * 16) * 28 * 28);
 }
 
 TEST(ResultsViewTest, TeachersOnceThenEveryJobThenFiles) {
