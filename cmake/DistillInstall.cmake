@@ -2,7 +2,7 @@
 #   bin/   the programs            lib/  the shared libraries that they load, LibTorch's included
 # Components: `runtime` is complete for CPUs, `cuda` adds the plugin and what it loads (when it was built). `wheel`, which only who
 # asks for it gets, is the programs and the plugin alone: scripts/wheel.sh lets them find LibTorch in the package torch.
-set(distill_programs distill-coordinator distillctl)
+set(distill_programs distill-coordinator distillctl distill-data)
 if(DISTILL_TORCH)
   list(APPEND distill_programs distill-teacher distill-student)
 endif()

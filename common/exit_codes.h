@@ -8,6 +8,7 @@ namespace distill {
 enum ExitCode : int {
   kExitOk = 0,
   kExitInternal = 1,         // a bug, or something nobody foresaw
+  kExitBadData = 1,          // distill-data check: something is wrong with the data
   kExitUsage = 2,            // wrong command line
   kExitInvalidJob = 3,       // distillctl: the job file was refused
   kExitJobFailed = 4,        // distillctl submit/watch: the job ended FAILED

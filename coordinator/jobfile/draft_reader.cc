@@ -200,15 +200,17 @@ void ReadTransforms(const SectionReader& data, Problems* problems, JobDraft* job
 void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const SectionReader data(node, "data", JobSectionKeys("data"), problems);
   if (!data.present()) return;
-  data.Choice("format", {"idx", "image_folder", "segmentation_folder"}, &job->plan.data.format);
+  data.Choice("format", {"idx", "cifar", "image_folder", "image_list", "segmentation_folder"}, &job->plan.data.format);
   job->format_mark = data.Mark("format");
   data.Integer("ignore_label", 0, 255, &job->plan.data.ignore_label);
   if (data.Has("ignore_label") && job->plan.data.format != "segmentation_folder") {
     data.Problem("ignore_label", "stands for pixels without a label, which only format: segmentation_folder has");
   }
   data.Integer("shrink", 1, 64, &job->plan.data.shrink);
-  if (data.Has("shrink") && job->plan.data.format == "idx") {
-    data.Problem("shrink", "IDX images are taken as they are; shrink is for folders of JPEG and PNG files");
+  const bool is_idx = job->plan.data.format == "idx", is_cifar = job->plan.data.format == "cifar";
+  const char* const plain = is_idx ? "IDX" : "CIFAR";  // formats of plain pixels
+  if (data.Has("shrink") && (is_idx || is_cifar)) {
+    data.Problem("shrink", StrCat(plain, " images are taken as they are; shrink is for JPEG and PNG files"));
   }
   if (data.Require("path")) ReadPath(data, "path", &job->plan.data.path);
   ReadPath(data, "unlabelled", &job->plan.data.unlabelled);
@@ -220,6 +222,9 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   }
   if (unlabelled && job->plan.data.format == "idx" && job->plan.data.unlabelled.find('/') != std::string::npos) {
     data.Problem("unlabelled", "of IDX files is the start of a file name, NAME-images-idx3-ubyte beside the others");
+  }
+  if (unlabelled && is_cifar) {
+    data.Problem("unlabelled", "is for other formats: CIFAR's files all have labels");
   }
   uint64_t size = 0;
   if (data.Integer("train_size", unlabelled ? 0 : 1, kMaxImages, &size)) job->plan.data.train_size = size;
@@ -246,8 +251,9 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   if (data.Has("bad_image_limit") && job->plan.data.on_bad_image != "skip") {
     data.Problem("bad_image_limit", "is the limit of on_bad_image: skip, which is not set");
   }
-  if (data.Has("on_bad_image") && job->plan.data.format == "idx") {
-    data.Problem("on_bad_image", "IDX files hold plain pixels, of which none can be bad alone; leave it out");
+  if (data.Has("on_bad_image") && (is_idx || is_cifar)) {
+    data.Problem("on_bad_image",
+                 StrCat(plain, " files hold plain pixels, of which none can be bad alone; leave it out"));
   }
 }
 

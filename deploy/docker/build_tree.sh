@@ -27,7 +27,7 @@ else
   cmake --build --preset release -j "$jobs"
   for component in "${components[@]}"; do cmake --install build/release --prefix "$folder" --component "$component" --strip; done
 fi
-for program in distill-coordinator distillctl distill-teacher distill-student; do
+for program in distill-coordinator distillctl distill-data distill-teacher distill-student; do
   [ -x "$folder/bin/$program" ] || { echo "error: $folder/bin/$program is missing from the tree" >&2; exit 1; }
   # Everything is found in the tree and the base, or the image would not start.
   missing=$(ldd "$folder/bin/$program" | grep 'not found' || true)

@@ -10,7 +10,7 @@ import re
 import sys
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
-TORCH_FREE = {"distill-coordinator", "distillctl"}  # these run where torch is not installed (pip install --no-deps)
+TORCH_FREE = {"distill-coordinator", "distill-data", "distillctl"}  # these run where torch is not installed (pip install --no-deps)
 
 
 def fail(message):

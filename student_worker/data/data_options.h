@@ -9,6 +9,8 @@
 
 namespace distill {
 
+class DataSurvey;
+
 // What stays in memory between two readings of a picture.
 enum class CacheMode {
   kAuto,     // all pictures decoded, if they fit; else nothing: the kernel's page cache has their files
@@ -29,6 +31,10 @@ struct DataOptions {
   uint32_t threads = 2;  // that read and decode
   CacheMode cache = CacheMode::kAuto;
   uint64_t cache_bytes = 4ull << 30;  // of all splits of the job together
+  // Of who looks at a data set without training on it: all pictures are read once, nothing is kept, whatever the cache
+  // says, every file that is wrong or odd is named, and this is told what there is, also where the set is refused. Not
+  // owned; null: no one looks.
+  DataSurvey* survey = nullptr;
 };
 
 // Bytes that may be kept. Thread-safe.

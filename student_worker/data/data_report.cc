@@ -15,11 +15,11 @@ std::string Capital(std::string text) {
 
 }  // namespace
 
-void DataReport::Add(const FileFault& fault, const std::string& file, const std::string& detail, Faults* faults) {
+void DataReport::Add(const FileFault& fault, const std::string& file, const std::string& detail, Faults* faults) const {
   Files& files = (*faults)[fault];
   ++files.count;
   files.named.emplace(file, detail);
-  if (files.named.size() > kNamedFiles) files.named.erase(std::prev(files.named.end()));
+  if (files.named.size() > named_files_) files.named.erase(std::prev(files.named.end()));
 }
 
 std::string DataReport::Tell(const FileFault& fault, const Files& files, size_t most) {
@@ -68,51 +68,59 @@ uint64_t DataReport::refusals() const {
   return count;
 }
 
-Status DataReport::status() const {
-  std::vector<std::string> texts;
-  StatusCode code = StatusCode::kOk;
-  uint64_t count = 0;
-  {
-    absl::MutexLock lock(&mutex_);
-    for (const Status& status : refused_whole_) {
-      if (code == StatusCode::kOk) code = status.code();
-      texts.emplace_back(ToStd(status.message()));
-      ++count;
-    }
-    // Told in the order of their first files. Each fault names at least one file.
-    std::vector<const Faults::value_type*> faults;
-    for (const auto& fault : refused_) faults.push_back(&fault);
-    std::sort(faults.begin(), faults.end(), [](const auto* a, const auto* b) {
-      return std::pair(*a->second.named.begin(), a->first) < std::pair(*b->second.named.begin(), b->first);
-    });
-    size_t spare = kNamedFiles - std::min(kNamedFiles, faults.size());
-    for (const auto* fault : faults) {
-      const size_t more = std::min(spare, fault->second.named.size() - 1);
-      spare -= more;
-      if (code == StatusCode::kOk) code = fault->first.code;
-      texts.push_back(Tell(fault->first, fault->second, 1 + more));
-      count += fault->second.count;
-    }
+DataReport::Told DataReport::TellMistakes() const {
+  Told told;
+  absl::MutexLock lock(&mutex_);
+  for (const Status& status : refused_whole_) {
+    if (told.code == StatusCode::kOk) told.code = status.code();
+    told.texts.emplace_back(ToStd(status.message()));
+    ++told.count;
   }
-  if (count == 0) return OkStatus();
+  // Told in the order of their first files. Each fault names at least one file.
+  std::vector<const Faults::value_type*> faults;
+  for (const auto& fault : refused_) faults.push_back(&fault);
+  std::sort(faults.begin(), faults.end(), [](const auto* a, const auto* b) {
+    return std::pair(*a->second.named.begin(), a->first) < std::pair(*b->second.named.begin(), b->first);
+  });
+  size_t spare = named_files_ - std::min(named_files_, faults.size());
+  for (const auto* fault : faults) {
+    const size_t more = std::min(spare, fault->second.named.size() - 1);
+    spare -= more;
+    if (told.code == StatusCode::kOk) told.code = fault->first.code;
+    told.texts.push_back(Tell(fault->first, fault->second, 1 + more));
+    told.count += fault->second.count;
+  }
+  return told;
+}
+
+Status DataReport::status() const {
+  const Told told = TellMistakes();
+  if (told.count == 0) return OkStatus();
   std::string text;
-  if (texts.size() == 1) {
-    text = texts[0];
+  if (told.texts.size() == 1) {
+    text = told.texts[0];
   } else {
-    text = StrCat(count, " mistakes in the data");
-    for (const std::string& one : texts) StrAppend(&text, ". ", Capital(one));
+    text = StrCat(told.count, " mistakes in the data");
+    for (const std::string& one : told.texts) StrAppend(&text, ". ", Capital(one));
   }
   // What was left out may be the reason: pictures of another format, for example.
   const std::vector<std::string> noticed = warnings();
   if (!noticed.empty()) text += ". Noticed besides:";
   for (const std::string& warning : noticed) StrAppend(&text, " ", warning);
-  return Status(code, text);
+  return Status(told.code, text);
+}
+
+std::vector<std::string> DataReport::mistakes() const {
+  std::vector<std::string> texts;
+  for (const std::string& text : TellMistakes().texts) texts.push_back(StrCat(Capital(text), "."));
+  return texts;
 }
 
 std::vector<std::string> DataReport::warnings() const {
   absl::MutexLock lock(&mutex_);
   std::vector<std::string> texts = sentences_;
-  for (const auto& [fault, files] : warned_) texts.push_back(StrCat(Capital(Tell(fault, files, kNamedInWarning)), "."));
+  for (const auto& [fault, files] : warned_)
+    texts.push_back(StrCat(Capital(Tell(fault, files, named_in_warning_)), "."));
   return texts;
 }
 

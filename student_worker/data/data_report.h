@@ -35,7 +35,11 @@ class DataReport {
   static constexpr size_t kNamedInWarning = 5;
 
   // `stop`: true from some moment on: nobody wants the data set any more. Called from any thread; null: it is wanted.
-  explicit DataReport(std::function<bool()> stop = nullptr) : stop_(std::move(stop)) {}
+  // `tells_all`: every file is named, whatever the constants above say.
+  explicit DataReport(std::function<bool()> stop = nullptr, bool tells_all = false)
+      : stop_(std::move(stop)),
+        named_files_(tells_all ? SIZE_MAX : kNamedFiles),
+        named_in_warning_(tells_all ? SIZE_MAX : kNamedInWarning) {}
 
   // kCancelled: nobody wants it any more. Readers ask before each file, and every few megabytes of a long one, and go
   // no further then.
@@ -54,6 +58,8 @@ class DataReport {
   uint64_t refusals() const;  // so far: files and statuses
   // One status for everything that was refused, or OkStatus. Its code is that of the fault told first.
   Status status() const;
+  // The same, a sentence for each fault, in the order in which status() tells them.
+  std::vector<std::string> mistakes() const;
   // One sentence for each fault, each ending with a full stop.
   std::vector<std::string> warnings() const;
 
@@ -63,10 +69,17 @@ class DataReport {
     std::set<std::pair<std::string, std::string>> named;  // (file, detail): the first ones in alphabetical order
   };
   using Faults = std::map<FileFault, Files>;
-  static void Add(const FileFault& fault, const std::string& file, const std::string& detail, Faults* faults);
+  void Add(const FileFault& fault, const std::string& file, const std::string& detail, Faults* faults) const;
+  struct Told {
+    std::vector<std::string> texts;
+    StatusCode code = StatusCode::kOk;  // of the first
+    uint64_t count = 0;                 // files and statuses
+  };
+  Told TellMistakes() const;
   static std::string Tell(const FileFault& fault, const Files& files, size_t most);
 
   const std::function<bool()> stop_;
+  const size_t named_files_, named_in_warning_;
   mutable absl::Mutex mutex_;
   Faults refused_ ABSL_GUARDED_BY(mutex_);
   std::vector<Status> refused_whole_ ABSL_GUARDED_BY(mutex_);

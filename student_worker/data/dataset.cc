@@ -13,6 +13,7 @@
 #include "common/plan/transform_schema.h"
 #include "common/str_cat.h"
 #include "student_worker/data/data_report.h"
+#include "student_worker/data/data_survey.h"
 #include "student_worker/data/file_dataset.h"
 #include "student_worker/data/sampler.h"
 #include "student_worker/data/split_request.h"
@@ -120,12 +121,13 @@ std::vector<std::string> Missing(const std::vector<std::string>& names, const st
   return missing;
 }
 
-// Classes of an image folder: those of training and test images are the same, and not more than the student's.
-void CheckClassNames(const std::string& folder, const SplitIndex& train, const SplitIndex& test, uint32_t classes,
-                     DataReport* report) {
+// Classes of an image folder or list (`what`): those of training and test images are the same, and not more than the
+// student's.
+void CheckClassNames(const std::string& folder, const char* what, const SplitIndex& train, const SplitIndex& test,
+                     uint32_t classes, DataReport* report) {
   if (train.class_names.empty() && test.class_names.empty()) return;
   if (train.found > 0 && test.found > 0 && train.class_names != test.class_names) {
-    std::string text = StrCat("the class folders of train and test in '", folder, "' differ");
+    std::string text = StrCat("the ", what, " of train and test in '", folder, "' differ");
     const auto only_train = Missing(train.class_names, test.class_names);
     const auto only_test = Missing(test.class_names, train.class_names);
     if (!only_train.empty()) StrAppend(&text, "; only in train: ", NameSome(only_train));
@@ -136,18 +138,18 @@ void CheckClassNames(const std::string& folder, const SplitIndex& train, const S
   const std::vector<std::string>& names = train.found > 0 ? train.class_names : test.class_names;
   if (classes > 0 && names.size() > classes) {
     report->Refuse(absl::InvalidArgumentError(
-        StrCat("'", folder, "' has ", names.size(), " class folders (", NameSome(names), "), the student ", classes,
+        StrCat("'", folder, "' has ", names.size(), " ", what, " (", NameSome(names), "), the student ", classes,
                " classes; set num_classes: ", names.size(), " if all of them are meant")));
   }
   if (classes > names.size()) {
-    report->Warn(StrCat("num_classes is ", classes, ", but '", folder, "' has ", names.size(),
-                        " class folders: no image has a class from ", names.size(), " on."));
+    report->Warn(StrCat("num_classes is ", classes, ", but '", folder, "' has ", names.size(), " ", what,
+                        ": no image has a class from ", names.size(), " on."));
   }
   std::map<std::string, std::string> lower;
   for (const std::string& name : names) {
     const auto [other, added] = lower.emplace(absl::AsciiStrToLower(name), name);
     if (!added) {
-      report->Warn(StrCat("The class folders '", other->second, "' and '", name, "' in '", folder,
+      report->Warn(StrCat("The ", what, " '", other->second, "' and '", name, "' in '", folder,
                           "' differ in capitals only, and are two classes."));
     }
   }
@@ -170,13 +172,16 @@ void WarnOfAbsentClasses(const std::string& name, const SplitIndex& split, uint3
              name == "test" ? ": how well the student knows it is not measured." : ": the student cannot learn it."));
 }
 
-// Decides what stays in memory, and reads everything if all of it does. True: it was read.
+// Decides what stays in memory, and reads everything if all of it does, or if options.survey wants it. True: it was
+// read.
 bool Preload(const std::vector<NamedSplit>& splits, const DataOptions& options, SplitRequest* request) {
   uint64_t bytes = 0;
   for (const auto& [name, split] : splits) bytes += split->files == nullptr ? 0 : split->files->decoded_bytes();
   const bool fits = bytes <= options.cache_bytes;
-  const bool all = fits && (options.cache == CacheMode::kAuto || options.cache == CacheMode::kDecoded);
-  const CacheMode mode = all                                 ? CacheMode::kDecoded
+  const bool surveys = options.survey != nullptr;
+  const bool all = !surveys && fits && (options.cache == CacheMode::kAuto || options.cache == CacheMode::kDecoded);
+  const CacheMode mode = surveys                             ? CacheMode::kNone
+                         : all                               ? CacheMode::kDecoded
                          : options.cache == CacheMode::kAuto ? CacheMode::kNone
                                                              : options.cache;
   const auto budget = std::make_shared<CacheBudget>(options.cache_bytes);
@@ -185,14 +190,29 @@ bool Preload(const std::vector<NamedSplit>& splits, const DataOptions& options, 
     // What is refused will not be used: it is read for its faults alone.
     const bool keeps = !all || request->report->ok();
     split->files->Keep(keeps ? mode : CacheMode::kNone, budget);
-    if (!all) continue;
+    if (!all && !surveys) continue;
     request->name = name;
     split->files->Preload(*request);
     if (split->files->has_label_maps() && request->report->ok()) {
       CheckLabelsSayMore(*request, split->label_source, split->files->pixels_of_class());
     }
   }
-  return all;
+  return all || surveys;
+}
+
+// After what was read picture by picture: the splits that lie in memory.
+void Survey(const std::vector<NamedSplit>& splits, const DataReport& report, DataSurvey* survey) {
+  for (const auto& [name, split] : splits) {
+    const uint64_t image_bytes = uint64_t{split->channels} * split->height * split->width;
+    for (size_t i = 0; !split->pixels.empty() && i < split->labels.size(); ++i) {
+      const auto begin = split->pixels.begin() + static_cast<ptrdiff_t>(i * image_bytes);
+      const Picture picture{
+          split->channels, split->height, split->width, {begin, begin + static_cast<ptrdiff_t>(image_bytes)}, {}};
+      survey->Add(name, split->labels[i], picture);
+    }
+    survey->SetClassNames(name, split->class_names);
+  }
+  survey->SetReport(report.mistakes(), report.warnings());
 }
 
 }  // namespace
@@ -280,11 +300,13 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                                  const std::function<bool()>& stop) {
   StatusOr<SplitIndex> (*reader)(const SplitRequest&) = nullptr;
   if (plan.format == "idx") reader = ReadIdxSplit;
+  if (plan.format == "cifar") reader = ReadCifarSplit;
+  if (plan.format == "image_list") reader = ReadImageListSplit;
   if (plan.format == "image_folder") reader = ReadImageFolderSplit;
   if (plan.format == "segmentation_folder") reader = ReadSegmentationFolderSplit;
   if (reader == nullptr) {
-    return absl::InvalidArgumentError(
-        StrCat("unknown data.format '", plan.format, "'; known: idx, image_folder, segmentation_folder"));
+    return absl::InvalidArgumentError(StrCat("unknown data.format '", plan.format,
+                                             "'; known: idx, cifar, image_folder, image_list, segmentation_folder"));
   }
   if (plan.shrink == 0) return absl::InvalidArgumentError("data.shrink is 0; need 1 (as they are) or more");
   if (plan.ignore_label > kIgnoredPixel) {
@@ -302,7 +324,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   }
   const bool takes_parts = train_transforms.takes_part() || test_transforms.takes_part();
   DISTILL_ASSIGN_OR_RETURN(const std::string folder, ResolveBelow(data_root, plan.path));
-  DataReport report(stop);
+  DataReport report(stop, /*tells_all=*/options.survey != nullptr);
   DataSplits splits;
   splits.bad_images = std::make_shared<BadImages>(plan);
   splits.threads = std::make_shared<ReadThreads>(options.threads);
@@ -314,7 +336,8 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                        .takes_parts = takes_parts,
                        .report = &report,
                        .bad_images = splits.bad_images.get(),
-                       .threads = splits.threads.get()};
+                       .threads = splits.threads.get(),
+                       .survey = options.survey};
   // What is wrong with one split does not keep the others from being looked at.
   const auto read = [&](const std::string& name, SplitKind kind, bool any_size, SubsetFunction subset) {
     request.name = name;
@@ -337,7 +360,8 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   const bool preloaded = Preload(named, options, &request);
   DISTILL_RETURN_IF_ERROR(report.wanted());
 
-  CheckClassNames(folder, train, test, want.classes, &report);
+  CheckClassNames(folder, plan.format == "image_list" ? "classes" : "class folders", train, test, want.classes,
+                  &report);
   // Counts of a split that could not be listed would only repeat that.
   if (report.ok() || train.found > 0) {
     CheckCount("train_size", plan.train_size, train.found, plan.train_limit, folder, &report);
@@ -345,7 +369,8 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   if (has_unlabelled && (report.ok() || unlabelled.found > 0)) {
     CheckCount("unlabelled_size", plan.unlabelled_size, unlabelled.found, 0, folder, &report);
   }
-  const bool knows_classes = plan.format == "idx" || (plan.format == "segmentation_folder" && preloaded);
+  const bool knows_classes =
+      plan.format == "idx" || plan.format == "cifar" || (plan.format == "segmentation_folder" && preloaded);
   if (knows_classes && report.ok()) {
     for (const auto& [name, split] : named) {
       if (name != "unlabelled" && !split->labels.empty()) WarnOfAbsentClasses(name, *split, want.classes, &report);
@@ -365,6 +390,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   }
   splits.bad_images->SetTotal(train.labels.size() + test.labels.size() + unlabelled.labels.size());
   if (const Status judged = splits.bad_images->Judge(); !judged.ok()) report.Refuse(judged);
+  if (options.survey != nullptr) Survey(named, report, options.survey);
   DISTILL_RETURN_IF_ERROR(report.status());
 
   uint32_t classes = want.classes;

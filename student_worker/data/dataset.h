@@ -1,7 +1,7 @@
 // The images of a split: an index of what there is, where it lies and which label it has. Pixels are read and decoded
 // when they are asked for (data_options.h says what stays in memory), so that a split may have any size.
 //
-// Three formats (DataPlan.format):
+// Formats (DataPlan.format); of "image_list" see image_list.h, of "cifar" cifar_reader.cc:
 //   "idx"                  MNIST-style IDX files, gzipped or plain, in one folder: train-images-idx3-ubyte[.gz],
 //                          train-labels-idx1-ubyte[.gz], t10k-images-idx3-ubyte[.gz], t10k-labels-idx1-ubyte[.gz]. Grey
 //                          images, C = 1.

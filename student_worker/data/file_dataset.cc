@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/str_cat.h"
+#include "student_worker/data/data_survey.h"
 #include "student_worker/data/image_decoder.h"
 #include "student_worker/data/picture_headers.h"
 #include "student_worker/data/shrink.h"
@@ -257,6 +258,7 @@ void FileDataset::Preload(const SplitRequest& request) {
     }
     if (notes.decoded.stray_bytes) request.report->Warn(kStray, files_.Get(i).where);
     if (notes.decoded.no_end_mark) request.report->Warn(kNoEnd, files_.Get(i).where);
+    if (request.survey != nullptr) request.survey->Add(request.name, options_.labels[i], picture);
     if (keeps && budget_->Take(picture.bytes())) {
       // Of parts that may be reduced the file is read again.
       if (!(request.takes_parts && notes.decoded.reducible)) files_.DropContent(i);

@@ -24,12 +24,12 @@ class FileDataset;
 struct SplitIndex {
   uint32_t channels = 0, height = 0, width = 0;  // after shrinking; height, width 0: they differ
   std::vector<int64_t> labels;                   // one an image: >= 0, or all kNoLabel; empty: the split is missing
-  std::vector<uint8_t> pixels;         // idx: [labels.size(), C, H, W]; empty where the request's report has a refusal
-  std::shared_ptr<FileDataset> files;  // folders: its pictures; null where the student cannot take them
-  std::vector<std::string> class_names;  // image folders: by label; else empty
+  std::vector<uint8_t> pixels;  // idx, cifar: [labels.size(), C, H, W]; empty where the request's report has a refusal
+  std::shared_ptr<FileDataset> files;    // folders: its pictures; null where the student cannot take them
+  std::vector<std::string> class_names;  // image folders, lists of class names: by label; else empty
   std::string label_source;              // segmentation folders: where the label maps lie
   uint64_t found = 0;                    // images, before `subset` chose from them
-  std::vector<bool> label_found;         // idx: by label, before `subset` chose; else empty
+  std::vector<bool> label_found;         // idx, cifar: by label, before `subset` chose; else empty
   std::string digest;                    // of the images found: see IndexDigest
 };
 
@@ -69,6 +69,7 @@ struct SplitRequest {
   DataReport* report = nullptr;  // gets all that is wrong or odd with single files
   BadImages* bad_images = nullptr;
   ReadThreads* threads = nullptr;
+  DataSurvey* survey = nullptr;  // null: none
 };
 
 // Errors of all readers are as OpenDataset says. What ends the reading of a split is their status; else what is wrong
@@ -77,6 +78,10 @@ struct SplitRequest {
 // idx_reader.cc: `folder`/NAME-images-idx3-ubyte[.gz] and, when labelled, NAME-labels-idx1-ubyte[.gz]; NAME is t10k for
 // "test".
 StatusOr<SplitIndex> ReadIdxSplit(const SplitRequest& request);
+// cifar_reader.cc: the .bin files in `folder`, below it, or in an archive that `folder` is or holds.
+StatusOr<SplitIndex> ReadCifarSplit(const SplitRequest& request);
+// image_list_reader.cc: the pictures that `folder`/`name`.tsv or .csv names.
+StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request);
 // image_folder_reader.cc: `folder`/`name`/ or `folder`/`name`.tar[.gz].
 StatusOr<SplitIndex> ReadImageFolderSplit(const SplitRequest& request);
 // segmentation_folder_reader.cc: `folder`/images/`name` and, when labelled, `folder`/labels/`name`, each a folder or an

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import zipfile
 
-PROGRAMS = ["distill-coordinator", "distill-student", "distill-teacher", "distillctl"]
+PROGRAMS = ["distill-coordinator", "distill-data", "distill-student", "distill-teacher", "distillctl"]
 # What manylinux wheels may take from the system. libstdc++ and libgcc_s: torch takes them from there too, and a process
 # has one of each.
 SYSTEM = re.compile(r"(libc|libm|libdl|libpthread|librt|libutil|ld-linux-x86-64|libstdc\+\+|libgcc_s)\.so\.\d+")
@@ -126,7 +126,7 @@ def check(args, pin, scratch):
     (site,) = (scratch / "venv/lib").glob("python3*/site-packages")
     # The command-line client alone, without torch.
     run(commands / "pip", "install", "--no-index", "--no-deps", wheel)
-    for program in ("distillctl", "distill-coordinator"):
+    for program in ("distillctl", "distill-coordinator", "distill-data"):
         run(commands / program, "--version")
     for command in ("distill-student", "distill-teacher", "distill-demo", "distill-export"):
         told = run(commands / command, "--help", fails=True).stderr

@@ -1,0 +1,65 @@
+// distill-data: looks at data sets, without a coordinator and without LibTorch. Flags: --help and docs/cli.md.
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <thread>
+
+#include "common/exit_codes.h"
+#include "common/log.h"
+#include "common/service/service_flags.h"
+#include "student_worker/data_tool/data_check.h"
+
+namespace distill {
+namespace {
+
+int Main(int argc, char** argv) {
+  CLI::App app("distill-data: looks at data sets before a job does. Exit code 0: nothing is wrong; 1: something is.");
+  app.set_version_flag("--version", VersionString(), "Print the version and exit");
+  app.require_subcommand(1);
+  DataCheckOptions options;
+  options.threads = std::max(1u, std::thread::hardware_concurrency());
+  std::string folder;
+  CLI::App* const check = app.add_subcommand(
+      "check", "reads every picture once and tells sizes, classes, mean and std, and all that is odd or wrong");
+  check->add_option("FOLDER", folder, "the data set: what data.path of the job file will name")->required();
+  check->add_option("--format", options.data.format, "data.format of the job file")
+      ->check(CLI::IsMember({"idx", "cifar", "image_folder", "image_list", "segmentation_folder"}))
+      ->required();
+  check->add_option("--data-root", options.data_root,
+                    "folder that links may lead to: --data-root of the students (default: FOLDER itself)");
+  check->add_option("--classes", options.classes, "num_classes of the student; without it any class goes");
+  check->add_option("--unlabelled", options.data.unlabelled, "data.unlabelled of the job file");
+  check->add_option("--ignore-label", options.data.ignore_label, "data.ignore_label of the job file")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 255));
+  check->add_option("--threads", options.threads, "threads that read and decode (default: one a core)")
+      ->check(CLI::Range(1, 1024));
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  InitLogging({.level = LogLevel::kError});  // what is odd stands in the report
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path path = fs::absolute(folder, error);
+  // An archive lies in a folder.
+  if (options.data_root.empty()) options.data_root = fs::is_regular_file(path, error) ? path.parent_path() : path;
+  options.data.path = path;
+  const StatusOr<DataCheck> result = CheckData(options);
+  if (!result.ok()) {
+    std::fprintf(stderr, "distill-data: %s\n", std::string(result.status().message()).c_str());
+    return kExitUsage;
+  }
+  std::fputs(result->text.c_str(), stdout);
+  return result->sound ? kExitOk : kExitBadData;
+}
+
+}  // namespace
+}  // namespace distill
+
+int main(int argc, char** argv) { return distill::Main(argc, argv); }
