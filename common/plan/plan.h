@@ -142,6 +142,13 @@ struct TransformPlan {
   bool operator==(const TransformPlan&) const = default;
 };
 
+struct SplitPlan {
+  double test = 0;
+  std::string by = "class";
+  uint64_t seed = 0;
+  bool operator==(const SplitPlan&) const = default;
+};
+
 struct DataPlan {
   std::string format = "idx";
   std::string path;
@@ -157,6 +164,7 @@ struct DataPlan {
   uint32_t shrink = 1;
   std::optional<uint64_t> train_size;
   std::optional<uint64_t> unlabelled_size;
+  std::optional<SplitPlan> split;
   bool operator==(const DataPlan&) const = default;
 };
 

@@ -256,6 +256,11 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   for (const TransformPlan& transform : plan.data.test_transforms) ToProto(transform, data->add_test_transforms());
   if (plan.data.on_bad_image != DataPlan().on_bad_image) data->set_on_bad_image(plan.data.on_bad_image);
   if (plan.data.bad_image_limit != DataPlan().bad_image_limit) data->set_bad_image_limit(plan.data.bad_image_limit);
+  if (plan.data.split) {
+    data->mutable_split()->set_test(plan.data.split->test);
+    data->mutable_split()->set_by(plan.data.split->by);
+    data->mutable_split()->set_seed(plan.data.split->seed);
+  }
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -304,6 +309,10 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   }
   if (proto.data().has_on_bad_image()) plan.data.on_bad_image = proto.data().on_bad_image();
   if (proto.data().has_bad_image_limit()) plan.data.bad_image_limit = proto.data().bad_image_limit();
+  if (proto.data().has_split()) {
+    const v1::DataSplit& split = proto.data().split();
+    plan.data.split = SplitPlan{.test = split.test(), .by = split.by(), .seed = split.seed()};
+  }
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

@@ -26,6 +26,11 @@ std::string DataText(const v1::JobPlan& plan) {
   StrAppend(&text, ", ",
             data.train_limit() == 0 ? "all training images" : StrCat(data.train_limit(), " training images"));
   StrAppend(&text, ", ", data.test_limit() == 0 ? "all test images" : StrCat(data.test_limit(), " test images"));
+  if (data.has_split()) {
+    StrAppend(&text, ", ", data.split().test() * 100, " % of ",
+              data.split().by() == "class" ? "each class" : "all images", " for testing (seed ", data.split().seed(),
+              ")");
+  }
   if (data.shrink() > 1) StrAppend(&text, ", each ", data.shrink(), " times smaller");
   if (data.format() == "segmentation_folder") {
     StrAppend(&text, ", pixels of ", data.has_ignore_label() ? data.ignore_label() : 255, " without label");

@@ -24,6 +24,7 @@ constexpr NumberRange kPhaseShare{.minimum = 0, .maximum = 1e6};
 constexpr size_t kMaxSskdStages = 256;
 constexpr size_t kMaxTransforms = 64;
 constexpr NumberRange kShare{.minimum = 0, .maximum = 1};
+constexpr NumberRange kPartOfAll{.minimum = 0, .maximum = 1, .minimum_exclusive = true, .maximum_exclusive = true};
 constexpr NumberRange kShareBelowOne{.minimum = 0, .maximum = 1, .maximum_exclusive = true};
 
 void ReadPath(const SectionReader& section, std::string_view key, std::string* out) {
@@ -197,6 +198,25 @@ void ReadTransforms(const SectionReader& data, Problems* problems, JobDraft* job
   }
 }
 
+void ReadSplit(const SectionReader& data, Problems* problems, JobDraft* job) {
+  const SectionReader section(data.Find("split"), "data.split", JobSectionKeys("data.split"), problems);
+  if (!section.present()) return;
+  const std::string& format = job->plan.data.format;
+  if (format == "idx" || format == "cifar") {
+    data.Problem("split",
+                 StrCat("chooses by the names of picture files; format: ", format, " has test files of its own"));
+    return;
+  }
+  SplitPlan split{.by = format == "segmentation_folder" ? "image" : "class"};
+  if (section.Require("test")) section.Number("test", kPartOfAll, &split.test);
+  section.Choice("by", {"class", "image"}, &split.by);
+  if (split.by == "class" && format == "segmentation_folder") {
+    section.Problem("by", "class needs one class per image; segmentation_folder has many: take image");
+  }
+  section.Integer("seed", 0, UINT64_MAX, &split.seed);
+  job->plan.data.split = split;
+}
+
 void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const SectionReader data(node, "data", JobSectionKeys("data"), problems);
   if (!data.present()) return;
@@ -255,6 +275,7 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
     data.Problem("on_bad_image",
                  StrCat(plain, " files hold plain pixels, of which none can be bad alone; leave it out"));
   }
+  ReadSplit(data, problems, job);
 }
 
 // What sskd.stages[] and sskd.head have in common.

@@ -13,9 +13,11 @@ constexpr std::string_view kTop[] = {
     "tat",       "accumulate",    "autocast"};
 constexpr std::string_view kStudent[] = {"arch",  "archive", "width", "num_classes", "in_channels",
                                          "image", "mean",    "std",   "weights",     "weights_modules"};
-constexpr std::string_view kData[] = {"format",     "path",         "train_size",     "train_limit",     "test_limit",
-                                      "unlabelled", "holdout",      "transforms",     "unlabelled_size", "ignore_label",
-                                      "shrink",     "on_bad_image", "bad_image_limit"};
+constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
+                                      "test_limit",      "unlabelled",   "holdout",    "transforms",
+                                      "unlabelled_size", "ignore_label", "shrink",     "on_bad_image",
+                                      "bad_image_limit", "split"};
+constexpr std::string_view kSplit[] = {"test", "by", "seed"};
 constexpr std::string_view kTransforms[] = {"train", "test"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};
@@ -49,6 +51,7 @@ constexpr JobSection kSections[] = {
     {"student", kStudent},
     {"data", kData},
     {"data.transforms", kTransforms},
+    {"data.split", kSplit},
     {"budget", kLength},
     {"kd", kKd},
     {"cwd", kCwd},

@@ -168,8 +168,10 @@ StatusOr<SplitIndex> ReadCifarSplit(const SplitRequest& request) {
     return absl::InvalidArgumentError(
         StrCat("data.shrink is ", request.shrink, ", but images of data.format cifar stay as they are; leave it out"));
   }
-  if (request.kind != SplitKind::kLabelled) {
-    return absl::InvalidArgumentError("data.unlabelled is for other formats: CIFAR's files all have labels");
+  if (request.kind != SplitKind::kLabelled || request.part != SplitPart::kAll) {
+    return absl::InvalidArgumentError(
+        "data.unlabelled and data.split are for other formats: CIFAR's files all have labels, and its test images are "
+        "files of their own");
   }
   DISTILL_ASSIGN_OR_RETURN(const Files files, FindFiles(request));
   const Kind& kind = *files.kind;

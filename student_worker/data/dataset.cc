@@ -335,6 +335,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                        .shrink = plan.shrink,
                        .takes_parts = takes_parts,
                        .report = &report,
+                       .listing_report = &report,
                        .bad_images = splits.bad_images.get(),
                        .threads = splits.threads.get(),
                        .survey = options.survey};
@@ -351,9 +352,26 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     return SplitIndex();
   };
   const bool has_unlabelled = !plan.unlabelled.empty();
+  if (plan.split) {
+    request.part = SplitPart::kAllButTest;
+    request.split = *plan.split;
+  }
   const SplitKind train_kind = has_unlabelled ? SplitKind::kLabelledOrMissing : SplitKind::kLabelled;
   SplitIndex train = read("train", train_kind, train_size.any, FirstOfShuffle(seed, plan.train_limit));
-  SplitIndex test = read("test", SplitKind::kLabelled, test_size.any, FirstOfShuffle(0, plan.test_limit));
+  SplitIndex test;
+  if (!plan.split) {
+    test = read("test", SplitKind::kLabelled, test_size.any, FirstOfShuffle(0, plan.test_limit));
+  } else if (!train.labels.empty()) {
+    DataReport told(stop);  // of the files that were listed for training
+    request.part = SplitPart::kTest;
+    request.listing_report = &told;
+    test = read("train", SplitKind::kLabelled, test_size.any, FirstOfShuffle(0, plan.test_limit));
+    request.listing_report = &report;
+  } else if (report.ok()) {
+    report.Refuse(absl::NotFoundError(
+        StrCat("data.split takes test images out of those of train, of which there are none in '", folder, "'")));
+  }
+  request.part = SplitPart::kAll;
   SplitIndex unlabelled;
   if (has_unlabelled) unlabelled = read(plan.unlabelled, SplitKind::kUnlabelled, train_size.any, FirstOfShuffle(0, 0));
   const std::vector<NamedSplit> named = {{"train", &train}, {"test", &test}, {"unlabelled", &unlabelled}};

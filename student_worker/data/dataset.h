@@ -19,6 +19,7 @@
 // each side is divided by DataPlan.shrink when it is read (shrink.h), which must divide it. .jpe and .jfif are JPEG
 // too. A folder and an archive of it give the same data set (image_source.h): links are followed, litter such as
 // ._a.png, .DS_Store and __MACOSX is left out, and pictures deeper than they should be are refused.
+// DataPlan.split makes test images of a share of the images in the place of training images (test_images.h).
 //
 // Training images without labels (DataPlan.unlabelled = NAME), beside those of the training split:
 //   "idx"                  NAME-images-idx3-ubyte[.gz] in the same folder.

@@ -152,7 +152,7 @@ StatusOr<std::string> FindList(const SplitRequest& request, const std::string& n
     }
   }
   if (found.size() > 1) {
-    request.report->Warn(StrCat("'", found[0], "' is read, not '", found[1], "' beside it."));
+    request.listing_report->Warn(StrCat("'", found[0], "' is read, not '", found[1], "' beside it."));
   }
   return found.empty() ? "" : found[0];
 }
@@ -207,6 +207,10 @@ StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request) {
   const bool labelled = request.kind != SplitKind::kUnlabelled;
   SplitIndex split;
   DISTILL_ASSIGN_OR_RETURN(const std::string list, FindList(request, request.name));
+  if (request.part == SplitPart::kTest) {
+    DISTILL_ASSIGN_OR_RETURN(const std::string own, FindList(request, "test"));
+    RefuseOwnTestImages(request, own);
+  }
   if (list.empty() && request.kind == SplitKind::kLabelledOrMissing) return split;
   if (list.empty()) {
     return absl::NotFoundError(StrCat("no '", request.name, ".tsv' or '", request.name, ".csv' in '", request.folder,
@@ -223,14 +227,21 @@ StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request) {
   if (labelled) {
     DISTILL_ASSIGN_OR_RETURN(labels, ClassesOfList(listed, list, &split.class_names));
   }
-  split.found = listed.size();
+  std::vector<std::string> names;
+  for (const ListedImage& image : listed) names.push_back(image.path);
+  const std::vector<uint32_t> part = PartOf(request, names, labels);
+  if (part.empty()) {
+    return absl::FailedPreconditionError(
+        StrCat("data.split leaves no image of '", list, "'; it needs two or more of a class"));
+  }
+  split.found = part.size();
   IndexDigest digest;
   std::vector<ImageFile> files;
   Places places(request);
-  for (size_t i = 0; i < listed.size(); ++i) {
+  for (const uint32_t i : part) {
     DISTILL_RETURN_IF_ERROR(request.report->wanted());
     files.push_back(places.Find(listed[i]));
-    digest.Add(listed[i].path, labels[i], files.back().size, 0);
+    digest.Add(names[i], labels[i], files.back().size, 0);
     if (labelled && split.class_names.empty() && request.want.classes > 0 && labels[i] >= request.want.classes) {
       return absl::InvalidArgumentError(StrCat("line ", listed[i].line, " of '", list, "' has class ", labels[i],
                                                ", which is not below the student's ", request.want.classes,
@@ -239,9 +250,9 @@ StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request) {
   }
   split.digest = digest.Hex();
   std::vector<ImageFile> chosen;
-  for (const uint32_t index : request.subset(static_cast<uint32_t>(listed.size()))) {
+  for (const uint32_t index : request.subset(static_cast<uint32_t>(part.size()))) {
     chosen.push_back(std::move(files[index]));
-    split.labels.push_back(labels[index]);
+    split.labels.push_back(labels[part[index]]);
   }
   PictureHeaders headers = ReadHeaders(request, list, /*label_maps=*/false, chosen);
   if (!headers.wanted) return split;

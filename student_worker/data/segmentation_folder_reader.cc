@@ -106,7 +106,7 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   const std::string images_folder = request.folder + "/images", labels_folder = request.folder + "/labels";
   std::string name = request.name;
   const auto find = [&](const std::string& folder) {
-    return FindImageSource(request.root, folder, name, request.report);
+    return FindImageSource(request.root, folder, name, request.listing_report);
   };
   DISTILL_ASSIGN_OR_RETURN(std::string source, find(images_folder));
   if (labelled && name == "test" && source.empty()) {
@@ -116,6 +116,11 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   std::string label_source;
   if (labelled) {
     DISTILL_ASSIGN_OR_RETURN(label_source, find(labels_folder));
+  }
+  for (const char* const own : {"test", "val"}) {
+    if (request.part != SplitPart::kTest) break;
+    DISTILL_ASSIGN_OR_RETURN(const std::string test, FindImageSource(request.root, images_folder, own, request.report));
+    RefuseOwnTestImages(request, test);
   }
   if (source.empty() && label_source.empty() && may_be_missing) return split;
   if (source.empty()) {
@@ -128,7 +133,7 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   const auto list = [&](const std::string& from) -> StatusOr<std::vector<ImageFile>> {
     DISTILL_ASSIGN_OR_RETURN(ImageListing listing, ListImages(request.root, from, name,
                                                               labelled ? ImageLayout::kFlat : ImageLayout::kAnywhere,
-                                                              kMaxHeldBytes, request.report));
+                                                              kMaxHeldBytes, request.listing_report));
     return std::move(listing.files);
   };
   DISTILL_ASSIGN_OR_RETURN(std::vector<ImageFile> images, list(source));
@@ -145,19 +150,23 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
                                       "', as a folder, .tar or .tar.gz, for the ", images.size(), " images in '",
                                       source, "'; put their label maps there, NAME.png for NAME.jpg"));
   }
-  if (labelled) Pair(label_source, request.report, &images, &labels);
+  if (labelled) Pair(label_source, request.listing_report, &images, &labels);
   if (images.empty()) return split;  // none is paired: the report says so
 
-  split.found = images.size();
-  IndexDigest digest;
-  for (size_t i = 0; i < images.size(); ++i) {
-    digest.Add(StrCat(images[i].folder, "/", images[i].name), kNoLabel, images[i].size, labelled ? labels[i].size : 0);
+  std::vector<std::string> names;
+  for (const ImageFile& image : images) names.push_back(StrCat(image.folder, "/", image.name));
+  const std::vector<uint32_t> part = PartOf(request, names, std::vector<int64_t>(names.size(), kNoLabel));
+  if (part.empty()) {
+    return absl::FailedPreconditionError(StrCat("data.split leaves no image of '", source, "'; it needs two or more"));
   }
+  split.found = part.size();
+  IndexDigest digest;
+  for (const uint32_t i : part) digest.Add(names[i], kNoLabel, images[i].size, labelled ? labels[i].size : 0);
   split.digest = digest.Hex();
   std::vector<ImageFile> chosen, chosen_labels;
-  for (const uint32_t index : request.subset(images.size())) {
-    chosen.push_back(std::move(images[index]));
-    if (labelled) chosen_labels.push_back(std::move(labels[index]));
+  for (const uint32_t index : request.subset(part.size())) {
+    chosen.push_back(std::move(images[part[index]]));
+    if (labelled) chosen_labels.push_back(std::move(labels[part[index]]));
   }
   images.clear();
   labels.clear();

@@ -1,11 +1,43 @@
 #include "student_worker/data/split_request.h"
 
+#include <set>
+
 #include "common/str_cat.h"
+#include "student_worker/data/test_images.h"
 
 namespace distill {
 
 void IndexDigest::Add(const std::string& name, int64_t label, uint64_t size, uint64_t map_size) {
   hash_.Update(StrCat(name.size(), " ", name, " ", label, " ", size, " ", map_size, "\n"));
+}
+
+std::vector<uint32_t> PartOf(const SplitRequest& request, const std::vector<std::string>& names,
+                             const std::vector<int64_t>& labels) {
+  std::vector<uint32_t> part;
+  if (request.part == SplitPart::kAll) {
+    for (uint32_t i = 0; i < names.size(); ++i) part.push_back(i);
+    return part;
+  }
+  const bool wants_test = request.part == SplitPart::kTest;
+  const std::vector<bool> is_test = ChooseTestImages(request.split, names, labels);
+  std::set<int64_t> classes, tested;
+  for (uint32_t i = 0; i < names.size(); ++i) {
+    classes.insert(labels[i]);
+    if (is_test[i]) tested.insert(labels[i]);
+    if (is_test[i] == wants_test) part.push_back(i);
+  }
+  if (wants_test && tested.size() < classes.size()) {
+    request.report->Warn(StrCat("data.split leaves ", classes.size() - tested.size(), " of ", classes.size(),
+                                " classes without a test image: how well the student knows them is not measured."));
+  }
+  return part;
+}
+
+void RefuseOwnTestImages(const SplitRequest& request, const std::string& source) {
+  if (source.empty()) return;
+  request.report->Refuse(absl::FailedPreconditionError(
+      StrCat("data.split takes test images out of those of train, but there are test images in '", source,
+             "'; leave data.split out, or name a folder without them")));
 }
 
 bool CheckShape(const SplitRequest& request, const std::string& source, uint32_t channels, uint32_t height,

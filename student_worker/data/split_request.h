@@ -54,23 +54,40 @@ enum class SplitKind {
 // Which of `size` images to keep, and in which order.
 using SubsetFunction = std::function<std::vector<uint32_t>(uint32_t size)>;
 
+// What belongs to a split of the images that lie in its place.
+enum class SplitPart {
+  kAll,
+  kAllButTest,  // those that ChooseTestImages leaves
+  kTest,        // those that it chooses
+};
+
 struct SplitRequest {
   std::string root;    // all data
   std::string folder;  // below `root`: that of DataPlan.path
   std::string name;    // "train", "test", or DataPlan.unlabelled; readers say where that lies
   SplitKind kind = SplitKind::kLabelled;
   SubsetFunction subset;
+  SplitPart part = SplitPart::kAll;
+  SplitPlan split;  // where `part` is not kAll
   WantedImages want;
   uint32_t ignore_label = kIgnoredPixel;
   uint32_t shrink = 1;
   bool any_size = false;     // the job's transforms bring all pictures to one size
   bool takes_parts = false;  // ReadPart will be asked for
   // None is owned; they outlive the request.
-  DataReport* report = nullptr;  // gets all that is wrong or odd with single files
+  DataReport* report = nullptr;          // gets all that is wrong or odd with single files
+  DataReport* listing_report = nullptr;  // of it, what is so with those that are listed
   BadImages* bad_images = nullptr;
   ReadThreads* threads = nullptr;
   DataSurvey* survey = nullptr;  // null: none
 };
+
+// The indices of the images that belong to request.part, in their order. Warns of classes of which no image is a test
+// image.
+std::vector<uint32_t> PartOf(const SplitRequest& request, const std::vector<std::string>& names,
+                             const std::vector<int64_t>& labels);
+// Refuses a place of test images of the set's own beside DataPlan.split. `source`: it; empty: there is none.
+void RefuseOwnTestImages(const SplitRequest& request, const std::string& source);
 
 // Errors of all readers are as OpenDataset says. What ends the reading of a split is their status; else what is wrong
 // is in the request's report.

@@ -11,7 +11,7 @@
 namespace distill {
 
 struct DataCheckOptions {
-  DataPlan data;          // format, unlabelled, ignore_label ...; `path` below `data_root`
+  DataPlan data;          // format, unlabelled, ignore_label, split ...; `path` below `data_root`
   std::string data_root;  // links may lead anywhere in it
   uint32_t classes = 0;   // of the student that is meant; 0: any
   uint32_t threads = 2;

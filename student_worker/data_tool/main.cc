@@ -23,6 +23,7 @@ int Main(int argc, char** argv) {
   DataCheckOptions options;
   options.threads = std::max(1u, std::thread::hardware_concurrency());
   std::string folder;
+  SplitPlan split;
   CLI::App* const check = app.add_subcommand(
       "check", "reads every picture once and tells sizes, classes, mean and std, and all that is odd or wrong");
   check->add_option("FOLDER", folder, "the data set: what data.path of the job file will name")->required();
@@ -36,6 +37,12 @@ int Main(int argc, char** argv) {
   check->add_option("--ignore-label", options.data.ignore_label, "data.ignore_label of the job file")
       ->capture_default_str()
       ->check(CLI::Range(0, 255));
+  CLI::Option* const share =
+      check->add_option("--split-test", split.test, "data.split.test of the job file")->check(CLI::Range(0.0, 1.0));
+  check->add_option("--split-by", split.by, "data.split.by of the job file")
+      ->check(CLI::IsMember({"class", "image"}))
+      ->needs(share);
+  check->add_option("--split-seed", split.seed, "data.split.seed of the job file")->needs(share);
   check->add_option("--threads", options.threads, "threads that read and decode (default: one a core)")
       ->check(CLI::Range(1, 1024));
   try {
@@ -44,6 +51,7 @@ int Main(int argc, char** argv) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   InitLogging({.level = LogLevel::kError});  // what is odd stands in the report
+  if (share->count() > 0) options.data.split = split;
   namespace fs = std::filesystem;
   std::error_code error;
   const fs::path path = fs::absolute(folder, error);

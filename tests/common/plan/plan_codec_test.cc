@@ -44,7 +44,8 @@ JobPlan FullPlan() {
       .ignore_label = 11,
       .shrink = 4,
       .train_size = 1000,
-      .unlabelled_size = 200};
+      .unlabelled_size = 200,
+      .split = SplitPlan{.test = 0.125, .by = "image", .seed = 3}};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};

@@ -143,6 +143,9 @@ TEST_F(CifarTest, WhatIsWrongIsToldWithItsFile) {
   DataPlan plan = Plan("d");
   plan.shrink = 2;
   EXPECT_THAT(Wrong(plan), HasSubstr("images of data.format cifar stay as they are"));
+  plan = Plan("d");
+  plan.split = SplitPlan{.test = 0.5};
+  EXPECT_THAT(Wrong(plan), HasSubstr("its test images are files of their own"));
 }
 
 }  // namespace
