@@ -61,5 +61,7 @@ for kind in ("free", "real"):
     print(f"RESULT step_{kind}_teacher {rate[kind]:.0f} images/s baseline={rate['alone']:.0f} ratio={rate[kind] / rate['alone']:.3f}")
 PY
 address_of() { sed -n 's/^address=//p' "$folder/$1.ready"; }
+# It has one connection and asks nothing until that stands; gRPC looks after such a channel once in so many milliseconds.
+export GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS=100
 "$BIN/local_step" --case demo --teacher "$(address_of free-teacher)"
 "$BIN/local_step" --case resnet18_224 --teacher "$(address_of free224-teacher)" --rounds "$rounds"

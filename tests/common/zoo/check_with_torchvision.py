@@ -1,8 +1,9 @@
 """The Python side of python_test.cc.
 
-  write FOLDER   random networks: NAME.safetensors, NAME.values.safetensors (x, the tap of NETS, logits); of the
-                 segmentation network fcn_resnet50 also NAME.scripted.pt, as torch.jit.script makes it
-  read FOLDER    what the C++ side wrote: weights load strictly into these networks, archives load, values agree
+  write FOLDER NAME...   random networks: NAME.safetensors, NAME.values.safetensors (x, the tap of NETS, logits); of
+                         the segmentation network fcn_resnet50 also NAME.scripted.pt, as torch.jit.script makes it
+  read FOLDER NAME...    what the C++ side wrote: weights load strictly into these networks, archives load, values
+                         agree
 """
 import sys
 
@@ -111,10 +112,6 @@ NETS = {
     "pspnet_resnet18": (lambda: reference_nets.PspNet(BasicBlock, [2, 2, 2, 2], 7), "layer3", (57, 49)),
     "pspnet_resnet50": (lambda: reference_nets.PspNet(Bottleneck, [3, 4, 6, 3], 7), "ppm", (57, 49)),
 }
-# Big, or made of what read() has in others.
-ONE_WAY = {"fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3plus_resnet18", "pspnet_resnet50",
-           "shufflenet_v2_x1_5", "cifar_wrn_40_1", "cifar_vgg8_bn", "mobilenet_v2"}
-
 
 def run(net, tap, x):
     kept = {}
@@ -126,22 +123,22 @@ def run(net, tap, x):
     return kept
 
 
-def write(folder):
+def write(folder, names):
     torch.manual_seed(0)
-    for name, (make, tap, (height, width)) in NETS.items():
+    for name in names:
+        make, tap, (height, width) = NETS[name]
         net, x = make().train(), torch.randn(2, 3, height, width)
         with torch.no_grad():
-            net(torch.randn(4 if name in ONE_WAY else 8, 3, height, width))  # statistics away from their start
+            net(torch.randn(8, 3, height, width))  # statistics away from their start
         save_file(net.state_dict(), f"{folder}/{name}.safetensors", metadata={"format": "pt"})
         save_file({"x": x, **run(net, tap, x)}, f"{folder}/{name}.values.safetensors")
         if name == "fcn_resnet50":
             torch.jit.script(net.net).save(f"{folder}/{name}.scripted.pt")
 
 
-def read(folder):
-    for name, (make, tap, _) in NETS.items():
-        if name in ONE_WAY:
-            continue
+def read(folder, names):
+    for name in names:
+        make, tap, _ = NETS[name]
         values = load_file(f"{folder}/{name}.values.safetensors")
         x = values.pop("x")
         net = make()
@@ -167,7 +164,4 @@ def read(folder):
         same("archive output", outputs["output"], "logits")
 
 
-if sys.argv[1] == "write":
-    write(sys.argv[2])
-elif sys.argv[1] == "read":
-    read(sys.argv[2])
+{"write": write, "read": read}[sys.argv[1]](sys.argv[2], sys.argv[3:])
