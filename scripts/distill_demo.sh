@@ -4,6 +4,7 @@
 # Everything is stopped at the end; logs and the students' files stay.
 #
 #   distill-demo [--data FOLDER] [--out FOLDER] [--steps N]
+#   distill-demo --photos FOLDER [--out FOLDER] [--steps N]       another demo: photographs of your own, without labels (see its --help)
 #
 #   --data FOLDER   holds Fashion-MNIST's four files (default /usr/share/datasets/fashion-mnist, Debian's dataset-fashion-mnist)
 #   --out FOLDER    where logs and students go (default ./distill-demo); one of an earlier run is replaced
@@ -12,6 +13,9 @@
 #
 # Installed by the wheel as distill-demo; scripts/demo.sh runs it after its build.
 . "$(dirname "$0")/common.sh"
+for argument; do
+  [ "$argument" != --photos ] || exec bash "$ROOT/scripts/photos_demo.sh" "$@"
+done
 data=/usr/share/datasets/fashion-mnist out=distill-demo steps=''
 while [ $# -gt 0 ]; do
   case $1 in

@@ -51,8 +51,8 @@ done
 
 # What distill-demo runs, in the same places as in the sources.
 mkdir -p "$package/scripts" "$package/examples/teachers"
-cp "$ROOT"/scripts/{common,local_cluster,distill_demo}.sh "$package/scripts/"
-cp "$ROOT"/examples/fashion-{distill,scratch}.yaml "$package/examples/"
+cp "$ROOT"/scripts/{common,local_cluster,distill_demo,photos_demo}.sh "$ROOT"/scripts/{photos.py,requirements-photos.txt} "$package/scripts/"
+cp "$ROOT"/examples/{fashion-distill,fashion-scratch,photos}.yaml "$package/examples/"
 cp "$ROOT/examples/teachers/fashion-resnet20.safetensors" "$package/examples/teachers/"
 cp "$ROOT/scripts/export_model.py" "$package/"  # distill-export
 grep '^torch==' "$ROOT/scripts/requirements.txt" >"$package/requirements.txt"

@@ -66,6 +66,7 @@ def demo():
     """Entry point of distill-demo: the script that scripts/demo.sh of the sources runs after its build."""
     changed = environment()
     changed["DISTILL_BIN"] = str(PACKAGE / "bin")
+    changed["DISTILL_PYTHON"] = sys.executable  # which has torch; --photos exports a network with it
     try:
         os.execvpe("bash", ["bash", str(PACKAGE / "scripts/distill_demo.sh"), *sys.argv[1:]], changed)
     except FileNotFoundError:

@@ -89,6 +89,18 @@ class SmallNet(torch.nn.Sequential):
     assert "distill-export: 'small_net.py' has no 'OtherNet'" in told, told
 
 
+def check_photos(commands, scratch):
+    """The demo on photographs has all its files in the wheel (photos_demo_test runs it whole): it fetches its teacher and looks through
+    the folder with the environment's own Python."""
+    (scratch / "photos").mkdir()
+    (scratch / "photos/a.jpg").write_bytes(b"no picture")
+    told = run(commands / "distill-demo", "--photos", scratch / "photos", fails=True, cwd=scratch)
+    if "pip could not install" in told.stderr:
+        print(f"PyPI cannot be reached: distill-demo --photos is not checked: {told.stderr[-300:]}")
+        return
+    assert "left out: a.jpg: " in told.stdout and "has 0 photographs that can be read and 1 that cannot" in told.stderr, told
+
+
 def check_plugin(commands, scratch):
     """The plugin is found, loads with all it needs, and is asked for devices: none with an empty driver, whatever this
     machine has."""
@@ -175,6 +187,8 @@ def check(args, pin, scratch):
     write_fashion(data)
     told = run(commands / "distill-demo", "--data", data, "--out", args.source / "scripts", fails=True).stderr
     assert "was not made by this program" in told, told
+    told = run(commands / "distill-demo", "--photos", scratch / "nowhere", fails=True).stderr
+    assert f"there is no folder {scratch}/nowhere" in told, told
     for wrong in ("0", "few", "-1"):
         assert "--steps is a number" in run(commands / "distill-demo", "--steps", wrong, fails=True).stderr
     shown = run(commands / "distill-demo", "--data", data, "--steps", "2", cwd=scratch)
@@ -183,6 +197,7 @@ def check(args, pin, scratch):
         assert re.search(rf"^{job} \(\S+\) +cifar_resnet8 width 8 +succeeded ", shown.stdout, re.M), shown.stdout + shown.stderr
     students = sorted((scratch / "distill-demo/work").glob("*/student.safetensors"))
     assert len(students) == 2, students
+    check_photos(commands, scratch)
 
 
 if __name__ == "__main__":
