@@ -75,6 +75,7 @@ say "starting 1 coordinator, 2 teachers and 2 students on loopback (logs in $out
 start_cluster "$out" 2 2 "$model=$teacher"
 say "distilling a MobileNetV2 from $model, without labels (examples/photos.yaml)"
 echo "$key" >"$out/job"
+trap 'say "broken off; the same command goes on from the last checkpoint"; exit 130' INT
 ended=0
 "$ctl" submit "$job" "${settings[@]}" --request-id "photos-$key" --watch || ended=$?
 if [ $ended != 0 ]; then
