@@ -82,12 +82,20 @@ FleetView DocumentedFleet() {
   streets.image_width = 120;
   fleet.models.push_back({"streets", "d2d2d2d2d2d2d2d2", streets, 1000, 4000, {}});
   fleet.models.push_back({"camvid", "d3d3d3d3d3d3d3d3", streets, 1000, 4000, {}});
+  // Of examples/papers.
   const auto add = [&](const char* name, const char* arch, uint32_t width, uint32_t classes, uint32_t height,
                        uint32_t image_width) {
     ModelSpec spec{.arch = arch, .width = width, .num_classes = classes, .in_channels = 3, .image_height = height};
     spec.image_width = image_width;
     fleet.models.push_back({name, "d4d4d4d4d4d4d4d4", spec, 1000, 4000, {}});
   };
+  add("wrn-40-2", "cifar_wrn_40_2", 16, 100, 32, 32);
+  add("resnet56", "cifar_resnet56", 16, 100, 32, 32);
+  add("resnet110", "cifar_resnet110", 16, 100, 32, 32);
+  add("resnet32x4", "cifar_resnet32x4", 32, 100, 32, 32);
+  add("vgg13", "cifar_vgg13_bn", 64, 100, 32, 32);
+  add("resnet34", "resnet34", 64, 1000, 224, 224);
+  add("resnet50", "resnet50", 64, 1000, 224, 224);
   // Of examples/photos.yaml: an archive, with those of its taps that are read.
   add("efficientnet-lite0", "torchscript", 0, 1000, 224, 224);
   fleet.models.back().taps = {{"_blocks.4", "Tensor", {40, 28, 28}, true},
@@ -124,7 +132,7 @@ TEST(JobDocsTest, ExampleFilesAreAccepted) {
     EXPECT_THAT(Texts(job->warnings), ::testing::IsEmpty()) << entry.path();
     ++examples;
   }
-  EXPECT_GE(examples, 20);
+  EXPECT_GE(examples, 30);
 }
 
 }  // namespace
