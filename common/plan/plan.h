@@ -149,6 +149,13 @@ struct SplitPlan {
   bool operator==(const SplitPlan&) const = default;
 };
 
+// Patterns of the files of a split: common/plan/path_pattern.h.
+// Where the files of a split lie. `images` and `labels` of a segmentation folder are patterns (path_pattern.h).
+struct SplitFiles {
+  std::string images, labels;
+  std::string list;
+  bool operator==(const SplitFiles&) const = default;
+};
 struct DataPlan {
   std::string format = "idx";
   std::string path;
@@ -165,6 +172,9 @@ struct DataPlan {
   std::optional<uint64_t> train_size;
   std::optional<uint64_t> unlabelled_size;
   std::optional<SplitPlan> split;
+  std::optional<SplitFiles> train_files, test_files;
+  std::map<uint32_t, uint32_t> label_map;
+  bool reduce_zero_label = false;
   bool operator==(const DataPlan&) const = default;
 };
 

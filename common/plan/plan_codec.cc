@@ -27,6 +27,16 @@ TransformPlan FromProto(const v1::Transform& proto) {
   return transform;
 }
 
+void ToProto(const SplitFiles& pairs, v1::SplitFiles* proto) {
+  proto->set_images(pairs.images);
+  proto->set_labels(pairs.labels);
+  proto->set_list(pairs.list);
+}
+
+SplitFiles FromProto(const v1::SplitFiles& proto) {
+  return {.images = proto.images(), .labels = proto.labels(), .list = proto.list()};
+}
+
 void ToProto(const LossPlan& loss, v1::LossPlan* proto) {
   proto->set_name(loss.name);
   proto->set_type(loss.type);
@@ -261,6 +271,14 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
     data->mutable_split()->set_by(plan.data.split->by);
     data->mutable_split()->set_seed(plan.data.split->seed);
   }
+  if (plan.data.train_files) ToProto(*plan.data.train_files, data->mutable_train_files());
+  if (plan.data.test_files) ToProto(*plan.data.test_files, data->mutable_test_files());
+  for (const auto& [id, label] : plan.data.label_map) {
+    v1::LabelOfId* entry = data->add_label_map();
+    entry->set_id(id);
+    entry->set_label(label);
+  }
+  data->set_reduce_zero_label(plan.data.reduce_zero_label);
   for (const StagePlan& stage : plan.stages) ToProto(stage, proto->add_stages());
   proto->set_checkpoint_every(plan.checkpoint_every);
   proto->set_log_every(plan.log_every);
@@ -313,6 +331,10 @@ JobPlan FromProto(const v1::JobPlan& proto) {
     const v1::DataSplit& split = proto.data().split();
     plan.data.split = SplitPlan{.test = split.test(), .by = split.by(), .seed = split.seed()};
   }
+  if (proto.data().has_train_files()) plan.data.train_files = FromProto(proto.data().train_files());
+  if (proto.data().has_test_files()) plan.data.test_files = FromProto(proto.data().test_files());
+  for (const v1::LabelOfId& entry : proto.data().label_map()) plan.data.label_map[entry.id()] = entry.label();
+  plan.data.reduce_zero_label = proto.data().reduce_zero_label();
   for (const v1::StagePlan& stage : proto.stages()) plan.stages.push_back(FromProto(stage));
   plan.checkpoint_every = proto.checkpoint_every();
   plan.log_every = proto.log_every();

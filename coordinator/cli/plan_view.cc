@@ -33,7 +33,19 @@ std::string DataText(const v1::JobPlan& plan) {
   }
   if (data.shrink() > 1) StrAppend(&text, ", each ", data.shrink(), " times smaller");
   if (data.format() == "segmentation_folder") {
-    StrAppend(&text, ", pixels of ", data.has_ignore_label() ? data.ignore_label() : 255, " without label");
+    if (data.label_map_size() > 0) {
+      StrAppend(&text, ", ", data.label_map_size(), " ids of pixels renumbered to classes, the others without label");
+    } else {
+      StrAppend(&text, ", pixels of ", data.reduce_zero_label() ? "0 and " : "",
+                data.has_ignore_label() ? data.ignore_label() : 255, " without label",
+                data.reduce_zero_label() ? ", classes from 1" : "");
+    }
+  }
+  for (const auto& [label, given, pairs] : {std::tuple{"training", data.has_train_files(), &data.train_files()},
+                                            {"test", data.has_test_files(), &data.test_files()}}) {
+    if (!given) continue;
+    StrAppend(&text, ", ", label, " images ", pairs->images(), " with ", pairs->labels());
+    if (!pairs->list().empty()) StrAppend(&text, " as listed in ", pairs->list());
   }
   for (const auto& [label, transforms] : {std::pair{", training images through ", &data.train_transforms()},
                                           {", test images through ", &data.test_transforms()}}) {

@@ -9,6 +9,7 @@
 #include "common/plan/transform_schema.h"
 #include "common/str_cat.h"
 #include "common/zoo/architecture.h"
+#include "coordinator/jobfile/pairs_reader.h"
 #include "coordinator/jobfile/presets.h"
 #include "coordinator/jobfile/section_reader.h"
 #include "coordinator/jobfile/text_checks.h"
@@ -222,10 +223,6 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   if (!data.present()) return;
   data.Choice("format", {"idx", "cifar", "image_folder", "image_list", "segmentation_folder"}, &job->plan.data.format);
   job->format_mark = data.Mark("format");
-  data.Integer("ignore_label", 0, 255, &job->plan.data.ignore_label);
-  if (data.Has("ignore_label") && job->plan.data.format != "segmentation_folder") {
-    data.Problem("ignore_label", "stands for pixels without a label, which only format: segmentation_folder has");
-  }
   data.Integer("shrink", 1, 64, &job->plan.data.shrink);
   const bool is_idx = job->plan.data.format == "idx", is_cifar = job->plan.data.format == "cifar";
   const char* const plain = is_idx ? "IDX" : "CIFAR";  // formats of plain pixels
@@ -276,6 +273,7 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
                  StrCat(plain, " files hold plain pixels, of which none can be bad alone; leave it out"));
   }
   ReadSplit(data, problems, job);
+  ReadPairs(data, problems, job);
 }
 
 // What sskd.stages[] and sskd.head have in common.

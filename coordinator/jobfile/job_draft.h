@@ -154,6 +154,7 @@ struct JobDraft {
   YamlMark format_mark;  // of data.format
   YamlMark train_transforms_mark, test_transforms_mark;
   YamlMark unlabelled_mark;  // of data.unlabelled
+  YamlMark label_map_mark;   // of data.label_map
   bool evaluate_teacher = true;
   OptimizerDraft optimizer;
   SchedulePlan schedule;

@@ -12,6 +12,7 @@
 #include "common/str_cat.h"
 #include "common/zoo/archive_ref.h"
 #include "coordinator/jobfile/draft_reader.h"
+#include "coordinator/jobfile/pairs_reader.h"
 #include "coordinator/jobfile/presets.h"
 #include "coordinator/jobfile/size_checks.h"
 #include "coordinator/jobfile/stage_builder.h"
@@ -356,6 +357,7 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
     job.plan.stages = BuildStages(job, context, &problems);
     CheckUnlabelled(job, &problems);
     CheckLabelsFit(job, *student, &problems);
+    CheckLabelMap(job, student->spec().num_classes, &problems);
     if (teacher_taps) CheckTeachersAnswers(*student, teacher_taps->output, &problems, &job);
     ExpandWeightsModules(*student, &problems, &job);
     if (job.sskd.head.from_teacher && teacher != nullptr) TakeTeachersHead(*student, teacher->spec, &problems, &job);

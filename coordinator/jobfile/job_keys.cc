@@ -13,11 +13,13 @@ constexpr std::string_view kTop[] = {
     "tat",       "accumulate",    "autocast"};
 constexpr std::string_view kStudent[] = {"arch",  "archive", "width", "num_classes", "in_channels",
                                          "image", "mean",    "std",   "weights",     "weights_modules"};
-constexpr std::string_view kData[] = {"format",          "path",         "train_size", "train_limit",
-                                      "test_limit",      "unlabelled",   "holdout",    "transforms",
-                                      "unlabelled_size", "ignore_label", "shrink",     "on_bad_image",
-                                      "bad_image_limit", "split"};
+constexpr std::string_view kData[] = {
+    "format",          "path",       "train_size",      "train_limit",  "test_limit",       "unlabelled",
+    "holdout",         "transforms", "unlabelled_size", "ignore_label", "shrink",           "on_bad_image",
+    "bad_image_limit", "split",      "pairs",           "label_map",    "reduce_zero_label"};
 constexpr std::string_view kSplit[] = {"test", "by", "seed"};
+constexpr std::string_view kPairs[] = {"train", "test"};
+constexpr std::string_view kPairsOf[] = {"images", "labels", "list"};
 constexpr std::string_view kTransforms[] = {"train", "test"};
 constexpr std::string_view kLength[] = {"epochs", "steps"};
 constexpr std::string_view kKd[] = {"temperature", "weight"};
@@ -52,6 +54,8 @@ constexpr JobSection kSections[] = {
     {"data", kData},
     {"data.transforms", kTransforms},
     {"data.split", kSplit},
+    {"data.pairs", kPairs},
+    {"data.pairs[]", kPairsOf},
     {"budget", kLength},
     {"kd", kKd},
     {"cwd", kCwd},

@@ -309,10 +309,13 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
                                              "'; known: idx, cifar, image_folder, image_list, segmentation_folder"));
   }
   if (plan.shrink == 0) return absl::InvalidArgumentError("data.shrink is 0; need 1 (as they are) or more");
-  if (plan.ignore_label > kIgnoredPixel) {
+  DISTILL_ASSIGN_OR_RETURN(const LabelIds label_ids, LabelIds::Create(plan, want.classes));
+  const bool has_pairs = plan.train_files.has_value();
+  if (plan.test_files.has_value() != (has_pairs && !plan.split)) {
     return absl::InvalidArgumentError(
-        StrCat("data.ignore_label is ", plan.ignore_label, ", but label maps hold values of 0 to ", kIgnoredPixel));
+        "data.pairs names training and test images, or training images beside data.split");
   }
+  if (has_pairs) reader = ReadSegmentationPairsSplit;
   DISTILL_ASSIGN_OR_RETURN(const Transforms train_transforms, Transforms::Create(plan.train_transforms, seed));
   DISTILL_ASSIGN_OR_RETURN(const Transforms test_transforms, Transforms::Create(plan.test_transforms, seed));
   const TransformedSize train_size = train_transforms.size(), test_size = test_transforms.size();
@@ -331,7 +334,7 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   SplitRequest request{.root = data_root,
                        .folder = folder,
                        .want = want,
-                       .ignore_label = plan.ignore_label,
+                       .label_ids = label_ids,
                        .shrink = plan.shrink,
                        .takes_parts = takes_parts,
                        .report = &report,
@@ -345,6 +348,9 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
     request.kind = kind;
     request.any_size = any_size;
     request.subset = std::move(subset);
+    request.files = kind == SplitKind::kUnlabelled ? SplitFiles{.images = name}
+                    : name == "train"              ? plan.train_files.value_or(SplitFiles())
+                                                   : plan.test_files.value_or(SplitFiles());
     if (!report.wanted().ok()) return SplitIndex();
     auto split = reader(request);
     if (split.ok()) return *std::move(split);

@@ -13,7 +13,9 @@
 //                          image; it is a PNG, grey or with a palette, of 1, 2, 4 or 8 bits, and what it stores (of a
 //                          palette: the index) is the class id. DataPlan.ignore_label stands for "no label". Images and
 //                          label maps pair one to one: either without the other is refused. Images are numbered in
-//                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead.
+//                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead. With
+//                          DataPlan.train_files and test_files the files lie as those patterns say, and DataPlan.unlabelled
+//                          is a pattern too. DataPlan.label_map and reduce_zero_label renumber classes (label_ids.h).
 // In the two folder formats pictures are turned upright as their EXIF says, grey files in a colour set are spread to
 // three channels, alpha is dropped and 16-bit PNGs are rounded to 8 bits (label maps of such kinds are refused); and
 // each side is divided by DataPlan.shrink when it is read (shrink.h), which must divide it. .jpe and .jfif are JPEG

@@ -18,24 +18,38 @@ const FileFault kNoEnd{"JPEG files without an end mark, whose pixels were all th
 const FileFault kUnsound{"a picture that was refused when its header was read", ""};
 const FileFault kChanged{"a picture that was changed while the job ran", "start the job anew"};
 
-// Makes the ignored ids kIgnoredPixel. Tells of the first one that is beyond the student's `classes` (0: any).
-std::optional<FileProblem> NormaliseIds(const std::string& where, uint32_t classes, uint32_t ignore_label,
+// Makes classes of the values, and kIgnoredPixel of those without a label. Tells of the first one that is beyond the
+// student's `classes` (0: any).
+std::optional<FileProblem> NormaliseIds(const std::string& where, uint32_t classes, const LabelIds& label_ids,
                                         uint32_t width, std::vector<uint8_t>* ids) {
   const uint32_t limit = classes == 0 ? kIgnoredPixel : std::min<uint32_t>(classes, kIgnoredPixel);
   for (size_t i = 0; i < ids->size(); ++i) {
     uint8_t& id = (*ids)[i];
-    if (id == ignore_label) {
+    const uint16_t label = label_ids.ClassOf(id);
+    if (label < limit) {
+      id = static_cast<uint8_t>(label);
+    } else if (label == LabelIds::kNone) {
       id = kIgnoredPixel;
-    } else if (id >= limit) {
+    } else if (label_ids.renumbers()) {  // label maps name classes of the student alone
       return FileProblem{
-          {StrCat("class ids beyond the student's ", limit, " classes (ids 0 to ", limit - 1, ", data.ignore_label is ",
-                  ignore_label, ")"),
-           "raise num_classes if it is a class (where 0 means nothing and classes begin with 1: num_classes one more "
-           "than the highest id, and data.ignore_label: 0); set data.ignore_label to it if it means no label; else "
+          {StrCat("ids beyond the student's ", limit, " classes (data.reduce_zero_label makes them of ids 1 to ", limit,
+                  "; data.ignore_label is ", label_ids.ignore_label(), ")"),
+           "raise num_classes if it is a class; set data.ignore_label to it if it means no label; else "
            "correct the files",
            StatusCode::kInvalidArgument},
           where,
           StrCat("id ", int{id}, " in row ", i / width, ", column ", i % width, " from 0")};
+    } else {
+      return FileProblem{{StrCat("class ids beyond the student's ", limit, " classes (ids 0 to ", limit - 1,
+                                 ", data.ignore_label is ", label_ids.ignore_label(), ")"),
+                          "raise num_classes if it is a class (where 0 means nothing and classes begin with 1: "
+                          "data.reduce_zero_label); "
+                          "set data.ignore_label to it if it means no label; number it otherwise with data.label_map; "
+                          "else correct the "
+                          "files",
+                          StatusCode::kInvalidArgument},
+                         where,
+                         StrCat("id ", int{id}, " in row ", i / width, ", column ", i % width, " from 0")};
     }
   }
   return std::nullopt;
@@ -144,8 +158,7 @@ std::optional<FileProblem> FileDataset::LoadLabelMap(uint64_t index, Picture* ou
     return FileProblem{
         {"files that are no label maps", "", decoded.code()}, file.where, std::string(ToStd(decoded.message()))};
   }
-  if (auto problem = NormaliseIds(file.where, options_.classes, options_.ignore_label, out->width, &ids))
-    return problem;
+  if (auto problem = NormaliseIds(file.where, options_.classes, options_.label_ids, out->width, &ids)) return problem;
   out->label_map = std::move(ids);
   if (options_.shrink > 1) {
     std::vector<uint8_t> small(out->plane() / options_.shrink / options_.shrink);

@@ -17,6 +17,7 @@
 #include "student_worker/data/data_report.h"
 #include "student_worker/data/dataset.h"
 #include "student_worker/data/image_source.h"
+#include "student_worker/data/label_ids.h"
 #include "student_worker/data/split_request.h"
 
 namespace distill {
@@ -76,7 +77,7 @@ class FileDataset : public Dataset {
     uint32_t height = 0, width = 0;  // as stored; 0: they differ
     uint64_t pixels = 0;             // of all sound files
     uint32_t shrink = 1;
-    uint32_t ignore_label = kIgnoredPixel;
+    LabelIds label_ids;
     uint32_t classes = 0;  // of label maps, class ids beyond are refused; 0: any
   };
   explicit FileDataset(Options options);

@@ -2,14 +2,10 @@
 #include "student_worker/data/image_list.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
 #include <utility>
-
-#include <sys/stat.h>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -18,6 +14,7 @@
 #include "student_worker/data/file_dataset.h"
 #include "student_worker/data/file_kind.h"
 #include "student_worker/data/image_source.h"
+#include "student_worker/data/listed_files.h"
 #include "student_worker/data/picture_headers.h"
 #include "student_worker/data/read_file.h"
 #include "student_worker/data/split_request.h"
@@ -157,50 +154,6 @@ StatusOr<std::string> FindList(const SplitRequest& request, const std::string& n
   return found.empty() ? "" : found[0];
 }
 
-// Where the listed pictures lie: `image.refused` where there is none that may be read, which the report was told.
-class Places {
- public:
-  explicit Places(const SplitRequest& request) : request_(request) {}
-
-  ImageFile Find(const ListedImage& listed) {
-    const fs::path path =
-        fs::path(listed.path).is_absolute() ? fs::path(listed.path) : request_.folder / fs::path(listed.path);
-    ImageFile file{.name = listed.path, .where = path.lexically_normal().string(), .refused = true};
-    const auto refuse = [&](const char* what, const char* remedy, StatusCode code) {
-      request_.report->Refuse({what, remedy, code}, file.where, StrCat("line ", listed.line));
-      return file;
-    };
-    struct stat info;
-    if (lstat(file.where.c_str(), &info) != 0) {
-      const bool missing = errno == ENOENT || errno == ENOTDIR;
-      if (!missing)
-        return refuse("listed pictures that cannot be looked at", std::strerror(errno), StatusCode::kUnavailable);
-      return refuse("listed pictures that do not exist",
-                    "correct the list (its paths begin at its own folder), or fetch them", StatusCode::kNotFound);
-    }
-    // Links may lead anywhere: the file's own, and those on the way, once for each folder.
-    const std::string at = S_ISLNK(info.st_mode) ? file.where : path.lexically_normal().parent_path().string();
-    auto known = inside_.find(at);
-    if (known == inside_.end()) known = inside_.emplace(at, ResolveBelow(request_.root, at).ok()).first;
-    if (!known->second) {
-      return refuse("listed pictures outside the data root", "copy them into it", StatusCode::kInvalidArgument);
-    }
-    if (S_ISLNK(info.st_mode) && stat(file.where.c_str(), &info) != 0) {
-      return refuse("links that lead nowhere", "mend or remove them", StatusCode::kNotFound);
-    }
-    if (!S_ISREG(info.st_mode)) {
-      return refuse("listed pictures that are no files", "correct the list", StatusCode::kFailedPrecondition);
-    }
-    file.size = static_cast<uint64_t>(info.st_size);
-    file.refused = false;
-    return file;
-  }
-
- private:
-  const SplitRequest& request_;
-  std::map<std::string, bool> inside_;
-};
-
 }  // namespace
 
 StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request) {
@@ -237,10 +190,10 @@ StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request) {
   split.found = part.size();
   IndexDigest digest;
   std::vector<ImageFile> files;
-  Places places(request);
+  ListedFiles places(request, "listed pictures", "correct the list (its paths begin at its own folder), or fetch them");
   for (const uint32_t i : part) {
     DISTILL_RETURN_IF_ERROR(request.report->wanted());
-    files.push_back(places.Find(listed[i]));
+    files.push_back(places.Find(listed[i].path, StrCat("line ", listed[i].line)));
     digest.Add(names[i], labels[i], files.back().size, 0);
     if (labelled && split.class_names.empty() && request.want.classes > 0 && labels[i] >= request.want.classes) {
       return absl::InvalidArgumentError(StrCat("line ", listed[i].line, " of '", list, "' has class ", labels[i],

@@ -21,7 +21,6 @@ namespace fs = std::filesystem;
 constexpr size_t kMaxDepth = 100;            // of folders
 constexpr size_t kMaxFolderLinks = 100'000;  // followed: links in links multiply what they lead to
 
-const FileFault kLitter{"left out as litter of a desktop or an editor, though named like pictures", ""};
 const FileFault kForeign{"pictures that are not read, because of their names or formats",
                          "only .jpg, .jpeg, .jpe, .jfif and .png are; convert or rename them, or remove them"};
 const FileFault kLoop{"links back to a folder that holds them, left out", ""};
@@ -97,7 +96,7 @@ class Walk {
         return OkStatus();
       case TreeNode::Kind::kLost:
       case TreeNode::Kind::kOutside:
-        if (!litter && MayMatter(node.name)) RefuseLink(node);
+        if (!litter && MayMatter(node.name)) RefuseLink(root_, archive_, node, report_);
         if (!litter && IsImageName(node.name)) Keep(node, path, depth, /*refused=*/true);
         return OkStatus();
       case TreeNode::Kind::kOther:
@@ -111,30 +110,10 @@ class Walk {
     return OkStatus();
   }
 
-  // What a link leads to is not there, or must not be read.
-  void RefuseLink(const TreeNode& node) {
-    const std::string detail = StrCat("to '", node.target, "'");
-    if (!archive_.empty()) {
-      report_->Refuse({"links to what their archive does not hold",
-                       "pack what they lead to along with them (tar --dereference stores it in their place)",
-                       StatusCode::kFailedPrecondition},
-                      node.where, detail);
-    } else if (node.kind == TreeNode::Kind::kLost) {
-      report_->Refuse(
-          {"links to what does not exist", "fetch what they lead to, or remove them", StatusCode::kFailedPrecondition},
-          node.where, detail);
-    } else {
-      report_->Refuse({StrCat("a link that leads out of the data root '", root_, "'"),
-                       "copy what it leads to there, or start the student with a data root that holds both",
-                       StatusCode::kInvalidArgument},
-                      node.where, detail);
-    }
-  }
-
   void VisitFile(const TreeNode& node, const std::string& path, size_t depth, bool litter) {
     const bool image = IsImageName(node.name);
     if (litter) {
-      if (image) report_->Warn(kLitter, node.where);
+      if (image) report_->Warn(kLitterPicture, node.where);
       return;
     }
     if (!image) {
@@ -213,6 +192,27 @@ StatusOr<TreeNode> SplitFolder(const FileTree& tree, const std::string& split, I
 }
 
 }  // namespace
+
+const FileFault kLitterPicture{"left out as litter of a desktop or an editor, though named like pictures", ""};
+
+void RefuseLink(const std::string& root, const std::string& archive, const TreeNode& node, DataReport* report) {
+  const std::string detail = StrCat("to '", node.target, "'");
+  if (!archive.empty()) {
+    report->Refuse({"links to what their archive does not hold",
+                    "pack what they lead to along with them (tar --dereference stores it in their place)",
+                    StatusCode::kFailedPrecondition},
+                   node.where, detail);
+  } else if (node.kind == TreeNode::Kind::kLost) {
+    report->Refuse(
+        {"links to what does not exist", "fetch what they lead to, or remove them", StatusCode::kFailedPrecondition},
+        node.where, detail);
+  } else {
+    report->Refuse({StrCat("a link that leads out of the data root '", root, "'"),
+                    "copy what it leads to there, or start the student with a data root that holds both",
+                    StatusCode::kInvalidArgument},
+                   node.where, detail);
+  }
+}
 
 StatusOr<std::string> FindImageSource(const std::string& root, const std::string& folder, const std::string& name,
                                       DataReport* report) {

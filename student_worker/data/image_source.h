@@ -11,6 +11,7 @@
 
 #include "common/status.h"
 #include "student_worker/data/data_report.h"
+#include "student_worker/data/file_tree.h"
 
 namespace distill {
 
@@ -59,6 +60,12 @@ StatusOr<std::string> FindImageSource(const std::string& root, const std::string
 // memory, take over `max_bytes`, or there are over 2^32 - 1.
 StatusOr<ImageListing> ListImages(const std::string& root, const std::string& source, const std::string& split,
                                   ImageLayout layout, uint64_t max_bytes, DataReport* report);
+
+// Of litter (IsLitterName) that is named like a picture.
+extern const FileFault kLitterPicture;
+// Refuses a link (kLost or kOutside) that could be meant as a picture or a folder of them. `archive`: which holds it;
+// empty: a folder.
+void RefuseLink(const std::string& root, const std::string& archive, const TreeNode& node, DataReport* report);
 
 // The content of a file, or its first `limit` bytes. Errors name the reason, not the file; kDataLoss, kUnavailable.
 StatusOr<std::shared_ptr<const std::string>> ReadImageBytes(const ImageFile& file, uint64_t limit);

@@ -11,6 +11,7 @@
 #include "student_worker/data/file_dataset.h"
 #include "student_worker/data/image_source.h"
 #include "student_worker/data/picture_headers.h"
+#include "student_worker/data/segmentation_index.h"
 #include "student_worker/data/split_request.h"
 
 namespace distill {
@@ -74,7 +75,7 @@ void CheckLabelsSayMore(const SplitRequest& request, const std::string& source,
                         const std::array<uint64_t, 256>& pixels) {
   const auto ids = pixels.end() - 1;  // the last counts pixels without a label
   const uint64_t labelled = std::accumulate(pixels.begin(), ids, uint64_t{0}), ignored = *ids;
-  const std::string ignore = StrCat("the value of data.ignore_label (", request.ignore_label, ")");
+  const std::string& ignore = request.label_ids.no_label();
   if (labelled == 0 && ignored > 0) {
     request.report->Refuse(absl::FailedPreconditionError(StrCat(
         "no pixel of the label maps in '", source, "' has a label, all have ", ignore, "; correct it or the files")));
@@ -86,11 +87,11 @@ void CheckLabelsSayMore(const SplitRequest& request, const std::string& source,
                             only - pixels.begin(), ", but the student has ", request.want.classes, " classes");
   if (ignored > 0) {
     const uint64_t percent = std::max<uint64_t>(1, ignored * 100 / (ignored + labelled));
-    StrAppend(
-        &text, "; the other ", percent, " % of the pixels have ", ignore,
-        " and count as pixels without a label: if they are a class, as in masks of 0 and 255, store its id in the "
-        "files instead");
-    if (request.ignore_label < request.want.classes) {
+    StrAppend(&text, "; the other ", percent, " % of the pixels have ", ignore,
+              " and count as pixels without a label: if they are a class, as in masks of 0 and 255, ",
+              request.label_ids.renumbers() ? "correct how data.label_map or data.reduce_zero_label numbers them"
+                                            : "store its id in the files instead");
+    if (!request.label_ids.renumbers() && request.label_ids.ignore_label() < request.want.classes) {
       StrAppend(&text, ", or set data.ignore_label to a value that does not occur");
     }
   } else {
@@ -153,25 +154,40 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   if (labelled) Pair(label_source, request.listing_report, &images, &labels);
   if (images.empty()) return split;  // none is paired: the report says so
 
-  std::vector<std::string> names;
-  for (const ImageFile& image : images) names.push_back(StrCat(image.folder, "/", image.name));
-  const std::vector<uint32_t> part = PartOf(request, names, std::vector<int64_t>(names.size(), kNoLabel));
+  SegmentationFiles files{.source = source,
+                          .label_source = label_source,
+                          .source_prefix = source,
+                          .label_prefix = label_source,
+                          .names = {},
+                          .images = std::move(images),
+                          .labels = std::move(labels)};
+  for (const ImageFile& image : files.images) files.names.push_back(StrCat(image.folder, "/", image.name));
+  return MakeSegmentationIndex(request, std::move(files));
+}
+
+StatusOr<SplitIndex> MakeSegmentationIndex(const SplitRequest& request, SegmentationFiles files) {
+  const bool labelled = !files.labels.empty();
+  SplitIndex split;
+  const std::vector<uint32_t> part = PartOf(request, files.names, std::vector<int64_t>(files.names.size(), kNoLabel));
   if (part.empty()) {
-    return absl::FailedPreconditionError(StrCat("data.split leaves no image of '", source, "'; it needs two or more"));
+    return absl::FailedPreconditionError(
+        StrCat("data.split leaves no image of '", files.source, "'; it needs two or more"));
   }
   split.found = part.size();
   IndexDigest digest;
-  for (const uint32_t i : part) digest.Add(names[i], kNoLabel, images[i].size, labelled ? labels[i].size : 0);
+  for (const uint32_t i : part) {
+    digest.Add(files.names[i], kNoLabel, files.images[i].size, labelled ? files.labels[i].size : 0);
+  }
   split.digest = digest.Hex();
   std::vector<ImageFile> chosen, chosen_labels;
   for (const uint32_t index : request.subset(part.size())) {
-    chosen.push_back(std::move(images[part[index]]));
-    if (labelled) chosen_labels.push_back(std::move(labels[part[index]]));
+    chosen.push_back(std::move(files.images[part[index]]));
+    if (labelled) chosen_labels.push_back(std::move(files.labels[part[index]]));
   }
-  images.clear();
-  labels.clear();
+  files.images.clear();
+  files.labels.clear();
   split.labels.assign(chosen.size(), kNoLabel);
-  PictureHeaders headers = ReadHeaders(request, source, labelled, chosen);
+  PictureHeaders headers = ReadHeaders(request, files.source, labelled, chosen);
   if (!headers.wanted) return split;
   for (size_t i = 0; labelled && i < chosen.size(); ++i) {
     if (chosen_labels[i].refused) headers.sound[i] = false;
@@ -179,9 +195,9 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   split.channels = headers.channels;
   split.height = headers.height / request.shrink;
   split.width = headers.width / request.shrink;
-  split.label_source = label_source;
-  split.files = std::make_shared<FileDataset>(FileDataset::Options{.source = source,
-                                                                   .label_source = label_source,
+  split.label_source = files.label_source;
+  split.files = std::make_shared<FileDataset>(FileDataset::Options{.source = files.source_prefix,
+                                                                   .label_source = labelled ? files.label_prefix : "",
                                                                    .files = std::move(chosen),
                                                                    .label_files = std::move(chosen_labels),
                                                                    .sound = std::move(headers.sound),
@@ -191,7 +207,7 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
                                                                    .width = headers.width,
                                                                    .pixels = headers.pixels,
                                                                    .shrink = request.shrink,
-                                                                   .ignore_label = request.ignore_label,
+                                                                   .label_ids = request.label_ids,
                                                                    .classes = request.want.classes});
   return split;
 }

@@ -14,6 +14,7 @@
 #include "student_worker/data/bad_images.h"
 #include "student_worker/data/data_report.h"
 #include "student_worker/data/dataset.h"
+#include "student_worker/data/label_ids.h"
 #include "student_worker/data/read_threads.h"
 
 namespace distill {
@@ -70,7 +71,8 @@ struct SplitRequest {
   SplitPart part = SplitPart::kAll;
   SplitPlan split;  // where `part` is not kAll
   WantedImages want;
-  uint32_t ignore_label = kIgnoredPixel;
+  LabelIds label_ids;
+  SplitFiles files;  // ReadSegmentationPairsSplit: of the split; of unlabelled images no more than `images`
   uint32_t shrink = 1;
   bool any_size = false;     // the job's transforms bring all pictures to one size
   bool takes_parts = false;  // ReadPart will be asked for
@@ -104,6 +106,8 @@ StatusOr<SplitIndex> ReadImageFolderSplit(const SplitRequest& request);
 // segmentation_folder_reader.cc: `folder`/images/`name` and, when labelled, `folder`/labels/`name`, each a folder or an
 // archive; "test" stands for "val" when there is no images/test.
 StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request);
+// segmentation_pairs_reader.cc: the files below `folder` that request.files names.
+StatusOr<SplitIndex> ReadSegmentationPairsSplit(const SplitRequest& request);
 
 // Refuses label maps that teach nothing although they can be read: the student would be measured at 100 % at once.
 // `pixels`: of each class id, the last without a label, in all label maps of `source`.

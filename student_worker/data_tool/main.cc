@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "common/exit_codes.h"
 #include "common/log.h"
@@ -37,6 +39,15 @@ int Main(int argc, char** argv) {
   check->add_option("--ignore-label", options.data.ignore_label, "data.ignore_label of the job file")
       ->capture_default_str()
       ->check(CLI::Range(0, 255));
+  std::vector<std::string> train_files, test_files;
+  check
+      ->add_option("--train-pairs", train_files,
+                   "IMAGES LABELS [LIST]: data.pairs.train of the job file (quote the stars)")
+      ->expected(2, 3);
+  check->add_option("--test-pairs", test_files, "data.pairs.test of the job file, likewise")->expected(2, 3);
+  std::vector<std::string> label_map;
+  check->add_option("--label-map", label_map, "data.label_map of the job file: ID:CLASS ID:CLASS ...");
+  check->add_flag("--reduce-zero-label", options.data.reduce_zero_label, "data.reduce_zero_label of the job file");
   CLI::Option* const share =
       check->add_option("--split-test", split.test, "data.split.test of the job file")->check(CLI::Range(0.0, 1.0));
   check->add_option("--split-by", split.by, "data.split.by of the job file")
@@ -52,6 +63,20 @@ int Main(int argc, char** argv) {
   }
   InitLogging({.level = LogLevel::kError});  // what is odd stands in the report
   if (share->count() > 0) options.data.split = split;
+  for (const auto& [words, pairs] :
+       {std::pair{&train_files, &options.data.train_files}, {&test_files, &options.data.test_files}}) {
+    if (words->empty()) continue;
+    *pairs = SplitFiles{.images = (*words)[0], .labels = (*words)[1], .list = words->size() > 2 ? (*words)[2] : ""};
+  }
+  for (const std::string& entry : label_map) {
+    unsigned id = 0, label = 0;
+    char rest = 0;
+    if (std::sscanf(entry.c_str(), "%3u:%3u%c", &id, &label, &rest) != 2 ||
+        !options.data.label_map.emplace(id, label).second) {
+      std::fprintf(stderr, "distill-data: --label-map '%s' is no ID:CLASS, or names its id again\n", entry.c_str());
+      return kExitUsage;
+    }
+  }
   namespace fs = std::filesystem;
   std::error_code error;
   const fs::path path = fs::absolute(folder, error);

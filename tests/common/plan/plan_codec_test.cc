@@ -45,7 +45,11 @@ JobPlan FullPlan() {
       .shrink = 4,
       .train_size = 1000,
       .unlabelled_size = 200,
-      .split = SplitPlan{.test = 0.125, .by = "image", .seed = 3}};
+      .split = SplitPlan{.test = 0.125, .by = "image", .seed = 3},
+      .train_files = SplitFiles{.images = "a/*.jpg", .labels = "b/*.png", .list = "train.txt"},
+      .test_files = SplitFiles{.images = "c/*.jpg", .labels = "d/*.png", .list = "test.txt"},
+      .label_map = {{7, 1}, {8, 2}, {33, 18}},
+      .reduce_zero_label = true};
   StagePlan stage;
   stage.name = "layer1";
   stage.trainable = {"conv1", "layer1"};
