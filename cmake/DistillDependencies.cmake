@@ -52,6 +52,7 @@ distill_static(openssl ssl crypto)
 target_link_libraries(distill_dep_openssl INTERFACE dl)
 distill_static(jpeg jpeg)
 distill_static(png png z)
+distill_static(webp webp)
 
 # spdlog and fmt, header-only: only common/log.cc includes them.
 add_library(distill_dep_spdlog INTERFACE)

@@ -227,7 +227,7 @@ void ReadData(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   const bool is_idx = job->plan.data.format == "idx", is_cifar = job->plan.data.format == "cifar";
   const char* const plain = is_idx ? "IDX" : "CIFAR";  // formats of plain pixels
   if (data.Has("shrink") && (is_idx || is_cifar)) {
-    data.Problem("shrink", StrCat(plain, " images are taken as they are; shrink is for JPEG and PNG files"));
+    data.Problem("shrink", StrCat(plain, " images are taken as they are; shrink is for picture files"));
   }
   if (data.Require("path")) ReadPath(data, "path", &job->plan.data.path);
   ReadPath(data, "unlabelled", &job->plan.data.unlabelled);

@@ -143,7 +143,7 @@ class ArchiveTree : public FileTree {
         member.kind = TreeNode::Kind::kFile;
         if (const auto offset = tar->ContentOffset()) member.offset = *offset;
         DISTILL_ASSIGN_OR_RETURN(std::string bytes, tar->Read(kHeadBytes));
-        if (member.offset == kNoOffset && (IsJpeg(bytes) || IsPng(bytes))) {
+        if (member.offset == kNoOffset && (IsJpeg(bytes) || IsPng(bytes) || IsWebp(bytes))) {
           *total += entry.size;
           if (*total > max_bytes || *total < entry.size) {
             return absl::ResourceExhaustedError(

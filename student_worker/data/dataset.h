@@ -5,17 +5,18 @@
 //   "idx"                  MNIST-style IDX files, gzipped or plain, in one folder: train-images-idx3-ubyte[.gz],
 //                          train-labels-idx1-ubyte[.gz], t10k-images-idx3-ubyte[.gz], t10k-labels-idx1-ubyte[.gz]. Grey
 //                          images, C = 1.
-//   "image_folder"         FOLDER/{train,test}/CLASS/NAME.{jpg,jpeg,png}, or FOLDER/{train,test}.tar[.gz] holding
+//   "image_folder"         FOLDER/{train,test}/CLASS/NAME.{jpg,jpeg,png,webp}, or FOLDER/{train,test}.tar[.gz] holding
 //                          CLASS/NAME.jpg. Classes are numbered in alphabetical (byte) order of their names, images
 //                          inside a class too. An image in no class folder is refused.
-//   "segmentation_folder"  FOLDER/images/{train,test}/NAME.{jpg,jpeg,png} with the label maps FOLDER/labels/{the same}/
-//                          NAME.png; "val" is taken where there is no images/test. A label map has the size of its
-//                          image; it is a PNG, grey or with a palette, of 1, 2, 4 or 8 bits, and what it stores (of a
-//                          palette: the index) is the class id. DataPlan.ignore_label stands for "no label". Images and
-//                          label maps pair one to one: either without the other is refused. Images are numbered in
+//   "segmentation_folder"  FOLDER/images/{train,test}/NAME.{jpg,jpeg,png,webp} with the label maps FOLDER/labels/{the
+//                          same}/ NAME.png; "val" is taken where there is no images/test. A label map has the size of
+//                          its image; it is a PNG, grey or with a palette, of 1, 2, 4 or 8 bits, and what it stores (of
+//                          a palette: the index) is the class id. DataPlan.ignore_label stands for "no label". Images
+//                          and label maps pair one to one: either without the other is refused. Images are numbered in
 //                          alphabetical order. Each of the four folders may be a .tar or .tar.gz instead. With
-//                          DataPlan.train_files and test_files the files lie as those patterns say, and DataPlan.unlabelled
-//                          is a pattern too. DataPlan.label_map and reduce_zero_label renumber classes (label_ids.h).
+//                          DataPlan.train_files and test_files the files lie as those patterns say, and
+//                          DataPlan.unlabelled is a pattern too. DataPlan.label_map and reduce_zero_label renumber
+//                          classes (label_ids.h).
 // In the two folder formats pictures are turned upright as their EXIF says, grey files in a colour set are spread to
 // three channels, alpha is dropped and 16-bit PNGs are rounded to 8 bits (label maps of such kinds are refused); and
 // each side is divided by DataPlan.shrink when it is read (shrink.h), which must divide it. .jpe and .jfif are JPEG
@@ -121,9 +122,9 @@ WantedImages WantedBy(const ModelSpec& student);
 // One run tells all that is wrong with the files of all splits, up to DataReport::kNamedFiles of them by name.
 // kNotFound: a folder or file is missing (names the path and the remedy). kInvalidArgument: the path or a link leaves
 // the root, unknown format, more classes, another shape than wanted, ignore_label over 255, shrink 0 or (idx) over 1.
-// kDataLoss: a file is damaged, truncated, or neither JPEG nor PNG. kFailedPrecondition: files contradict each other or
-// the plan (counts, sizes, class lists, images and label maps), class folders are empty, pictures lie where none
-// belongs, links lead nowhere, shrink does not divide the sides, a file is no label map, or no pixel has a label.
+// kDataLoss: a file is damaged, truncated, or neither JPEG, PNG nor WebP. kFailedPrecondition: files contradict each
+// other or the plan (counts, sizes, class lists, images and label maps), class folders are empty, pictures lie where
+// none belongs, links lead nowhere, shrink does not divide the sides, a file is no label map, or no pixel has a label.
 // kResourceExhausted: over kMaxHeldBytes, or one file over 256 MiB. kUnavailable: the disk failed. kCancelled: stop()
 // was true, which is asked on the threads that load, before each file and every few megabytes: what it ends late is a
 // disk that does not answer.

@@ -42,14 +42,14 @@ constexpr char kFetchAgain[] = "fetch them again";
 }  // namespace
 
 bool IsImageName(std::string_view name) {
-  return EndsWithOneOf(name, std::array{".jpg"sv, ".jpeg"sv, ".jpe"sv, ".jfif"sv, ".png"sv});
+  return EndsWithOneOf(name, std::array{".jpg"sv, ".jpeg"sv, ".jpe"sv, ".jfif"sv, ".png"sv, ".webp"sv});
 }
 
 bool IsForeignImageName(std::string_view name) {
   return EndsWithOneOf(
-      name, std::array{".webp"sv, ".bmp"sv, ".gif"sv, ".tif"sv, ".tiff"sv, ".heic"sv, ".heif"sv, ".avif"sv, ".jp2"sv,
-                       ".j2k"sv,  ".jxl"sv, ".ppm"sv, ".pgm"sv, ".pbm"sv,  ".pnm"sv,  ".tga"sv,  ".dng"sv,  ".cr2"sv,
-                       ".nef"sv,  ".arw"sv, ".svg"sv, ".ico"sv, ".exr"sv,  ".hdr"sv,  ".dcm"sv,  ".psd"sv});
+      name, std::array{".bmp"sv, ".gif"sv, ".tif"sv, ".tiff"sv, ".heic"sv, ".heif"sv, ".avif"sv, ".jp2"sv, ".j2k"sv,
+                       ".jxl"sv, ".ppm"sv, ".pgm"sv, ".pbm"sv,  ".pnm"sv,  ".tga"sv,  ".dng"sv,  ".cr2"sv, ".nef"sv,
+                       ".arw"sv, ".svg"sv, ".ico"sv, ".exr"sv,  ".hdr"sv,  ".dcm"sv,  ".psd"sv});
 }
 
 bool IsLitterName(std::string_view name) {
@@ -61,6 +61,9 @@ bool IsLitterName(std::string_view name) {
 }
 
 bool IsJpeg(std::string_view head) { return head.starts_with("\xFF\xD8\xFF"sv); }
+bool IsWebp(std::string_view head) {
+  return head.starts_with("RIFF"sv) && head.size() >= 12 && head.substr(8, 4) == "WEBP"sv;
+}
 bool IsPng(std::string_view head) { return head.starts_with("\x89PNG\r\n\x1A\n"sv); }
 
 ContentKind KindOfContent(std::string_view head, uint64_t size) {
@@ -68,7 +71,7 @@ ContentKind KindOfContent(std::string_view head, uint64_t size) {
   if (IsJpeg(head)) return {"JPEG", true, ""};
   if (IsPng(head)) return {"PNG", true, ""};
   const auto begins = [&](std::string_view with) { return head.starts_with(with); };
-  if (begins("RIFF"sv) && head.size() >= 12 && head.substr(8, 4) == "WEBP"sv) return {"WebP", true, kConvert};
+  if (IsWebp(head)) return {"WebP", true, ""};
   if (begins("GIF87a"sv) || begins("GIF89a"sv)) return {"GIF", true, kConvert};
   if (begins("BM"sv) && head.size() >= 26 && head.substr(6, 4) == "\0\0\0\0"sv) return {"BMP", true, kConvert};
   if (begins("II*\0"sv) || begins("MM\0*"sv) || begins("II+\0"sv) || begins("MM\0+"sv)) {

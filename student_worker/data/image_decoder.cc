@@ -1,5 +1,5 @@
-// Both libraries report errors by longjmp. The functions between setjmp and the library calls therefore hold no object
-// with a destructor: buffers live in a struct of the caller.
+// libjpeg and libpng report errors by longjmp. The functions between setjmp and the library calls therefore hold no
+// object with a destructor: buffers live in a struct of the caller.
 #include "student_worker/data/image_decoder.h"
 
 #include <png.h>
@@ -19,6 +19,7 @@
 #include "common/str_cat.h"
 #include "student_worker/data/file_kind.h"
 #include "student_worker/data/orientation.h"
+#include "student_worker/data/webp_file.h"
 
 namespace distill {
 namespace {
@@ -366,13 +367,26 @@ bool ReadPng(Job* job) {
   return ok;
 }
 
+// --- WebP ---
+
+// Its files are colour, also where they show none.
+Status ReadWebp(Job* job) {
+  DISTILL_ASSIGN_OR_RETURN(const WebpInfo info, ReadWebpInfo(job->file));
+  SetInfo(job, 3, info.height, info.width, info.orientation, 8);
+  if (!Prepare(job)) return Status(job->code, job->error);
+  if (job->mode == Mode::kHeader) return OkStatus();
+  MakeAllRows(job);
+  return DecodeWebp(job->file, job->height, job->width, size_t{job->row_pixels} * 3, job->pixels.data());
+}
+
 Status Run(Job* job) {
+  if (IsWebp(job->file)) return ReadWebp(job);
   if (IsJpeg(job->file) || IsPng(job->file)) {
     const bool ok = IsJpeg(job->file) ? ReadJpeg(job) : ReadPng(job);
     return ok ? OkStatus() : Status(job->code, job->error);
   }
   const ContentKind kind = KindOfContent(job->file, job->file.size());
-  return absl::DataLossError(StrCat("neither JPEG nor PNG but ", kind.name));
+  return absl::DataLossError(StrCat("neither JPEG, PNG nor WebP but ", kind.name));
 }
 
 }  // namespace
@@ -417,6 +431,7 @@ Status DecodeClassIds(std::string_view file, uint32_t height, uint32_t width, ui
   if (IsJpeg(file)) {
     return absl::FailedPreconditionError("a JPEG file, which changes values; label maps must be PNG files");
   }
+  if (IsWebp(file)) return absl::FailedPreconditionError("a WebP file; label maps must be PNG files");
   Job job;
   job.file = file;
   job.mode = Mode::kClassIds;

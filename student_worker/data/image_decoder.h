@@ -1,5 +1,5 @@
-// JPEG and PNG files in memory to uint8 [C, H, W], and PNG files of class ids to uint8 [H, W]. libjpeg-turbo with the
-// accurate integer DCT: the same pixels on every machine.
+// JPEG, PNG and WebP files in memory to uint8 [C, H, W], and PNG files of class ids to uint8 [H, W]. libjpeg-turbo with
+// the accurate integer DCT: the same pixels on every machine.
 //
 // Pictures come out upright: the orientation that EXIF gives (of a JPEG in its segment APP1, of a PNG in its chunk
 // eXIf) is applied, and heights and widths are those of the upright picture. Values of 16 bits become the nearest of 8,
@@ -30,8 +30,9 @@ struct ImageInfo {
   bool operator==(const ImageInfo&) const = default;
 };
 
-// From the file's header, which is its beginning: `file` may be cut off after it. kDataLoss: neither JPEG nor PNG,
-// damaged, or a side over 16384 pixels.
+// From the file's header, which is its beginning: `file` may be cut off after it (of a WebP with
+// EXIF: after that, which stands at the end). kDataLoss: neither JPEG, PNG
+// nor WebP, damaged, or a side over 16384 pixels.
 StatusOr<ImageInfo> ReadImageInfo(std::string_view file);
 
 // What a decoded file had that a sound one has not.
@@ -68,9 +69,9 @@ Status DecodePart(std::string_view file, uint32_t channels, const PartChooser& c
                   DecodeNotes* notes = nullptr);
 
 // Decodes a label map: a PNG whose values are class ids, grey or with a palette (its indices), 1, 2, 4 or 8 bits deep,
-// into `out`, [height, width]: the values as they are stored. kFailedPrecondition: another kind of PNG, a JPEG (which
-// changes values), another size, or one that EXIF says to turn. kDataLoss: damaged, truncated, or neither. `out` is
-// unchanged then. Stateless; any thread.
+// into `out`, [height, width]: the values as they are stored. kFailedPrecondition: another kind of PNG, a JPEG or WebP
+// (which change values), another size, or one that EXIF says to turn. kDataLoss: damaged, truncated, or neither. `out`
+// is unchanged then. Stateless; any thread.
 Status DecodeClassIds(std::string_view file, uint32_t height, uint32_t width, uint8_t* out);
 
 }  // namespace distill

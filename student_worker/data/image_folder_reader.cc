@@ -32,8 +32,8 @@ StatusOr<SplitIndex> ReadImageFolderSplit(const SplitRequest& request) {
                  kMaxHeldBytes, request.listing_report));
   if (listing.files.empty() && request.kind == SplitKind::kLabelledOrMissing) return split;
   if (listing.files.empty()) {
-    return absl::NotFoundError(
-        StrCat("no JPEG or PNG image in '", source, "'; it needs ", labelled ? "CLASS/" : "", "NAME.jpg or .png"));
+    return absl::NotFoundError(StrCat("no JPEG, PNG or WebP image in '", source, "'; it needs ",
+                                      labelled ? "CLASS/" : "", "NAME.jpg or .png"));
   }
   split.class_names = std::move(listing.class_folders);
   std::vector<int64_t> labels;

@@ -22,7 +22,7 @@ constexpr size_t kMaxDepth = 100;            // of folders
 constexpr size_t kMaxFolderLinks = 100'000;  // followed: links in links multiply what they lead to
 
 const FileFault kForeign{"pictures that are not read, because of their names or formats",
-                         "only .jpg, .jpeg, .jpe, .jfif and .png are; convert or rename them, or remove them"};
+                         "only .jpg, .jpeg, .jpe, .jfif, .png and .webp are; convert or rename them, or remove them"};
 const FileFault kLoop{"links back to a folder that holds them, left out", ""};
 
 // Whether a link of this name can be meant as a picture or as a folder of pictures.
@@ -52,7 +52,7 @@ class Walk {
   void RefuseEmptyClasses() {
     if (listing_.files.empty()) return;
     static const FileFault kEmpty{
-        "class folders without a JPEG or PNG picture",
+        "class folders without a JPEG, PNG or WebP picture",
         "put their pictures there; or, if there is no such class, remove the folder from train and test alike, as an "
         "empty class would shift the numbers of those after it",
         StatusCode::kFailedPrecondition};

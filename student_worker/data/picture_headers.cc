@@ -40,11 +40,11 @@ bool ReadHeader(const SplitRequest& request, const ImageFile& file, ImageInfo* i
   }
   std::shared_ptr<const std::string> bytes = ReadOrRefuse(request, file, kHeaderBytes);
   if (bytes == nullptr) return false;
-  if (!IsJpeg(*bytes) && !IsPng(*bytes)) {
+  if (!IsJpeg(*bytes) && !IsPng(*bytes) && !IsWebp(*bytes)) {
     const ContentKind kind = KindOfContent(*bytes, file.size);
     RefuseOrSkip(request,
                  {kind.name == "empty" ? FileFault{"empty", kind.remedy}
-                                       : FileFault{StrCat("neither JPEG nor PNG but ", kind.name), kind.remedy},
+                                       : FileFault{StrCat("neither JPEG, PNG nor WebP but ", kind.name), kind.remedy},
                   file.where, ""});
     return false;
   }

@@ -25,10 +25,10 @@ struct PictureHeaders {
 };
 
 // Reads the headers of `files` (>= 1), and no more of them, with request.threads. Refuses files that are empty, too
-// large (kMaxFileBytes), unreadable or neither JPEG nor PNG (those that cannot be decoded are skipped where the job
-// says so: request.bad_images), whose sides data.shrink does not divide, and, unless request.any_size, those of another
-// size than the student wants (where it wants none: than most have). Warns of 16-bit values, and of turned pictures
-// where label maps lie beside them. `source` is named in what is said of all files. Stateless; any thread.
+// large (kMaxFileBytes), unreadable or neither JPEG, PNG nor WebP (those that cannot be decoded are skipped where the
+// job says so: request.bad_images), whose sides data.shrink does not divide, and, unless request.any_size, those of
+// another size than the student wants (where it wants none: than most have). Warns of 16-bit values, and of turned
+// pictures where label maps lie beside them. `source` is named in what is said of all files. Stateless; any thread.
 PictureHeaders ReadHeaders(const SplitRequest& request, const std::string& source, bool label_maps,
                            const std::vector<ImageFile>& files);
 

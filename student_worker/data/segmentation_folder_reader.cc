@@ -29,7 +29,7 @@ void Pair(const std::string& label_source, DataReport* report, std::vector<Image
     if (!file.folder.empty()) continue;  // refused when it was listed
     if (!absl::AsciiStrToLower(file.name).ends_with(".png")) {
       report->Refuse(
-          {"JPEG files, which change values", "label maps must be PNG files", StatusCode::kFailedPrecondition},
+          {"JPEG and WebP files, which change values", "label maps must be PNG files", StatusCode::kFailedPrecondition},
           file.where);
       continue;
     }
@@ -144,7 +144,7 @@ StatusOr<SplitIndex> ReadSegmentationFolderSplit(const SplitRequest& request) {
   }
   if (images.empty() && labels.empty() && may_be_missing) return split;
   if (images.empty()) {
-    return absl::NotFoundError(StrCat("no JPEG or PNG image in '", source, "'; it needs NAME.jpg or .png"));
+    return absl::NotFoundError(StrCat("no JPEG, PNG or WebP image in '", source, "'; it needs NAME.jpg or .png"));
   }
   if (labelled && label_source.empty()) {
     return absl::NotFoundError(StrCat("no '", name, "' in '", labels_folder,

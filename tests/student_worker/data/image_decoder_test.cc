@@ -233,6 +233,80 @@ TEST(ImageDecoderTest, ClassIdsAreTheStoredValuesOrPaletteIndices) {
             (std::vector<uint8_t>{1, 0, 0, 1}));
 }
 
+TEST(ImageDecoderTest, WebpIsReadByItsContent) {
+  const std::vector<uint8_t> pixels = Picture(1, 3);
+  std::vector<uint8_t> planes(pixels.size());
+  for (size_t i = 0; i < planes.size(); ++i) planes[i] = pixels[i % 64 * 3 + i / 64];
+  const std::string lossless = testing::EncodeWebp(8, 8, pixels, true);
+  const std::string lossy = testing::EncodeWebp(8, 8, pixels, false);
+  std::vector<uint8_t> out(planes.size());
+  const ImageInfo want{3, 8, 8};
+  EXPECT_EQ(*ReadImageInfo(lossless), want);
+  EXPECT_EQ(*ReadImageInfo(lossy), want);
+  ASSERT_TRUE(DecodeInto(lossless, want, out.data()).ok());
+  EXPECT_EQ(out, planes);
+  ASSERT_TRUE(DecodeInto(lossy, want, out.data()).ok());
+  for (size_t i = 0; i < planes.size(); ++i) EXPECT_NEAR(int{out[i]}, int{planes[i]}, 12) << "value " << i;
+  EXPECT_EQ(DecodeInto(lossy, {1, 8, 8}, out.data()).message(), "3 channels, expected 1");
+  // Parts are taken from the whole.
+  distill::Picture part;
+  DecodedPart at;
+  const PartChooser chooser = [](uint32_t, uint32_t) { return WantedPart{{2, 3, 4, 4}, 4, 4}; };
+  ASSERT_TRUE(DecodePart(lossless, 3, chooser, &part, &at).ok());
+  EXPECT_EQ(part.pixels, planes);
+  EXPECT_EQ(at.box, (PictureBox{2, 3, 4, 4}));
+}
+
+TEST(ImageDecoderTest, WebpIsTurnedAsTheExifAtItsEndSays) {
+  std::vector<uint8_t> stored, expected;  // 2x3, values from 1; clockwise it is 3x2
+  for (int i = 1; i <= 6; ++i) stored.insert(stored.end(), 3, static_cast<uint8_t>(i));
+  for (int c = 0; c < 3; ++c) {
+    for (const int i : {4, 1, 5, 2, 6, 3}) expected.push_back(static_cast<uint8_t>(i));
+  }
+  const std::string file =
+      testing::WithExif(testing::EncodeWebp(2, 3, stored, true), testing::ExifOrientation(6, false));
+  const auto info = ReadImageInfo(file);
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->orientation, 6);
+  std::vector<uint8_t> out(expected.size());
+  ASSERT_TRUE(DecodeInto(file, {3, 3, 2}, out.data()).ok());
+  EXPECT_EQ(out, expected);
+  // What is cut off before the EXIF does not say which way is up.
+  EXPECT_EQ(ReadImageInfo(file.substr(0, file.size() - 2)).status().message(), "file ends in its EXIF");
+  EXPECT_EQ(ReadImageInfo(file.substr(0, 60)).status().code(), StatusCode::kDataLoss);
+  const std::string plain = testing::EncodeWebp(2, 3, stored, true);
+  EXPECT_TRUE(ReadImageInfo(plain.substr(0, 30)).ok()) << "a header is enough where no EXIF follows";
+}
+
+TEST(ImageDecoderTest, DamagedWebpIsRefused) {
+  std::vector<uint8_t> out(3 * 8 * 8);
+  for (const bool lossless : {false, true}) {
+    const std::string file = testing::EncodeWebp(8, 8, Picture(1, 3), lossless);
+    for (size_t size = 12; size < file.size(); ++size) {
+      EXPECT_EQ(DecodeInto(file.substr(0, size), {3, 8, 8}, out.data()).code(), StatusCode::kDataLoss)
+          << size << " of " << file.size() << " bytes";
+    }
+    for (size_t i = 0; i < file.size(); ++i) {
+      std::string flipped = file;
+      flipped[i] ^= 0x55;
+      (void)DecodeInto(flipped, {3, 8, 8}, out.data());
+    }
+  }
+  // A canvas of 100,000 x 100,000, claimed by 42 bytes.
+  std::string huge = testing::WithExif(testing::EncodeWebp(8, 8, Picture(1, 3), false), "II");
+  const std::string side("\x9F\x86\x01", 3);  // 99,999
+  huge.replace(24, 6, side + side);
+  EXPECT_EQ(ReadImageInfo(huge).status().code(), StatusCode::kDataLoss);
+  EXPECT_EQ(DecodeInto(huge, {3, 8, 8}, out.data()).code(), StatusCode::kDataLoss);
+  std::string animated = testing::WithExif(testing::EncodeWebp(8, 8, Picture(1, 3), false), "II");
+  animated[20] = 0x02;
+  EXPECT_EQ(ReadImageInfo(animated).status().message(), "an animation; store one picture of it");
+  uint8_t id = 0;
+  const Status ids = DecodeClassIds(testing::EncodeWebp(1, 1, {1, 1, 1}, true), 1, 1, &id);
+  EXPECT_EQ(ids.code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(ids.message(), "a WebP file; label maps must be PNG files");
+}
+
 TEST(ImageDecoderTest, FilesThatHoldNoClassIdsAreRefused) {
   const auto refusal = [](const std::string& file, StatusCode code = StatusCode::kFailedPrecondition) {
     std::vector<uint8_t> ids(2);
@@ -250,7 +324,7 @@ TEST(ImageDecoderTest, FilesThatHoldNoClassIdsAreRefused) {
   EXPECT_THAT(refusal(EncodeJpeg(1, 2, 1, {1, 2})), HasSubstr("a JPEG file"));
   EXPECT_THAT(refusal(EncodePng(2, 1, PNG_COLOR_TYPE_GRAY, 8, {1, 2})),
               HasSubstr("[2, 1] pixels (height, width), but its image has [1, 2]"));
-  EXPECT_THAT(refusal("class ids", StatusCode::kDataLoss), HasSubstr("neither JPEG nor PNG"));
+  EXPECT_THAT(refusal("class ids", StatusCode::kDataLoss), HasSubstr("neither JPEG, PNG nor WebP"));
 }
 
 TEST(ImageDecoderTest, DamagedClassIdsAreNeverGuessed) {

@@ -1,6 +1,8 @@
 #include "tests/student_worker/data/image_files.h"
 
 #include <png.h>
+#include <webp/decode.h>
+#include <webp/encode.h>
 #include <zlib.h>
 
 #include <cstdio>  // jpeglib.h needs FILE
@@ -100,6 +102,15 @@ std::vector<uint8_t> Noise(size_t size) {
   return noise;
 }
 
+std::string EncodeWebp(int height, int width, const std::vector<uint8_t>& pixels, bool lossless) {
+  uint8_t* memory = nullptr;
+  const size_t size = lossless ? WebPEncodeLosslessRGB(pixels.data(), width, height, width * 3, &memory)
+                               : WebPEncodeRGB(pixels.data(), width, height, width * 3, 95, &memory);
+  std::string bytes(reinterpret_cast<char*>(memory), size);
+  WebPFree(memory);
+  return bytes;
+}
+
 std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels) {
   return WritePng(height, width, color_type, depth, pixels, {});
 }
@@ -131,6 +142,20 @@ std::string WithExif(const std::string& picture, const std::string& exif, bool b
     segment.push_back(static_cast<char>((body.size() + 2) >> 8));
     segment.push_back(static_cast<char>(body.size() + 2));
     return picture.substr(0, 2) + segment + body + picture.substr(2);
+  }
+  if (picture.starts_with("RIFF")) {
+    const auto little_endian = [](uint32_t value, int bytes) {
+      std::string text;
+      for (int i = 0; i < bytes; ++i) text.push_back(static_cast<char>(value >> 8 * i));
+      return text;
+    };
+    int width = 0, height = 0;
+    WebPGetInfo(reinterpret_cast<const uint8_t*>(picture.data()), picture.size(), &width, &height);
+    std::string body = "WEBPVP8X" + little_endian(10, 4) + little_endian(8, 4) + little_endian(width - 1, 3) +
+                       little_endian(height - 1, 3) + picture.substr(12) + "EXIF" + little_endian(exif.size(), 4) +
+                       exif;
+    if (exif.size() % 2 == 1) body.push_back('\0');
+    return "RIFF" + little_endian(body.size(), 4) + body;
   }
   const auto big_endian = [](uint32_t value) {
     std::string text;

@@ -17,6 +17,8 @@ std::string EncodeProgressiveJpeg(int height, int width, int channels, const std
 std::string EncodeSampledJpeg(int height, int width, const std::vector<uint8_t>& pixels, int across, int down,
                               bool progressive = false);
 std::vector<uint8_t> Noise(size_t size);
+// WebP of RGB pixels [H, W, 3].
+std::string EncodeWebp(int height, int width, const std::vector<uint8_t>& pixels, bool lossless);
 // color_type is one of libpng's; `depth` 1 to 16; pixels as the file stores them: small depths packed.
 std::string EncodePng(int height, int width, int color_type, int depth, const std::vector<uint8_t>& pixels);
 // A palette image: indices, as the file stores them, and RGB entries.
@@ -25,8 +27,8 @@ std::string EncodePalettePng(int height, int width, const std::vector<uint8_t>& 
 
 // A block of EXIF that holds nothing but the orientation, and another entry before it.
 std::string ExifOrientation(int orientation, bool little_endian);
-// A JPEG with the block in a segment APP1 after its first marker, or a PNG with a chunk eXIf: before its pixels, or at
-// its end.
+// A JPEG with the block in a segment APP1 after its first marker, a PNG with a chunk eXIf: before its pixels, or at
+// its end; or an extended WebP with a chunk EXIF, at its end.
 std::string WithExif(const std::string& picture, const std::string& exif, bool behind_pixels = false);
 
 std::string Gzip(const std::string& bytes);

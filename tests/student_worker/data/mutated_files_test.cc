@@ -26,7 +26,32 @@ std::vector<std::string> Pictures() {
           png,
           WithExif(png, ExifOrientation(8, false)),
           EncodePng(24, 20, PNG_COLOR_TYPE_GRAY, 16, Noise(24 * 20 * 2)),
-          EncodePalettePng(8, 8, std::vector<uint8_t>(64, 1), {0, 0, 0, 255, 255, 255})};
+          EncodePalettePng(8, 8, std::vector<uint8_t>(64, 1), {0, 0, 0, 255, 255, 255}),
+          EncodeWebp(24, 20, pixels, false),
+          EncodeWebp(24, 20, pixels, true),
+          WithExif(EncodeWebp(24, 20, pixels, false), ExifOrientation(5, true))};
+}
+
+// Pixels that are damaged are decoded or refused; nothing crashes or reads beyond the file.
+TEST(MutatedFilesTest, APictureIsDecodedOrRefused) {
+  Mutator mutator(3);
+  const std::vector<std::string> pictures = Pictures();
+  int decoded = 0;
+  for (int round = 0; round < 3000; ++round) {
+    const std::string file = mutator.Mutate(pictures[mutator.Below(pictures.size())]);
+    const StatusOr<ImageInfo> info = ReadImageInfo(file);
+    if (!info.ok() || uint64_t{info->height} * info->width > 1 << 20) continue;
+    distill::Picture picture;
+    const Status status = DecodeImage(file, 3, &picture);
+    if (!status.ok()) {
+      ASSERT_TRUE(status.code() == StatusCode::kDataLoss || status.code() == StatusCode::kFailedPrecondition)
+          << "round " << round << ": " << status;
+      continue;
+    }
+    ++decoded;
+    ASSERT_EQ(picture.pixels.size(), 3 * picture.plane()) << "round " << round;
+  }
+  EXPECT_GT(decoded, 0) << "no damage was harmless: the test tries too little";
 }
 
 TEST(MutatedFilesTest, APicturesHeaderIsReadOrRefused) {

@@ -112,14 +112,16 @@ const Tree kTrees[] = {
       "'/a/._0.png', '/a/.ipynb_checkpoints/0-checkpoint.png' and 7 more."}},
     {"PicturesOfOtherKinds",
      [](const std::string& split) {
-       WriteWithFolders(split + "/a/5.webp", std::string("RIFF\x10\0\0\0WEBPVP8 ", 16));
+       WriteWithFolders(split + "/a/5.avif", std::string("\0\0\0\x1c"
+                                                         "ftypavif",
+                                                         12));
        WriteWithFolders(split + "/a/6.bmp", "BM" + std::string(60, '\0'));
        WriteWithFolders(split + "/a/7", Png(1));
        WriteWithFolders(split + "/b/8.tif", std::string("II*\0\x08\0\0\0", 8));
      },
      {},
      3,
-     {"Pictures that are not read, because of their names or formats: '/a/5.webp' (WebP), '/a/6.bmp' (BMP), '/a/7' "
+     {"Pictures that are not read, because of their names or formats: '/a/5.avif' (AVIF), '/a/6.bmp' (BMP), '/a/7' "
       "(PNG), '/b/8.tif' (TIFF"}},
     {"DeeperPictures",
      [](const std::string& split) {
@@ -129,11 +131,12 @@ const Tree kTrees[] = {
      {"pictures deeper than CLASS/NAME: '/a/more/5.png', '/c/x/y/6.png', '", "; move them into their class folders"}},
     {"AnEmptyClass",
      [](const std::string& split) { fs::create_directories(split + "/c"); },
-     {"class folders without a JPEG or PNG picture: '/c', '/c'; put their pictures there; or, if there is no such "
+     {"class folders without a JPEG, PNG or WebP picture: '/c', '/c'; put their pictures there; or, if there is no "
+      "such "
       "class"}},
     {"AClassOfOtherPictures",
      [](const std::string& split) { WriteWithFolders(split + "/c/0.gif", "GIF89a"); },
-     {"class folders without a JPEG or PNG picture: '/c'", "'/c/0.gif' (GIF)"}},
+     {"class folders without a JPEG, PNG or WebP picture: '/c'", "'/c/0.gif' (GIF)"}},
     {"PicturesInNoClass",
      [](const std::string& split) { WriteWithFolders(split + "/lost.png", Png(1)); },
      {"pictures in no class folder: '/lost.png', '/lost.png'; move them into one", "data.unlabelled"}},

@@ -244,7 +244,7 @@ TEST_F(SegmentationFolderTest, FilesThatAreNoLabelMapsAreRefusedByName) {
   // By its name already; with a label map beside it, too.
   EXPECT_THAT(Refusal(StatusCode::kFailedPrecondition,
                       [&] { WriteWithFolders(Path("d/labels/train/a.jpg"), EncodeJpeg(8, 8, 1, Picture(0, 1))); }),
-              HasSubstr("JPEG files, which change values: '" + Path("d/labels/train/a.jpg")));
+              HasSubstr("JPEG and WebP files, which change values: '" + Path("d/labels/train/a.jpg")));
 }
 
 TEST_F(SegmentationFolderTest, DamagedAndDifferingImagesAreRefused) {
@@ -278,7 +278,7 @@ TEST_F(SegmentationFolderTest, AMissingSplitNamesTheFolder) {
                           fs::remove(Path("d/labels/train/") + name);
                         }
                       }),
-              HasSubstr("no JPEG or PNG image in '" + Path("d/images/train")));
+              HasSubstr("no JPEG, PNG or WebP image in '" + Path("d/images/train")));
 }
 
 TEST_F(SegmentationFolderTest, SymbolicLinksOutOfTheRootAreRefused) {

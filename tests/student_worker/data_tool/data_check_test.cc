@@ -71,12 +71,12 @@ TEST_F(DataCheckTest, AllThatIsWrongIsNamed) {
   const std::string good = Flat(8, 10, 0, 51, 255);
   WriteWithFolders(Path("d/train/cat/good.png"), good);
   WriteWithFolders(Path("d/train/cat/cut.png"), good.substr(0, good.size() - 30));  // its header is whole
-  WriteWithFolders(Path("d/train/cat/note.webp"), "RIFF....WEBP");
+  WriteWithFolders(Path("d/train/cat/note.gif"), "GIF89a");
   WriteWithFolders(Path("d/test/cat/good.png"), good);
   const DataCheck check = Check({.format = "image_folder"});
   EXPECT_FALSE(check.sound);
   for (int i = 0; i < kBad; ++i) EXPECT_THAT(check.text, HasSubstr(StrCat("bad", i, ".png'")));
-  EXPECT_THAT(check.text, AllOf(HasSubstr("cut.png'"), HasSubstr("odd:"), HasSubstr("note.webp"), HasSubstr("wrong:"),
+  EXPECT_THAT(check.text, AllOf(HasSubstr("cut.png'"), HasSubstr("odd:"), HasSubstr("note.gif"), HasSubstr("wrong:"),
                                 HasSubstr("images     1, of 3 channels"), Not(HasSubstr("nothing is wrong"))))
       << check.text;
 }
