@@ -22,9 +22,9 @@ import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png"}  # as docs/job.md says of image folders
-KINDS = {"JPEG", "MPO", "PNG"}  # Pillow's words; MPO: a JPEG with further pictures behind it, as telephones write
-OTHER = {".heic", ".heif", ".avif", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+ENDINGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"}  # as docs/job.md says of image folders
+KINDS = {"JPEG", "MPO", "PNG", "WEBP"}  # Pillow's words; MPO: a JPEG with further pictures behind it, as telephones write
+OTHER = {".heic", ".heif", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 LITTER = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # beside names that begin with a dot
 FEWEST = 40  # one batch to train on, and 8 to measure on
 NAMED = 10  # as many pictures are named on the screen; OUT/left-out.txt names all
@@ -60,7 +60,9 @@ def problem_of(path):
     try:
         with Image.open(path) as picture:
             if picture.format not in KINDS:
-                return f"it is {picture.format}, neither JPEG nor PNG"
+                return f"it is {picture.format}, neither JPEG nor PNG nor WebP"
+            if picture.format == "WEBP" and picture.is_animated:
+                return "it is an animation"
             picture.load()
     except Exception as error:  # Pillow's decoders raise what they like
         return str(error).replace(f" {path!r}", "") or type(error).__name__
@@ -111,7 +113,7 @@ def look(folder, out):
     if len(bad) > NAMED:
         print(f"left out: {len(bad) - NAMED} more; {out}/left-out.txt names all {len(bad)}")
     if others:
-        print(f"left out: {listed(others)}: only JPEG and PNG are read; convert the others to have them")
+        print(f"left out: {listed(others)}: only JPEG, PNG and WebP are read; convert the others to have them")
     if len(usable) < FEWEST:
         fail(f"{folder} has {len(usable)} photographs that can be read{f' and {len(bad)} that cannot' if bad else ''}; "
              f"at least {FEWEST} are needed, and hundreds to see much{convert}")

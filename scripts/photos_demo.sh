@@ -4,7 +4,7 @@
 #
 #   distill-demo --photos FOLDER [--out FOLDER] [--steps N]
 #
-#   --photos FOLDER   JPEG and PNG files, of any size and in folders of any depth, 40 or more; it is only read
+#   --photos FOLDER   JPEG, PNG and WebP files, of any size and in folders of any depth, 40 or more; it is only read
 #   --out FOLDER      where the teacher, logs and the student go (default ./distill-photos)
 #   --steps N         N optimizer steps of 32 photographs (default 300, as in examples/photos.yaml; more are better)
 #

@@ -93,7 +93,7 @@ def run_all(cluster, jobs):
 def main():
     binaries, *chosen = sys.argv[1:]
     files = {path: yaml.safe_load(path.read_text()) for path in sorted(PAPERS.glob("*/*.yaml"))}
-    assert {path.parent.name for path in files} == set(SETS), "each folder is one data set of SETS, and each has files"
+    assert {path.parent.name for path in files} >= set(SETS), "each of SETS is a folder with files"
     readme = (PAPERS / "README.md").read_text()
     for path in files:
         text = path.read_text()
@@ -136,7 +136,7 @@ def main():
         for name, result in run_all(cluster, jobs).items():
             assert (result / "student.safetensors").exists(), name
             print(f"{name}: ran")
-        assert chosen or len(jobs) == len([path for path in files if path.stem != "teacher"])
+        assert chosen or len(jobs) == len([path for path in files if path.stem != "teacher" and path.parent.name in SETS])
 
 
 if __name__ == "__main__":

@@ -96,6 +96,11 @@ FleetView DocumentedFleet() {
   add("vgg13", "cifar_vgg13_bn", 64, 100, 32, 32);
   add("resnet34", "resnet34", 64, 1000, 224, 224);
   add("resnet50", "resnet50", 64, 1000, 224, 224);
+  add("cityscapes-pspnet-r101", "pspnet_resnet101", 64, 19, 512, 512);
+  add("cityscapes-deeplabv3-r101", "deeplabv3_resnet101", 64, 19, 512, 1024);
+  add("ade20k-pspnet-r101", "pspnet_resnet101", 64, 150, 512, 512);
+  add("voc-deeplabv3plus-r101", "deeplabv3plus_resnet101_os16", 64, 21, 513, 513);
+  add("coco-stuff10k-deeplabv3plus-r101", "deeplabv3plus_resnet101_os16", 64, 182, 513, 513);
   // Of examples/photos.yaml: an archive, with those of its taps that are read.
   add("efficientnet-lite0", "torchscript", 0, 1000, 224, 224);
   fleet.models.back().taps = {{"_blocks.4", "Tensor", {40, 28, 28}, true},
@@ -129,10 +134,12 @@ TEST(JobDocsTest, ExampleFilesAreAccepted) {
     const StatusOr<ExpandedJob> job = Expand(text.str(), DocumentedFleet());
     EXPECT_TRUE(job.ok()) << entry.path() << "\n" << job.status();
     if (!job.ok()) continue;
-    EXPECT_THAT(Texts(job->warnings), ::testing::IsEmpty()) << entry.path();
+    // Maps of 129 positions are not cut evenly, in TaT's code neither.
+    EXPECT_THAT(Texts(job->warnings), ::testing::Each(::testing::HasSubstr("patches leave out 257 of 16641")))
+        << entry.path();
     ++examples;
   }
-  EXPECT_GE(examples, 30);
+  EXPECT_GE(examples, 40);
 }
 
 }  // namespace
