@@ -200,6 +200,7 @@ struct JobPlan {
   bool evaluate_flip = false;
   uint32_t accumulate = 1;
   std::string autocast = "none";
+  bool sync_batch_norm = false;
   bool operator==(const JobPlan&) const = default;
 };
 

@@ -292,6 +292,7 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   proto->set_evaluate_flip(plan.evaluate_flip);
   proto->set_accumulate(plan.accumulate);
   proto->set_autocast(plan.autocast);
+  proto->set_sync_batch_norm(plan.sync_batch_norm);
 }
 
 JobPlan FromProto(const v1::JobPlan& proto) {
@@ -348,6 +349,7 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.evaluate_flip = proto.evaluate_flip();
   plan.accumulate = proto.accumulate();
   plan.autocast = proto.autocast();
+  plan.sync_batch_norm = proto.sync_batch_norm();
   return plan;
 }
 

@@ -18,6 +18,8 @@
 
 namespace distill {
 
+class NormRanks;
+
 class StudentNet {
  public:
   struct StateTensor {
@@ -52,6 +54,11 @@ class StudentNet {
   // The mode of each module, in an order of the net's own, and back.
   virtual std::vector<bool> Modes() const = 0;
   virtual void SetModes(const std::vector<bool>& modes) = 0;
+
+  // From now on batch norms in train mode take the images of all `ranks` together (common/zoo/batch_norm.h); null: this
+  // net's own alone, as at first. Not owned: outlives its use. kInvalidArgument: an archive, whose batch norms are parts
+  // of its own program.
+  virtual Status SetNormRanks(NormRanks* ranks) = 0;
 
   // The state before the first step, from the seed alone. An archive has what it was saved with, whatever the seed.
   virtual void InitWeights(uint64_t seed) = 0;

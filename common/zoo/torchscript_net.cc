@@ -104,6 +104,13 @@ class LoadedNet : public TorchScriptNet {
     for (size_t i = 0; i < modules_.size(); ++i) modules_[i].module.setattr("training", static_cast<bool>(modes[i]));
   }
 
+  Status SetNormRanks(NormRanks* ranks) override {
+    if (ranks == nullptr) return OkStatus();
+    return absl::InvalidArgumentError(
+        StrCat(Name(),
+               ": its batch norms are parts of its own program and see the images of one rank; leave "
+               "sync_batch_norm out"));
+  }
   void InitWeights(uint64_t) override {}
   void MoveTo(const torch::Device& device) override { module_.to(device); }
 

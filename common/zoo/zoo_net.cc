@@ -10,6 +10,7 @@
 #include "common/nearest_name.h"
 #include "common/str_cat.h"
 #include "common/torch_status.h"
+#include "common/zoo/batch_norm.h"
 #include "common/zoo/module_path.h"
 #include "common/zoo/narrow_conv.h"
 #include "common/zoo/weights.h"
@@ -77,10 +78,12 @@ struct ZooNet::Node {
 // One forward pass: walks the tree, keeps what was asked for, and stops as soon as all of it is known.
 struct ZooNet::Run {
   const std::vector<std::string>& taps;
+  NormRanks* const ranks;             // null: batch norms see these images alone
   std::vector<torch::Tensor> values;  // by position in `taps`; undefined until known
   size_t missing;
 
-  explicit Run(const std::vector<std::string>& wanted) : taps(wanted), values(wanted.size()), missing(wanted.size()) {}
+  Run(const std::vector<std::string>& wanted, NormRanks* norm_ranks)
+      : taps(wanted), ranks(norm_ranks), values(wanted.size()), missing(wanted.size()) {}
 
   bool Done() const { return missing == 0; }
   void Capture(const std::string& path, const torch::Tensor& value) {
@@ -159,8 +162,13 @@ struct ZooNet::Run {
         }
         return conv.forward(x);
       }
-      case ModuleKind::kBatchNorm2d:
-        return static_cast<torch::nn::BatchNorm2dImpl&>(*node.module).forward(x);
+      case ModuleKind::kBatchNorm2d: {
+        auto& norm = static_cast<torch::nn::BatchNorm2dImpl&>(*node.module);
+        if (ranks == nullptr || !norm.is_training()) return norm.forward(x);
+        norm.num_batches_tracked.add_(1);
+        return BatchNormOverRanks(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
+                                  *norm.options.momentum(), norm.options.eps(), ranks);
+      }
       case ModuleKind::kRelu:
         return MayOverwrite(inputs[0]) ? x.relu_() : x.relu();
       case ModuleKind::kRelu6:
@@ -250,7 +258,8 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
                                              ", ", spec.image_width, ")"));
   }
   try {
-    Run run(taps);
+    Run run(taps, norm_ranks_);
+    run.image = {x.size(2), x.size(3)};
     const torch::Tensor output = run.RunSteps(*root_, 0, {x});
     if (!run.Done()) run.Capture("", output);
     return std::move(run.values);
@@ -279,7 +288,7 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::ForwardAfter(const std::string& sta
         StrCat(name, " after '", start, "': the tap '", tap, "' lies before it and does not run"));
   }
   try {
-    Run run(taps);
+    Run run(taps, norm_ranks_);
     run.Resume(*root_, start, value);
     return std::move(run.values);
   } catch (const std::exception& error) {
@@ -360,6 +369,11 @@ void ZooNet::SetModes(const std::vector<bool>& modes) {
   // Parents come first and take their children with them, which then get their own.
   const auto all = modules(/*include_self=*/false);
   for (size_t i = 0; i < all.size(); ++i) all[i]->train(modes[i]);
+}
+
+Status ZooNet::SetNormRanks(NormRanks* ranks) {
+  norm_ranks_ = ranks;
+  return OkStatus();
 }
 
 Status ZooNet::Export(const std::string& path) const { return SaveTorchScript(*this, path); }

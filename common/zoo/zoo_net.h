@@ -40,6 +40,7 @@ class ZooNet : public torch::nn::Module, public StudentNet {
   void SetTraining(std::string_view path, bool training) override;
   std::vector<bool> Modes() const override;
   void SetModes(const std::vector<bool>& modes) override;
+  Status SetNormRanks(NormRanks* ranks) override;
   void MoveTo(const torch::Device& device) override { to(device); }
   Status Export(const std::string& path) const override;
 
@@ -50,7 +51,8 @@ class ZooNet : public torch::nn::Module, public StudentNet {
   void InitNode(const Node& node, at::Generator* generator);
   explicit ZooNet(Architecture arch);
   Architecture arch_;
-  std::shared_ptr<Node> root_;  // shared only because Node is incomplete here
+  std::shared_ptr<Node> root_;       // shared only because Node is incomplete here
+  NormRanks* norm_ranks_ = nullptr;  // not owned
 };
 
 // uint8 (N, C, H, W) -> float32 on the same device, (x/255 - mean) / std per channel, channels_last when

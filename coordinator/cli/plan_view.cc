@@ -80,7 +80,8 @@ std::string TrainingText(const v1::JobPlan& plan) {
   std::string text =
       StrCat("seed ", plan.seed(), ", ", Plural(plan.students(), "student"), " with ", Plural(plan.threads(), "thread"),
              ", batch ", plan.batch_size(), plan.accumulate() > 1 ? StrCat(" in ", plan.accumulate(), " parts") : "",
-             ", device ", plan.device(), plan.autocast() == "bf16" ? ", autocast bf16" : "");
+             ", device ", plan.device(), plan.autocast() == "bf16" ? ", autocast bf16" : "",
+             plan.sync_batch_norm() ? ", batch norms over all students" : "");
   if (!plan.teachers().empty()) {
     StrAppend(&text, ", features as ", plan.wire_dtype(), ", prefetch ", FormatBytes(plan.prefetch_bytes()));
   }

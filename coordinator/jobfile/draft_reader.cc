@@ -502,9 +502,17 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
     plan.accumulate = 1;
   }
   top.Choice("autocast", {"none", "bf16"}, &plan.autocast);
+  top.Flag("sync_batch_norm", &plan.sync_batch_norm);
   top.Choice("device", {"auto", "cpu", "cuda"}, &plan.device);
   if (top.Require("student")) ReadStudent(top.Find("student"), problems, &job);
   job.student_mark = top.Mark("student");
+  if (plan.sync_batch_norm && !job.archive.empty()) {
+    top.Problem("sync_batch_norm",
+                "an archive's batch norms are parts of its own program and see the images of one rank; leave this "
+                "out, or take a network of the zoo: student.arch");
+  } else if (plan.sync_batch_norm && plan.students == 1) {
+    problems->Warn(top.Mark("sync_batch_norm"), "sync_batch_norm: one student has all images of a batch anyway");
+  }
   if (top.Text("teacher", &job.teacher) && !IsPlainName(job.teacher)) {
     top.Problem("teacher", StrCat("'", Shorten(job.teacher),
                                   "' is no model name: letters, digits and inner '-', '.', '_', at most 63"));

@@ -6,11 +6,11 @@ namespace distill {
 namespace {
 
 constexpr std::string_view kTop[] = {
-    "name",      "seed",          "students",  "threads",    "device",     "batch_size",
-    "student",   "teacher",       "data",      "preset",     "budget",     "kd",
-    "cwd",       "sskd",          "optimizer", "schedule",   "checkpoint", "evaluate",
-    "log_every", "deterministic", "prefetch",  "wire_dtype", "stages",     "channel_transform",
-    "tat",       "accumulate",    "autocast"};
+    "name",      "seed",          "students",  "threads",        "device",     "batch_size",
+    "student",   "teacher",       "data",      "preset",         "budget",     "kd",
+    "cwd",       "sskd",          "optimizer", "schedule",       "checkpoint", "evaluate",
+    "log_every", "deterministic", "prefetch",  "wire_dtype",     "stages",     "channel_transform",
+    "tat",       "accumulate",    "autocast",  "sync_batch_norm"};
 constexpr std::string_view kStudent[] = {"arch",  "archive", "width", "num_classes", "in_channels",
                                          "image", "mean",    "std",   "weights",     "weights_modules"};
 constexpr std::string_view kData[] = {

@@ -117,10 +117,12 @@ bool HasOwnBatchNorm(const LossPlan& loss) {
          (text("gamma").ends_with("_bn") || text("phi").ends_with("_bn") || text("theta").ends_with("_bn"));
 }
 
-// In training a batch norm needs two values a channel: over the images of a rank and the positions of the map.
+// In training a batch norm needs two values a channel: over the images of a rank, or of all with sync_batch_norm, and
+// the positions of the map.
 void CheckNorms(const std::string& where, const StagePlan& stage, const JobDraft& job, const Architecture& student,
                 uint32_t images, Problems* problems) {
-  if (images != 1 || stage.steps == 0) return;
+  const bool over_ranks = job.plan.sync_batch_norm && job.plan.students > 1;
+  if (images != 1 || over_ranks || stage.steps == 0) return;
   const auto add = [&](std::string_view what) {
     problems->Add(
         job.batch_mark,

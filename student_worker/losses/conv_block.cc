@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "common/str_cat.h"
+#include "common/zoo/batch_norm.h"
 
 namespace distill {
 
@@ -52,6 +53,10 @@ torch::Tensor ConvBlock::forward(const torch::Tensor& x) {
     case Norm::kNone:
       break;
     case Norm::kBatch:
+      if (norm_ranks_ != nullptr && torch::GradMode::is_enabled()) {
+        y = BatchNormOverRanks(y, cast(norm_weight), cast(norm_bias), {}, {}, kMomentum, kEpsilon, norm_ranks_);
+        break;
+      }
       y = torch::batch_norm(y, cast(norm_weight), cast(norm_bias), {}, {}, /*training=*/true, kMomentum, kEpsilon,
                             /*cudnn_enabled=*/true);
       same_layout_gradient(y);

@@ -18,6 +18,8 @@
 
 namespace distill {
 
+class NormRanks;
+
 // Thread-compatible.
 class ConvBlock : public torch::nn::Module {
  public:
@@ -44,11 +46,15 @@ class ConvBlock : public torch::nn::Module {
   // (N, in, H, W) -> (N, out, H, W), computed in the input's dtype.
   torch::Tensor forward(const torch::Tensor& x);
   const Options& options() const { return options_; }
+  // While gradients are on, Norm::kBatch takes the images of all `ranks` together (common/zoo/batch_norm.h); without
+  // gradients, when one rank measures alone, its own. Null: always its own, as at first. Not owned: outlives its use.
+  void SetNormRanks(NormRanks* ranks) { norm_ranks_ = ranks; }
 
   torch::Tensor weight, bias, norm_weight, norm_bias;  // undefined when the options leave them out
 
  private:
   const Options options_;
+  NormRanks* norm_ranks_ = nullptr;
 };
 
 // A stable 64-bit hash, to give every layer of a job its own seed.

@@ -43,7 +43,8 @@ struct LossInputs {
 };
 
 // How the terms of several ranks, each computed on a rank's part of the batch, make the term of the whole batch. A job
-// learns the same at any number of ranks (batch norms apart, which see a rank's part).
+// learns the same at any number of ranks (batch norms apart, which see a rank's part
+// unless JobPlan.sync_batch_norm is set).
 enum class AcrossRanks {
   kMean,        // their mean, each weighted with Loss::Count
   kSum,         // their sum

@@ -139,6 +139,16 @@ void Objective::MoveTo(torch::Device device) {
   }
 }
 
+void Objective::SetNormRanks(NormRanks* ranks) {
+  for (Term& term : terms_) {
+    if (term.adapter != nullptr) term.adapter->SetNormRanks(ranks);
+    if (term.loss->module() == nullptr) continue;
+    for (const auto& module : term.loss->module()->modules()) {
+      if (auto* block = dynamic_cast<ConvBlock*>(module.get())) block->SetNormRanks(ranks);
+    }
+  }
+}
+
 torch::Tensor Objective::TouchTerm(const Term& term, const torch::Tensor& student) {
   torch::Tensor zero = Zero(student);
   for (const NamedTensor& parameter : OwnOf(term)) zero = zero + Zero(parameter.tensor);

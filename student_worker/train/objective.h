@@ -47,6 +47,8 @@ class Objective {
   // Indices into OwnParameters() of the groups whose loss has weight 0 at `progress`.
   std::vector<size_t> Asleep(double progress) const;
   void MoveTo(torch::Device device);
+  // Of all layers that losses bring along: ConvBlock::SetNormRanks.
+  void SetNormRanks(NormRanks* ranks);
 
   struct Inputs {
     std::vector<torch::Tensor> student;  // in the order of student_taps()

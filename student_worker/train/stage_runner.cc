@@ -152,6 +152,22 @@ class AutocastGuard {
   const bool on_;
 };
 
+// A group's ranks, as batch norms see them.
+class RanksOfGroup : public NormRanks {
+ public:
+  explicit RanksOfGroup(CollectiveGroup* group) : group_(group) {}
+  uint32_t rank() const override { return group_->rank(); }
+  uint32_t size() const override { return group_->world_size(); }
+  void Sum(const torch::Tensor& tensor) override {
+    std::vector<torch::Tensor> tensors = {tensor};
+    const Status status = group_->AllReduceSum(tensors);
+    if (!status.ok()) C10_THROW_ERROR(DistBackendError, StrCat("batch norm over all ranks: ", status.message()));
+  }
+
+ private:
+  CollectiveGroup* const group_;  // not owned: the lock-step's, which outlives the runner
+};
+
 // A label for each image (n), or for each pixel (n, H, W).
 torch::Tensor Labels(const StepInput& input) {
   if (input.label_maps.empty()) return torch::tensor(input.labels, torch::kInt64);
@@ -166,8 +182,12 @@ torch::Tensor Labels(const StepInput& input) {
 // This rank's part of a step up to the losses.
 struct StageRunner::Forwarded {
   Objective::Part part;
-  std::string not_finite;  // a teacher tap with a NaN or an infinity: the step is to be skipped, and part is empty
+  std::string broken_tap;  // see BrokenTap: the step is to be skipped, and part is empty
 };
+
+StageRunner::~StageRunner() {
+  if (norm_ranks_ != nullptr) (void)options_.net->SetNormRanks(nullptr);  // which cannot fail
+}
 
 StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& options) {
   const StagePlan& stage = options.plan->stages[options.stage];
@@ -200,6 +220,13 @@ StatusOr<std::unique_ptr<StageRunner>> StageRunner::Create(const Options& option
   runner->optimizer_ = std::move(*optimizer);
   runner->net_groups_ = net_groups;
   runner->parameters_ = std::move(tensors);
+  if (CollectiveGroup* const group = options.lockstep->group();
+      options.plan->sync_batch_norm && group->world_size() > 1) {
+    auto ranks = std::make_unique<RanksOfGroup>(group);
+    DISTILL_RETURN_IF_ERROR(Annotate(options.net->SetNormRanks(ranks.get()), where));
+    runner->objective_.SetNormRanks(ranks.get());
+    runner->norm_ranks_ = std::move(ranks);
+  }
   if (stage.optimizer.ema_decay > 0) {
     std::vector<NamedTensor> weights;
     for (const StudentNet::StateTensor& one : options.net->State()) weights.push_back({one.name, one.tensor});
@@ -266,14 +293,17 @@ StatusOr<std::vector<torch::Tensor>> StageRunner::ForwardStudent(const torch::Te
   return taps;
 }
 
-StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t step, uint32_t part,
-                                                      StepSeconds* seconds) {
-  Stopwatch watch;
-  DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
+StatusOr<std::string> StageRunner::BrokenTap(const StepInput& input) const {
   if (input.features.taps.size() != teacher_taps().size()) {
     return absl::InvalidArgumentError(
         StrCat("the teacher delivered ", input.features.taps.size(), " taps, the stage reads ", teacher_taps().size()));
   }
+  return Objective::LookAt(teacher_taps(), input.features.taps).not_finite;
+}
+
+StatusOr<Objective::Part> StageRunner::Forward(StepInput input, uint64_t step, uint32_t part, StepSeconds* seconds) {
+  Stopwatch watch;
+  DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
   Objective::Inputs inputs;
   inputs.labels = Labels(input).to(options_.device);
   inputs.progress = Progress(step);
@@ -294,10 +324,7 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
     DISTILL_ASSIGN_OR_RETURN(torch::Tensor tensor, FromWireTensor(tap));
     inputs.teacher.push_back(tensor.to(options_.device));
   }
-  Forwarded result;
-  Objective::MapFaults faults = Objective::LookAt(teacher_taps(), input.features.taps);
-  result.not_finite = std::move(faults.not_finite);
-  if (!result.not_finite.empty()) return result;
+  const Objective::MapFaults faults = Objective::LookAt(teacher_taps(), input.features.taps);
   if (!told_vanished_ && !faults.vanished.empty()) {
     told_vanished_ = true;
     for (const std::string& fault : faults.vanished) {
@@ -306,9 +333,9 @@ StatusOr<StageRunner::Forwarded> StageRunner::Forward(StepInput input, uint64_t 
   }
   DISTILL_ASSIGN_OR_RETURN(inputs.student, ForwardStudent(pixels, inputs.teacher));
   seconds->forward += watch.Lap();
-  DISTILL_ASSIGN_OR_RETURN(result.part, objective_.Compute(inputs));
+  DISTILL_ASSIGN_OR_RETURN(Objective::Part computed, objective_.Compute(inputs));
   seconds->loss += watch.Lap();
-  return result;
+  return computed;
 }
 
 void StageRunner::KeepBuffers() {
@@ -330,45 +357,44 @@ void StageRunner::RestoreBuffers() {
 StatusOr<bool> StageRunner::MeetOverPart(StepSource* source, uint64_t step, uint32_t part, StepResult* result,
                                          Forwarded* forwarded, std::vector<double>* sums) {
   Stopwatch watch;
-  bool computed = false;
+  const bool together = norm_ranks_ != nullptr;  // the forward pass begins when all ranks have their input
+  bool all_ready = false;
+  std::optional<StepInput> input;
+  bool came = false, computed = false;
   Status own;
   while (true) {
     bool waiting = false;
-    if (own.ok() && !computed) {
-      auto input = source->Next(options_.lockstep->beat());
+    if (own.ok() && !came) {
+      auto next = source->Next(options_.lockstep->beat());
       watch.Lap();
-      if (input.ok()) {
+      if (next.ok()) {
         // Over all calls for this input, if the first ones gave up.
-        result->seconds.data += input->data_seconds;
-        result->seconds.wait_features += input->feature_seconds;
-        try {
-          // Gradients are averaged with those of the last part; the reducer is not told of the others.
-          if (part + 1 == parts_) DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
-          if (part == 0) KeepBuffers();
-          auto answer = Forward(std::move(*input), step, part, &result->seconds);
-          if (answer.ok()) {
-            *forwarded = std::move(*answer);
-            computed = true;
-          } else {
-            own = answer.status();
-          }
-        } catch (const std::exception& error) {
-          own = TorchStatus(error, "forward");
-        }
-        watch.Lap();
-      } else if (input.status().code() == StatusCode::kDeadlineExceeded) {
+        result->seconds.data += next->data_seconds;
+        result->seconds.wait_features += next->feature_seconds;
+        own = Receive(*next, part, forwarded);
+        input = *std::move(next);
+        came = true;
+      } else if (next.status().code() == StatusCode::kDeadlineExceeded) {
         waiting = true;
       } else {
-        own = input.status();
+        own = next.status();
       }
+    }
+    if (own.ok() && came && !computed && (all_ready || !together)) {
+      own = ComputePart(*std::move(input), step, part, &result->seconds, forwarded);
+      computed = own.ok();
+      // A loss that is no number was computed to its end, as on the other ranks.
+      if (together && !own.ok() && !IsNotFinite(own)) {
+        options_.lockstep->group()->Abort();
+        return own;
+      }
+      watch.Lap();
     }
     Lockstep::Report report{.failed = !own.ok(), .waiting = waiting, .values = {}};
     // The objective's report, and whether this rank's teacher maps are of no use.
     report.values.assign(objective_.report_size() + 1, 0.0);
-    if (computed && forwarded->not_finite.empty()) {
-      std::copy(forwarded->part.report.begin(), forwarded->part.report.end(), report.values.begin());
-    }
-    if (computed && !forwarded->not_finite.empty()) report.values.back() = 1;
+    std::copy(forwarded->part.report.begin(), forwarded->part.report.end(), report.values.begin());
+    if (!forwarded->broken_tap.empty()) report.values.back() = 1;
     DISTILL_ASSIGN_OR_RETURN(Lockstep::Round round, options_.lockstep->Meet(report));
     result->seconds.sync += watch.Lap();
     if (!own.ok()) return own;
@@ -376,6 +402,10 @@ StatusOr<bool> StageRunner::MeetOverPart(StepSource* source, uint64_t step, uint
     result->cancel = round.cancel;
     result->terminate = round.terminate;
     if (round.waiting == 0) {
+      if (together && !all_ready && round.sums.back() == 0) {
+        all_ready = true;
+        continue;
+      }
       *sums = std::move(round.sums);
       return true;
     }
@@ -384,6 +414,29 @@ StatusOr<bool> StageRunner::MeetOverPart(StepSource* source, uint64_t step, uint
       if (computed || part > 0) RestoreBuffers();
       return false;
     }
+  }
+}
+
+Status StageRunner::Receive(const StepInput& input, uint32_t part, Forwarded* forwarded) {
+  DISTILL_ASSIGN_OR_RETURN(forwarded->broken_tap, BrokenTap(input));
+  try {
+    if (part == 0) KeepBuffers();
+  } catch (const std::exception& error) {
+    return TorchStatus(error, "keeping the student's buffers");
+  }
+  return OkStatus();
+}
+
+Status StageRunner::ComputePart(StepInput input, uint64_t step, uint32_t part, StepSeconds* seconds,
+                                Forwarded* forwarded) {
+  try {
+    // Gradients are averaged with those of the last part; the reducer is not told of the others.
+    if (part + 1 == parts_) DISTILL_RETURN_IF_ERROR(reducer_->PrepareForForward());
+    if (!forwarded->broken_tap.empty()) return OkStatus();
+    DISTILL_ASSIGN_OR_RETURN(forwarded->part, Forward(std::move(input), step, part, seconds));
+    return OkStatus();
+  } catch (const std::exception& error) {
+    return TorchStatus(error, "forward");
   }
 }
 
@@ -411,7 +464,7 @@ StatusOr<StepResult> StageRunner::Step(StepSource* source, uint64_t step) {
     const StatusOr<bool> met = MeetOverPart(source, step, part, &result, &forwarded, &sums);
     if (!met.ok()) return Annotate(met.status(), where);
     if (!*met) return result;
-    if (result.skipped_tap.empty()) result.skipped_tap = forwarded.not_finite;
+    if (result.skipped_tap.empty()) result.skipped_tap = forwarded.broken_tap;
     result.skipped = result.skipped || sums.back() > 0;
     if (result.skipped) continue;  // the other parts' inputs are taken and dropped
     sums.pop_back();
@@ -461,10 +514,10 @@ StatusOr<double> StageRunner::Measure(StepSource* source, uint64_t batches, uint
     DISTILL_RETURN_IF_ERROR(input.status());
     ++batch;
     try {
-      DISTILL_ASSIGN_OR_RETURN(const Forwarded forwarded, Forward(*std::move(input), step, /*part=*/0, &seconds));
-      if (!forwarded.not_finite.empty()) continue;
-      DISTILL_ASSIGN_OR_RETURN(const Objective::Value value,
-                               objective_.Combine(forwarded.part, forwarded.part.report, /*group=*/nullptr));
+      DISTILL_ASSIGN_OR_RETURN(const std::string broken, BrokenTap(*input));
+      if (!broken.empty()) continue;
+      DISTILL_ASSIGN_OR_RETURN(const Objective::Part part, Forward(*std::move(input), step, /*part=*/0, &seconds));
+      DISTILL_ASSIGN_OR_RETURN(const Objective::Value value, objective_.Combine(part, part.report, /*group=*/nullptr));
       sum += value.weighted;
       ++count;
     } catch (const std::exception& error) {

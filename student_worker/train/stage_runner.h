@@ -6,6 +6,10 @@
 // ranks' collectives must match: there they learn whether one of them failed (then nobody steps), is still waiting for
 // its input, or was asked to stop.
 //
+// With JobPlan.sync_batch_norm batch norms talk to the other ranks in the forward and the backward pass. The ranks then
+// meet a first time when they wait for their inputs, and begin the forward pass together; a rank that fails in it breaks
+// the group up, as its collectives are missing from then on.
+//
 // With JobPlan.accumulate above 1 a step takes that many inputs one after another, each as above up to backward;
 // gradients add up on each rank and are averaged over ranks with the last one. The objective of the step is the mean of
 // its parts', which is the whole batch's wherever parts have equally many things to take the mean over.
@@ -27,6 +31,7 @@
 #include "common/plan/plan.h"
 #include "common/safetensors/safetensors.h"
 #include "common/status.h"
+#include "common/zoo/batch_norm.h"
 #include "common/zoo/student_net.h"
 #include "student_worker/train/lockstep.h"
 #include "student_worker/train/lr_schedule.h"
@@ -74,6 +79,7 @@ class StageRunner {
   // first). Does not talk to the other ranks. kInvalidArgument: the stage contradicts the student (module or tap that
   // does not exist, unknown loss, optimizer or schedule); the message names the stage.
   static StatusOr<std::unique_ptr<StageRunner>> Create(const Options& options);
+  ~StageRunner();
   // Makes the gradient reducer. All ranks call it together, once, before the first step and when they know that
   // Create() succeeded on each of them: a rank that is missing here would be waited for.
   Status JoinRanks();
@@ -118,6 +124,10 @@ class StageRunner {
   // One part of a step, up to the ranks' meeting. False: they agreed to stop before it.
   StatusOr<bool> MeetOverPart(StepSource* source, uint64_t step, uint32_t part, StepResult* result,
                               Forwarded* forwarded, std::vector<double>* sums);
+  // Looks at the input of a part, and keeps the buffers before the first one moves them.
+  Status Receive(const StepInput& input, uint32_t part, Forwarded* forwarded);
+  // Forward and losses of a part, unless a tap is broken.
+  Status ComputePart(StepInput input, uint64_t step, uint32_t part, StepSeconds* seconds, Forwarded* forwarded);
   // Backward of a part; its terms and loss go into the result.
   Status Backward(const Forwarded& forwarded, const std::vector<double>& sums, bool last, StepResult* result);
   // Runs one backward pass whose gradients are thrown away, and makes the reducer lay its buckets out anew, which it
@@ -125,9 +135,13 @@ class StageRunner {
   // elsewhere. And because with three or more ranks the order of additions hangs on the layout: a resumed stage, whose
   // reducer is new, would differ in the last bit from one that went on.
   Status LayOutBuckets();
+  // The first of the teacher's taps that holds a NaN or an infinity; "" when none does. kInvalidArgument: other taps
+  // than the stage reads.
+  StatusOr<std::string> BrokenTap(const StepInput& input) const;
   double Progress(uint64_t step) const;               // share of the stage's steps that are done
   std::vector<size_t> AsleepAt(uint64_t step) const;  // the optimizer's groups of losses with weight 0
-  StatusOr<Forwarded> Forward(StepInput input, uint64_t step, uint32_t part, StepSeconds* seconds);
+  // REQUIRES: no tap is broken.
+  StatusOr<Objective::Part> Forward(StepInput input, uint64_t step, uint32_t part, StepSeconds* seconds);
   // The student's answers at the objective's taps, float32.
   StatusOr<std::vector<torch::Tensor>> ForwardStudent(const torch::Tensor& pixels,
                                                       const std::vector<torch::Tensor>& teacher);
@@ -149,6 +163,7 @@ class StageRunner {
   std::unique_ptr<WeightAverage> average_;
   std::vector<torch::Tensor> parameters_;  // that train
   std::unique_ptr<GradientReducer> reducer_;
+  std::unique_ptr<NormRanks> norm_ranks_;    // null: batch norms see this rank's images alone
   std::vector<torch::Tensor> kept_buffers_;  // the net's, as they were before this step
   uint32_t skipped_in_a_row_ = 0;
   bool told_vanished_ = false;

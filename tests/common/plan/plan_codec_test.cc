@@ -115,6 +115,7 @@ JobPlan FullPlan() {
   plan.evaluate_teacher = false;
   plan.evaluate_every = 9;
   plan.evaluate_flip = true;
+  plan.sync_batch_norm = true;
   return plan;
 }
 

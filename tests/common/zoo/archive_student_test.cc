@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "common/str_cat.h"
+#include "common/zoo/batch_norm.h"
 #include "common/zoo/torchscript_net.h"
 #include "common/zoo/weights.h"
 #include "tests/common/zoo/archive_fixture.h"
@@ -123,6 +124,17 @@ TEST_F(ArchiveStudentTest, StartsAtACutAndNowhereElse) {
   EXPECT_THAT(std::string(net->ForwardAfter("layer1", all[0], {"stem"}).status().message()),
               HasSubstr("lies before it"));
   EXPECT_FALSE(net->ForwardAfter("layer1", all[1], {""}).ok());  // another shape
+}
+
+TEST_F(ArchiveStudentTest, ItsBatchNormsTakeNoOtherRanks) {
+  struct Ranks : NormRanks {
+    uint32_t rank() const override { return 0; }
+    uint32_t size() const override { return 2; }
+    void Sum(const torch::Tensor&) override {}
+  } ranks;
+  const auto net = Own();
+  EXPECT_TRUE(net->SetNormRanks(nullptr).ok());
+  EXPECT_THAT(std::string(net->SetNormRanks(&ranks).message()), HasSubstr("leave sync_batch_norm out"));
 }
 
 TEST_F(ArchiveStudentTest, EachModuleHasItsOwnMode) {

@@ -113,6 +113,11 @@ TEST(ArchiveStudentTest, AFleetWithoutItIsNamedWithTheRemedy) {
   EXPECT_THAT(Refusal(With(kJob, "archive: mine", "archive: mien"), FleetWithOwn()), HasSubstr("did you mean 'mine'?"));
 }
 
+TEST(ArchiveStudentTest, ItsBatchNormsSeeTheImagesOfOneRank) {
+  EXPECT_THAT(Refusal(With(kJob, "optimizer: {lr: 0.05}", "sync_batch_norm: true"), FleetWithOwn()),
+              HasSubstr("job.yaml:8:18: sync_batch_norm: an archive's batch norms are parts of its own program"));
+}
+
 TEST(ArchiveStudentTest, WhatTheArchiveSaysItselfIsNotSaidAgain) {
   EXPECT_THAT(Refusal(With(kJob, "archive: mine", "archive: mine, num_classes: 10"), FleetWithOwn()),
               HasSubstr("student.num_classes: an archive says this itself"));

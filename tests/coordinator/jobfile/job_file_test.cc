@@ -59,7 +59,7 @@ TEST(JobFileTest, ExpandsWrittenStages) {
 TEST(JobFileTest, RecipesReachTheStagesWithTheirGlobsExpanded) {
   const StatusOr<ExpandedJob> job = Expand(With(
       With(kExplicitJob, "optimizer: {lr: 0.05}",
-           "accumulate: 4\nautocast: bf16\n"
+           "accumulate: 4\nautocast: bf16\nsync_batch_norm: true\n"
            "optimizer: {type: lamb, lr: 0.05, betas: [0.8, 0.99], decay_norms_and_biases: false, ema_decay: 0.99,\n"
            "  lr_mult: [{modules: ['layer*'], factor: 2}, {modules: [fc, layer3.0.conv1], factor: 0.5}]}\n"
            "schedule: {type: poly, power: 2, min_factor: 0.01}"),
@@ -69,6 +69,7 @@ TEST(JobFileTest, RecipesReachTheStagesWithTheirGlobsExpanded) {
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(job->plan.accumulate, 4u);
   EXPECT_EQ(job->plan.autocast, "bf16");
+  EXPECT_TRUE(job->plan.sync_batch_norm);
   const OptimizerPlan& mimic = job->plan.stages[0].optimizer;
   EXPECT_EQ(mimic.type, "lamb");
   EXPECT_EQ(mimic.eps, 1e-6);
@@ -254,6 +255,7 @@ INSTANTIATE_TEST_SUITE_P(
                 "accumulate: batch_size 128 cannot be divided into 3 equal parts on each of the 2 students; take a "
                 "batch_size of 126"},
         BadCase{"Autocast", "optimizer: {lr: 0.05}", "autocast: bf61", "job.yaml:8:11: ", "did you mean 'bf16'?"},
+        BadCase{"SyncBatchNorm", "optimizer: {lr: 0.05}", "sync_batch_norm: 1", "job.yaml:8:18: ", "sync_batch_norm"},
         BadCase{"UnknownOptimizer", "optimizer: {lr: 0.05}", "optimizer: {type: adanw}",
                 "job.yaml:8:19: ", "did you mean 'adamw'?"},
         BadCase{"Betas", "optimizer: {lr: 0.05}", "optimizer: {type: adamw, betas: [0.9]}",
@@ -469,6 +471,8 @@ TEST(JobFileTest, WarnsOfWhatIsProbablyNotMeant) {
   EXPECT_THAT(warnings("steps: 100", "steps: 0"),
               ElementsAre(AllOf(StartsWith("job.yaml:16:12: "), HasSubstr("0 steps"))));
   EXPECT_THAT(warnings("weight: 2", "weight: 0"), ElementsAre(HasSubstr("weight 0")));
+  EXPECT_THAT(warnings("students: 2", "students: 1\nsync_batch_norm: true"),
+              ElementsAre(HasSubstr("one student has all images of a batch anyway")));
   EXPECT_THAT(warnings("student: layer3, teacher: layer3", "student: avgpool, teacher: avgpool"),
               ElementsAre(HasSubstr("single position")));
   EXPECT_THAT(warnings("    steps: 100", "    trainable: [fc]\n    steps: 100"),

@@ -110,6 +110,8 @@ TEST(SizeChecksTest, ABatchNormTrainsWithTwoValuesAChannel) {
                                "with one value a channel (1 image a rank, map [1, 1])"),
                     HasSubstr("give each rank two images or more (batch_size: 4)")));
   EXPECT_EQ(Refusal(one, Fleet(), {"batch_size=4"}), "accepted");
+  EXPECT_EQ(Refusal(one, Fleet(), {"sync_batch_norm=true"}), "accepted") << "one value of each of two ranks";
+  EXPECT_THAT(Refusal(one, Fleet(), {"sync_batch_norm=true", "students=1", "batch_size=1"}), HasSubstr("one value"));
   EXPECT_EQ(Refusal(one, Fleet(), {"student.image=[64, 64]"}), "accepted");
   EXPECT_THAT(Refusal(one, Fleet(), {"students=1", "batch_size=1"}), HasSubstr("(batch_size: 2)"));
   const std::string stages = With(one, "preset: scratch\nbudget: {steps: 402}\n",

@@ -134,7 +134,9 @@ class EveryLossInTrainingTest : public testing::TestWithParam<Variant> {
     std::vector<torch::Tensor> own_gradients;  // by the loss's own parameters
   };
   static Outcome Evaluate(const JobPlan& plan, const Objective::Inputs& inputs, CollectiveGroup* group) {
-    const Objective objective = Take(Objective::Create(plan, plan.stages[0]));
+    Objective objective = Take(Objective::Create(plan, plan.stages[0]));
+    RanksOfGroup ranks(group);
+    if (group != nullptr) objective.SetNormRanks(&ranks);
     const Objective::Part part = Take(objective.Compute(inputs));
     EXPECT_EQ(part.report.size(), objective.report_size());
     std::vector<double> sums = part.report;

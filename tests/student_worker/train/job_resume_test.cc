@@ -44,9 +44,10 @@ TEST_P(ResumedJobTest, AnInterruptedJobOfAnArchiveEndsBitIdentical) {
   ExpectAnInterruptedJobEndsBitIdentical(ArchivePlan(GetParam(), /*dropout=*/GetParam() == 1 ? 0.1 : 0.0));
 }
 
-TEST_P(ResumedJobTest, SoDoesOneWithAnAverageAndBatchesInParts) {
+TEST_P(ResumedJobTest, SoDoesOneWithAnAverageBatchesInPartsAndNormsOverAllRanks) {
   JobPlan plan = Plan(GetParam());
   plan.accumulate = 2;
+  plan.sync_batch_norm = true;
   plan.evaluate_every = 4;  // the average takes the weights' place meanwhile
   for (StagePlan& stage : plan.stages) {
     stage.optimizer.type = "adamw";

@@ -17,6 +17,7 @@
 #include "common/collective/collective_group.h"
 #include "common/rendezvous/kv_client.h"
 #include "common/wire/largest_value.h"
+#include "common/zoo/batch_norm.h"
 #include "common/zoo/zoo_net.h"
 #include "student_worker/train/lockstep.h"
 #include "student_worker/train/stage_runner.h"
@@ -241,6 +242,21 @@ struct Rank {
   std::unique_ptr<CollectiveGroup> group;
   std::unique_ptr<Lockstep> lockstep;
   std::shared_ptr<ZooNet> net;
+};
+
+// A group's ranks, as batch norms see them.
+class RanksOfGroup : public NormRanks {
+ public:
+  explicit RanksOfGroup(CollectiveGroup* group) : group_(group) {}
+  uint32_t rank() const override { return group_->rank(); }
+  uint32_t size() const override { return group_->world_size(); }
+  void Sum(const torch::Tensor& tensor) override {
+    std::vector<torch::Tensor> tensors = {tensor};
+    if (!group_->AllReduceSum(tensors).ok()) throw std::runtime_error("all-reduce");
+  }
+
+ private:
+  CollectiveGroup* const group_;
 };
 
 // Runs `body` for each rank in a thread of its own, with a common rendezvous store. Exceptions become test failures.
