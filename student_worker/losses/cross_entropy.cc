@@ -16,13 +16,7 @@ class CrossEntropyLoss : public Loss {
   explicit CrossEntropyLoss(double label_smoothing) : label_smoothing_(label_smoothing) {}
 
   StatusOr<torch::Tensor> Compute(const LossInputs& given) const override {
-    const LossInputs inputs{given.student, {}, given.labels};
-    DISTILL_ASSIGN_OR_RETURN(const LogitRows rows, RowsOfLogits(inputs, "cross_entropy"));
-    const torch::Tensor log_q = torch::log_softmax(rows.student, 1);  // (R, K)
-    if (log_q.size(0) == 0) return log_q.sum();
-    torch::Tensor per_row = -(1 - label_smoothing_) * log_q.gather(1, rows.labels.unsqueeze(1)).squeeze(1);  // (R)
-    if (label_smoothing_ > 0) per_row = per_row - label_smoothing_ * log_q.mean(1);
-    return per_row.mean();
+    return MeanCrossEntropy(given, label_smoothing_, "cross_entropy");
   }
   double Count(const LossInputs& inputs) const override { return CountLabels(inputs); }
 
@@ -31,6 +25,18 @@ class CrossEntropyLoss : public Loss {
 };
 
 }  // namespace
+
+StatusOr<torch::Tensor> MeanCrossEntropy(const LossInputs& inputs, double label_smoothing, std::string_view loss) {
+  DISTILL_RETURN_IF_ERROR(CheckLogits(inputs, loss));
+  const torch::Tensor logits = ToComputeType(inputs.student, inputs.student);
+  if (logits.numel() == 0) return logits.sum();
+  // By pixel, 0 where there is no label, rather than of a selection of pixels, for whose number one would wait. Summed
+  // here, because torch's own mean over pixels adds up in any order on a GPU.
+  const torch::Tensor each = torch::cross_entropy_loss(logits, inputs.labels, /*weight=*/{}, at::Reduction::None,
+                                                       kIgnoredLabel, label_smoothing);
+  if (logits.dim() == 2) return each.mean();
+  return each.sum() / inputs.labels.ne(kIgnoredLabel).sum().clamp_min(1);
+}
 
 LossOrStatus MakeCrossEntropy(const LossPlan& plan, uint64_t) {
   return std::make_unique<CrossEntropyLoss>(NumberKnob(plan.knobs, "label_smoothing"));

@@ -31,7 +31,7 @@ class DkdLoss : public Loss {
     DISTILL_RETURN_IF_ERROR(CheckPair(inputs, inputs.student.defined() ? inputs.student.dim() : 2));
     DISTILL_ASSIGN_OR_RETURN(const LogitRows rows, RowsOfLogits(inputs, "dkd"));
     const torch::Tensor& labels = rows.labels;                         // (N)
-    const int64_t n = rows.student.size(0), k = rows.student.size(1);  // N: samples, or labelled pixels
+    const int64_t n = rows.student.size(0), k = rows.student.size(1);  // N: samples, or pixels
     if (k < 2) return absl::InvalidArgumentError("dkd needs at least two classes");
     const torch::Tensor s = rows.student / temperature_, t = rows.teacher / temperature_;  // (N, K)
     if (n == 0) return s.sum();
@@ -43,13 +43,13 @@ class DkdLoss : public Loss {
       const torch::Tensor others = torch::logsumexp(z.masked_fill(target, -kInfinite), 1);        // (N)
       return torch::stack({z.gather(1, labels.unsqueeze(1)).squeeze(1) - all, others - all}, 1);  // (N, 2)
     };
-    // The other classes alone: (N, K - 1), in order.
+    // The other classes alone: (N, K), with 0 for the target, which adds nothing to the divergence.
     const auto others = [&](const torch::Tensor& z) {
-      return torch::log_softmax(z.masked_select(target.logical_not()).view({n, k - 1}), 1);
+      return torch::log_softmax(z.masked_fill(target, -kInfinite), 1).masked_fill(target, 0);
     };
     const torch::Tensor target_part = Kl(binary(t), binary(s));
     const torch::Tensor other_part = Kl(others(t), others(s));
-    return (alpha_ * target_part + beta_ * other_part).mean() * (temperature_ * temperature_);
+    return MeanOverLabelled(alpha_ * target_part + beta_ * other_part, rows) * (temperature_ * temperature_);
   }
   double Count(const LossInputs& inputs) const override { return CountLabels(inputs); }
 

@@ -40,6 +40,7 @@ struct LossInputs {
   // What the term is going to be multiplied with before backward; not 0. Changes no result: a fused kernel scales its
   // gradient with it while it writes it, and any other factor costs one more pass over the gradient.
   double weight = 1;
+  int64_t labelled = -1;  // of label maps: how many pixels have a label, where it is known; -1: to be found
 };
 
 // How the terms of several ranks, each computed on a rank's part of the batch, make the term of the whole batch. A job

@@ -49,13 +49,25 @@ Status CheckPair(const LossInputs& inputs, int64_t rank) {
   return CheckInputs(inputs, rank);
 }
 
-StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labels_of) {
+Status CheckLogits(const LossInputs& inputs, std::string_view labels_of) {
   const torch::Tensor &student = inputs.student, &labels = inputs.labels;
   if (!student.defined() || (student.dim() != 2 && student.dim() != 4) || !student.is_floating_point()) {
     return absl::InvalidArgumentError(
         StrCat("logits are [N, K] or, with an answer for every pixel, [N, K, H, W]; got ", ShapeText(student)));
   }
   if (inputs.teacher.defined()) DISTILL_RETURN_IF_ERROR(CheckPair(inputs, student.dim()));
+  if (labels_of.empty()) return OkStatus();
+  const bool fits = labels.defined() && labels.scalar_type() == torch::kInt64 && labels.dim() == student.dim() - 1 &&
+                    labels.size(0) == student.size(0) &&
+                    (student.dim() == 2 || labels.sizes().slice(1) == student.sizes().slice(2));
+  if (fits) return OkStatus();
+  return absl::InvalidArgumentError(StrCat(labels_of, " needs int64 labels, one for each of its logits ",
+                                           ShapeText(student), ": [N] or [N, H, W]; got ", ShapeText(labels)));
+}
+
+StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labels_of) {
+  DISTILL_RETURN_IF_ERROR(CheckLogits(inputs, labels_of));
+  const torch::Tensor &student = inputs.student, &labels = inputs.labels;
   const auto rows = [](const torch::Tensor& logits) {
     return logits.dim() == 2 ? logits : logits.permute({0, 2, 3, 1}).flatten(0, 2);
   };
@@ -67,27 +79,22 @@ StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labe
     out.teacher = rows(out.teacher);
   }
   if (labels_of.empty()) return out;
-  const bool fits = labels.defined() && labels.scalar_type() == torch::kInt64 && labels.dim() == student.dim() - 1 &&
-                    labels.size(0) == student.size(0) &&
-                    (student.dim() == 2 || labels.sizes().slice(1) == student.sizes().slice(2));
-  if (!fits) {
-    return absl::InvalidArgumentError(StrCat(labels_of, " needs int64 labels, one for each of its logits ",
-                                             ShapeText(student), ": [N] or [N, H, W]; got ", ShapeText(labels)));
-  }
   out.labels = labels.flatten();
   if (student.dim() == 2) return out;
-  const torch::Tensor labelled = out.labels.ne(kIgnoredLabel).nonzero().squeeze(1);  // (R)
-  out.student = out.student.index_select(0, labelled);
-  if (out.teacher.defined()) {
-    out.teacher = out.teacher.index_select(0, labelled);
-    CountFeatureCopy(out.teacher.nbytes());
-  }
-  out.labels = out.labels.index_select(0, labelled);
+  // All pixels, rather than a selection: how many those are only the device knows, and the host would wait for it.
+  out.labelled = out.labels.ne(kIgnoredLabel);
+  out.labels = out.labels.masked_fill(out.labelled.logical_not(), 0);
   return out;
+}
+
+torch::Tensor MeanOverLabelled(const torch::Tensor& values, const LogitRows& rows) {
+  if (!rows.labelled.defined()) return values.mean();
+  return values.masked_fill(rows.labelled.logical_not(), 0).sum() / rows.labelled.sum().clamp_min(1);
 }
 
 double CountLabels(const LossInputs& inputs) {
   if (inputs.labels.dim() == 1) return static_cast<double>(inputs.labels.size(0));
+  if (inputs.labelled >= 0) return static_cast<double>(inputs.labelled);
   return static_cast<double>(inputs.labels.ne(kIgnoredLabel).sum().item<int64_t>());
 }
 

@@ -33,18 +33,32 @@ Status CheckInputs(const LossInputs& inputs, int64_t rank);
 // That, and equal shapes.
 Status CheckPair(const LossInputs& inputs, int64_t rank);
 
-// Logits as rows [R, K], and their labels: one row a sample, or one a labelled pixel.
+// kInvalidArgument: the student's logits are neither [N, K] nor [N, K, H, W], the teacher's, where defined, have another
+// shape, or labels do not fit. `labels_of`: the loss that reads labels, for messages; empty: none does.
+Status CheckLogits(const LossInputs& inputs, std::string_view labels_of);
+
+// Logits as rows [R, K], and their labels: one row a sample, or one a pixel.
 struct LogitRows {
   torch::Tensor student;  // in the compute dtype, with gradient
   torch::Tensor teacher;  // in the compute dtype, detached; undefined when the loss reads none
-  torch::Tensor labels;   // int64 [R], none ignored; undefined when `labels_of` was empty
+  // Undefined when `labels_of` was empty:
+  torch::Tensor labels;    // int64 [R], in [0, K); 0 where there is none
+  torch::Tensor labelled;  // bool [R]; undefined: all are
 };
 // `labels_of`: the loss that reads labels, for messages; empty: all rows are taken, whatever their labels.
-// kInvalidArgument: logits are neither [N, K] nor [N, K, H, W], the teacher's have another shape, or labels do not fit.
+// kInvalidArgument as CheckLogits.
 StatusOr<LogitRows> RowsOfLogits(const LossInputs& inputs, std::string_view labels_of);
 
-// How many rows RowsOfLogits finds for a loss that reads labels.
+// The mean of a value [R] for each row, over those that have a label; 0 without any.
+torch::Tensor MeanOverLabelled(const torch::Tensor& values, const LogitRows& rows);
+
+// How many rows have a label. Waits for the device where LossInputs::labelled does
+// not say it.
 double CountLabels(const LossInputs& inputs);
+
+// Cross-entropy of inputs.student against inputs.labels, mean over the samples or the labelled pixels; 0 without any.
+// kInvalidArgument as RowsOfLogits; `loss` is for the message. Does not wait for the device.
+StatusOr<torch::Tensor> MeanCrossEntropy(const LossInputs& inputs, double label_smoothing, std::string_view loss);
 
 // The dtype losses compute in: float64 stays, everything else becomes float32. Conversions are counted
 // (common/wire/copy_count.h): it is teachers' maps that come in 16 bits.

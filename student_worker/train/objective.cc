@@ -199,6 +199,7 @@ StatusOr<Objective::Part> Objective::Compute(const Inputs& given) const {
       continue;
     }
     inputs.labels = given.labels;
+    inputs.labelled = given.labelled;
     inputs.visible = given.visible;
     inputs.progress = given.progress;
     inputs.draw = given.draw;

@@ -54,6 +54,7 @@ class Objective {
     std::vector<torch::Tensor> student;  // in the order of student_taps()
     std::vector<torch::Tensor> teacher;  // in the order of teacher_taps()
     torch::Tensor labels;                // see LossInputs; undefined where no loss reads any
+    int64_t labelled = -1;               // see LossInputs
     torch::Tensor visible;               // float32 [N, 4], see LossInputs; undefined: all
     double progress = 0;                 // share of the stage's steps that are done, in [0, 1)
     uint64_t draw = 0;                   // differs between steps

@@ -77,6 +77,20 @@ torch::Tensor ZerosLike(const torch::Tensor& parameter) {
   return torch::zeros_like(parameter, torch::TensorOptions().requires_grad(false)).detach();
 }
 
+// torch's clip_grad_norm_, which in C++ waits for the device to tell the norm.
+void ClipGradients(const std::vector<torch::Tensor>& parameters, double largest) {
+  const torch::NoGradGuard no_grad;
+  std::vector<torch::Tensor> gradients, norms;
+  for (const torch::Tensor& parameter : parameters) {
+    if (!parameter.grad().defined()) continue;
+    gradients.push_back(parameter.grad());
+    norms.push_back(torch::linalg_vector_norm(gradients.back(), 2));
+  }
+  if (gradients.empty()) return;
+  const torch::Tensor factor = (largest / (torch::linalg_vector_norm(torch::stack(norms), 2) + 1e-6)).clamp_max(1);
+  for (torch::Tensor& gradient : gradients) gradient.mul_(factor);
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<StageOptimizer>> StageOptimizer::Create(const OptimizerPlan& plan,
@@ -143,7 +157,7 @@ void StageOptimizer::Step() {
   if (plan_.clip_norm > 0) {
     std::vector<torch::Tensor> tensors;
     for (const NamedTensor& parameter : parameters_) tensors.push_back(parameter.tensor);
-    torch::nn::utils::clip_grad_norm_(tensors, plan_.clip_norm);
+    ClipGradients(tensors, plan_.clip_norm);
   }
   optimizer_->step();
 }

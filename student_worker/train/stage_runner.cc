@@ -306,6 +306,8 @@ StatusOr<Objective::Part> StageRunner::Forward(StepInput input, uint64_t step, u
   DISTILL_ASSIGN_OR_RETURN(const torch::Tensor pixels, FromImages(input.images));
   Objective::Inputs inputs;
   inputs.labels = Labels(input).to(options_.device);
+  inputs.labelled = static_cast<int64_t>(input.label_maps.size()) -
+                    std::count(input.label_maps.begin(), input.label_maps.end(), kIgnoredPixel);
   inputs.progress = Progress(step);
   inputs.draw = (options_.plan->seed * 0x9e3779b97f4a7c15ull + options_.stage) * 0x9e3779b97f4a7c15ull + step;
   const CollectiveGroup& group = *options_.lockstep->group();
