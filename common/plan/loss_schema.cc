@@ -105,6 +105,10 @@ constexpr KnobSchema kAtKnobs[] = {
     kReduction,
     kMismatch,
 };
+constexpr KnobSchema kAuxClassifierKnobs[] = {
+    Flag("align_corners", "false", "How the head's logits are enlarged to the label map's size, as in torch."),
+    Below("label_smoothing", "0", 0, 1, "Share of the target probability spread evenly over all classes."),
+};
 constexpr KnobSchema kChannelTransformKnobs[] = {
     Choice("activation", "relu", kActivations, "Between the convolutions."),
     kAlignCorners,
@@ -235,6 +239,14 @@ constexpr LossSchema kSchemas[] = {
              "Komodakis 2017, arXiv:1612.03928).",
      .knobs = kAtKnobs,
      .channels = ChannelRule::kAny},
+    {.type = "aux_classifier",
+     .input = LossInput::kMap,
+     .help =
+         "Cross-entropy between the labels and the answers of an auxiliary head on an inner map of the student (Zhao "
+         "et al. 2017, arXiv:1612.01105).",
+     .knobs = kAuxClassifierKnobs,
+     .uses_labels = true,
+     .batch_norm = true},
     {.type = "channel_transform",
      .input = LossInput::kFeatures,
      .help = "Squared difference after a learnable nonlinear transformation of the student's channels (Liu et al. "

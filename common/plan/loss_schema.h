@@ -20,7 +20,11 @@ enum class LossInput {
   kLabels,    // student logits and labels
   kLogits,    // student and teacher logits [N, K], or [N, K, H, W] of networks that answer for every pixel
   kFeatures,  // student and teacher maps [N, C, H, W]
+  kMap,       // a student map [N, C, H, W] and a label for every pixel
 };
+
+// Whether there is a teacher's tensor among them.
+constexpr bool ReadsTeacher(LossInput input) { return input == LossInput::kLogits || input == LossInput::kFeatures; }
 
 // How a feature loss deals with channel counts that differ.
 enum class ChannelRule {
@@ -49,6 +53,7 @@ struct LossSchema {
   std::span<const KnobSchema> knobs;
   bool uses_labels = false;                      // whatever its knobs say
   ChannelRule channels = ChannelRule::kAdapter;  // read for kFeatures only
+  bool batch_norm = false;                       // brings one over the batch, whatever its knobs say
   // Whether the loss with these completed knobs says that a constant added to all positions of a channel of a sample's
   // map, in the teacher's alone, changes neither the term nor its gradient. Null: it never is so.
   bool (*ignores_row_offsets)(const Knobs& knobs) = nullptr;

@@ -327,7 +327,7 @@ void ReadSskdHead(const YamlNodePtr& node, Problems* problems, JobDraft* job) {
   std::string loss;
   if (section.Text("loss", &loss) && loss != "cross_entropy") {
     const LossSchema* schema = FindLossSchema(loss);
-    section.Problem("loss", schema != nullptr && schema->input != LossInput::kLabels
+    section.Problem("loss", schema != nullptr && ReadsTeacher(schema->input)
                                 ? StrCat("'", loss,
                                          "' reads the teacher, which is released before the head's phase; use "
                                          "cross_entropy, or write the stages out (stages instead of preset)")

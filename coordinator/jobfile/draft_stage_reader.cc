@@ -57,13 +57,15 @@ void ReadKnobs(const SectionReader& section, const LossSchema& schema, LossDraft
   }
 }
 
-// A feature loss names both taps; losses on logits or labels name none.
+// A feature loss names both taps, one on a map of the student its own; losses on logits or labels name none.
 void ReadTaps(const SectionReader& section, const LossSchema& schema, LossDraft* loss) {
   for (const auto& [key, out] :
        {std::pair<std::string_view, std::string*>{"student", &loss->student_tap}, {"teacher", &loss->teacher_tap}}) {
-    if (schema.input != LossInput::kFeatures) {
+    const bool own_map = schema.input == LossInput::kMap;
+    if (schema.input != LossInput::kFeatures && !(own_map && key == "student")) {
       if (section.Has(key)) {
-        section.Problem(key, StrCat("the loss '", schema.type, "' reads the network's output and takes no tap"));
+        section.Problem(key, StrCat("the loss '", schema.type,
+                                    own_map ? "' reads no teacher" : "' reads the network's output and takes no tap"));
         loss->broken = true;
       }
       continue;
@@ -83,7 +85,7 @@ void ReadTaps(const SectionReader& section, const LossSchema& schema, LossDraft*
   if (!section.Has("tap_position")) return;
   if (!section.Choice("tap_position", {"post_relu", "pre_relu"}, &loss->tap_position)) loss->broken = true;
   if (schema.input != LossInput::kFeatures && loss->tap_position == "pre_relu") {
-    section.Problem("tap_position", StrCat("the loss '", schema.type, "' reads the network's output and takes no tap"));
+    section.Problem("tap_position", StrCat("the loss '", schema.type, "' compares no maps"));
     loss->broken = true;
   }
 }

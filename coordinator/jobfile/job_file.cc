@@ -63,7 +63,7 @@ bool ReadsTeacher(const JobDraft& job) {
     if (!stage.teacher_input.empty()) return true;
     for (const LossDraft& loss : stage.losses) {
       const LossSchema* schema = FindLossSchema(loss.type);
-      if (schema != nullptr && schema->input != LossInput::kLabels && loss.weight != 0) return true;
+      if (schema != nullptr && ReadsTeacher(schema->input) && loss.weight != 0) return true;
     }
   }
   return false;

@@ -59,7 +59,7 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
   loss.student_tap = draft.student_tap;
   loss.teacher_tap = draft.teacher_tap;
   loss.adapter = "none";
-  loss.needs_teacher = schema->input != LossInput::kLabels;
+  loss.needs_teacher = ReadsTeacher(schema->input);
   StatusOr<Knobs> knobs = CompleteKnobs(*schema, draft.knobs);
   if (!knobs.ok()) {
     problems->Add(draft.mark, StrCat(where, ": ", knobs.status().message()));
@@ -74,6 +74,20 @@ std::optional<LossPlan> BuildLoss(const LossDraft& draft, const std::string& whe
     return std::nullopt;
   }
   const ModelTaps student = TapsOf(*context.student);
+  if (schema->input == LossInput::kMap) {
+    const ServedTap* tap = FindMap(student, draft.student_tap, "student", draft.student_mark, where, problems);
+    if (tap == nullptr) return std::nullopt;
+    if (!IsDense(student.output)) {
+      problems->Add(draft.mark, StrCat(where, ": '", draft.type, "' compares with a label for every pixel, and ",
+                                       context.student->spec().arch, " answers for every image; leave it out"));
+      return std::nullopt;
+    }
+    loss.student_channels = tap->shape[0];
+    loss.student_height = tap->shape[1];
+    loss.student_width = tap->shape[2];
+    loss.teacher_channels = student.output[0];
+    return loss;
+  }
   if (schema->input != LossInput::kFeatures) {
     loss.student_channels = student.output[0];
     if (!loss.needs_teacher || context.teacher == nullptr) return loss;

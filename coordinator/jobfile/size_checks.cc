@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "common/plan/loss_schema.h"
 #include "common/plan/teacher_requests.h"
 #include "common/shape_text.h"
 #include "common/str_cat.h"
@@ -112,6 +113,7 @@ bool HasOwnBatchNorm(const LossPlan& loss) {
     const std::string* value = found == loss.knobs.end() ? nullptr : std::get_if<std::string>(&found->second);
     return value == nullptr ? std::string() : *value;
   };
+  if (const LossSchema* schema = FindLossSchema(loss.type); schema != nullptr && schema->batch_norm) return true;
   if (loss.adapter.find("_bn") != std::string::npos || text("norm") == "batchnorm") return true;
   return text("embed_bn") == "batch" &&
          (text("gamma").ends_with("_bn") || text("phi").ends_with("_bn") || text("theta").ends_with("_bn"));

@@ -15,6 +15,7 @@ StatusOr<std::unique_ptr<Loss>> MakeLoss(const LossPlan& plan, uint64_t seed) {
   using Maker = loss_internal::LossOrStatus (*)(const LossPlan&, uint64_t);
   static constexpr std::pair<std::string_view, Maker> kMakers[] = {
       {"at", loss_internal::MakeAt},
+      {"aux_classifier", loss_internal::MakeAuxClassifier},
       {"channel_transform", loss_internal::MakeChannelTransform},
       {"cross_entropy", loss_internal::MakeCrossEntropy},
       {"cwd", loss_internal::MakeCwd},

@@ -12,6 +12,7 @@ namespace distill::loss_internal {
 // REQUIRES (all): plan.knobs completed by CompleteKnobs for the loss's schema, none of them "auto".
 using LossOrStatus = StatusOr<std::unique_ptr<Loss>>;
 LossOrStatus MakeAt(const LossPlan& plan, uint64_t seed);
+LossOrStatus MakeAuxClassifier(const LossPlan& plan, uint64_t seed);
 LossOrStatus MakeChannelTransform(const LossPlan& plan, uint64_t seed);
 LossOrStatus MakeCrossEntropy(const LossPlan& plan, uint64_t seed);
 LossOrStatus MakeCwd(const LossPlan& plan, uint64_t seed);

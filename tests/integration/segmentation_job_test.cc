@@ -66,6 +66,7 @@ class SegmentationJobTest : public ::testing::Test {
         "  - name: mimic\n    trainable: [conv1, bn1, layer1, layer2]\n    steps: 6\n    losses:\n"
         "      - {type: cwd, student: layer2, teacher: layer2, mask: valid_labels}\n"
         "  - name: whole\n    steps: 24\n    losses:\n      - {type: cross_entropy}\n      - {type: kd, weight: 0.5}\n"
+        "      - {type: aux_classifier, weight: 0.4, student: layer3}\n"
         "      - {type: cwd, student: classifier, teacher: classifier, mask: valid_labels}\n");
   }
 

@@ -90,6 +90,47 @@ TEST(SegmentationJobTest, MetricsToSelectByAreThoseOfPixels) {
               HasSubstr("'top1' is for images, and the student answers for pixels: take mean_iou or objective"));
 }
 
+TEST(SegmentationJobTest, AnAuxiliaryHeadIsALossOnAMapOfTheStudent) {
+  const auto with = [](const std::string& loss) {
+    return With(kStreets, "      - {type: kd}\n", "      - {type: kd}\n      - " + loss + "\n");
+  };
+  const StatusOr<ExpandedJob> job = Expand(with("{type: aux_classifier, student: layer3, weight: 0.4}"), Streets());
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->warnings, IsEmpty());
+  const LossPlan& loss = job->plan.stages[0].losses[2];
+  EXPECT_EQ(loss.name, "aux_classifier-layer3");
+  EXPECT_FALSE(loss.needs_teacher);
+  EXPECT_EQ(loss.student_tap, "layer3");
+  EXPECT_EQ(loss.student_channels, 64u);
+  EXPECT_EQ(loss.teacher_channels, 11u);
+  EXPECT_EQ(loss.student_height, 11u);
+  EXPECT_EQ(loss.adapter, "none");
+  // Alone it needs no teacher, and labels all the same.
+  const std::string alone =
+      With(With(With(with("{type: aux_classifier, student: layer3}"), "      - {type: kd}\n", ""),
+                "      - {type: cwd, student: classifier, teacher: classifier, mask: valid_labels}\n", ""),
+           "      - {type: cross_entropy}\n", "");
+  const StatusOr<ExpandedJob> only =
+      Expand(With(alone, "  - name: train\n", "  - name: train\n    trainable: [layer3]\n"), Streets());
+  ASSERT_TRUE(only.ok()) << only.status();
+  EXPECT_TRUE(only->plan.stages[0].uses_labels);
+  EXPECT_FALSE(only->plan.stages[0].needs_teacher);
+
+  EXPECT_THAT(Refusal(with("{type: aux_classifier}"), Streets()), HasSubstr("student"));
+  EXPECT_THAT(Refusal(with("{type: aux_classifier, student: layer9}"), Streets()),
+              HasSubstr("the student has no tap 'layer9'"));
+  EXPECT_THAT(Refusal(with("{type: aux_classifier, student: layer3, teacher: layer3}"), Streets()),
+              HasSubstr("the loss 'aux_classifier' reads no teacher"));
+  EXPECT_THAT(Refusal(with("{type: aux_classifier, student: layer3, adapter: conv1x1}"), Streets()),
+              HasSubstr("the loss 'aux_classifier' takes no adapter"));
+  EXPECT_THAT(Refusal(with("{type: aux_classifier, student: layer3, label_smoothing: 1}"), Streets()),
+              HasSubstr("label_smoothing"));
+  EXPECT_THAT(Refusal(With(kExplicitJob, "{type: cwd, weight: 2, temperature: 1, student: layer3, teacher: layer3}",
+                           "{type: aux_classifier, student: layer3}")),
+              HasSubstr("'aux_classifier' compares with a label for every pixel, and cifar_resnet8 answers for every "
+                        "image"));
+}
+
 TEST(SegmentationJobTest, MirrorImagesMayCountToo) {
   EXPECT_FALSE(Expand(kStreets, Streets())->plan.evaluate_flip);
   EXPECT_TRUE(Expand(With(kStreets, "stages:", "evaluate: {flip: true}\nstages:"), Streets())->plan.evaluate_flip);

@@ -17,15 +17,17 @@ class EveryLossTest : public testing::TestWithParam<std::string_view> {
  protected:
   const LossSchema& schema() const { return *FindLossSchema(GetParam()); }
   bool maps() const { return schema().input == LossInput::kFeatures; }
-  bool reads_teacher() const { return schema().input != LossInput::kLabels; }
+  bool own_map() const { return schema().input == LossInput::kMap; }
+  bool reads_teacher() const { return ReadsTeacher(schema().input); }
 
   // Three samples; channels differ where the loss can deal with it.
   LossInputs Inputs(torch::Dtype dtype = torch::kFloat64) const {
     torch::manual_seed(21);
     LossInputs inputs;
     const int64_t width = schema().channels == ChannelRule::kAdapter ? 3 : 4;
-    inputs.student =
-        torch::randn(maps() ? std::vector<int64_t>{3, 3, 4, 4} : std::vector<int64_t>{3, 5}, torch::kFloat64).to(dtype);
+    inputs.student = torch::randn(maps() || own_map() ? std::vector<int64_t>{3, 3, 4, 4} : std::vector<int64_t>{3, 5},
+                                  torch::kFloat64)
+                         .to(dtype);
     if (reads_teacher()) {
       inputs.teacher =
           torch::randn(maps() ? std::vector<int64_t>{3, width, 4, 4} : std::vector<int64_t>{3, 5}, torch::kFloat64)
@@ -33,6 +35,7 @@ class EveryLossTest : public testing::TestWithParam<std::string_view> {
               .to(dtype);
     }
     if (schema().uses_labels) inputs.labels = torch::tensor({4, 0, 2}, torch::kInt64);
+    if (own_map()) inputs.labels = torch::randint(5, {3, 8, 7}, torch::kInt64);
     inputs.draw = 17;
     return inputs;
   }
@@ -56,6 +59,7 @@ class EveryLossTest : public testing::TestWithParam<std::string_view> {
       EXPECT_THAT(warnings, testing::IsEmpty());
       EXPECT_EQ(plan.adapter, "none");
     }
+    if (own_map()) plan.student_channels = 3, plan.teacher_channels = 5;
     auto loss = MakeLoss(plan, seed);
     if (!loss.ok()) throw std::runtime_error(loss.status().ToString());
     return std::move(*loss);

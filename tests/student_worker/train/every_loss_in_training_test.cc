@@ -26,7 +26,8 @@ std::vector<Variant> Variants() {
   for (const LossSchema& schema : LossSchemas()) {
     const std::string type(schema.type);
     std::vector<Variant> of_type = {{type, type, {}, false}};
-    if (schema.input != LossInput::kFeatures) of_type.push_back({type + "_dense", type, {}, true});
+    if (schema.input == LossInput::kLabels || schema.input == LossInput::kLogits)
+      of_type.push_back({type + "_dense", type, {}, true});
     for (const KnobSchema& knob : schema.knobs) {
       if (knob.type != KnobSchema::Type::kText) continue;
       for (std::string_view choice : knob.choices) {
@@ -61,14 +62,16 @@ class EveryLossInTrainingTest : public testing::TestWithParam<Variant> {
 
   const LossSchema& schema() const { return *FindLossSchema(GetParam().type); }
   bool maps() const { return schema().input == LossInput::kFeatures; }
-  bool per_pixel() const { return GetParam().dense || ReadsLabelMaps(Plan("f32").stages[0].losses[0]); }
+  bool own_map() const { return schema().input == LossInput::kMap; }
+  bool per_pixel() const { return GetParam().dense || own_map() || ReadsLabelMaps(Plan("f32").stages[0].losses[0]); }
 
   // With another name, another tap.
   JobPlan Plan(const std::string& wire_dtype) const {
     LossPlan loss;
     loss.name = "loss";
     loss.type = GetParam().type;
-    loss.needs_teacher = schema().input != LossInput::kLabels;
+    loss.needs_teacher = ReadsTeacher(schema().input);
+    if (own_map()) loss.student_tap = "layer1", loss.student_channels = 3, loss.teacher_channels = kClasses;
     if (maps()) loss.student_tap = loss.teacher_tap = "layer1";
     loss.adapter = maps() ? "auto" : "none";
     loss.knobs = Take(CompleteKnobs(schema(), GetParam().knobs));
@@ -89,7 +92,7 @@ class EveryLossInTrainingTest : public testing::TestWithParam<Variant> {
     torch::manual_seed(3);
     Objective::Inputs inputs;
     const auto shape = [&](int64_t channels) {
-      if (maps()) return std::vector<int64_t>{kImages, channels, kSide, kSide};
+      if (maps() || own_map()) return std::vector<int64_t>{kImages, channels, kSide, kSide};
       if (GetParam().dense) return std::vector<int64_t>{kImages, kClasses, kSide, kSide};
       return std::vector<int64_t>{kImages, kClasses};
     };
@@ -100,7 +103,7 @@ class EveryLossInTrainingTest : public testing::TestWithParam<Variant> {
       return map;
     };
     inputs.student = {make(3, 1).requires_grad_(true)};
-    if (schema().input != LossInput::kLabels) inputs.teacher = {make(width, 1.5)};
+    if (ReadsTeacher(schema().input)) inputs.teacher = {make(width, 1.5)};
     if (per_pixel()) {
       // The first images have few labelled pixels, so ranks have unequal numbers of them.
       inputs.labels = torch::randint(kClasses, {kImages, kSide, kSide}, torch::kInt64);
@@ -195,7 +198,7 @@ TEST_P(EveryLossInTrainingTest, TheNumberOfRanksChangesNeitherTermNorGradient) {
 }
 
 TEST_P(EveryLossInTrainingTest, AHalfPrecisionWireCostsNoMoreThanItsRounding) {
-  if (schema().input == LossInput::kLabels) return;  // reads no teacher
+  if (!ReadsTeacher(schema().input)) return;
   const Objective::Inputs batch = Batch();
   const auto value = [&](const torch::Tensor& teacher) {
     Objective::Inputs inputs = PartOf(batch, 0, 1);
