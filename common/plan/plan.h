@@ -201,6 +201,9 @@ struct JobPlan {
   uint32_t accumulate = 1;
   std::string autocast = "none";
   bool sync_batch_norm = false;
+  std::vector<double> evaluate_scales;
+  std::vector<uint32_t> evaluate_window;
+  std::vector<uint32_t> evaluate_stride;
   bool operator==(const JobPlan&) const = default;
 };
 

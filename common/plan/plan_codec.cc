@@ -293,6 +293,9 @@ void ToProto(const JobPlan& plan, v1::JobPlan* proto) {
   proto->set_accumulate(plan.accumulate);
   proto->set_autocast(plan.autocast);
   proto->set_sync_batch_norm(plan.sync_batch_norm);
+  proto->mutable_evaluate_scales()->Add(plan.evaluate_scales.begin(), plan.evaluate_scales.end());
+  proto->mutable_evaluate_window()->Add(plan.evaluate_window.begin(), plan.evaluate_window.end());
+  proto->mutable_evaluate_stride()->Add(plan.evaluate_stride.begin(), plan.evaluate_stride.end());
 }
 
 JobPlan FromProto(const v1::JobPlan& proto) {
@@ -350,6 +353,9 @@ JobPlan FromProto(const v1::JobPlan& proto) {
   plan.accumulate = proto.accumulate();
   plan.autocast = proto.autocast();
   plan.sync_batch_norm = proto.sync_batch_norm();
+  plan.evaluate_scales.assign(proto.evaluate_scales().begin(), proto.evaluate_scales().end());
+  plan.evaluate_window.assign(proto.evaluate_window().begin(), proto.evaluate_window().end());
+  plan.evaluate_stride.assign(proto.evaluate_stride().begin(), proto.evaluate_stride().end());
   return plan;
 }
 

@@ -46,6 +46,10 @@ class StudentNet {
   virtual StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
                                                             const std::vector<std::string>& taps) = 0;
 
+  // The output [N, K, H, W] for pictures of a height and width of their own, of 8 pixels at least: for dense networks of
+  // the zoo. kInvalidArgument also: any other network.
+  virtual StatusOr<torch::Tensor> ForwardAtAnySize(const torch::Tensor& x) = 0;
+
   // Parameters, then buffers, each in the order of architecture().StateDict() and under its names.
   virtual std::vector<StateTensor> State() const = 0;
 

@@ -80,6 +80,11 @@ class LoadedNet : public TorchScriptNet {
     return Run(value, start, taps);
   }
 
+  StatusOr<torch::Tensor> ForwardAtAnySize(const torch::Tensor&) override {
+    const ModelSpec& spec = architecture_->spec();
+    return absl::InvalidArgumentError(StrCat(Name(), " was checked with pictures of [", spec.image_height, ", ",
+                                             spec.image_width, "] and takes no others"));
+  }
   const Architecture& architecture() const override { return *architecture_; }
   const std::vector<TapInfo>& taps() const override { return taps_; }
   bool runs_prefixes() const override { return graph_ != nullptr; }

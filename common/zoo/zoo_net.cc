@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "absl/strings/str_join.h"
@@ -81,6 +82,7 @@ struct ZooNet::Run {
   NormRanks* const ranks;             // null: batch norms see these images alone
   std::vector<torch::Tensor> values;  // by position in `taps`; undefined until known
   size_t missing;
+  std::array<int64_t, 2> image{};  // height and width of what came in; 0: the pictures the network is made for
 
   Run(const std::vector<std::string>& wanted, NormRanks* norm_ranks)
       : taps(wanted), ranks(norm_ranks), values(wanted.size()), missing(wanted.size()) {}
@@ -183,8 +185,8 @@ struct ZooNet::Run {
         return static_cast<torch::nn::LinearImpl&>(*node.module).forward(x);
       case ModuleKind::kUpsample: {
         const bool like = inputs.size() == 2;
-        const int64_t height = like ? inputs[1].value.size(2) : def.out_height;
-        const int64_t width = like ? inputs[1].value.size(3) : def.out_width;
+        const int64_t height = like ? inputs[1].value.size(2) : image[0] > 0 ? image[0] : def.out_height;
+        const int64_t width = like ? inputs[1].value.size(3) : image[1] > 0 ? image[1] : def.out_width;
         return torch::upsample_bilinear2d(x, {height, width}, def.align_corners);
       }
       case ModuleKind::kAdd:
@@ -257,6 +259,28 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
                                              ", must be floating point (N, ", spec.in_channels, ", ", spec.image_height,
                                              ", ", spec.image_width, ")"));
   }
+  return RunFrom(x, taps);
+}
+
+StatusOr<torch::Tensor> ZooNet::ForwardAtAnySize(const torch::Tensor& x) {
+  const ModelSpec& spec = arch_.spec();
+  if (!arch_.dense()) {
+    return absl::InvalidArgumentError(StrCat(spec.arch, " answers for every image, and takes images of [",
+                                             spec.image_height, ", ", spec.image_width,
+                                             "] only; networks for segmentation take any size"));
+  }
+  constexpr int64_t kLeast = 8;
+  if (!x.defined() || x.dim() != 4 || x.size(1) != spec.in_channels || x.size(2) < kLeast || x.size(3) < kLeast ||
+      !x.is_floating_point()) {
+    return absl::InvalidArgumentError(StrCat("forward of ", spec.arch, " at any size: input is ", DescribeInput(x),
+                                             ", must be floating point (N, ", spec.in_channels, ", H, W) of at least ",
+                                             kLeast, " pixels a side"));
+  }
+  DISTILL_ASSIGN_OR_RETURN(std::vector<torch::Tensor> values, RunFrom(x, {""}));
+  return std::move(values[0]);
+}
+
+StatusOr<std::vector<torch::Tensor>> ZooNet::RunFrom(const torch::Tensor& x, const std::vector<std::string>& taps) {
   try {
     Run run(taps, norm_ranks_);
     run.image = {x.size(2), x.size(3)};
@@ -264,7 +288,7 @@ StatusOr<std::vector<torch::Tensor>> ZooNet::Forward(const torch::Tensor& x, con
     if (!run.Done()) run.Capture("", output);
     return std::move(run.values);
   } catch (const std::exception& error) {
-    return TorchStatus(error, StrCat("forward of ", spec.arch));
+    return TorchStatus(error, StrCat("forward of ", arch_.spec().arch));
   }
 }
 

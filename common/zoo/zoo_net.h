@@ -27,6 +27,7 @@ class ZooNet : public torch::nn::Module, public StudentNet {
   StatusOr<std::vector<torch::Tensor>> Forward(const torch::Tensor& x, const std::vector<std::string>& taps) override;
   StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
                                                     const std::vector<std::string>& taps) override;
+  StatusOr<torch::Tensor> ForwardAtAnySize(const torch::Tensor& x) override;
 
   // Convolutions and linear layers: ModuleDef::init, which is the reference's; batch norm: weight 1, bias 0. Depends on
   // the seed alone, not on the global generator.
@@ -47,6 +48,7 @@ class ZooNet : public torch::nn::Module, public StudentNet {
  private:
   struct Node;
   struct Run;
+  StatusOr<std::vector<torch::Tensor>> RunFrom(const torch::Tensor& x, const std::vector<std::string>& taps);
   Status CheckTaps(const std::vector<std::string>& taps) const;
   void InitNode(const Node& node, at::Generator* generator);
   explicit ZooNet(Architecture arch);

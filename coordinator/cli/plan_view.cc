@@ -86,6 +86,13 @@ std::string TrainingText(const v1::JobPlan& plan) {
     StrAppend(&text, ", features as ", plan.wire_dtype(), ", prefetch ", FormatBytes(plan.prefetch_bytes()));
   }
   if (plan.deterministic()) StrAppend(&text, ", deterministic");
+  if (plan.evaluate_scales_size() > 0) {
+    StrAppend(&text, ", measured at scales ", absl::StrJoin(plan.evaluate_scales(), ", "));
+  }
+  if (plan.evaluate_window_size() == 2) {
+    StrAppend(&text, ", measured in windows of ", plan.evaluate_window(0), "x", plan.evaluate_window(1), " every ",
+              plan.evaluate_stride(0), "x", plan.evaluate_stride(1));
+  }
   if (plan.checkpoint_every() > 0) StrAppend(&text, ", checkpoint every ", Plural(plan.checkpoint_every(), "step"));
   return text;
 }

@@ -1,6 +1,7 @@
 #include "coordinator/jobfile/draft_reader.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 
@@ -450,6 +451,50 @@ void ReadSchedulePlan(const SectionReader& top, Problems* problems, JobDraft* jo
   if (has_stages) job->stages = ReadStages(top.Find("stages"), *job, problems);
 }
 
+// [height, width] in whole pixels. Nothing with a problem, or where the key is absent.
+std::vector<uint32_t> ReadSides(const SectionReader& section, std::string_view key) {
+  std::vector<double> sides;
+  if (!section.Has(key) || !section.Numbers(key, {.minimum = 1, .maximum = 8192}, &sides)) return {};
+  if (sides.size() != 2 || sides[0] != std::floor(sides[0]) || sides[1] != std::floor(sides[1])) {
+    section.Problem(key, "expected [height, width] in whole pixels");
+    return {};
+  }
+  return {static_cast<uint32_t>(sides[0]), static_cast<uint32_t>(sides[1])};
+}
+
+// How pictures are shown when they are measured.
+void ReadViews(const SectionReader& evaluate, JobDraft* job) {
+  JobPlan& plan = job->plan;
+  constexpr size_t kMostScales = 32;
+  job->scales_mark = evaluate.Mark("scales");
+  job->window_mark = evaluate.Mark("window");
+  if (evaluate.Has("scales") && evaluate.Numbers("scales", {.minimum = 0.1, .maximum = 8}, &plan.evaluate_scales) &&
+      (plan.evaluate_scales.empty() || plan.evaluate_scales.size() > kMostScales)) {
+    evaluate.Problem("scales", StrCat("has ", plan.evaluate_scales.size(), " scales; give 1 to ", kMostScales));
+    plan.evaluate_scales.clear();
+  }
+  plan.evaluate_window = ReadSides(evaluate, "window");
+  plan.evaluate_stride = ReadSides(evaluate, "stride");
+  const std::vector<uint32_t>&window = plan.evaluate_window, &stride = plan.evaluate_stride;
+  if (evaluate.Has("stride") && !evaluate.Has("window")) {
+    evaluate.Problem("stride",
+                     "is the way from one window to the next; say how large they are: window: [height, width]");
+  }
+  if (window.empty()) {
+    plan.evaluate_stride.clear();
+    return;
+  }
+  if (stride.empty()) {
+    for (const uint32_t side : window) plan.evaluate_stride.push_back((2 * side + 2) / 3);
+  } else if (stride[0] > window[0] || stride[1] > window[1]) {
+    evaluate.Problem("stride", StrCat("[", stride[0], ", ", stride[1], "] is longer than the window [", window[0], ", ",
+                                      window[1], "], so that pixels between windows would have no answer"));
+  } else if (16 * stride[0] < window[0] || 16 * stride[1] < window[1]) {
+    evaluate.Problem("stride", StrCat("[", stride[0], ", ", stride[1], "] is less than a sixteenth of the window [",
+                                      window[0], ", ", window[1], "]: each pixel would be answered 256 times or more"));
+  }
+}
+
 }  // namespace
 
 LengthDraft ReadLength(const SectionReader& section) {
@@ -527,7 +572,9 @@ JobDraft ReadDraft(const YamlNodePtr& root, Problems* problems) {
   const SectionReader evaluate(top.Find("evaluate"), "evaluate", JobSectionKeys("evaluate"), problems);
   evaluate.Integer("every", 0, kMaxSteps, &plan.evaluate_every);
   evaluate.Flag("teacher", &job.evaluate_teacher);
+  job.evaluate_teacher_given = evaluate.Has("teacher");
   evaluate.Flag("flip", &plan.evaluate_flip);
+  ReadViews(evaluate, &job);
   job.evaluate_mark = evaluate.present() ? evaluate.Mark("teacher") : top.mark();
   top.Integer("log_every", 1, kMaxSteps, &plan.log_every);
   top.Flag("deterministic", &plan.deterministic);

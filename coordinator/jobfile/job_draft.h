@@ -149,6 +149,8 @@ struct JobDraft {
   YamlMark batch_mark;                     // of batch_size
   YamlMark prefetch_mark;                  // of prefetch
   YamlMark evaluate_mark;                  // of evaluate.teacher
+  bool evaluate_teacher_given = false;     // evaluate.teacher is in the file
+  YamlMark scales_mark, window_mark;       // of evaluate.scales and evaluate.window
   std::vector<std::string> weights_globs;  // of student.weights_modules, as written
   YamlMark weights_mark;
   YamlMark format_mark;  // of data.format

@@ -1,6 +1,8 @@
 #include "coordinator/jobfile/job_file.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <optional>
 #include <set>
 
@@ -302,7 +304,11 @@ void ExpandWeightsModules(const Architecture& student, Problems* problems, JobDr
   job->plan.student.weights_modules = *std::move(modules);
 }
 
-// Pictures become as large as the student takes them.
+constexpr uint32_t kLeastSide = 8;  // StudentNet::ForwardAtAnySize
+
+bool HasViews(const JobPlan& plan) { return !plan.evaluate_scales.empty() || !plan.evaluate_window.empty(); }
+
+// Pictures become as large as the student takes them; those that are measured in views of their own size.
 void CheckTransforms(const JobDraft& job, Problems* problems) {
   const ModelSpec& student = job.plan.student;
   if (student.image_height == 0) return;
@@ -315,7 +321,71 @@ void CheckTransforms(const JobDraft& job, Problems* problems) {
                                student.image_width, "]; make them equal"));
   };
   check(job.plan.data.train_transforms, job.train_transforms_mark, "train");
-  check(job.plan.data.test_transforms, job.test_transforms_mark, "test");
+  if (!HasViews(job.plan)) check(job.plan.data.test_transforms, job.test_transforms_mark, "test");
+}
+
+// Views of pictures are for answers by pixel, and of sizes that the student and the measured teacher take.
+void CheckViews(const Architecture& student, Problems* problems, JobDraft* job) {
+  const JobPlan& plan = job->plan;
+  if (!HasViews(plan)) return;
+  const YamlMark& mark = plan.evaluate_window.empty() ? job->scales_mark : job->window_mark;
+  const std::string_view key = plan.evaluate_window.empty() ? "evaluate.scales" : "evaluate.window";
+  if (!student.dense()) {
+    problems->Add(mark,
+                  StrCat(key, ": shows parts or sizes of a picture to a network that answers for every pixel, and '",
+                         ShortArch(student.spec().arch), "' answers for every image; leave it out"));
+    return;
+  }
+  const StatusOr<TransformedSize> size = SizeAfter(plan.data.test_transforms);
+  const bool own_size = size.ok() && size->any;
+  const ModelSpec& spec = student.spec();
+  const std::array<uint32_t, 2> image = {spec.image_height, spec.image_width};
+  const std::array<uint32_t, 2> picture = own_size ? std::array<uint32_t, 2>{size->height, size->width} : image;
+  // The first size that is not the student's own.
+  std::optional<std::array<uint32_t, 2>> other;
+  const std::vector<double> scales = plan.evaluate_scales.empty() ? std::vector<double>{1} : plan.evaluate_scales;
+  for (const double scale : scales) {
+    std::array<uint32_t, 2> shown{};
+    for (size_t side = 0; side < 2; ++side) {
+      const auto scaled = static_cast<uint32_t>(std::llround(scale * picture[side]));
+      shown[side] = plan.evaluate_window.empty() ? scaled : plan.evaluate_window[side];
+    }
+    if (shown[0] < kLeastSide || shown[1] < kLeastSide) {
+      problems->Add(mark, StrCat(key, ": shows [", shown[0], ", ", shown[1], "] pixels, fewer than ", kLeastSide,
+                                 " a side; take larger ones"));
+      return;
+    }
+    if (shown != image && !other) other = shown;
+  }
+  if (own_size && picture != image && plan.data.holdout > 0) {
+    for (const StagePlan& stage : plan.stages) {
+      if (stage.select_by != "objective" || (stage.select == "last" && stage.patience == 0)) continue;
+      problems->Add(job->test_transforms_mark,
+                    StrCat("data.transforms.test: held-out pictures become [", picture[0], ", ", picture[1],
+                           "], on which stage '", stage.name, "' cannot compute its objective for [", image[0], ", ",
+                           image[1], "]; take select_by: mean_iou"));
+      return;
+    }
+  }
+  if (!other) return;
+  const std::string sizes = StrCat("[", (*other)[0], ", ", (*other)[1], "]");
+  const std::string remedy =
+      StrCat("; show it windows of its own size: evaluate: {window: [", image[0], ", ", image[1], "]}");
+  if (student.is_archive()) {
+    problems->Add(mark, StrCat(key, ": shows ", sizes, " pixels, and an archive takes [", image[0], ", ", image[1],
+                               "] only", remedy));
+    return;
+  }
+  if (!job->evaluate_teacher || job->teacher.empty()) return;
+  if (job->evaluate_teacher_given) {
+    problems->Add(job->evaluate_mark,
+                  StrCat("evaluate.teacher: the teacher takes pictures of [", image[0], ", ", image[1],
+                         "] only, and would be shown ", sizes, remedy, ", or leave this out"));
+    return;
+  }
+  job->evaluate_teacher = false;
+  problems->Warn(mark, StrCat(key, ": the teacher's accuracy is not measured, since it takes pictures of [", image[0],
+                              ", ", image[1], "] only and would be shown ", sizes, remedy));
 }
 
 }  // namespace
@@ -358,6 +428,7 @@ ExpandedJob ExpandJobFile(const JobFileInput& input, const FleetView& fleet) {
     CheckUnlabelled(job, &problems);
     CheckLabelsFit(job, *student, &problems);
     CheckLabelMap(job, student->spec().num_classes, &problems);
+    CheckViews(*student, &problems, &job);
     if (teacher_taps) CheckTeachersAnswers(*student, teacher_taps->output, &problems, &job);
     ExpandWeightsModules(*student, &problems, &job);
     if (job.sskd.head.from_teacher && teacher != nullptr) TakeTeachersHead(*student, teacher->spec, &problems, &job);

@@ -39,7 +39,7 @@ constexpr std::string_view kLrMult[] = {"modules", "factor"};
 constexpr std::string_view kSchedule[] = {"type",       "warmup",    "milestones", "gamma",           "power",
                                           "min_factor", "pct_start", "div_factor", "final_div_factor"};
 constexpr std::string_view kCheckpoint[] = {"every"};
-constexpr std::string_view kEvaluate[] = {"every", "teacher", "flip"};
+constexpr std::string_view kEvaluate[] = {"every", "teacher", "flip", "scales", "window", "stride"};
 constexpr std::string_view kStage[] = {"name",     "trainable", "epochs",        "steps",         "optimizer",
                                        "schedule", "frozen_bn", "teacher_input", "student_input", "select",
                                        "patience", "losses",    "unlabelled_ok", "select_by"};

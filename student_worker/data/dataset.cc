@@ -288,11 +288,13 @@ StatusOr<std::shared_ptr<const Dataset>> MakeMemoryDataset(uint32_t channels, ui
                                                std::move(label_maps));
 }
 
-WantedImages WantedBy(const ModelSpec& student) {
+WantedImages WantedBy(const JobPlan& plan) {
+  const ModelSpec& student = plan.student;
   return {.classes = student.num_classes,
           .channels = student.in_channels,
           .height = student.image_height,
-          .width = student.image_width};
+          .width = student.image_width,
+          .test_of_any_size = !plan.evaluate_scales.empty() || !plan.evaluate_window.empty()};
 }
 
 StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_root, uint64_t seed,
@@ -319,8 +321,8 @@ StatusOr<DataSplits> OpenDataset(const DataPlan& plan, const std::string& data_r
   DISTILL_ASSIGN_OR_RETURN(const Transforms train_transforms, Transforms::Create(plan.train_transforms, seed));
   DISTILL_ASSIGN_OR_RETURN(const Transforms test_transforms, Transforms::Create(plan.test_transforms, seed));
   const TransformedSize train_size = train_transforms.size(), test_size = test_transforms.size();
-  for (const TransformedSize& size : {train_size, test_size}) {
-    if (!size.any || want.height == 0 || (size.height == want.height && size.width == want.width)) continue;
+  for (const auto& [size, free] : {std::pair{train_size, false}, {test_size, want.test_of_any_size}}) {
+    if (free || !size.any || want.height == 0 || (size.height == want.height && size.width == want.width)) continue;
     return absl::InvalidArgumentError(StrCat("data.transforms makes pictures of [", size.height, ", ", size.width,
                                              "] (height, width), the student takes [", want.height, ", ", want.width,
                                              "]"));

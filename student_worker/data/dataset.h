@@ -104,8 +104,10 @@ struct WantedImages {
   uint32_t classes = 0;  // outputs of its head
   uint32_t channels = 0;
   uint32_t height = 0, width = 0;  // after shrinking and transforms; both or none
+  bool test_of_any_size = false;   // the transforms of test images may lead to another size
 };
-WantedImages WantedBy(const ModelSpec& student);
+// Of `plan`'s student, which is shown views of test images where the plan says so.
+WantedImages WantedBy(const JobPlan& plan);
 
 // Lists all splits and reads the headers of their files, which are compared with `want`. What options.cache says is
 // then read and decoded: every picture, if all of them fit into options.cache_bytes (kAuto, kDecoded). Else damage

@@ -16,14 +16,14 @@
 
 namespace distill {
 
-// Scores the classes of the largest logits of `plan`'s student against the labels of `test`; with evaluate_flip those
-// of the largest mean of an image's and its mirror image's probabilities. All ranks call it together, with equal nets;
-// each takes a contiguous part, the counts are summed. A rank's part runs through Lockstep::Together, so that a slow
-// rank keeps the others waiting and is not taken for a dead one. Runs in eval mode and leaves the modules' modes,
-// parameters and buffers as they were.
+// Scores the answers of `plan`'s student against the labels of `test`: the classes of the largest logits, or of the
+// largest probabilities over several views (student_worker/train/evaluation_views.h). All ranks call it together, with
+// equal nets; each takes a contiguous part, the counts are summed. A rank's part runs through Lockstep::Together, so
+// that a slow rank keeps the others waiting and is not taken for a dead one. Runs in eval mode and leaves the modules'
+// modes, parameters and buffers as they were.
 // nullopt: some rank was asked to stop meanwhile; all ranks learn it. kCancelled: revoked meanwhile; kAborted: a peer
 // failed or is lost; kInvalidArgument: the net answers once per image and the labels are for pixels, or the other way
-// round; otherwise what this rank met with, an exception (memory) included.
+// round, or it does not take pictures of a view's size; otherwise what this rank met with, an exception (memory) included.
 StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& test, const JobPlan& plan,
                                         Lockstep* lockstep, const JobControl& control, torch::Device device);
 

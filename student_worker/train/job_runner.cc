@@ -171,7 +171,7 @@ Status Job::FormGroup() {
 Status Job::LoadData() {
   const JobPlan& plan = job_.plan;
   DISTILL_ASSIGN_OR_RETURN(DataSplits data,
-                           OpenDataset(plan.data, job_.environment.data_root, plan.seed, WantedBy(plan.student),
+                           OpenDataset(plan.data, job_.environment.data_root, plan.seed, WantedBy(plan),
                                        job_.environment.data, [this] { return job_.lockstep->stopping(); }));
   data_index_ = IndexOf(data);
   data_warnings_ = std::move(data.warnings);
@@ -207,14 +207,8 @@ Status Job::MeasureTeacherAlone(Score* score) {
     return !job_.lockstep->stopping();
   };
   tick();
-  const uint32_t batch =
-      std::max<uint32_t>(1, job_.plan.batch_size / (job_.assignment.world_size * job_.plan.accumulate));
-  auto result = MeasureTeacherScore(pool.get(), *job_.test,
-                                    {.classes = job_.plan.student.num_classes,
-                                     .batch_size = batch,
-                                     .window_bytes = job_.plan.prefetch_bytes,
-                                     .flip = job_.plan.evaluate_flip},
-                                    tick);
+  at::set_num_threads(std::max<int>(1, static_cast<int>(job_.plan.threads)));  // this may be a thread of its own
+  auto result = MeasureTeacherScore(pool.get(), *job_.test, job_.plan, tick);
   // Asked to stop: the stage's first step finds the ranks' common end.
   if (result.status().code() == StatusCode::kCancelled && !job_.control->revoked()) return OkStatus();
   DISTILL_RETURN_IF_ERROR(result.status());

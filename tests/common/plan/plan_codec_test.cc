@@ -116,6 +116,9 @@ JobPlan FullPlan() {
   plan.evaluate_every = 9;
   plan.evaluate_flip = true;
   plan.sync_batch_norm = true;
+  plan.evaluate_scales = {0.5, 1};
+  plan.evaluate_window = {512, 640};
+  plan.evaluate_stride = {342, 427};
   return plan;
 }
 

@@ -156,6 +156,32 @@ TEST(ZooNetTest, AnFcnsPrefixLeavesTheClassifierAlone) {
   EXPECT_EQ(BufferOf(*net, "classifier.1.num_batches_tracked").item<int64_t>(), 0);
 }
 
+TEST(ZooNetTest, ASegmenterTakesPicturesOfAnySizeAsOneMadeForThatSize) {
+  for (const ModelSpec& spec : {Spec("fcn_resnet18", 4, 3, 32), Spec("deeplabv3plus_resnet18_os16", 2, 3, 33),
+                                Spec("pspnet_resnet18", 2, 3, 41)}) {
+    ModelSpec other = spec;
+    other.image_height = 57;
+    other.image_width = 38;
+    const auto net = Make(spec), made = Make(other);
+    net->eval();
+    made->eval();
+    const torch::NoGradGuard no_grad;
+    const torch::Tensor x = Input(other, 2);
+    const auto got = net->ForwardAtAnySize(x);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_TRUE(torch::equal(*got, Forward(*made, x, {""})[0])) << spec.arch;
+    EXPECT_TRUE(torch::equal(*net->ForwardAtAnySize(Input(spec)), Forward(*net, Input(spec), {""})[0])) << spec.arch;
+  }
+  const auto fcn = Make(Spec("fcn_resnet18", 4, 3, 32));
+  for (const auto& [x, why] : {std::pair{torch::zeros({1, 3, 7, 40}), "of at least 8 pixels a side"},
+                               {torch::zeros({1, 1, 40, 40}), "must be floating point (N, 3, H, W)"},
+                               {torch::zeros({1, 3, 40, 40}, torch::kUInt8), "must be floating point"}}) {
+    EXPECT_THAT(fcn->ForwardAtAnySize(x).status().ToString(), HasSubstr(why));
+  }
+  EXPECT_THAT(Make(Spec("cifar_resnet8", 4))->ForwardAtAnySize(torch::zeros({1, 1, 32, 32})).status().ToString(),
+              HasSubstr("cifar_resnet8 answers for every image"));
+}
+
 TEST(ZooNetTest, PrefixExecutionStopsRightAfterTheLastTap) {
   const auto spec = Spec("cifar_resnet14", 4);
   const auto net = Make(spec);

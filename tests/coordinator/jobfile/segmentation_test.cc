@@ -138,6 +138,68 @@ TEST(SegmentationJobTest, MirrorImagesMayCountToo) {
               HasSubstr("evaluate.flip"));
 }
 
+TEST(SegmentationJobTest, PicturesAreMeasuredInWindowsAndAtScales) {
+  const auto with = [](const std::string& evaluate) {
+    return With(kStreets, "stages:", "evaluate: {" + evaluate + "}\nstages:");
+  };
+  const StatusOr<ExpandedJob> job = Expand(with("scales: [0.75, 1], window: [88, 120], stride: [44, 60]"), Streets());
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_THAT(job->warnings, IsEmpty());
+  EXPECT_EQ(job->plan.evaluate_scales, (std::vector<double>{0.75, 1}));
+  EXPECT_EQ(job->plan.evaluate_window, (std::vector<uint32_t>{88, 120}));
+  EXPECT_EQ(job->plan.evaluate_stride, (std::vector<uint32_t>{44, 60}));
+  EXPECT_TRUE(job->plan.evaluate_teacher);
+  EXPECT_EQ(Expand(with("window: [88, 120]"), Streets())->plan.evaluate_stride, (std::vector<uint32_t>{59, 80}));
+  EXPECT_THAT(Expand(kStreets, Streets())->plan.evaluate_scales, IsEmpty());
+
+  // A teacher sees pictures of its own size.
+  const StatusOr<ExpandedJob> scaled = Expand(with("scales: [0.5]"), Streets());
+  ASSERT_TRUE(scaled.ok()) << scaled.status();
+  EXPECT_FALSE(scaled->plan.evaluate_teacher);
+  ASSERT_EQ(scaled->warnings.size(), 1u);
+  EXPECT_THAT(scaled->warnings[0].text,
+              HasSubstr("evaluate.scales: the teacher's accuracy is not measured, since it takes pictures of [88, 120] "
+                        "only and would be shown [44, 60]; show it windows of its own size: evaluate: {window: [88, "
+                        "120]}"));
+  EXPECT_THAT(Refusal(with("scales: [0.5], teacher: true"), Streets()),
+              HasSubstr("evaluate.teacher: the teacher takes"));
+  EXPECT_EQ(Refusal(with("scales: [0.5], teacher: false"), Streets()), "accepted");
+  EXPECT_EQ(Refusal(with("window: [96, 96], teacher: false"), Streets()), "accepted");
+
+  // Pictures that are measured may be larger than those to train on.
+  const std::string larger =
+      With(with("window: [88, 120]"), "shrink: 4", "shrink: 4, transforms: {test: [{resize: {size: [180, 240]}}]}");
+  EXPECT_EQ(Refusal(larger, Streets()), "accepted");
+  EXPECT_THAT(Refusal(With(larger, "window: [88, 120]", "flip: true"), Streets()),
+              HasSubstr("data.transforms.test: makes pictures of [180, 240]"));
+  const std::string held_out =
+      With(With(larger, "shrink: 4,", "shrink: 4, holdout: 64,"), "epochs: 2", "epochs: 2\n    select: best");
+  EXPECT_THAT(Refusal(held_out, Streets()), HasSubstr("held-out pictures become [180, 240], on which stage 'train' "
+                                                      "cannot compute its objective for [88, 120]; take select_by: "
+                                                      "mean_iou"));
+  EXPECT_EQ(Refusal(With(held_out, "select: best", "select: best\n    select_by: mean_iou"), Streets()), "accepted");
+}
+
+TEST(SegmentationJobTest, ViewsThatMakeNoSenseAreRefused) {
+  const auto refusal = [](const std::string& evaluate) {
+    return Refusal(With(kStreets, "stages:", "evaluate: {" + evaluate + "}\nstages:"), Streets());
+  };
+  EXPECT_THAT(refusal("scales: []"), HasSubstr("evaluate.scales"));
+  EXPECT_THAT(refusal("scales: [1, 9]"), HasSubstr("evaluate.scales"));
+  EXPECT_THAT(refusal("scales: 1.5"), HasSubstr("evaluate.scales"));
+  EXPECT_THAT(refusal("window: [88]"), HasSubstr("evaluate.window: expected [height, width] in whole pixels"));
+  EXPECT_THAT(refusal("window: [88.5, 20]"), HasSubstr("evaluate.window: expected [height, width] in whole pixels"));
+  EXPECT_THAT(refusal("window: [4, 120], teacher: false"), HasSubstr("fewer than 8 a side"));
+  EXPECT_THAT(refusal("stride: [44, 60]"), HasSubstr("evaluate.stride: is the way from one window to the next"));
+  EXPECT_THAT(refusal("window: [88, 120], stride: [44, 121]"),
+              HasSubstr("pixels between windows would have no answer"));
+  EXPECT_THAT(refusal("window: [88, 120], stride: [5, 60]"), HasSubstr("less than a sixteenth of the window"));
+  for (const std::string views : {"window: [28, 28]", "scales: [1, 2]"}) {
+    EXPECT_THAT(Refusal(With(kExplicitJob, "stages:", "evaluate: {" + views + "}\nstages:")),
+                HasSubstr("'cifar_resnet8' answers for every image; leave it out"));
+  }
+}
+
 TEST(SegmentationJobTest, KeysThatDoNotApplyAreRefused) {
   EXPECT_THAT(Refusal(With(kStreets, "segmentation_folder", "image_folder"), Streets()),
               HasSubstr("ignore_label: stands for pixels without a label"));

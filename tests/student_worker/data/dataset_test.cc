@@ -197,7 +197,9 @@ TEST_F(DatasetTest, LabelBeyondTheStudentsClassesIsRefused) {
 TEST_F(DatasetTest, ImagesThatTheStudentDoesNotTakeAreRefused) {
   WriteIdx("d");
   const auto open = [&](const ModelSpec& student) {
-    return std::string(OpenDataset({.format = "idx", .path = "d"}, root_, 1, WantedBy(student)).status().message());
+    JobPlan plan;
+    plan.student = student;
+    return std::string(OpenDataset({.format = "idx", .path = "d"}, root_, 1, WantedBy(plan)).status().message());
   };
   const ModelSpec student{.num_classes = 3, .in_channels = 1, .image_height = 2, .image_width = 3};
   EXPECT_EQ(open(student), "");

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <thread>
 
+#include "student_worker/train/evaluation_views.h"
 #include "tests/student_worker/data/sample_readers.h"
 #include "tests/student_worker/train/train_fixtures.h"
 
@@ -128,6 +129,151 @@ TEST(EvaluateTest, WithAFlipBothViewsAreAnsweredTogether) {
     EXPECT_EQ((*both)->by_class.answered, AnswersOfBothViews(rank.net.get(), *data, plan.student));
     EXPECT_NE((*both)->by_class.answered, (*plain)->by_class.answered) << "the test shows nothing";
   }
+}
+
+// What windows and scales mean, in plain loops: of every picture, in doubles, the mean probabilities at every pixel.
+std::vector<uint64_t> AnswersOfWindows(ZooNet* net, const Dataset& data, const JobPlan& plan) {
+  const int64_t height = data.height(), width = data.width(), classes = plan.student.num_classes;
+  const int64_t tall = plan.evaluate_window[0], wide = plan.evaluate_window[1];
+  const torch::NoGradGuard no_grad;
+  std::vector<uint64_t> counts(static_cast<size_t>(classes));
+  for (uint64_t i = 0; i < data.size(); ++i) {
+    Picture picture;
+    EXPECT_TRUE(data.Read(i, &picture).ok());
+    const torch::Tensor image = torch::from_blob(picture.pixels.data(), {1, 1, height, width}, torch::kUInt8);
+    torch::Tensor sum = torch::zeros({1, classes, height, width}, torch::kFloat64);
+    for (const double scale : plan.evaluate_scales) {
+      const int64_t h = std::lround(scale * static_cast<double>(height));
+      const int64_t w = std::lround(scale * static_cast<double>(width));
+      torch::Tensor scaled =
+          torch::nn::functional::interpolate(image.to(torch::kFloat32), torch::nn::functional::InterpolateFuncOptions()
+                                                                            .size(std::vector<int64_t>{h, w})
+                                                                            .mode(torch::kBilinear)
+                                                                            .align_corners(false));
+      scaled = scaled.round().to(torch::kUInt8);
+      const int64_t above = std::max<int64_t>(0, tall - h) / 2, before = std::max<int64_t>(0, wide - w) / 2;
+      torch::Tensor canvas =
+          torch::full({1, 1, std::max(h, tall), std::max(w, wide)}, std::lround(255 * 0.4), torch::kUInt8);
+      canvas.slice(2, above, above + h).slice(3, before, before + w).copy_(scaled);
+      torch::Tensor total = torch::zeros({1, classes, canvas.size(2), canvas.size(3)}, torch::kFloat64);
+      torch::Tensor seen = torch::zeros({canvas.size(2), canvas.size(3)}, torch::kFloat64);
+      const auto grid = [](int64_t length, int64_t window, int64_t stride) {  // as the papers' code
+        std::vector<int64_t> starts;
+        const int64_t steps = std::max<int64_t>(length - window + stride - 1, 0) / stride + 1;
+        for (int64_t k = 0; k < steps; ++k) starts.push_back(std::min(k * stride + window, length) - window);
+        return starts;
+      };
+      for (const int64_t top : grid(canvas.size(2), tall, plan.evaluate_stride[0])) {
+        for (const int64_t left : grid(canvas.size(3), wide, plan.evaluate_stride[1])) {
+          for (const bool mirrored : {false, true}) {
+            torch::Tensor view = canvas.slice(2, top, top + tall).slice(3, left, left + wide).clone();
+            if (mirrored) view = view.flip({3});
+            torch::Tensor answer = Take(net->Forward(NormalizePixels(view, plan.student, true), {""}))[0].softmax(1);
+            if (mirrored) answer = answer.flip({3});
+            total.slice(2, top, top + tall).slice(3, left, left + wide) += answer;
+            seen.slice(0, top, top + tall).slice(1, left, left + wide) += 1;
+          }
+        }
+      }
+      const torch::Tensor mean = (total / seen).slice(2, above, above + h).slice(3, before, before + w);
+      sum += torch::nn::functional::interpolate(mean, torch::nn::functional::InterpolateFuncOptions()
+                                                          .size(std::vector<int64_t>{height, width})
+                                                          .mode(torch::kBilinear)
+                                                          .align_corners(false));
+    }
+    const torch::Tensor answers = sum.argmax(1).flatten();
+    for (int64_t p = 0; p < answers.numel(); ++p) ++counts[static_cast<size_t>(answers[p].item<int64_t>())];
+  }
+  return counts;
+}
+
+JobPlan DensePlan() {
+  JobPlan plan = Plan();
+  plan.student.arch = "fcn_resnet18";
+  plan.student.width = 8;
+  plan.student.image_height = plan.student.image_width = 32;
+  return plan;
+}
+
+TEST(EvaluateTest, WindowsAndScalesAreWhatPlainLoopsSay) {
+  JobPlan plan = DensePlan();
+  plan.evaluate_flip = true;
+  plan.evaluate_scales = {0.5, 1, 1.3};  // the first is smaller than a window
+  plan.evaluate_window = {32, 32};
+  plan.evaluate_stride = {20, 13};
+  ModelSpec larger = plan.student;
+  larger.image_height = 45;
+  larger.image_width = 52;
+  const auto data = Noise(larger, 3, true);
+  Rank rank(plan);
+  rank.net->eval();
+  const auto score = EvaluateOn(&rank, data);
+  ASSERT_TRUE(score.ok()) << score.status();
+  const std::vector<uint64_t> expected = AnswersOfWindows(rank.net.get(), *data, plan);
+  for (size_t k = 0; k < expected.size(); ++k) {  // a pixel of equal probabilities may fall either way
+    EXPECT_NEAR(static_cast<double>((*score)->by_class.answered[k]), static_cast<double>(expected[k]), 2) << k;
+  }
+  // Nothing of it goes without saying.
+  for (int part = 0; part < 3; ++part) {
+    rank.plan = plan;
+    if (part == 0) rank.plan.evaluate_flip = false;
+    if (part == 1) rank.plan.evaluate_scales = {1};
+    if (part == 2) rank.plan.evaluate_stride = {32, 32};
+    EXPECT_NE((*EvaluateOn(&rank, data))->by_class.answered, (*score)->by_class.answered) << part;
+  }
+}
+
+// Ranks share the pictures, and whole pictures of another size than the student's go through it as they are.
+TEST(EvaluateTest, PicturesOfAnotherSizeAreSeenAsAWhole) {
+  JobPlan plan = DensePlan();
+  plan.evaluate_scales = {1};
+  ModelSpec larger = plan.student;
+  larger.image_height = 40;
+  larger.image_width = 56;
+  const auto data = Noise(larger, 5, true);
+  const auto wide = Take(ZooNet::Create(larger));
+  std::vector<uint64_t> expected(4);
+  OnRanks(2, [&](uint32_t number, std::shared_ptr<KvClient> store) {
+    Rank rank(plan, number, 2, std::move(store));
+    const auto score = EvaluateOn(&rank, data);
+    ASSERT_TRUE(score.ok()) << score.status();
+    if (number == 0) expected = (*score)->by_class.answered;
+  });
+  wide->InitWeights(plan.seed);
+  Rank rank(plan);
+  rank.net = wide;
+  rank.plan.student = larger;
+  rank.plan.evaluate_scales = {};
+  EXPECT_EQ((*Take(EvaluateOn(&rank, data))).by_class.answered, expected);
+  // Which a network for pictures as a whole cannot.
+  Rank images(Plan());
+  ModelSpec other = images.plan.student;
+  other.image_height = 16;
+  images.plan.evaluate_scales = {1};
+  EXPECT_THAT(EvaluateOn(&images, Noise(other, 3, false)).status().ToString(),
+              ::testing::HasSubstr("cifar_resnet8 answers for every image, and takes images of [12, 12] only"));
+}
+
+TEST(EvaluateTest, ViewsThatMakeNoSenseAreRefused) {
+  const auto refusal = [](const std::function<void(JobPlan*)>& change) {
+    JobPlan plan = DensePlan();
+    change(&plan);
+    return EvaluationViews::Create(plan, 64, 64).status().ToString();
+  };
+  EXPECT_THAT(refusal([](JobPlan* plan) { plan->evaluate_scales = {0}; }), ::testing::HasSubstr("a scale is 0"));
+  EXPECT_THAT(refusal([](JobPlan* plan) { plan->evaluate_scales = {NAN}; }), ::testing::HasSubstr("a scale is nan"));
+  EXPECT_THAT(refusal([](JobPlan* plan) { plan->evaluate_window = {32}; }), ::testing::HasSubstr("two sides"));
+  EXPECT_THAT(refusal([](JobPlan* plan) {
+                plan->evaluate_window = {32, 32};
+                plan->evaluate_stride = {33, 32};
+              }),
+              ::testing::HasSubstr("no longer than the window's"));
+  EXPECT_THAT(refusal([](JobPlan* plan) {
+                plan->evaluate_scales = {1000};
+                plan->evaluate_window = {32, 32};
+                plan->evaluate_stride = {1, 1};
+              }),
+              ::testing::HasSubstr("more than 100000 windows"));
 }
 
 // Without the stop the test would run for hours.

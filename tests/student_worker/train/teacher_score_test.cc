@@ -46,26 +46,33 @@ std::shared_ptr<const Dataset> LabelledImages() {
   return MakeMemoryDataset(kClasses, kSide, kSide, kClasses, std::move(pixels), std::move(labels)).value();
 }
 
-constexpr TeacherScoreOptions kLabelled{.classes = kClasses, .batch_size = 3, .window_bytes = 1 << 20};
+JobPlan Plan(uint32_t classes, uint32_t batch_size, uint64_t window_bytes = 1 << 20) {
+  JobPlan plan;
+  plan.student.num_classes = classes;
+  plan.student.in_channels = classes;
+  plan.batch_size = batch_size;
+  plan.prefetch_bytes = window_bytes;
+  return plan;
+}
+JobPlan Labelled() { return Plan(kClasses, 3); }
 
 class TeacherScoreTest : public ::testing::Test {
  protected:
   StatusOr<Score> Measure(uint64_t window_bytes, uint32_t batch_size) {
-    return MeasureOn(Images(), "maps", {kChannels, kSide, kSide},
-                     {.classes = kChannels, .batch_size = batch_size, .window_bytes = window_bytes});
+    return MeasureOn(Images(), "maps", {kChannels, kSide, kSide}, Plan(kChannels, batch_size, window_bytes));
   }
   StatusOr<Score> MeasureOn(std::shared_ptr<const Dataset> images, const std::string& tap,
-                            const std::vector<uint32_t>& shape, const TeacherScoreOptions& how) {
+                            const std::vector<uint32_t>& shape, const JobPlan& plan) {
     TeacherPool::Options options;
     options.model = kModel;
     options.digest = kDigest;
     options.taps = {{tap}};
     options.tap_shapes = {shape};
     options.client = "test";
-    options.window_bytes = how.window_bytes;
+    options.window_bytes = plan.prefetch_bytes;
     const auto pool = TeacherPool::Create(std::move(options)).value();
     pool->SetTeachers({teacher_->endpoint()});
-    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(std::move(images)), how, [] { return true; });
+    return MeasureTeacherScore(pool.get(), *testing::ReaderOf(std::move(images)), plan, [] { return true; });
   }
   std::unique_ptr<TestTeacher> teacher_ = TestTeacher::Start({});
 };
@@ -80,7 +87,7 @@ TEST_F(TeacherScoreTest, CountsTheClassesOfTheLargestLogits) {
 }
 
 TEST_F(TeacherScoreTest, CountsTheFirstFiveOfImagesWithOneLabelEach) {
-  const StatusOr<Score> score = MeasureOn(LabelledImages(), "", {kClasses}, kLabelled);
+  const StatusOr<Score> score = MeasureOn(LabelledImages(), "", {kClasses}, Labelled());
   ASSERT_TRUE(score.ok()) << score.status();
   EXPECT_EQ(score->metrics, (std::vector<NamedNumber>{{"top1", 1.0 / 7}, {"top5", 5.0 / 7}}));
   EXPECT_THAT(score->by_class.answered, ::testing::ElementsAre(0, 0, 0, 0, 0, 0, 7));
@@ -90,17 +97,30 @@ TEST_F(TeacherScoreTest, CountsTheFirstFiveOfImagesWithOneLabelEach) {
 TEST_F(TeacherScoreTest, WithAFlipBothViewsAreAnsweredTogether) {
   const StatusOr<Score> plain = Measure(1 << 20, 4);
   const int before = teacher_->received();
-  const StatusOr<Score> both =
-      MeasureOn(Images(), "maps", {kChannels, kSide, kSide},
-                {.classes = kChannels, .batch_size = 4, .window_bytes = 1 << 20, .flip = true});
+  JobPlan flip = Plan(kChannels, 4);
+  flip.evaluate_flip = true;
+  const StatusOr<Score> both = MeasureOn(Images(), "maps", {kChannels, kSide, kSide}, flip);
   ASSERT_TRUE(both.ok()) << both.status();
   EXPECT_EQ(*both, *plain);
   EXPECT_EQ(teacher_->received() - before, 2 * before);
-  TeacherScoreOptions flipped = kLabelled;
-  flipped.flip = true;
+  JobPlan flipped = Labelled();
+  flipped.evaluate_flip = true;
   const StatusOr<Score> images = MeasureOn(LabelledImages(), "", {kClasses}, flipped);
   ASSERT_TRUE(images.ok()) << images.status();
-  EXPECT_EQ(*images, *MeasureOn(LabelledImages(), "", {kClasses}, kLabelled));
+  EXPECT_EQ(*images, *MeasureOn(LabelledImages(), "", {kClasses}, Labelled()));
+}
+
+// The test teacher answers a pixel by that pixel alone, so that windows of a picture say what the picture does.
+TEST_F(TeacherScoreTest, WindowsAreAskedForOneByOne) {
+  const StatusOr<Score> whole = Measure(1 << 20, kImages);
+  const int before = teacher_->received();
+  JobPlan windows = Plan(kChannels, kImages);
+  windows.evaluate_window = {3, 2};
+  windows.evaluate_stride = {2, 2};
+  const StatusOr<Score> parts = MeasureOn(Images(), "maps", {kChannels, 3, 2}, windows);
+  ASSERT_TRUE(parts.ok()) << parts.status();
+  EXPECT_EQ(*parts, *whole);
+  EXPECT_EQ(teacher_->received() - before, 4);
 }
 
 TEST_F(TeacherScoreTest, HowTheLogitsLieDoesNotMatter) {
