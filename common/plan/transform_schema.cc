@@ -69,6 +69,11 @@ constexpr TransformKnob kGaussianBlur[] = {
     Chance("0.5")};
 constexpr TransformKnob kGray[] = {Chance("0.1")};
 constexpr TransformKnob kFlip[] = {Chance("0.5")};
+constexpr TransformKnob kRandAugment[] = {
+    Whole("num_ops", "2", 0, 16, "Operations that are done to a picture, each drawn from fourteen."),
+    Whole("magnitude", "9", 0, 1000, "Their strength, below num_magnitude_bins."),
+    Whole("num_magnitude_bins", "31", 2, 1001, "Steps of the strength, from none to the strongest."), Chance("1"),
+    Fill()};
 constexpr TransformKnob kPadCrop[] = {
     Whole("padding", "", 1, 1024, "Pixels on each side, before a random crop back to the picture's size."), Fill()};
 constexpr TransformKnob kRandomCrop[] = {Size("[height, width], or one number for both; smaller pictures are padded."),
@@ -95,6 +100,9 @@ constexpr TransformSchema kSchemas[] = {
     {"gray", SizeRule::kKeeps, true, "Colour becomes grey in three equal channels. `RandomGrayscale`.", kGray},
     {"horizontal_flip", SizeRule::kKeeps, true, "Mirrors. `RandomHorizontalFlip`.", kFlip},
     {"pad_crop", SizeRule::kKeeps, true, "`RandomCrop` with `padding`, to the size the picture has.", kPadCrop},
+    {"rand_augment", SizeRule::kKeeps, true,
+     "A few of fourteen operations: shears, shifts, turns, colours, contrast. For one label an image. `RandAugment`.",
+     kRandAugment},
     {"random_crop", SizeRule::kSets, true, "`RandomCrop` with `pad_if_needed`.", kRandomCrop},
     {"random_erasing", SizeRule::kKeeps, true, "Paints over a rectangle. `RandomErasing`.", kErasing},
     {"random_resized_crop", SizeRule::kSets, true,
@@ -183,6 +191,11 @@ StatusOr<TransformPlan> CompleteTransform(const TransformPlan& given) {
   }
   if (plan.type == "resize" && plan.values["fit"][0] == 1 && plan.values["size"].size() == 1) {
     return absl::InvalidArgumentError("resize.fit needs both sides: size: [height, width]");
+  }
+  if (plan.type == "rand_augment" && plan.values["magnitude"][0] >= plan.values["num_magnitude_bins"][0]) {
+    return absl::InvalidArgumentError(StrCat("rand_augment.magnitude is ", plan.values["magnitude"][0],
+                                             "; it must be below num_magnitude_bins, which is ",
+                                             plan.values["num_magnitude_bins"][0]));
   }
   return plan;
 }

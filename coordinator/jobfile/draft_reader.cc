@@ -193,6 +193,13 @@ void ReadTransforms(const SectionReader& data, Problems* problems, JobDraft* job
     }
     any[key] = size->any;
   }
+  const bool augments = std::any_of(plan->data.train_transforms.begin(), plan->data.train_transforms.end(),
+                                    [](const TransformPlan& transform) { return transform.type == "rand_augment"; });
+  if (augments && plan->data.format == "segmentation_folder") {
+    section.Problem("train",
+                    "rand_augment shears, shifts and turns pictures without their label maps; take random_scale, "
+                    "random_crop, horizontal_flip and color_jitter");
+  }
   if (plan->data.holdout > 0 && any["train"] && !any["test"]) {
     section.Problem("test",
                     "held-out images are training images seen through the test transforms, which do not bring "

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "student_worker/data/colour.h"
+#include "student_worker/data/rand_augment.h"
 
 namespace distill {
 namespace {
@@ -204,6 +205,10 @@ void ApplyOne(const TransformPlan& plan, CounterRng rng, View* view) {
     GaussianBlur(static_cast<uint32_t>(knobs.Number("kernel")), sigma, view->picture);
   } else if (type == "random_erasing") {
     Erase(knobs, &rng, view->picture);
+  } else if (type == "rand_augment") {
+    RandAugment(static_cast<uint32_t>(knobs.Number("num_ops")), static_cast<uint32_t>(knobs.Number("magnitude")),
+                static_cast<uint32_t>(knobs.Number("num_magnitude_bins")), knobs.Fill(), &rng, view->picture,
+                view->scratch);
   }
 }
 

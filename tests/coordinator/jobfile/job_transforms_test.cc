@@ -73,5 +73,18 @@ TEST(JobTransformsTest, BadImagesAreSkippedWhereTheJobSaysSo) {
   EXPECT_THAT(Refusal(WithData("on_bad_image: skip")), HasSubstr("IDX files hold plain pixels"));
 }
 
+TEST(JobTransformsTest, RandAugmentIsForOneLabelAnImage) {
+  EXPECT_THAT(Refusal(WithData("transforms: {train: [{rand_augment: {magnitude: 10, num_magnitude_bins: 10}}]}")),
+              HasSubstr("rand_augment.magnitude is 10; it must be below num_magnitude_bins, which is 10"));
+  const std::string streets = R"yaml(name: streets
+batch_size: 16
+student: {arch: fcn_resnet18, width: 16, num_classes: 3, in_channels: 3, image: [32, 32]}
+data: {format: segmentation_folder, path: cities, train_size: 160, transforms: {train: [rand_augment]}}
+preset: scratch
+budget: {steps: 10}
+)yaml";
+  EXPECT_THAT(Refusal(streets), HasSubstr("rand_augment shears, shifts and turns pictures without their label maps"));
+}
+
 }  // namespace
 }  // namespace distill
