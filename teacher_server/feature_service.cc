@@ -28,11 +28,20 @@ StreamOpen FromProto(const v1::OpenStream& proto) {
   }
   open.exclusive_batches = proto.exclusive_batches();
   open.credit_bytes = proto.credit_bytes();
+  open.boot_id = proto.boot_id();
+  open.shared_memory_bytes = proto.shared_memory_bytes();
   return open;
 }
 
 grpc::ByteBuffer Encode(const StreamMessage& message) {
   v1::FeatureResponse response;
+  if (message.offer.has_value()) {
+    v1::SharedMemoryOffer* const offer = response.mutable_shared_memory()->mutable_offer();
+    offer->set_socket(message.offer->socket);
+    offer->set_secret(message.offer->secret);
+    offer->set_bytes(message.offer->bytes);
+    return EncodeWithPayload(response, Buffer{});
+  }
   response.set_request_id(message.request_id);
   if (!message.error.ok()) {
     response.set_error(std::string(message.error.message()));
@@ -49,6 +58,11 @@ grpc::ByteBuffer Encode(const StreamMessage& message) {
   response.set_last(message.last);
   response.set_queue_seconds(message.queue_seconds);
   response.set_compute_seconds(message.compute_seconds);
+  if (message.piece.has_value()) {
+    v1::SharedMemoryPiece* const piece = response.mutable_shared_memory()->mutable_piece();
+    piece->set_offset(message.piece->offset);
+    piece->set_size(message.piece->size);
+  }
   return EncodeWithPayload(response, message.payload);
 }
 
@@ -120,6 +134,10 @@ class Call final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
         return core_->Grant(request.credit_bytes());
       case v1::FeatureRequest::kCancelRequestId:
         return core_->Cancel(request.cancel_request_id());
+      case v1::FeatureRequest::kSharedMemoryMapped:
+        return core_->RingMapped(request.shared_memory_mapped());
+      case v1::FeatureRequest::kSharedMemoryReturned:
+        return core_->RingReturned(request.shared_memory_returned());
       case v1::FeatureRequest::KIND_NOT_SET:
         return core_->NothingSaid();
     }

@@ -11,9 +11,12 @@
 //   less than a chunk's worth is left, a shorter chunk of exactly the remaining credit goes out, and the rest waits for
 //   more. Errors need no credit. A client that half-closes keeps getting answers as far as its credit reaches; then the
 //   stream ends with FAILED_PRECONDITION, because no more can come.
+// * A client of this host that says so in `open` may get an offer of shared memory as the first message. Nothing is put
+//   there before it has said that it is mapped, and nothing that it has not returned is overwritten. After it
+//   half-closes, payloads come in messages again.
 // * A wrong batch (shape, size, too many unanswered ones) is refused in band and the stream goes on; a wrong message
-//   (malformed, no `open` first, a second `open`, a request id that is still unanswered) ends the stream with
-//   INVALID_ARGUMENT.
+//   (malformed, no `open` first, a second `open`, a request id that is still unanswered, words about shared memory that
+//   was not offered or more bytes of it than there are) ends the stream with INVALID_ARGUMENT.
 // * Memory has one budget over all streams (memory_budget.h). A batch whose pixels do not fit it gets UNAVAILABLE in
 //   band: take another teacher, or come back. One whose answer does not fit waits before it is computed. While others
 //   wait, a stream that takes none of its features for `slow_client_timeout` is ended with UNAVAILABLE.

@@ -28,7 +28,9 @@
 #include "common/service/certificate_metrics.h"
 #include "common/service/memory.h"
 #include "common/service/service_flags.h"
+#include "common/service/shared_memory_flags.h"
 #include "common/service/worker_process.h"
+#include "common/shared_memory/descriptor_server.h"
 #include "common/str_cat.h"
 #include "common/zoo/model_file.h"
 #include "teacher_server/feature_service.h"
@@ -53,7 +55,8 @@ struct Flags {
   int threads = 0;
   uint32_t max_batch = 256;
   uint64_t memory_budget = uint64_t{2} << 30;  // bytes
-  double grace = 25;                           // seconds; below Kubernetes' default of 30
+  SharedMemoryOptions shared_memory;
+  double grace = 25;  // seconds; below Kubernetes' default of 30
 };
 
 // Where students reach this server when --advertise does not say: an address that means "all interfaces" is of no use
@@ -154,10 +157,22 @@ int Serve(const Flags& flags) {
     if (!http.ok()) return Fail(http.status(), ExitCodeFor(http.status()));
   }
 
-  // Destroyed in the reverse order: fleet, server, engine, services, streams.
+  // Destroyed in the reverse order: fleet, server, engine, services, streams, rings.
+  std::unique_ptr<DescriptorServer> rings;
+  if (flags.shared_memory.enabled) {
+    StatusOr<std::unique_ptr<DescriptorServer>> started = DescriptorServer::Start(flags.shared_memory.folder);
+    if (started.ok()) {
+      rings = *std::move(started);
+    } else if (!flags.shared_memory.folder.empty()) {
+      return Fail(started.status(), ExitCodeFor(started.status()));
+    } else {
+      LogWarning("no shared memory with students of this host; features go over gRPC",
+                 {{"reason", started.status().message()}});
+    }
+  }
   StreamLimits limits;
   limits.memory_budget = flags.memory_budget;
-  StreamSet streams(limits, &metrics);
+  StreamSet streams(limits, &metrics, rings.get());
   const std::unique_ptr<grpc::Service> features = CreateFeatureService(&streams);
   const std::unique_ptr<grpc::Service> inference = CreateInferenceService(&streams);
   std::unique_ptr<TeacherEngine> engine;
@@ -283,6 +298,7 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(uint64_t{64} << 20, uint64_t{1} << 50))
       ->type_name("SIZE")
       ->default_str("2GiB");
+  AddSharedMemoryFlags(&app, &flags.shared_memory);
   app.add_option("--grace", flags.grace, "Seconds that running batches get after SIGTERM")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();

@@ -25,7 +25,8 @@ bool MemoryBudget::TakeFeatures(uint64_t stream, uint64_t bytes, bool covered, T
   absl::MutexLock lock(&mutex_);
   std::deque<Waiting>& row = covered ? covered_ : uncovered_;
   const bool first = row.empty() || row.front().stream == stream;
-  const uint64_t limit = covered ? bytes_ / 2 : bytes_ / 4;
+  const uint64_t most = bytes_ / 2 - rings_;
+  const uint64_t limit = covered ? most : most / 2;
   if (first && (features_ == 0 || features_ + bytes <= limit)) {
     ForgetLocked(stream);
     features_ += bytes;
@@ -45,6 +46,18 @@ bool MemoryBudget::TakeFeatures(uint64_t stream, uint64_t bytes, bool covered, T
 void MemoryBudget::AddFeatures(int64_t bytes) {
   absl::MutexLock lock(&mutex_);
   features_ += static_cast<uint64_t>(bytes);
+}
+
+bool MemoryBudget::TakeRing(uint64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  if (bytes > bytes_ / 8 - rings_) return false;
+  rings_ += bytes;
+  return true;
+}
+
+void MemoryBudget::GiveRing(uint64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  rings_ -= bytes;
 }
 
 void MemoryBudget::Forget(uint64_t stream) {
@@ -78,7 +91,7 @@ std::optional<MemoryBudget::Time> MemoryBudget::waiting_since() const {
 
 uint64_t MemoryBudget::used() const {
   absl::MutexLock lock(&mutex_);
-  return pixels_ + features_;
+  return pixels_ + features_ + rings_;
 }
 
 }  // namespace distill

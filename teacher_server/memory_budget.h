@@ -5,7 +5,8 @@
 // granted the credit for may use the first half of that half only, so that clients that fetch nothing cannot keep the
 // others from theirs. When there is nothing else of its kind, any batch and any answer fits (one must be able to go
 // on). Those that had to wait get their turn in the order in which they asked; covered answers do not wait behind
-// uncovered ones.
+// uncovered ones. Rings of shared memory (stream_ring.h) may take a quarter of the half for features, of which there is
+// so much less as long as they are there.
 //
 // Thread-safe. Calls nobody.
 #ifndef DISTILL_TEACHER_SERVER_MEMORY_BUDGET_H_
@@ -36,6 +37,9 @@ class MemoryBudget {
   bool TakeFeatures(uint64_t stream, uint64_t bytes, bool covered, Time now);
   // Negative: given back.
   void AddFeatures(int64_t bytes);
+  // A ring's memory, for as long as it is there. False: no room, nothing is taken.
+  bool TakeRing(uint64_t bytes);
+  void GiveRing(uint64_t bytes);
   // The stream waits no more.
   void Forget(uint64_t stream);
 
@@ -57,6 +61,7 @@ class MemoryBudget {
   mutable absl::Mutex mutex_;
   uint64_t pixels_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t features_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t rings_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<Time> refused_since_ ABSL_GUARDED_BY(mutex_);
   std::deque<Waiting> covered_ ABSL_GUARDED_BY(mutex_), uncovered_ ABSL_GUARDED_BY(mutex_);
 };

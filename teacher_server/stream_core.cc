@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/shape_text.h"
 #include "common/str_cat.h"
+#include "common/wire/copy_count.h"
 #include "teacher_server/memory_budget.h"
 #include "teacher_server/stream_limits.h"
 #include "teacher_server/stream_set.h"
@@ -45,9 +46,19 @@ void StreamCore::Cancel(uint64_t request_id) {
   Pump();
 }
 
+void StreamCore::RingMapped(bool mapped) {
+  if (Takes(/*is_open=*/false)) Proceed(TakeMapped(mapped));
+}
+
+void StreamCore::RingReturned(uint64_t bytes) {
+  if (Takes(/*is_open=*/false)) Proceed(TakeReturned(bytes));
+}
+
 void StreamCore::NothingSaid() {
   if (!Takes(/*is_open=*/false)) return;
-  End(absl::InvalidArgumentError("a message needs one of open, batch, credit_bytes, cancel_request_id"));
+  End(
+      absl::InvalidArgumentError("a message needs one of open, batch, credit_bytes, cancel_request_id, "
+                                 "shared_memory_mapped, shared_memory_returned"));
 }
 
 void StreamCore::ClientIsDone() {
@@ -126,11 +137,23 @@ Status StreamCore::TakeOpen(const StreamOpen& open) {
                               {"taps", opened.taps->size()},
                               {"exclusive", open.exclusive_batches}});
   }
+  std::unique_ptr<StreamRing> ring;
+  if (set_->rings() != nullptr && WantsRing(open, set_->boot_id())) {
+    StatusOr<std::unique_ptr<StreamRing>> made = StreamRing::Create(set_->rings(), &set_->budget(), open);
+    if (made.ok()) {
+      ring = *std::move(made);
+    } else {
+      LogInfo("a stream of this host goes without shared memory",
+              {{"client", open.client}, {"reason", made.status().message()}});
+    }
+  }
   absl::MutexLock lock(&mutex_);
   opened_ = true;
   client_ = open.client;
   opened_model_ = std::move(opened);
   exclusive_ = open.exclusive_batches;
+  ring_ = std::move(ring);
+  offer_unsent_ = ring_ != nullptr;
   AddCreditLocked(open.credit_bytes);
   return OkStatus();
 }
@@ -224,6 +247,33 @@ void StreamCore::TakeCancel(uint64_t request_id) {
   if (in_engine) engine_->Cancel(id_, request_id);
 }
 
+Status StreamCore::TakeMapped(bool mapped) {
+  absl::MutexLock lock(&mutex_);
+  if (ring_ == nullptr || offer_unsent_ || ring_->mapped()) {
+    return absl::InvalidArgumentError("`shared_memory_mapped` came without an offer, or once too often");
+  }
+  LogInfo(mapped ? "features go through shared memory"
+                 : "the client cannot have shared memory; its features go as to others",
+          {{"client", client_}, {"peer", peer_}, {"ring_bytes", ring_->offer().bytes}});
+  if (mapped) {
+    ring_->SetMapped();
+    set_->shared_streams().Add(1);
+  } else {
+    DropRingLocked();
+  }
+  return OkStatus();
+}
+
+Status StreamCore::TakeReturned(uint64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  if (ring_ == nullptr || !ring_->mapped() || !ring_->writer()->Return(bytes)) {
+    return absl::InvalidArgumentError(
+        StrCat("`shared_memory_returned` of ", bytes, " bytes, which are more than there were to return"));
+  }
+  taken_at_ = Clock::now();
+  return OkStatus();
+}
+
 void StreamCore::OnAnswer(uint64_t request_id, StatusOr<FeatureBatch> answer) {
   {
     absl::MutexLock lock(&mutex_);
@@ -276,6 +326,7 @@ void StreamCore::Pump() {
   bool freed = false;
   std::optional<Status> finish;
   std::string client;
+  Filling filling;
   {
     absl::MutexLock lock(&mutex_);
     if (!finished_) {
@@ -284,11 +335,13 @@ void StreamCore::Pump() {
         if (!end_status_) {
           message = NextMessageLocked();
           abandon = end_status_.has_value();
+          filling = std::exchange(filling_, {});
         }
         if (end_status_ && !breaking_off_) {
           finish = end_status_;
           client = client_;
           finished_ = true;
+          DropRingLocked();
         }
         sending_ = message.has_value();
       }
@@ -298,6 +351,11 @@ void StreamCore::Pump() {
     freed = std::exchange(freed_, false);
   }
   if (submit) SubmitAll();
+  if (filling.ring != nullptr) {
+    CountFeatureCopy(filling.bytes.size);
+    filling.ring->Fill(*message->piece, filling.bytes.data);
+    filling = {};  // the answer's memory may go
+  }
   if (message) transport_->Send(*std::move(message));
   if (abandon && engine_ != nullptr) engine_->CancelClient(id_);
   if (finish) {
@@ -387,6 +445,11 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
     failures_.pop_front();
     return message;
   }
+  if (std::exchange(offer_unsent_, false)) {
+    StreamMessage message;
+    message.offer = ring_->offer();
+    return message;
+  }
   if (answers_.empty()) {
     if (unanswered_.empty()) {
       if (client_is_done_) {
@@ -414,7 +477,9 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
     return std::nullopt;
   }
   StopCreditClockLocked();
-  const uint64_t size = std::min({left, credit_, kChunkBytes});
+  const std::optional<uint64_t> next_size = NextSizeLocked(left);
+  if (!next_size.has_value()) return std::nullopt;
+  const uint64_t size = *next_size;
   StreamMessage message;
   message.request_id = answer.request_id;
   message.tap_index = static_cast<uint32_t>(answer.tap);
@@ -425,6 +490,11 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
   message.offset = answer.offset;
   if (answer.offset == 0) message.model_digest = answer.batch.model_digest;
   message.payload = Buffer{tensor.bytes.data + answer.offset, size, tensor.bytes.owner};
+  if (size > 0 && UsesRingLocked()) {
+    message.piece = ring_->writer()->Take(size);
+    filling_ = {ring_->writer(), std::exchange(message.payload, {})};
+    set_->shared_bytes().Add(size);
+  }
   credit_ -= size;
   CountUnsentLocked(-static_cast<int64_t>(size));
   unanswered_[answer.request_id].reserved -= size;
@@ -441,6 +511,25 @@ std::optional<StreamMessage> StreamCore::NextMessageLocked() {
     }
   }
   return message;
+}
+
+// A client that is done can return nothing any more: it gets the rest in messages.
+bool StreamCore::UsesRingLocked() const { return ring_ != nullptr && ring_->mapped() && !client_is_done_; }
+
+std::optional<uint64_t> StreamCore::NextSizeLocked(uint64_t left) const {
+  const uint64_t wanted = std::min(left, credit_);
+  if (wanted == 0 || !UsesRingLocked()) return std::min(wanted, kChunkBytes);
+  const uint64_t room = ring_->writer()->room();
+  if (room == 0) return std::nullopt;
+  return std::min({wanted, room, ring_->piece_bytes()});
+}
+
+void StreamCore::DropRingLocked() {
+  if (ring_ == nullptr) return;
+  if (ring_->mapped()) set_->shared_streams().Add(-1);
+  ring_.reset();
+  offer_unsent_ = false;
+  freed_ = true;
 }
 
 StreamMessage StreamCore::WholeAnswerLocked() {
@@ -461,6 +550,7 @@ void StreamCore::AbandonLocked() {
   set_->budget().Forget(id_);
   in_row_ = false;
   freed_ = true;
+  DropRingLocked();
   for (const TeacherRequest& request : to_submit_) unanswered_[request.tag].submitted = false;
   to_submit_.clear();
   waiting_.clear();

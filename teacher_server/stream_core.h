@@ -11,6 +11,10 @@
 //
 // A batch: waiting (its pixels are in the budget) -> admitted (its features too) -> in the engine -> answered (being
 // sent, as far as the credit reaches) -> forgotten. Errors overtake answers, and need no credit.
+//
+// A client of this host that wishes it is offered a ring of shared memory (stream_ring.h). Once it says that it has
+// mapped it, the bytes of messages are written there, and messages say where; a message waits until the client has
+// returned room for it.
 #ifndef DISTILL_TEACHER_SERVER_STREAM_CORE_H_
 #define DISTILL_TEACHER_SERVER_STREAM_CORE_H_
 
@@ -28,6 +32,7 @@
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
 #include "teacher_server/stream_open.h"
+#include "teacher_server/stream_ring.h"
 #include "teacher_server/teacher_engine.h"
 
 namespace distill {
@@ -45,10 +50,14 @@ struct StreamMessage {
   uint64_t total_bytes = 0;
   uint64_t offset = 0;
   Buffer payload;
+  // In the place of `payload`, when it was written into the stream's ring.
+  std::optional<RingPiece> piece;
   std::string model_digest;  // with offset 0
   bool last = false;         // the batch is answered
   double queue_seconds = 0;  // with `last`
   double compute_seconds = 0;
+  // Set: a message about nothing else.
+  std::optional<RingOffer> offer;
   // Of a stream with whole answers: the answer, which nothing above but request_id repeats.
   FeatureBatch whole;
 };
@@ -93,6 +102,9 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   void Batch(uint64_t request_id, const std::vector<uint32_t>& shape, Buffer pixels);
   void Grant(uint64_t credit_bytes);
   void Cancel(uint64_t request_id);
+  // What it says to the ring that it was offered, and that it has read so many bytes more of it.
+  void RingMapped(bool mapped);
+  void RingReturned(uint64_t bytes);
   // A message that says none of these.
   void NothingSaid();
   // It says nothing more: the stream ends when all is answered.
@@ -148,6 +160,8 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   Status CheckBatchLocked(const std::vector<uint32_t>& shape, const Buffer& pixels)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TakeCancel(uint64_t request_id);
+  Status TakeMapped(bool mapped);
+  Status TakeReturned(uint64_t bytes);
   // The engine's callback.
   void OnAnswer(uint64_t request_id, StatusOr<FeatureBatch> answer);
 
@@ -164,6 +178,15 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   StreamMessage WholeAnswerLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The next message; nothing when there is none now. Sets end_status_ when there can be none any more.
   std::optional<StreamMessage> NextMessageLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Its bytes have their place in the ring, which is filled under no lock before the message goes.
+  struct Filling {
+    std::shared_ptr<const RingWriter> ring;  // shared with ring_, which may go meanwhile
+    Buffer bytes;
+  };
+  // As many of the next bytes as fit, out of `left` and the credit. Nothing: the ring has no room.
+  std::optional<uint64_t> NextSizeLocked(uint64_t left) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool UsesRingLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropRingLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Forgets everything that is not in the engine's hands.
   void AbandonLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -213,6 +236,9 @@ class StreamCore : public std::enable_shared_from_this<StreamCore> {
   std::deque<Answer> answers_ ABSL_GUARDED_BY(mutex_);            // computed, in the order of sending
   std::deque<Failure> failures_ ABSL_GUARDED_BY(mutex_);          // go before answers: they need no credit
   std::optional<Clock::time_point> credit_wait_since_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<StreamRing> ring_ ABSL_GUARDED_BY(mutex_);  // null: none
+  bool offer_unsent_ ABSL_GUARDED_BY(mutex_) = false;
+  Filling filling_ ABSL_GUARDED_BY(mutex_);  // of the message that NextMessageLocked has just made; else empty
   // When the client last took a message, or an answer was there for it to take.
   Clock::time_point taken_at_ ABSL_GUARDED_BY(mutex_) = created_;
 };

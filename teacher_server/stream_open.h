@@ -26,6 +26,9 @@ struct StreamOpen {
   std::vector<Tap> taps;
   bool exclusive_batches = false;
   uint64_t credit_bytes = 0;
+  // A wish for shared memory: the client's kernel and its most bytes; "" or 0: none.
+  std::string boot_id;
+  uint64_t shared_memory_bytes = 0;
 };
 
 struct OpenedModel {

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "common/shared_memory/boot_id.h"
 #include "common/steady_wait.h"
 #include "common/str_cat.h"
 
@@ -33,15 +34,21 @@ std::string_view ResultLabel(const Status& status) {
 
 }  // namespace
 
-StreamSet::StreamSet(const StreamLimits& limits, MetricsRegistry* metrics)
+StreamSet::StreamSet(const StreamLimits& limits, MetricsRegistry* metrics, DescriptorServer* rings)
     : limits_(limits),
       budget_(limits.memory_budget),
       metrics_(metrics),
+      rings_(rings),
+      boot_id_(rings == nullptr ? "" : BootId()),
       sent_bytes_(metrics->GetCounter("distill_teacher_sent_bytes_total", "Payload bytes handed to the transport.")),
+      shared_bytes_(metrics->GetCounter("distill_teacher_shared_memory_bytes_total",
+                                        "Those of the payload bytes that went through shared memory.")),
       credit_wait_(metrics->GetCounter("distill_teacher_credit_wait_seconds_total",
                                        "Time that computed features waited for credit of their client, over all "
                                        "streams.")),
       streams_(metrics->GetGauge("distill_teacher_streams", "Open feature streams, and inference requests under way.")),
+      shared_streams_(metrics->GetGauge("distill_teacher_shared_memory_streams",
+                                        "Streams whose features go through shared memory.")),
       budget_used_(
           metrics->GetGauge("distill_teacher_memory_budget_used_bytes", "Pixels and unsent features of all streams.")),
       slow_clients_(metrics->GetCounter("distill_teacher_slow_clients_total",

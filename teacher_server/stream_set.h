@@ -18,6 +18,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "common/metrics/metrics.h"
+#include "common/shared_memory/descriptor_server.h"
 #include "common/status.h"
 #include "teacher_server/memory_budget.h"
 #include "teacher_server/stream_core.h"
@@ -29,8 +30,9 @@ namespace distill {
 // Thread-safe. Order of destruction: the RpcServer, then the engine (or its Stop()), then the services and the set.
 class StreamSet {
  public:
-  // `metrics` is not owned and outlives the set.
-  StreamSet(const StreamLimits& limits, MetricsRegistry* metrics);
+  // Neither is owned, both outlive the set. `rings` hands out shared memory to clients of this host; null: they get
+  // everything by their transport, as others do.
+  StreamSet(const StreamLimits& limits, MetricsRegistry* metrics, DescriptorServer* rings = nullptr);
   ~StreamSet();
   StreamSet(const StreamSet&) = delete;
   StreamSet& operator=(const StreamSet&) = delete;
@@ -57,7 +59,12 @@ class StreamSet {
   // Memory was given back: those whose turn it is try again. Under no lock.
   void Freed();
   void CountRequest(const std::string& model, const Status& status);
+  // Null: no shared memory.
+  DescriptorServer* rings() { return rings_; }
+  const std::string& boot_id() const { return boot_id_; }
   Counter& sent_bytes() { return sent_bytes_; }
+  Counter& shared_bytes() { return shared_bytes_; }
+  Gauge& shared_streams() { return shared_streams_; }
   Counter& credit_wait() { return credit_wait_; }
 
  private:
@@ -70,9 +77,13 @@ class StreamSet {
   const StreamLimits limits_;
   MemoryBudget budget_;
   MetricsRegistry* const metrics_;  // not owned: outlives the set
+  DescriptorServer* const rings_;   // not owned: outlives the set; may be null
+  const std::string boot_id_;       // of this kernel; "": unknown
   Counter& sent_bytes_;
+  Counter& shared_bytes_;
   Counter& credit_wait_;
   Gauge& streams_;
+  Gauge& shared_streams_;
   Gauge& budget_used_;
   Counter& slow_clients_;
   // Written once, read by every stream: null while loading.

@@ -167,7 +167,7 @@ class FeatureServiceFixture : public ::testing::Test {
   // `held`: the engine computes nothing before engine_->Release().
   void StartServer(bool held = false, StreamLimits limits = {}, bool with_engine = true) {
     engine_ = std::make_unique<ChannelMeanEngine>(kChannels, kSide, held);
-    streams_ = std::make_unique<StreamSet>(limits, &metrics_);
+    streams_ = std::make_unique<StreamSet>(limits, &metrics_, rings_.get());
     service_ = CreateFeatureService(streams_.get());
     if (with_engine) streams_->SetEngine(engine_.get());
     StatusOr<std::unique_ptr<RpcServer>> server =
@@ -203,6 +203,7 @@ class FeatureServiceFixture : public ::testing::Test {
   }
 
   MetricsRegistry metrics_;
+  std::unique_ptr<DescriptorServer> rings_;  // null: no shared memory; set before StartServer()
   std::unique_ptr<StreamSet> streams_;
   std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<ChannelMeanEngine> engine_;

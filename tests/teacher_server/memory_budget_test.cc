@@ -85,5 +85,31 @@ TEST(MemoryBudgetTest, CoveredAnswersDoNotWaitBehindUncoveredOnes) {
   EXPECT_THAT(budget.NextWaiting(), ElementsAre(2));
 }
 
+TEST(MemoryBudgetTest, RingsHaveAnEighthOfItAndFeaturesSoMuchLess) {
+  MemoryBudget budget(800);
+  EXPECT_FALSE(budget.TakeRing(101));
+  EXPECT_FALSE(budget.TakeRing(UINT64_MAX));
+  EXPECT_TRUE(budget.TakeRing(60));
+  EXPECT_TRUE(budget.TakeRing(40));
+  EXPECT_FALSE(budget.TakeRing(1));
+  EXPECT_EQ(budget.used(), 100);
+  EXPECT_TRUE(budget.TakeFeatures(1, 150, false, kStart));
+  EXPECT_FALSE(budget.TakeFeatures(2, 1, false, kStart));
+  EXPECT_TRUE(budget.TakeFeatures(3, 150, true, kStart));
+  EXPECT_FALSE(budget.TakeFeatures(4, 100, true, kStart));
+  budget.GiveRing(60);
+  EXPECT_FALSE(budget.TakeFeatures(4, 100, true, kStart));
+  budget.GiveRing(40);
+  EXPECT_TRUE(budget.TakeFeatures(4, 100, true, kStart));
+  EXPECT_EQ(budget.used(), 400);
+}
+
+// Rings are there as long as streams are: an answer larger than what they leave must not wait for ever.
+TEST(MemoryBudgetTest, AnAnswerOfAnySizeFitsBesideRingsAlone) {
+  MemoryBudget budget(800);
+  EXPECT_TRUE(budget.TakeRing(100));
+  EXPECT_TRUE(budget.TakeFeatures(1, 5000, true, kStart));
+}
+
 }  // namespace
 }  // namespace distill
