@@ -10,6 +10,8 @@ FeatureMetrics::FeatureMetrics(MetricsRegistry* registry) {
   const std::string requests_help = "Feature requests that ended, by result.";
   bytes_ =
       &registry->GetCounter("distill_student_feature_bytes_total", "Bytes of feature maps received from teachers.");
+  shared_bytes_ = &registry->GetCounter("distill_student_feature_shared_memory_bytes_total",
+                                        "Those of the bytes that came through shared memory.");
   ok_ = &registry->GetCounter(requests, requests_help, {{"result", "ok"}});
   error_ = &registry->GetCounter(requests, requests_help, {{"result", "error"}});
   cancelled_ = &registry->GetCounter(requests, requests_help, {{"result", "cancelled"}});
@@ -30,8 +32,10 @@ FeatureMetrics::FeatureMetrics(MetricsRegistry* registry) {
                                    "Bytes of feature maps granted to teachers or received and not yet released.");
 }
 
-void FeatureMetrics::Received(size_t bytes) {
-  if (bytes_ != nullptr) bytes_->Add(static_cast<double>(bytes));
+void FeatureMetrics::Received(size_t bytes, bool shared) {
+  if (bytes_ == nullptr) return;
+  bytes_->Add(static_cast<double>(bytes));
+  if (shared) shared_bytes_->Add(static_cast<double>(bytes));
 }
 
 void FeatureMetrics::Ended(const Status& status, std::chrono::duration<double> took) {

@@ -18,7 +18,8 @@ class FeatureMetrics {
   // Not owned, outlives this; null: nothing is counted.
   explicit FeatureMetrics(MetricsRegistry* registry);
 
-  void Received(size_t bytes);
+  // `shared`: through shared memory.
+  void Received(size_t bytes, bool shared);
   // A request ended so, `took` after it was made.
   void Ended(const Status& status, std::chrono::duration<double> took);
   // A request was taken from a teacher and waits for another one.
@@ -33,6 +34,7 @@ class FeatureMetrics {
  private:
   // All null without a registry.
   Counter* bytes_ = nullptr;
+  Counter* shared_bytes_ = nullptr;
   Counter* ok_ = nullptr;
   Counter* error_ = nullptr;
   Counter* cancelled_ = nullptr;

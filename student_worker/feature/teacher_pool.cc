@@ -14,8 +14,9 @@
 namespace distill {
 namespace {
 
-// gRPC's channel tells its state when asked; it is asked this often while a connection is being made.
-constexpr std::chrono::milliseconds kDialPoll{5};
+// gRPC's channel tells its state when asked, and so does a Unix socket; they are asked this often while a connection is
+// being made, or a teacher's memory is on its way.
+constexpr std::chrono::milliseconds kPoll{5};
 // A loop that wakes this much after its time was not run (a stopped process, a paused machine): no teacher is to blame.
 constexpr std::chrono::seconds kPause{2};
 
@@ -108,11 +109,12 @@ TeacherPool::Core::Time TeacherPool::Core::NextTimerFromLoop(Time now) const {
   for (const auto& teacher : teachers_) {
     if (teacher->unusable) continue;
     if (teacher->stream == nullptr) {
-      next = std::min(next, teacher->channel == nullptr ? teacher->health.resting_until() : now + kDialPoll);
+      next = std::min(next, teacher->channel == nullptr ? teacher->health.resting_until() : now + kPoll);
       continue;
     }
     at(teacher->health.resting_until());
     const Stream& stream = *teacher->stream;
+    if (stream.connection->joining()) next = std::min(next, now + kPoll);
     if (stream.in_flight.empty()) continue;
     const uint64_t cost = stream.in_flight.begin()->second.cost;
     const Duration late = teacher->health.LateAfter(cost, PoolUsualFromLoop(teacher.get()));
@@ -133,6 +135,7 @@ void TeacherPool::Core::CheckTimersFromLoop(Time now) {
     Stream* const stream = teacher->stream;
     if (teacher->unusable) continue;
     if (stream != nullptr) {
+      PollJoinFromLoop(teacher.get(), now);
       if (stream->in_flight.empty()) continue;
       const Duration owed = now - stream->working_since;
       if (owed < teacher->health.StallTimeout(stream->in_flight.begin()->second.cost)) continue;

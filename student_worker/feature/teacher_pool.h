@@ -22,9 +22,13 @@
 // granted the whole window (its answer teaches the shapes). Received bytes are released when the last copy of a
 // tensor's Buffer::owner goes away.
 //
-// Seen. What people should know goes to `on_event`: a teacher that is set aside and why, one that is trusted again,
-// features that have not come for `notice_after` and whom they are waited for, and when they come again. All else is in
-// the log.
+// Shared memory. A teacher on the same host may offer a ring of it (common/shared_memory/memory_ring.h), from which the
+// bytes of answers are then copied; messages, credit and ends of streams stay on the connection. Where it cannot be
+// had, the bytes come over the connection too. The ring is at most a quarter of the window, and no part of it.
+//
+// Seen. What people should know goes to `on_event`: by which way the features of a teacher on this host come, a teacher
+// that is set aside and why, one that is trusted again, features that have not come for `notice_after` and whom they
+// are waited for, and when they come again. All else is in the log.
 #ifndef DISTILL_STUDENT_WORKER_FEATURE_TEACHER_POOL_H_
 #define DISTILL_STUDENT_WORKER_FEATURE_TEACHER_POOL_H_
 
@@ -38,6 +42,7 @@
 #include "common/fleet/fleet_client.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/rpc_options.h"
+#include "common/shared_memory/shared_memory_options.h"
 #include "common/status.h"
 #include "common/wire/feature_batch.h"
 #include "student_worker/feature/teacher_health.h"
@@ -58,6 +63,7 @@ class TeacherPool {
     // Ask teachers to compute each batch alone (bit-identical results whatever the company).
     bool exclusive_batches = false;
     RpcSecurity security;
+    SharedMemoryOptions shared_memory;
     // For the teachers' logs: job id and worker id.
     std::string client;
     // See above. An answer that alone exceeds it fails with kResourceExhausted, by the job's fault. Raising it costs

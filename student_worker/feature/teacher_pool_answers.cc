@@ -21,7 +21,10 @@ void TeacherPool::Core::OnEventFromLoop(TeacherConnection::Event event) {
   Stream* const stream = it->second.get();
   switch (event.kind) {
     case Kind::kChunk:
-      OnChunkFromLoop(stream, std::move(event.chunk));
+      OnChunkFromLoop(stream, std::move(event));
+      break;
+    case Kind::kOffer:
+      OnOfferFromLoop(stream, event);
       break;
     case Kind::kReadEnd:
       stream->ending = true;
@@ -43,9 +46,18 @@ void TeacherPool::Core::OnEventFromLoop(TeacherConnection::Event event) {
   }
 }
 
-void TeacherPool::Core::OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> chunk) {
+void TeacherPool::Core::OnOfferFromLoop(Stream* stream, const TeacherConnection::Event& event) {
+  if (stream->teacher == nullptr) return;  // dropped before
+  if (const Status joined = stream->connection->Join(event, Clock::now()); !joined.ok()) {
+    return DropFromLoop(stream, joined, Cause::kWrong);
+  }
+  stream->connection->Handled();
+}
+
+void TeacherPool::Core::OnChunkFromLoop(Stream* stream, TeacherConnection::Event event) {
   if (stream->teacher == nullptr) return;  // dropped before
   const Time now = Clock::now();
+  StatusOr<FeatureChunk>& chunk = event.chunk;
   if (!chunk.ok()) return DropFromLoop(stream, absl::DataLossError(chunk.status().message()), Cause::kWrong);
   const auto it = stream->in_flight.find(chunk->request_id);
   if (it == stream->in_flight.end()) {
@@ -55,6 +67,11 @@ void TeacherPool::Core::OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> c
                         Cause::kWrong);
   }
   if (!chunk->error.empty() || chunk->error_code != 0) return OnErrorFromLoop(stream, it, *chunk);
+  if (event.piece.has_value()) {
+    StatusOr<ScatteredBuffer> bytes = stream->connection->Locate(*event.piece);
+    if (!bytes.ok()) return DropFromLoop(stream, bytes.status(), Cause::kWrong);
+    chunk->payload = *std::move(bytes);
+  }
   const StatusOr<bool> complete = it->second.assembler->Add(*chunk);
   if (!complete.ok()) {
     FeatureRequest* const request = FindFromLoop(it->second.ticket);
@@ -63,7 +80,8 @@ void TeacherPool::Core::OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> c
     }
     return DropFromLoop(stream, complete.status(), Cause::kWrong);
   }
-  metrics_.Received(chunk->payload.size);
+  metrics_.Received(chunk->payload.size, event.piece.has_value());
+  if (event.piece.has_value()) stream->connection->Return(*event.piece);
   stream->connection->Handled();
   if (!*complete) return;
   Attempt answered = std::move(it->second);

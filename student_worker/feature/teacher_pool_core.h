@@ -85,6 +85,7 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
     int faults = 0;            // in a row
     bool late = false;         // owes an answer for longer than usual
     bool told_late = false;    // people know
+    bool told_way = false;     // people know by which way its features come
     bool unusable = false;     // refused without asking: never dialed
     std::string Name() const;  // "teacher 'gpu-0' at 10.0.0.7:7100"
     bool open() const { return stream != nullptr && !stream->ending; }
@@ -109,6 +110,7 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
   void DropFromLoop(Stream* stream, const Status& why, Cause cause);
   void SetAsideFromLoop(Teacher* teacher, const std::string& why, Cause cause);
   void RecallCreditFromLoop(Stream* stream);
+  void PollJoinFromLoop(Teacher* teacher, Time now);
   void UpdateConnectedFromLoop();
   std::string DescribeFromLoop(const Teacher& teacher, Time now) const;
 
@@ -134,7 +136,8 @@ class TeacherPool::Core : public std::enable_shared_from_this<TeacherPool::Core>
 
   // Answers.
   void OnEventFromLoop(TeacherConnection::Event event);
-  void OnChunkFromLoop(Stream* stream, StatusOr<FeatureChunk> chunk);
+  void OnChunkFromLoop(Stream* stream, TeacherConnection::Event event);
+  void OnOfferFromLoop(Stream* stream, const TeacherConnection::Event& event);
   void OnAnswerFromLoop(Stream* stream, Attempt attempt, Time now);
   void OnErrorFromLoop(Stream* stream, std::map<uint64_t, Attempt>::iterator it, const FeatureChunk& chunk);
 

@@ -16,6 +16,9 @@ namespace {
 // A teacher that breaks the protocol this often without a right answer in between is not asked any more.
 constexpr int kMaxFaults = 3;
 
+// A teacher's ring of shared memory is as large as this part of the window.
+constexpr uint64_t kRingPart = 4;
+
 std::string SecondsText(TeacherHealth::Duration time) {
   const double seconds = std::chrono::duration<double>(time).count();
   return StrCat(seconds < 10 ? std::round(seconds * 10) / 10 : std::round(seconds), " s");
@@ -54,10 +57,12 @@ void TeacherPool::Core::OpenStreamFromLoop(Teacher* teacher) {
   // The loop waits for each connection's last event; sharing covers the instant in which gRPC's thread returns from
   // posting that one.
   auto connection = std::make_unique<TeacherConnection>(
-      teacher->channel, teacher->endpoint.address, [core = shared_from_this()](TeacherConnection::Event event) {
+      teacher->channel, teacher->endpoint.address,
+      [core = shared_from_this()](TeacherConnection::Event event) {
         core->Post(
             [core = core.get(), event = std::move(event)]() mutable { core->OnEventFromLoop(std::move(event)); });
-      });
+      },
+      options_.shared_memory.folder);
   auto stream = std::make_unique<Stream>();
   stream->teacher = teacher;
   stream->working_since = Clock::now();
@@ -67,8 +72,21 @@ void TeacherPool::Core::OpenStreamFromLoop(Teacher* teacher) {
   TeacherConnection* const key = stream->connection.get();
   streams_[key] = std::move(stream);
   key->Start({options_.model, options_.digest, options_.client, options_.taps, options_.exclusive_batches,
-              /*credit_bytes=*/0});
+              /*credit_bytes=*/0,
+              /*shared_memory_bytes=*/options_.shared_memory.enabled ? options_.window_bytes / kRingPart : 0});
   UpdateConnectedFromLoop();
+}
+
+// Of the memory that the teacher shares, or does not.
+void TeacherPool::Core::PollJoinFromLoop(Teacher* teacher, Time now) {
+  const std::optional<Status> joined = teacher->stream->connection->PollJoin(now);
+  if (!joined.has_value() || std::exchange(teacher->told_way, true)) return;
+  TellFromLoop(EventLevel::kInfo, joined->ok()
+                                      ? StrCat(teacher->Name(), " is on this host: features come through shared memory")
+                                      : StrCat(teacher->Name(),
+                                               " is on this host, but features come over gRPC, because its memory "
+                                               "cannot be shared: ",
+                                               joined->message()));
 }
 
 // Back to idle.

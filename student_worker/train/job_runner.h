@@ -20,6 +20,7 @@
 #include "common/metrics/metrics.h"
 #include "common/rendezvous/kv_client.h"
 #include "common/rpc/rpc_options.h"
+#include "common/shared_memory/shared_memory_options.h"
 #include "common/status.h"
 #include "student_worker/data/data_options.h"
 #include "student_worker/train/job_control.h"
@@ -37,7 +38,8 @@ struct JobEnvironment {
   MetricsRegistry* registry = nullptr;  // not owned; for the teacher pool
   // The rendezvous store of (job, generation).
   std::function<StatusOr<std::shared_ptr<KvClient>>(const std::string& job_id, uint64_t generation)> make_store;
-  RpcSecurity security;  // towards teachers
+  RpcSecurity security;               // towards teachers
+  SharedMemoryOptions shared_memory;  // with teachers of this host
   std::string worker_id;
   std::string data_root;  // DataPlan.path is below it
   DataOptions data;

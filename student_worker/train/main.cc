@@ -26,6 +26,7 @@
 #include "common/service/certificate_metrics.h"
 #include "common/service/memory.h"
 #include "common/service/service_flags.h"
+#include "common/service/shared_memory_flags.h"
 #include "common/service/worker_process.h"
 #include "common/str_cat.h"
 #include "student_worker/train/folder_watch.h"
@@ -56,6 +57,7 @@ struct Flags {
   uint32_t data_threads = 2;
   std::string data_cache = "auto";
   double data_cache_gib = 4;
+  SharedMemoryOptions shared_memory;
   double collective_timeout = 20;  // seconds
   double write_patience = 300;     // seconds
   double unwind_limit = 120;       // seconds
@@ -143,6 +145,7 @@ int Serve(const Flags& flags) {
     environment.archives = std::make_shared<const StudentArchives>(*std::move(loaded));
     not_ready.store("registering at the coordinator");
   }
+  environment.shared_memory = flags.shared_memory;
   environment.host = flags.host;
   environment.device = flags.device;
   environment.write_patience = std::chrono::milliseconds(static_cast<int64_t>(flags.write_patience * 1000));
@@ -252,6 +255,7 @@ int Main(int argc, char** argv) {
                  "Where jobs run: auto (as the job says, the first GPU if there is one), cpu, cuda or cuda:N")
       ->check(CLI::Validator([](std::string& text) { return IsDeviceChoice(text) ? "" : kDeviceChoices; }, ""))
       ->capture_default_str();
+  AddSharedMemoryFlags(&app, &flags.shared_memory);
   app.add_option("--collective-timeout", flags.collective_timeout, "Seconds after which a silent peer counts as lost")
       ->transform(CLI::AsNumberWithUnit(std::map<std::string, double>{{"ms", 1e-3}, {"s", 1}, {"m", 60}},
                                         CLI::AsNumberWithUnit::CASE_SENSITIVE, "SECONDS"))

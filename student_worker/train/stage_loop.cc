@@ -81,6 +81,7 @@ StatusOr<std::unique_ptr<TeacherPool>> ConnectTeachers(const JobContext& job, co
   }
   options.exclusive_batches = plan.deterministic;
   options.security = job.environment.security;
+  options.shared_memory = job.environment.shared_memory;
   options.client = StrCat(job.assignment.job_id, "/", job.environment.worker_id);
   options.window_bytes = plan.prefetch_bytes;
   options.metrics = job.environment.registry;

@@ -53,6 +53,8 @@ TEST(TeacherConnectionTest, ChunksStayInOrderWhenAThreadIsHeldUp) {
           connection.Handled();
           if (event.chunk->last) connection.Close(/*cancel=*/true);
           break;
+        case Event::Kind::kOffer:
+          FAIL() << "shared memory was not asked for";
         case Event::Kind::kReadEnd:
           connection.Close(/*cancel=*/false);
           break;

@@ -13,13 +13,14 @@ using testing::Fault;
 using ::testing::HasSubstr;
 using testing::TestTeacher;
 
-// Whatever a teacher does, a good one beside it delivers everything.
-class FaultTest : public TeacherPoolTest, public ::testing::WithParamInterface<std::tuple<Fault, bool>> {};
+// Whatever a teacher does, a good one beside it delivers everything; whether bytes come over gRPC or through shared
+// memory.
+class FaultTest : public TeacherPoolTest, public ::testing::WithParamInterface<std::tuple<Fault, bool, bool>> {};
 
 TEST_P(FaultTest, AGoodTeacherBesideAFaultyOneDeliversEverything) {
-  const auto [fault, shapes_known] = GetParam();
-  AddTeacher({.fault = fault, .fault_at = 1});
-  AddTeacher();
+  const auto [fault, shapes_known, shared] = GetParam();
+  AddTeacher({.fault = fault, .fault_at = 1, .shared_memory = shared});
+  AddTeacher({.shared_memory = shared});
   auto options = Options();
   if (!shapes_known) options.tap_shapes.clear();
   options.health.stall_timeout = std::chrono::milliseconds(300);
@@ -33,13 +34,13 @@ TEST_P(FaultTest, AGoodTeacherBesideAFaultyOneDeliversEverything) {
 
 // A teacher that is faulty once (and the only one) is forgiven.
 TEST_P(FaultTest, AFaultThatPassesIsForgiven) {
-  const auto [fault, shapes_known] = GetParam();
+  const auto [fault, shapes_known, shared] = GetParam();
   if (fault == Fault::kErrorInvalid || fault == Fault::kNotFinite ||  // the word of the only teacher counts
       fault == Fault::kDieMidAnswer || fault == Fault::kRefuseTap || fault == Fault::kRefuseModel ||
       fault == Fault::kRefuseDigest || fault == Fault::kWrongDigest) {
     return;  // does not pass
   }
-  AddTeacher({.fault = fault, .fault_at = 0, .fault_until = 1});
+  AddTeacher({.fault = fault, .fault_at = 0, .fault_until = 1, .shared_memory = shared});
   auto options = Options();
   if (!shapes_known) options.tap_shapes.clear();
   options.health.stall_timeout = std::chrono::milliseconds(300);
@@ -63,7 +64,12 @@ INSTANTIATE_TEST_SUITE_P(
                                          Fault::kErrorInvalid, Fault::kErrorUnavailable, Fault::kNotFinite,
                                          Fault::kTrickle, Fault::kErrorMidAnswer, Fault::kRefuseTap,
                                          Fault::kRefuseModel, Fault::kRefuseDigest),
-                       ::testing::Bool()));
+                       ::testing::Bool(), ::testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(SharedMemory, FaultTest,
+                         ::testing::Combine(::testing::Values(Fault::kPieceBeyondRing, Fault::kPieceOverflow,
+                                                              Fault::kPieceTooLarge, Fault::kPieceAndPayload,
+                                                              Fault::kSecondOffer),
+                                            ::testing::Bool(), ::testing::Values(true)));
 
 TEST_F(TeacherPoolTest, ALiarAloneFailsRequestsWithItsLie) {
   AddTeacher({.fault = Fault::kOverlap});

@@ -2,13 +2,18 @@
 
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <thread>
 
 #include "absl/synchronization/mutex.h"
 #include "common/rpc/server.h"
+#include "common/shared_memory/descriptor_server.h"
+#include "common/shared_memory/memory_ring.h"
 #include "common/str_cat.h"
 #include "distill/v1/features.grpc.pb.h"
 
@@ -49,6 +54,11 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
   ~TestTeacherImpl() override { Kill(); }
 
   bool Listen() {
+    if (options_.shared_memory) {
+      auto rings = DescriptorServer::Start(options_.shared_memory_folder);
+      if (!rings.ok()) return false;
+      rings_ = *std::move(rings);
+    }
     auto server = RpcServer::Start({.listen = StrCat("127.0.0.1:", options_.port)}, {this});
     if (!server.ok()) return false;
     server_ = *std::move(server);
@@ -83,6 +93,8 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
   int answered() const override { return Read(&answered_); }
   int streams() const override { return Read(&streams_); }
   int canceled_streams() const override { return Read(&canceled_); }
+  int mapped() const override { return Read(&mapped_); }
+  int declined() const override { return Read(&declined_); }
   bool WaitForReceived(int count) override { return WaitFor(&received_, count); }
   bool WaitForStreams(int count) override { return WaitFor(&streams_, count); }
 
@@ -111,6 +123,78 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
     return mu_.AwaitWithTimeout(absl::Condition(&reached), absl::Minutes(1));
   }
 
+  // The ring of one stream.
+  struct Ring {
+    std::shared_ptr<RingWriter> writer;
+    bool mapped = false;
+  };
+
+  // Offers a ring. False: the stream is over.
+  bool Offer(Stream* stream, uint64_t most, Ring* ring) {
+    const uint64_t bytes = std::min(most, kLeastRingBytes);
+    ring->writer = RingWriter::Create(bytes).value();
+    OwnedFd open_size(memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (ftruncate(open_size.get(), static_cast<off_t>(bytes)) != 0) return false;
+    const bool sealed = options_.bad_memory != BadMemory::kNotSealed;
+    v1::FeatureResponse response;
+    v1::SharedMemoryOffer* const offer = response.mutable_shared_memory()->mutable_offer();
+    offer->set_socket(rings_->name());
+    offer->set_secret(rings_->Offer(sealed ? ring->writer->fd() : open_size.get()).value());
+    offer->set_bytes(bytes);
+    switch (options_.bad_memory) {
+      case BadMemory::kOtherSize:
+        offer->set_bytes(bytes / 2);
+        break;
+      case BadMemory::kWrongSecret:
+        offer->set_secret(std::string(offer->secret().size(), 'x'));
+        break;
+      case BadMemory::kWrongSocket:
+        offer->set_socket("distill-" + std::string(32, '0'));
+        break;
+      case BadMemory::kPath:
+        offer->set_socket("/run/another.sock");
+        break;
+      case BadMemory::kMoreThanAsked:
+        offer->set_bytes(most + 1);
+        break;
+      default:
+        break;
+    }
+    return stream->Write(response);
+  }
+
+  // Moves the payload there, if there is room.
+  static void Put(Ring* ring, Fault fault, v1::FeatureResponse* chunk) {
+    if (!ring->mapped || chunk->payload().empty() || chunk->payload().size() > ring->writer->room()) return;
+    const RingPiece piece = ring->writer->Take(chunk->payload().size());
+    ring->writer->Fill(piece, reinterpret_cast<const uint8_t*>(chunk->payload().data()));
+    v1::SharedMemoryPiece* const out = chunk->mutable_shared_memory()->mutable_piece();
+    out->set_offset(piece.offset);
+    out->set_size(piece.size);
+    switch (fault) {
+      case Fault::kPieceBeyondRing:
+        out->set_offset(ring->writer->bytes() - piece.size + 1);
+        break;
+      case Fault::kPieceOverflow:
+        out->set_offset(UINT64_MAX - 7);
+        out->set_size(16);
+        break;
+      case Fault::kPieceTooLarge:
+        out->set_offset(0);
+        out->set_size(ring->writer->bytes());
+        break;
+      case Fault::kPieceAndPayload:
+        return;
+      case Fault::kSecondOffer:
+        out->Clear();
+        chunk->mutable_shared_memory()->mutable_offer()->set_bytes(ring->writer->bytes());
+        break;
+      default:
+        break;
+    }
+    chunk->clear_payload();
+  }
+
   grpc::Status Serve(grpc::ServerContext* context, Stream* stream) {
     v1::FeatureRequest request;
     if (!stream->Read(&request) || !request.has_open()) return {grpc::StatusCode::INVALID_ARGUMENT, "no open message"};
@@ -129,8 +213,33 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       if (tap.tap() != "maps" && !tap.tap().empty())
         return {grpc::StatusCode::INVALID_ARGUMENT, "unknown tap '" + tap.tap() + "'"};
     }
+    Ring ring;
+    std::deque<v1::FeatureRequest> early;  // said before what becomes of the ring was
+    if (options_.piece_without_ring) {
+      ring.writer = RingWriter::Create(kLeastRingBytes).value();
+      ring.mapped = true;
+    } else if (options_.shared_memory && open.shared_memory_bytes() >= kLeastRingBytes) {
+      if (!Offer(stream, open.shared_memory_bytes(), &ring)) return grpc::Status::CANCELLED;
+      while (stream->Read(&request) && request.kind_case() != v1::FeatureRequest::kSharedMemoryMapped) {
+        early.push_back(request);
+      }
+      ring.mapped = request.shared_memory_mapped();
+      Count(ring.mapped ? &mapped_ : &declined_);
+    }
     uint64_t credit = open.credit_bytes();
-    while (stream->Read(&request)) {
+    const auto next = [&] {
+      if (early.empty()) return stream->Read(&request);
+      request = std::move(early.front());
+      early.pop_front();
+      return true;
+    };
+    while (next()) {
+      if (request.kind_case() == v1::FeatureRequest::kSharedMemoryReturned) {
+        if (!ring.mapped || !ring.writer->Return(request.shared_memory_returned())) {
+          return {grpc::StatusCode::INVALID_ARGUMENT, "more was returned than there was"};
+        }
+        continue;
+      }
       if (request.kind_case() == v1::FeatureRequest::kCreditBytes) {
         credit += request.credit_bytes();
         if (options_.on_credit) options_.on_credit(request.credit_bytes());
@@ -146,7 +255,7 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       for (const auto& chunk : answer) bytes += chunk.payload().size();
       // The client grants before it asks; an answer without credit would be a fault of the client.
       if (bytes > credit) return {grpc::StatusCode::INTERNAL, StrCat("no credit: answer ", bytes, ", credit ", credit)};
-      grpc::Status end = Answer(fault, stream, answer, &credit);
+      grpc::Status end = Answer(fault, stream, answer, &credit, &ring);
       if (!end.ok()) return end;
       Count(&answered_);
     }
@@ -198,7 +307,8 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
     return chunks;
   }
 
-  grpc::Status Answer(Fault fault, Stream* stream, std::vector<v1::FeatureResponse> chunks, uint64_t* credit) {
+  grpc::Status Answer(Fault fault, Stream* stream, std::vector<v1::FeatureResponse> chunks, uint64_t* credit,
+                      Ring* ring) {
     auto& first = chunks[0];
     auto error = [&](grpc::StatusCode code) {
       v1::FeatureResponse answer;
@@ -212,6 +322,7 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
     };
     switch (fault) {
       case Fault::kDieMidAnswer:
+        Put(ring, fault, &first);
         stream->Write(first);
         Die();
         return {grpc::StatusCode::UNAVAILABLE, "gone"};
@@ -310,8 +421,19 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
       default:
         break;
     }
-    for (const auto& chunk : chunks) {
+    for (auto& chunk : chunks) {
       *credit -= std::min<uint64_t>(*credit, chunk.payload().size());
+      // At the ring's end a chunk is cut in two.
+      if (const uint64_t room = ring->mapped ? ring->writer->room() : 0; room > 0 && room < chunk.payload().size()) {
+        v1::FeatureResponse front = chunk;
+        front.set_payload(chunk.payload().substr(0, room));
+        front.set_last(false);
+        Put(ring, fault, &front);
+        if (!stream->Write(front)) return {grpc::StatusCode::CANCELLED, "client gone"};
+        chunk.set_payload(chunk.payload().substr(room));
+        chunk.set_offset(chunk.offset() + room);
+      }
+      Put(ring, fault, &chunk);
       if (!stream->Write(chunk)) return {grpc::StatusCode::CANCELLED, "client gone"};
     }
     return grpc::Status::OK;
@@ -326,13 +448,14 @@ class TestTeacherImpl final : public TestTeacher, public v1::FeatureService::Ser
 
   const Options options_;
   int port_ = 0;
+  std::unique_ptr<DescriptorServer> rings_;
   absl::Mutex kill_mu_;  // server_, killer_
   std::unique_ptr<RpcServer> server_;
   std::thread killer_;
   mutable absl::Mutex mu_;  // all below
   bool hold_;
   bool killed_ = false;
-  int received_ = 0, answered_ = 0, streams_ = 0, canceled_ = 0;
+  int received_ = 0, answered_ = 0, streams_ = 0, canceled_ = 0, mapped_ = 0, declined_ = 0;
 };
 
 class BabblingServerImpl final : public BabblingServer, public grpc::CallbackGenericService {

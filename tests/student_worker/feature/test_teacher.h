@@ -53,6 +53,23 @@ enum class Fault {
   kRefuseTap,         // the call ends with INVALID_ARGUMENT before anything is answered
   kRefuseModel,       // NOT_FOUND
   kRefuseDigest,      // FAILED_PRECONDITION
+  // With shared memory only.
+  kPieceBeyondRing,  // begins inside, ends behind it
+  kPieceOverflow,    // offset and size that overflow 64 bits to a place inside
+  kPieceTooLarge,    // in the ring, more than the rest of the tensor
+  kPieceAndPayload,  // both
+  kSecondOffer,      // in the middle of an answer
+};
+
+// What is wrong with the memory that it offers.
+enum class BadMemory {
+  kNo,
+  kNotSealed,    // its size could change
+  kOtherSize,    // than announced
+  kWrongSecret,  // not the one that it is to be had for
+  kWrongSocket,  // nobody is there
+  kPath,         // another program's socket in the place of a name
+  kMoreThanAsked,
 };
 
 // Thread-safe.
@@ -64,9 +81,13 @@ class TestTeacher {
     size_t chunk_bytes = 64;
     Fault fault = Fault::kNone;
     int fault_at = 0;
-    int fault_until = 1 << 30;           // number of the first batch that is answered well again
-    bool hold = false;                   // starts with answers held back
-    bool channels_last = false;          // its maps lie so
+    int fault_until = 1 << 30;   // number of the first batch that is answered well again
+    bool hold = false;           // starts with answers held back
+    bool channels_last = false;  // its maps lie so
+    bool shared_memory = false;  // offers a ring to who asks for one, and answers when it is mapped or declined
+    BadMemory bad_memory = BadMemory::kNo;
+    bool piece_without_ring = false;  // answers through a ring that it never offered
+    std::string shared_memory_folder;
     std::chrono::milliseconds delay{0};  // before each answer
     // Called at each grant with the stream's and all teachers' bytes granted so far.
     std::function<void(uint64_t)> on_credit;
@@ -84,6 +105,9 @@ class TestTeacher {
   virtual int answered() const = 0;
   virtual int streams() const = 0;
   virtual int canceled_streams() const = 0;
+  // Streams that have mapped its memory, and those that said they cannot.
+  virtual int mapped() const = 0;
+  virtual int declined() const = 0;
   // Waits (at most a minute; then false).
   virtual bool WaitForReceived(int count) = 0;
   virtual bool WaitForStreams(int count) = 0;
