@@ -1,13 +1,15 @@
-// What our feature stream costs beside a bare one: the real FeatureService and TeacherPool against a stream of
-// grpc::ByteBuffers that carries as many bytes in chunks of the same size and drops them. Two processes, loopback.
+// What our feature stream costs beside a bare one, and through shared memory beside gRPC: the real FeatureService and
+// TeacherPool, by either way, against a stream of grpc::ByteBuffers that carries as many bytes in chunks of the same
+// size and drops them. Two processes, loopback.
 //
 //   transport_bench [--rounds R] [--mib SIZE]...       (through scripts/bench.sh transport)
 //
-// Defaults: 7 rounds, answers of 13 and 128 MiB. Each side sends some 512 MiB a round; they alternate. Ours is checked
-// first: the bytes that arrive are those that were sent. The teacher computes nothing. Ours has two answers under way,
-// copies every byte once and looks at it for NaN; the bare stream never stops between answers, so it is what cannot be
-// reached. The last lines are figures: RESULT <name> <value> <unit> baseline=<value> ratio=<x>, "_rate" in bytes per
-// second of wall clock, "_cpu" in CPU seconds of both processes for each GB (there above 1 is ours costing more).
+// Defaults: 7 rounds, answers of 13 and 128 MiB. Each side sends some 512 MiB a round; they alternate. Ours are checked
+// first: the bytes that arrive are those that were sent, and go the way that is measured. The teacher computes nothing.
+// Ours has two answers under way, copies every byte once and looks at it for NaN; the bare stream never stops between
+// answers, so it is what cannot be reached. The last lines are figures: RESULT <name> <value> <unit> baseline=<value>
+// ratio=<x>, "_rate" in bytes per second of wall clock, "_cpu" in CPU seconds of both processes for each GB (there
+// above 1 is ours costing more). The baseline of "shared" is ours over gRPC.
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -32,6 +34,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/rpc/server.h"
 #include "common/service/memory.h"
+#include "common/shared_memory/descriptor_server.h"
 #include "common/str_cat.h"
 #include "student_worker/feature/teacher_pool.h"
 #include "teacher_server/feature_service.h"
@@ -143,7 +146,9 @@ int Serve(const std::vector<uint64_t>& sizes, int out) {
   const Buffer stored = Stored(*std::max_element(sizes.begin(), sizes.end()) * kMiB);
   MetricsRegistry metrics;
   StoredEngine engine(sizes, stored);
-  StreamSet streams({}, &metrics);
+  const auto rings = DescriptorServer::Start("");
+  if (!rings.ok()) Die(std::string(rings.status().ToString()));
+  StreamSet streams({}, &metrics, rings->get());
   streams.SetEngine(&engine);
   const auto service = CreateFeatureService(&streams);
   const auto server = RpcServer::Start({}, {service.get()});
@@ -218,13 +223,15 @@ double Median(std::vector<double> x) {
 
 class Ours {
  public:
-  Ours(int port, uint64_t mib) : mib_(mib) {
+  Ours(int port, uint64_t mib, bool shared) : mib_(mib), shared_(shared) {
     TeacherPool::Options options;
     options.model = kModel;
     options.taps = {{StrCat(mib)}};
     options.tap_shapes = {{static_cast<uint32_t>(mib), 512, 512}};
     options.client = "transport_bench";
     options.window_bytes = 2 * mib * kMiB;
+    options.shared_memory.enabled = shared;
+    options.metrics = &metrics_;
     pool_ = TeacherPool::Create(std::move(options)).value();
     pool_->SetTeachers({{"stored", StrCat("127.0.0.1:", port), kModel, "stored"}});
   }
@@ -251,8 +258,27 @@ class Ours {
     mutex_.Await(absl::Condition(&none));
   }
 
+  // Until all bytes of an answer go the way that was asked for.
+  void Settle(const Buffer* expected) {
+    for (int tries = 0; tries < 100; ++tries) {
+      const double before = SharedBytes();
+      Run(2, expected);
+      if (SharedBytes() - before == (shared_ ? static_cast<double>(2 * mib_ * kMiB) : 0)) return;
+    }
+    Die("our stream does not go the way that is to be measured");
+  }
+
  private:
+  double SharedBytes() {
+    return metrics_
+        .GetCounter("distill_student_feature_shared_memory_bytes_total",
+                    "Those of the bytes that came through shared memory.")
+        .Value();
+  }
+
   const uint64_t mib_;
+  const bool shared_;
+  MetricsRegistry metrics_;
   std::unique_ptr<TeacherPool> pool_;
   absl::Mutex mutex_;
   int left_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -260,12 +286,16 @@ class Ours {
 
 void Bench(uint64_t mib, int rounds, int our_port, grpc::GenericStub* bare, pid_t server,
            std::vector<std::string>* results) {
-  Ours ours(our_port, mib);
-  const Buffer expected = Stored(mib * kMiB);
-  ours.Run(2, &expected);
+  Ours ours(our_port, mib, /*shared=*/false), shared(our_port, mib, /*shared=*/true);
+  {
+    const Buffer expected = Stored(mib * kMiB);
+    ours.Settle(&expected);
+    shared.Settle(&expected);
+  }
   const int answers = static_cast<int>(std::max<uint64_t>(2, kRoundBytes / (mib * kMiB)));
   const double gigabytes = static_cast<double>(answers * mib * kMiB) / 1e9;
   std::vector<double> rate, bare_rate, rate_ratio, cpu, bare_cpu, cpu_ratio;
+  std::vector<double> shared_rate, shared_rate_ratio, shared_cpu, shared_cpu_ratio;
   for (int round = 0; round < rounds; ++round) {
     double time = Now(), used = Cpu(server);
     BareClient().Run(bare, answers * mib * kMiB);
@@ -278,6 +308,13 @@ void Bench(uint64_t mib, int rounds, int our_port, grpc::GenericStub* bare, pid_
     cpu.push_back((Cpu(server) - used) / gigabytes);
     rate_ratio.push_back(rate.back() / bare_rate.back());
     cpu_ratio.push_back(cpu.back() / bare_cpu.back());
+    time = Now();
+    used = Cpu(server);
+    shared.Run(answers);
+    shared_rate.push_back(gigabytes / (Now() - time));
+    shared_cpu.push_back((Cpu(server) - used) / gigabytes);
+    shared_rate_ratio.push_back(shared_rate.back() / rate.back());
+    shared_cpu_ratio.push_back(shared_cpu.back() / cpu.back());
   }
   const auto add = [&](const char* what, const char* unit, double value, double baseline, double ratio) {
     char line[200];
@@ -287,9 +324,14 @@ void Bench(uint64_t mib, int rounds, int our_port, grpc::GenericStub* bare, pid_
   };
   add("rate", "GB/s", Median(rate), Median(bare_rate), Median(rate_ratio));
   add("cpu", "s/GB", Median(cpu), Median(bare_cpu), Median(cpu_ratio));
-  std::printf("answers of %d MiB: ratios of the rates %.2f to %.2f\n", static_cast<int>(mib),
-              *std::min_element(rate_ratio.begin(), rate_ratio.end()),
-              *std::max_element(rate_ratio.begin(), rate_ratio.end()));
+  add("shared_rate", "GB/s", Median(shared_rate), Median(rate), Median(shared_rate_ratio));
+  add("shared_cpu", "s/GB", Median(shared_cpu), Median(cpu), Median(shared_cpu_ratio));
+  const auto range = [&](const char* what, const std::vector<double>& ratios) {
+    std::printf("answers of %d MiB: ratios of the rates %.2f to %.2f (%s)\n", static_cast<int>(mib),
+                *std::min_element(ratios.begin(), ratios.end()), *std::max_element(ratios.begin(), ratios.end()), what);
+  };
+  range("ours over gRPC to the bare stream", rate_ratio);
+  range("ours through shared memory to ours over gRPC", shared_rate_ratio);
 }
 
 int Main(int argc, char** argv) {
