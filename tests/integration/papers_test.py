@@ -25,13 +25,20 @@ TRAIN, TEST = 8, 4  # images of each set
 BATCH = 4
 
 # Of each data set: the teachers (name, architecture), and what makes its jobs small beside the settings of `small()`.
+CROP = "data.transforms.train.1.random_crop.size"
 SETS = {
     "cifar100": ([("wrn-40-2", "cifar_wrn_40_2"), ("resnet56", "cifar_resnet56"), ("resnet110", "cifar_resnet110"),
                   ("resnet32x4", "cifar_resnet32x4"), ("vgg13", "cifar_vgg13_bn")], {}),
     "imagenet": ([("resnet34", "resnet34"), ("resnet50", "resnet50")],
                  {"student.image": [64, 64], "data.transforms.train.0.random_resized_crop.size": 64,
                   "data.transforms.test.0.resize.size": 64, "data.transforms.test.1.center_crop.size": 64}),
+    "cityscapes": ([("cityscapes-pspnet-r101", "pspnet_resnet101"), ("cityscapes-deeplabv3-r101", "deeplabv3_resnet101")], {}),
+    "ade20k": ([("ade20k-pspnet-r101", "pspnet_resnet101")], {}),
+    "voc": ([("voc-deeplabv3plus-r101", "deeplabv3plus_resnet101_os16")], {}),
+    "coco-stuff10k": ([("coco-stuff10k-deeplabv3plus-r101", "deeplabv3plus_resnet101_os16")], {}),
 }
+SEGMENTATION = {"student.image": [64, 64], CROP: [64, 64], "data.transforms.test.0.resize.size": [64, 64]}
+TAT_PATCHES = {"grid_rows": 4, "grid_cols": 4, "groups": 4, "anchor_kernel": 2}  # for maps of 16 x 16
 
 
 def small(name, job):
@@ -44,7 +51,10 @@ def small(name, job):
         changes["budget"] = {"steps": 8 if job["preset"] == "sskd" else 1}
     for i, stage in enumerate(job.get("stages", [])):
         changes.update({f"stages.{i}.steps": 2, **({f"stages.{i}.epochs": None} if "epochs" in stage else {})})
-    changes.update(SETS[name][1])
+        for k, loss in enumerate(stage["losses"]):
+            if loss.get("mode") == "hierarchical":
+                changes.update({f"stages.{i}.losses.{k}.{knob}": value for knob, value in TAT_PATCHES.items()})
+    changes.update(SETS[name][1] if job["data"]["format"] != "segmentation_folder" else SEGMENTATION)
     return changes
 
 
@@ -57,7 +67,7 @@ class Data:
 
     def __init__(self, root):
         self.root, self.random = root, random.Random(1)
-        for write in (self.cifar100, self.imagenet):
+        for write in (self.cifar100, self.imagenet, self.cityscapes, self.voc, self.coco_stuff, self.ade20k):
             write()
 
     def picture(self, path, size, kind="JPEG"):
@@ -65,6 +75,20 @@ class Data:
         path.parent.mkdir(parents=True, exist_ok=True)
         rough = Image.frombytes("RGB", (8, 8), self.random.randbytes(192))
         rough.resize(size, Image.Resampling.BILINEAR).save(path, kind)
+
+    def labels(self, path, size, ids, mode="L"):
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labels = Image.frombytes("L", (4, 4), bytes(self.random.choice(ids) for _ in range(16))).resize(size, Image.Resampling.NEAREST)
+        if mode == "P":  # as VOC's, colours by id
+            labels = labels.convert("L")
+            labels.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
+        labels.save(path)
+
+    def lines(self, path, names):
+        path = self.root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{name}\n" for name in names))
 
     def cifar100(self):
         (self.root / "cifar-100").mkdir(parents=True)
@@ -81,6 +105,39 @@ class Data:
                 wnid = ("n01440764", "n01443537")[i % 2]
                 self.picture(f"imagenet/{split}/{wnid}/{wnid}_{i}.JPEG", (96, 80))
 
+    def cityscapes(self):
+        for split, count, towns in (("train", TRAIN, ("aachen", "bremen")), ("val", TEST, ("frankfurt", "lindau"))):
+            for i in range(count):
+                town = towns[i % 2]
+                name = f"{town}/{town}_{i:06}_000019"
+                self.picture(f"cityscapes/leftImg8bit/{split}/{name}_leftImg8bit.png", (160, 80), "PNG")
+                self.labels(f"cityscapes/gtFine/{split}/{name}_gtFine_labelIds.png", (160, 80), [0, 3, 7, 11, 23, 26, 33])
+                self.labels(f"cityscapes/gtFine/{split}/{name}_gtFine_instanceIds.png", (160, 80), [0, 7])  # beside, not asked for
+
+    def voc(self):
+        names = {"train_aug": [f"2007_{i:06}" for i in range(TRAIN)], "val": [f"2008_{i:06}" for i in range(TEST)]}
+        for split, listed in names.items():
+            self.lines(f"voc2012/ImageSets/Segmentation/{split}.txt", listed)
+            for name in listed:
+                self.picture(f"voc2012/JPEGImages/{name}.jpg", (100, 75))
+                folder, mode = ("SegmentationClassAug", "L") if split == "train_aug" else ("SegmentationClass", "P")
+                self.labels(f"voc2012/{folder}/{name}.png", (100, 75), [0, 1, 15, 20, 255], mode)
+        self.picture("voc2012/JPEGImages/2009_000001.jpg", (100, 75))  # of no list
+
+    def coco_stuff(self):
+        for split, count in (("train", TRAIN), ("test", TEST)):
+            names = [f"COCO_train2014_{split}{i:08}" for i in range(count)]
+            self.lines(f"cocostuff-10k/imageLists/{split}.txt", names)
+            for name in names:
+                self.picture(f"cocostuff-10k/images/{name}.jpg", (100, 75))
+                self.labels(f"cocostuff-10k/annotations/{name}.png", (100, 75), [0, 1, 92, 106, 182])
+
+    def ade20k(self):
+        for split, short, count in (("training", "train", TRAIN), ("validation", "val", TEST)):
+            for i in range(count):
+                self.picture(f"ade20k/images/{split}/ADE_{short}_{i + 1:08}.jpg", (100, 75))
+                self.labels(f"ade20k/annotations/{split}/ADE_{short}_{i + 1:08}.png", (100, 75), [0, 1, 2, 75, 150])
+
 
 def run_all(cluster, jobs):
     """Submits all, then waits: `jobs` are (file, overrides, name). Returns the folders of their results by name."""
@@ -93,7 +150,7 @@ def run_all(cluster, jobs):
 def main():
     binaries, *chosen = sys.argv[1:]
     files = {path: yaml.safe_load(path.read_text()) for path in sorted(PAPERS.glob("*/*.yaml"))}
-    assert {path.parent.name for path in files} >= set(SETS), "each of SETS is a folder with files"
+    assert {path.parent.name for path in files} == set(SETS), "each folder is one data set of SETS, and each has files"
     readme = (PAPERS / "README.md").read_text()
     for path in files:
         text = path.read_text()
@@ -136,7 +193,7 @@ def main():
         for name, result in run_all(cluster, jobs).items():
             assert (result / "student.safetensors").exists(), name
             print(f"{name}: ran")
-        assert chosen or len(jobs) == len([path for path in files if path.stem != "teacher" and path.parent.name in SETS])
+        assert chosen or len(jobs) == len([path for path in files if path.stem != "teacher"])
 
 
 if __name__ == "__main__":
