@@ -46,8 +46,8 @@ class StudentNet {
   virtual StatusOr<std::vector<torch::Tensor>> ForwardAfter(const std::string& start, const torch::Tensor& value,
                                                             const std::vector<std::string>& taps) = 0;
 
-  // The output [N, K, H, W] for pictures of a height and width of their own, of 8 pixels at least: for dense networks of
-  // the zoo. kInvalidArgument also: any other network.
+  // The output [N, K, H, W] for pictures of a height and width of their own, of 8 pixels at least: for dense networks
+  // of the zoo. kInvalidArgument also: any other network.
   virtual StatusOr<torch::Tensor> ForwardAtAnySize(const torch::Tensor& x) = 0;
 
   // Parameters, then buffers, each in the order of architecture().StateDict() and under its names.
@@ -60,8 +60,8 @@ class StudentNet {
   virtual void SetModes(const std::vector<bool>& modes) = 0;
 
   // From now on batch norms in train mode take the images of all `ranks` together (common/zoo/batch_norm.h); null: this
-  // net's own alone, as at first. Not owned: outlives its use. kInvalidArgument: an archive, whose batch norms are parts
-  // of its own program.
+  // net's own alone, as at first. Not owned: outlives its use. kInvalidArgument: an archive, whose batch norms are
+  // parts of its own program.
   virtual Status SetNormRanks(NormRanks* ranks) = 0;
 
   // The state before the first step, from the seed alone. An archive has what it was saved with, whatever the seed.

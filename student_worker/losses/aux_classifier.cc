@@ -1,11 +1,11 @@
 // The auxiliary head of PSPNet and DeepLab: a small FCN head on an inner map of the student, whose answers are compared
-// with the labels beside those of the network itself. [Zhao et al. 2017, arXiv:1612.01105, section 3.3; as torchvision's
-// FCNHead, without its dropout]
+// with the labels beside those of the network itself. [Zhao et al. 2017, arXiv:1612.01105, section 3.3; as
+// torchvision's FCNHead, without its dropout]
 //     loss = cross-entropy of the head's logits, enlarged bilinearly to the size of the label map, with mean over the
 //            labelled pixels
 //     head = conv3x3(C, C/4) without bias, batch norm, ReLU, conv1x1(C/4, K)
-// The layers carry the numbers of torchvision's aux_classifier: 0 (with its batch norm, torchvision's 1) and 4. Like all
-// layers of losses they train with the stage and are neither asked in an evaluation nor exported.
+// The layers carry the numbers of torchvision's aux_classifier: 0 (with its batch norm, torchvision's 1) and 4. Like
+// all layers of losses they train with the stage and are neither asked in an evaluation nor exported.
 #include <torch/torch.h>
 
 #include <algorithm>

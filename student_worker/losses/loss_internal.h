@@ -34,8 +34,8 @@ Status CheckInputs(const LossInputs& inputs, int64_t rank);
 // That, and equal shapes.
 Status CheckPair(const LossInputs& inputs, int64_t rank);
 
-// kInvalidArgument: the student's logits are neither [N, K] nor [N, K, H, W], the teacher's, where defined, have another
-// shape, or labels do not fit. `labels_of`: the loss that reads labels, for messages; empty: none does.
+// kInvalidArgument: the student's logits are neither [N, K] nor [N, K, H, W], the teacher's, where defined, have
+// another shape, or labels do not fit. `labels_of`: the loss that reads labels, for messages; empty: none does.
 Status CheckLogits(const LossInputs& inputs, std::string_view labels_of);
 
 // Logits as rows [R, K], and their labels: one row a sample, or one a pixel.

@@ -23,7 +23,8 @@ namespace distill {
 // modes, parameters and buffers as they were.
 // nullopt: some rank was asked to stop meanwhile; all ranks learn it. kCancelled: revoked meanwhile; kAborted: a peer
 // failed or is lost; kInvalidArgument: the net answers once per image and the labels are for pixels, or the other way
-// round, or it does not take pictures of a view's size; otherwise what this rank met with, an exception (memory) included.
+// round, or it does not take pictures of a view's size; otherwise what this rank met with, an exception (memory)
+// included.
 StatusOr<std::optional<Score>> Evaluate(StudentNet* net, const SampleReader& test, const JobPlan& plan,
                                         Lockstep* lockstep, const JobControl& control, torch::Device device);
 

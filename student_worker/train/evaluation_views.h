@@ -24,9 +24,9 @@ namespace distill {
 class EvaluationViews {
  public:
   // What `plan` says of pictures of this size. A scale's height and width are rounded to whole pixels. Windows start
-  // every `stride` pixels, the last ones at the border; a scale that is smaller than a window lies in the middle of one,
-  // within the mean colour of the student. kInvalidArgument: scales, windows or strides that make no sense, or more than
-  // 100,000 views.
+  // every `stride` pixels, the last ones at the border; a scale that is smaller than a window lies in the middle of
+  // one, within the mean colour of the student. kInvalidArgument: scales, windows or strides that make no sense, or
+  // more than 100,000 views.
   static StatusOr<EvaluationViews> Create(const JobPlan& plan, uint32_t height, uint32_t width);
 
   struct View {

@@ -7,8 +7,8 @@
 // its input, or was asked to stop.
 //
 // With JobPlan.sync_batch_norm batch norms talk to the other ranks in the forward and the backward pass. The ranks then
-// meet a first time when they wait for their inputs, and begin the forward pass together; a rank that fails in it breaks
-// the group up, as its collectives are missing from then on.
+// meet a first time when they wait for their inputs, and begin the forward pass together; a rank that fails in it
+// breaks the group up, as its collectives are missing from then on.
 //
 // With JobPlan.accumulate above 1 a step takes that many inputs one after another, each as above up to backward;
 // gradients add up on each rank and are averaged over ranks with the last one. The objective of the step is the mean of
