@@ -237,7 +237,7 @@ TEST(BlockwiseTest, TwoRanksEndEqualAndAMapOfNaNsAsInputIsSkipped) {
   EXPECT_THAT(Changed(states[0], states[1]), IsEmpty());
 }
 
-TEST(BlockwiseTest, AnInputThatIsNoTopLevelMapIsRefused) {
+TEST(BlockwiseTest, AnInputThatTheNetCannotStartFromIsRefused) {
   StagePlan stage = Blockwise({"layer2"}, 8, 8, 1);
   const auto refusal = [&](const std::string& input) {
     stage.student_input = input;
@@ -252,7 +252,7 @@ TEST(BlockwiseTest, AnInputThatIsNoTopLevelMapIsRefused) {
   };
   EXPECT_THAT(refusal("layer9"), HasSubstr("student_input 'layer9'"));
   EXPECT_THAT(refusal("fc"), HasSubstr("student_input 'fc'"));
-  EXPECT_THAT(refusal("layer1.0"), HasSubstr("layer1.0"));
+  EXPECT_THAT(refusal("layer1.0.conv1"), HasSubstr("layer1.0.conv1"));  // its block adds what came before it
   EXPECT_THAT(refusal("layer3"), HasSubstr("layer2"));  // the tap lies before it
 }
 
