@@ -253,7 +253,7 @@ TEST(BlockwiseTest, AnInputThatTheNetCannotStartFromIsRefused) {
   EXPECT_THAT(refusal("layer9"), HasSubstr("student_input 'layer9'"));
   EXPECT_THAT(refusal("fc"), HasSubstr("student_input 'fc'"));
   EXPECT_THAT(refusal("layer1.0.conv1"), HasSubstr("layer1.0.conv1"));  // its block adds what came before it
-  EXPECT_THAT(refusal("layer3"), HasSubstr("layer2"));  // the tap lies before it
+  EXPECT_THAT(refusal("layer3"), HasSubstr("layer2"));                  // the tap lies before it
 }
 
 TEST(BlockwiseTest, MapsOfAnotherShapeNameBoth) {
