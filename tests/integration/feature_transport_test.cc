@@ -321,7 +321,9 @@ TEST_F(SharedMemoryProcessTest, AKilledTeachersRingIsGivenBackAndItsAnswersComeF
 }
 
 TEST_F(SharedMemoryProcessTest, AStoppedTeacherIsPassedOver) {
-  MakePool();
+  TeacherPool::Options options = MeanPoolOptions(&metrics_);
+  options.health.stall_timeout = std::chrono::seconds(10);  // counts where it stopped before the first whole answer
+  pool_ = TeacherPool::Create(std::move(options)).value();
   const Peer first = StartTeacher("first"), second = StartTeacher("second");
   pool_->SetTeachers({first.endpoint});
   answers_.FetchRange(pool_.get(), 0, 100);
