@@ -3,9 +3,8 @@
 
 #include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
-#include "student_worker/data/file_dataset.h"
 #include "student_worker/data/image_source.h"
-#include "student_worker/data/picture_headers.h"
+#include "student_worker/data/labelled_pictures.h"
 #include "student_worker/data/split_request.h"
 
 namespace distill {
@@ -58,20 +57,7 @@ StatusOr<SplitIndex> ReadImageFolderSplit(const SplitRequest& request) {
     split.labels.push_back(labels[part[index]]);
   }
   listing.files.clear();  // and the contents of those that were not chosen
-  PictureHeaders headers = ReadHeaders(request, source, /*label_maps=*/false, chosen);
-  if (!headers.wanted) return split;
-  split.channels = headers.channels;
-  split.height = headers.height / request.shrink;
-  split.width = headers.width / request.shrink;
-  split.files = std::make_shared<FileDataset>(FileDataset::Options{.source = source,
-                                                                   .files = std::move(chosen),
-                                                                   .sound = std::move(headers.sound),
-                                                                   .labels = split.labels,
-                                                                   .channels = headers.channels,
-                                                                   .height = headers.height,
-                                                                   .width = headers.width,
-                                                                   .pixels = headers.pixels,
-                                                                   .shrink = request.shrink});
+  SetPictures(request, source, source, std::move(chosen), &split);
   return split;
 }
 

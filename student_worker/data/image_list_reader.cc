@@ -11,11 +11,10 @@
 #include "absl/strings/numbers.h"
 #include "common/str_cat.h"
 #include "student_worker/data/dataset.h"
-#include "student_worker/data/file_dataset.h"
 #include "student_worker/data/file_kind.h"
 #include "student_worker/data/image_source.h"
+#include "student_worker/data/labelled_pictures.h"
 #include "student_worker/data/listed_files.h"
-#include "student_worker/data/picture_headers.h"
 #include "student_worker/data/read_file.h"
 #include "student_worker/data/split_request.h"
 
@@ -207,20 +206,7 @@ StatusOr<SplitIndex> ReadImageListSplit(const SplitRequest& request) {
     chosen.push_back(std::move(files[index]));
     split.labels.push_back(labels[part[index]]);
   }
-  PictureHeaders headers = ReadHeaders(request, list, /*label_maps=*/false, chosen);
-  if (!headers.wanted) return split;
-  split.channels = headers.channels;
-  split.height = headers.height / request.shrink;
-  split.width = headers.width / request.shrink;
-  split.files = std::make_shared<FileDataset>(FileDataset::Options{.source = request.folder,
-                                                                   .files = std::move(chosen),
-                                                                   .sound = std::move(headers.sound),
-                                                                   .labels = split.labels,
-                                                                   .channels = headers.channels,
-                                                                   .height = headers.height,
-                                                                   .width = headers.width,
-                                                                   .pixels = headers.pixels,
-                                                                   .shrink = request.shrink});
+  SetPictures(request, list, request.folder, std::move(chosen), &split);
   return split;
 }
 
